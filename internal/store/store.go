@@ -1,0 +1,169 @@
+// Package store is what survives a crash: the history of every request and the
+// queue of what is still to be done, which are one thing here. A request's row
+// says where it stands, which lane it waits in and when it is due; there is no
+// second queue that could disagree with it.
+//
+// The package hides databases, transactions and batches. It promises that what
+// a method reports as done is committed and fsynced (see [Store.Accept]), that
+// every move of a request obeys tandem.Status.CanBecome, and that work is
+// handed out at least once. The engine calls Accept, Finish and Work; the HTTP
+// server reads the history; cmd/tandem opens and closes it.
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"tandem"
+)
+
+// Store keeps requests. Its methods may be called from any number of goroutines.
+// Errors that a caller can act on are *tandem.Error: CodeQueueFull,
+// CodeStoreUnavailable, CodeNotFound, CodeInvalidCursor.
+type Store interface {
+	// Accept commits a new request: pending in a lane that hands it out (async), or
+	// processing in LaneNone (sync: the caller does the work itself). It returns nil
+	// only when the row is durable. After an error there is no row, unless ctx
+	// ended first: then there may be one.
+	Accept(ctx context.Context, r *tandem.Request, lane Lane) error
+
+	// Finish commits how the work of a sync request ended, and returns when that is durable.
+	Finish(ctx context.Context, id string, outcome Outcome) error
+
+	// Work hands out due jobs and commits what step returns for each, until ctx
+	// ends; then it hands out nothing more, waits for the steps that run, commits
+	// their results and returns. It never cancels the context it gives to step: who
+	// owns step decides how long a job may go on. Work is called once.
+	Work(ctx context.Context, capacity Capacity, step Step) error
+
+	// Request returns one request with its attempts, or CodeNotFound.
+	Request(ctx context.Context, id string) (tandem.Request, error)
+
+	// Requests returns a page of the history, newest first, without attempts.
+	Requests(ctx context.Context, filter Filter) (Page, error)
+
+	// Stats returns the counters, as of the last commit. It does not scan the table.
+	Stats(ctx context.Context) (Stats, error)
+
+	// SigningSecret returns the secret kept in the database. If there is none it
+	// keeps and returns fresh, and made is true.
+	SigningSecret(ctx context.Context, fresh tandem.Secret) (secret tandem.Secret, made bool, err error)
+
+	// Retain deletes finished requests that were made before the given time, in
+	// small chunks between other writes, and returns how many. It stops early, without
+	// an error, when ctx ends.
+	Retain(ctx context.Context, before time.Time) (int, error)
+
+	// Close commits what waits and lets go of the database. Work must have returned.
+	Close() error
+}
+
+// Lane is a queue of jobs that compete for the same slots.
+type Lane string
+
+// The lanes.
+const (
+	LaneNone    Lane = ""        // nothing to hand out
+	LaneCPU     Lane = "cpu"     // work that computes
+	LaneIO      Lane = "io"      // work that waits
+	LaneDeliver Lane = "deliver" // callbacks
+)
+
+// Lanes lists the lanes that hand out jobs.
+var Lanes = []Lane{LaneCPU, LaneIO, LaneDeliver}
+
+// Capacity bounds what is handed out at once.
+type Capacity struct {
+	Jobs  map[Lane]int // :: lane → jobs whose step may run at the same time; a lane without an entry hands out nothing
+	Bytes int64        // data and results of all handed-out jobs together; 0: 256 MiB. One job is always let through
+}
+
+// Job is one thing to do for a request: its work (cpu, io) or one try of its callback (deliver).
+type Job struct {
+	Lane    Lane
+	Request tandem.Request // without its log of attempts; not to be modified
+}
+
+// Step does a job and says what comes next. It must return soon after the
+// engine cancels it, and it must not panic.
+type Step func(ctx context.Context, job Job) Next
+
+// Verdict is the kind of a [Next].
+type Verdict int
+
+// The verdicts.
+const (
+	Done  Verdict = iota // nothing left to do: the callback was delivered
+	Again                // hand out the request again, in Lane at At
+	Dead                 // nothing left to do: the callback is given up
+)
+
+// Next is what a [Step] returns. The store commits all of it in one transaction.
+type Next struct {
+	Verdict Verdict
+	Lane    Lane            // of Again. The job's own lane without an Outcome: handed back or put off
+	At      time.Time       // of Again: not before; the zero time means now
+	Outcome *Outcome        // the work ended: set by cpu and io jobs, then Again in LaneDeliver
+	Attempt *tandem.Attempt // one try was made (or it expired); nil: the job was put off and nothing is counted
+}
+
+// Outcome is how the work of a request ended.
+type Outcome struct {
+	Result       json.RawMessage // of work that ended well
+	ErrorCode    string          // one of the tandem.Failed… constants; "" means it ended well
+	ErrorMessage string
+	StartedAt    time.Time     // UTC
+	CompletedAt  time.Time     // UTC
+	Processing   time.Duration // in the task
+}
+
+// Status is the status of a request whose work ended this way.
+func (o *Outcome) Status() tandem.Status {
+	if o.ErrorCode != "" {
+		return tandem.StatusFailed
+	}
+	return tandem.StatusCompleted
+}
+
+// Filter selects a page of the history. Zero fields do not filter.
+type Filter struct {
+	Mode         tandem.Mode
+	Status       tandem.Status
+	Task         string
+	Since, Until time.Time // Since <= created_at < Until
+	Limit        int       // 1..1000
+	Offset       int       // 0..10000; not together with Cursor
+	Cursor       string    // Page.Next of the page before
+	MaxBytes     int       // a page ends early rather than holding more data and results than this, but holds at least one request; 0: no bound
+}
+
+// Page is a part of the history.
+type Page struct {
+	Requests []tandem.Request
+	Next     string // cursor of the page after this one; "" at the end
+}
+
+// Stats are the counters of a store. Totals count since the database was made
+// and are not reduced by retention; gauges say how many there are now.
+type Stats struct {
+	Requests map[tandem.Mode]int64           // total accepted, by mode
+	Now      map[tandem.Status]int64         // gauge, pending and processing only
+	Ended    map[tandem.Status]int64         // total that ever became completed, failed, callback_sent or callback_failed
+	Callback map[tandem.CallbackStatus]int64 // total sent and failed, those that report failed work included
+	Failures map[string]int64                // total by error code of the request
+	Attempts map[tandem.Outcome]int64        // total attempts by outcome
+	Work     map[tandem.Mode]WorkTime        // time in the task, of work that ended
+
+	Queue       map[Lane]int64 // gauge: jobs waiting or handed out, by lane
+	Unfinished  int64          // gauge: what --max-queue bounds
+	Capacity    int64          // --max-queue
+	OldestDue   time.Time      // when the job that has waited longest became due; zero: none waits
+	Unavailable error          // the last write failed and none has succeeded since; nil: all is well
+}
+
+// WorkTime is a total from which an average is made.
+type WorkTime struct {
+	Count int64
+	Total time.Duration
+}
