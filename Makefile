@@ -1,0 +1,59 @@
+# `make` or `make help` lists what there is. Everything works with Go alone, except where a line says so.
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+LDFLAGS := $(if $(VERSION),-X tandem.Version=$(VERSION))
+BUILD   := CGO_ENABLED=0 go build -trimpath -ldflags '-s -w $(LDFLAGS)'
+TOOL    := go tool -modfile=tools/go.mod
+
+# How long each fuzz target runs, and how often `make crash` kills the server.
+FUZZTIME     ?= 20s
+CRASH_ROUNDS ?= 500
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test race lint vuln build cross ci crash bench fuzz clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## both ways of asking for work, side by side
+	go run ./cmd/tandem demo
+
+test: ## all tests
+	go test ./...
+
+race: ## all tests with the race detector, in random order (needs a C compiler)
+	go test -race -shuffle=on ./...
+
+lint: ## golangci-lint with .golangci.yml (the first run builds it)
+	$(TOOL) golangci-lint run ./...
+
+vuln: ## known vulnerabilities in what is reachable (needs the network)
+	$(TOOL) govulncheck ./...
+
+build: ## static binary for this machine: bin/tandem
+	$(BUILD) -o bin/tandem ./cmd/tandem
+
+cross: ## static binaries for Windows, macOS and Linux: dist/
+	GOOS=linux   GOARCH=amd64 $(BUILD) -o dist/tandem-linux-amd64       ./cmd/tandem
+	GOOS=linux   GOARCH=arm64 $(BUILD) -o dist/tandem-linux-arm64       ./cmd/tandem
+	GOOS=darwin  GOARCH=arm64 $(BUILD) -o dist/tandem-darwin-arm64      ./cmd/tandem
+	GOOS=windows GOARCH=amd64 $(BUILD) -o dist/tandem-windows-amd64.exe ./cmd/tandem
+
+ci: ## everything that must hold before a change lands
+	.ci/run
+
+crash: ## kill the real binary CRASH_ROUNDS times (500) and look for anything lost
+	TANDEM_CRASH_ROUNDS=$(CRASH_ROUNDS) go test ./cmd/tandem -run TestCrash -timeout 60m -count=1 -v
+
+bench: ## benchmarks of every package
+	go test -run '^$$' -bench . -benchmem ./...
+
+fuzz: ## every native fuzz target for FUZZTIME (20s) each
+	@grep -rnoE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' . | sed -E 's|^(.*)/[^/]+:[0-9]+:func |\1 |' | \
+	while read -r dir target; do \
+	  echo "$$dir $$target"; \
+	  go test "$$dir" -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) || exit 1; \
+	done
+
+clean: ## remove what was built
+	rm -rf bin dist
