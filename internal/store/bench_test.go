@@ -1,0 +1,56 @@
+package store_test
+
+import (
+	"context"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"tandem"
+	"tandem/internal/store"
+)
+
+// BenchmarkAccept is the price of a durable 202 without HTTP: 128 callers, one
+// database file, synchronous=FULL.
+func BenchmarkAccept(b *testing.B) {
+	s := openFile(b, filepath.Join(b.TempDir(), "tandem.db"))
+	b.SetParallelism(64)
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if err := s.Accept(context.Background(), newAsync(), store.LaneIO); err != nil {
+				b.Error(err)
+			}
+		}
+	})
+}
+
+// BenchmarkCycle is accept, work and delivery of one request in the store alone:
+// three commits, shared with 127 others.
+func BenchmarkCycle(b *testing.B) {
+	s := openFile(b, filepath.Join(b.TempDir(), "tandem.db"))
+	var delivered atomic.Int64
+	all := make(chan struct{})
+	work(b, s, func(_ context.Context, job store.Job) store.Next {
+		if job.Lane == store.LaneDeliver {
+			if delivered.Add(1) == int64(b.N) {
+				close(all)
+			}
+			return store.Next{Verdict: store.Done, Attempt: &tandem.Attempt{Number: 1, StartedAt: time.Now(), Outcome: tandem.OutcomeDelivered, StatusCode: 200}}
+		}
+		now := time.Now()
+		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, Outcome: &store.Outcome{Result: job.Request.Data, StartedAt: now, CompletedAt: now}}
+	})
+	b.SetParallelism(64)
+	b.ReportAllocs()
+	b.ResetTimer()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if err := s.Accept(context.Background(), newAsync(), store.LaneIO); err != nil {
+				b.Error(err)
+			}
+		}
+	})
+	<-all
+}

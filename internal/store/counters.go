@@ -1,0 +1,130 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"strings"
+	"sync"
+	"time"
+
+	"tandem"
+)
+
+// counters are what Stats returns: a copy in memory of the table of the same name,
+// changed after each commit by what that commit added.
+type counters struct {
+	mu     sync.Mutex
+	values map[string]int64 // guarded by mu; as many as there are modes, statuses, outcomes, codes, lanes and tasks
+}
+
+// Names of counters: a group, a slash, and the member.
+const (
+	counterUnfinished = "unfinished/all" // gauge
+	counterRows       = "rows/all"       // gauge: rows of the history
+
+	groupAccepted  = "accepted/"   // by mode
+	groupTask      = "task/"       // accepted, by task
+	groupNow       = "now/"        // gauge by status
+	groupEnded     = "ended/"      // by status
+	groupCallback  = "callback/"   // by callback status
+	groupFailure   = "failure/"    // by error code
+	groupAttempt   = "attempt/"    // by outcome
+	groupQueue     = "queue/"      // gauge by lane
+	groupWorkCount = "work_count/" // by mode
+	groupWorkTime  = "work_us/"    // by mode, microseconds
+)
+
+func nowCounter(status tandem.Status) string   { return groupNow + string(status) }
+func endedCounter(status tandem.Status) string { return groupEnded + string(status) }
+func failureCounter(code string) string        { return groupFailure + code }
+func queueCounter(lane Lane) string            { return groupQueue + string(lane) }
+
+func (c *counters) load(ctx context.Context, conn *sql.Conn) error {
+	rows, err := conn.QueryContext(ctx, `SELECT name, value FROM counters`)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	values := map[string]int64{}
+	for rows.Next() {
+		var name string
+		var value int64
+		if err := rows.Scan(&name, &value); err != nil {
+			return err
+		}
+		values[name] = value
+	}
+	c.mu.Lock()
+	c.values = values
+	c.mu.Unlock()
+	return rows.Err()
+}
+
+func (c *counters) add(deltas map[string]int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for name, delta := range deltas {
+		c.values[name] += delta
+	}
+}
+
+func (c *counters) value(name string) int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.values[name]
+}
+
+// members returns the names in a group, without the group.
+func (c *counters) members(group string) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var names []string
+	for name := range c.values {
+		if member, ok := strings.CutPrefix(name, group); ok {
+			names = append(names, member)
+		}
+	}
+	return names
+}
+
+// stats sorts the counters into the groups of Stats.
+func (c *counters) stats() Stats {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	stats := Stats{
+		Requests:   map[tandem.Mode]int64{},
+		Now:        map[tandem.Status]int64{},
+		Ended:      map[tandem.Status]int64{},
+		Callback:   map[tandem.CallbackStatus]int64{},
+		Failures:   map[string]int64{},
+		Attempts:   map[tandem.Outcome]int64{},
+		Work:       map[tandem.Mode]WorkTime{},
+		Queue:      map[Lane]int64{},
+		Unfinished: c.values[counterUnfinished],
+	}
+	for name, value := range c.values {
+		group, member, _ := strings.Cut(name, "/")
+		switch group + "/" {
+		case groupAccepted:
+			stats.Requests[tandem.Mode(member)] = value
+		case groupNow:
+			stats.Now[tandem.Status(member)] = value
+		case groupEnded:
+			stats.Ended[tandem.Status(member)] = value
+		case groupCallback:
+			stats.Callback[tandem.CallbackStatus(member)] = value
+		case groupFailure:
+			stats.Failures[member] = value
+		case groupAttempt:
+			stats.Attempts[tandem.Outcome(member)] = value
+		case groupQueue:
+			stats.Queue[Lane(member)] = value
+		case groupWorkCount:
+			stats.Work[tandem.Mode(member)] = WorkTime{
+				Count: value,
+				Total: time.Duration(c.values[groupWorkTime+member]) * time.Microsecond,
+			}
+		}
+	}
+	return stats
+}

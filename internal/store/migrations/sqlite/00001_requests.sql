@@ -1,0 +1,60 @@
+-- +goose Up
+
+-- One row per request: its history and its place in the queue. Times are
+-- microseconds since 1970; created_at is inside id (UUID version 7).
+CREATE TABLE requests (
+    seq               INTEGER PRIMARY KEY,
+    id                TEXT    NOT NULL UNIQUE,
+    mode              TEXT    NOT NULL,
+    task              TEXT    NOT NULL,
+    status            TEXT    NOT NULL,
+    callback_status   TEXT    NOT NULL,
+    complexity        INTEGER NOT NULL,
+    callback_attempts INTEGER NOT NULL DEFAULT 0,
+    processing_us     INTEGER NOT NULL DEFAULT 0,
+    started_at        INTEGER,
+    completed_at      INTEGER,
+    lane              TEXT,             -- NULL: nothing to hand out
+    due_at            INTEGER,          -- NULL exactly when lane is
+    error_code        TEXT    NOT NULL DEFAULT '',
+    error_message     TEXT    NOT NULL DEFAULT '',
+    callback_url      TEXT    NOT NULL,
+    data              BLOB    NOT NULL,
+    result            BLOB
+) STRICT;
+
+-- The queue: what is due in a lane, oldest first. Holds unfinished rows only.
+CREATE INDEX requests_queue ON requests (lane, due_at, seq) WHERE lane IS NOT NULL;
+
+-- The history at any filter: every combination of the three is a range in order of time.
+CREATE INDEX requests_history ON requests (mode, status, task, id);
+
+-- The log of callbacks. An expiry repeats the number of the last try, with its own outcome.
+CREATE TABLE attempts (
+    request     INTEGER NOT NULL,       -- requests.seq
+    number      INTEGER NOT NULL,
+    outcome     TEXT    NOT NULL,
+    started_at  INTEGER NOT NULL,
+    duration_us INTEGER NOT NULL,
+    status_code INTEGER NOT NULL,
+    error       TEXT    NOT NULL,
+    next_at     INTEGER,
+    PRIMARY KEY (request, number, outcome)
+) STRICT, WITHOUT ROWID;
+
+-- What /stats shows, kept in the same transactions as the rows it counts.
+CREATE TABLE counters (
+    name  TEXT PRIMARY KEY,
+    value INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE settings (
+    name  TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- +goose Down
+DROP TABLE settings;
+DROP TABLE counters;
+DROP TABLE attempts;
+DROP TABLE requests;

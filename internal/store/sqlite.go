@@ -1,0 +1,357 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gofrs/flock"
+	"github.com/google/uuid"
+	"github.com/pressly/goose/v3"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	"tandem"
+)
+
+//go:embed migrations
+var migrations embed.FS
+
+// Config of a store. Zero fields take the defaults named.
+type Config struct {
+	URL      string       // ":memory:", a path, or "file:" and a path
+	MaxQueue int64        // unfinished requests on disk; beyond it Accept refuses; 1,000,000
+	Log      *slog.Logger // slog.Default
+}
+
+// Bounds of the in-memory database: finished rows beyond either are trimmed, oldest first.
+const (
+	memoryRows  = 100_000
+	memoryBytes = 256 << 20
+)
+
+// Memory reports whether url names the in-memory database, which does not
+// survive the process.
+func Memory(url string) bool { return url == ":memory:" }
+
+// SQLite is the embedded store. One process owns a database file at a time,
+// by a lock on the file beside it.
+type SQLite struct {
+	cfg    Config
+	memory bool
+	lock   *flock.Flock // nil in memory
+
+	writeDB *sql.DB // one connection, held by conn
+	readDB  *sql.DB // read-only pool; nil in memory, where reads share conn
+
+	// connMu guards conn and stmts: the writer holds it for a batch, in memory also every reader.
+	connMu sync.Mutex
+	conn   *sql.Conn
+	stmts  map[string]*sql.Stmt // :: SQL text → statement prepared on conn
+
+	sendMu sync.RWMutex // held for reading to send on ops, for writing to close it
+	closed bool         // guarded by sendMu
+	ops    chan *op     // waiting writes; bounded
+
+	stopped   chan struct{}         // closed when the writer has committed everything and stopped
+	failing   chan struct{}         // one token while the last commit failed
+	failure   atomic.Pointer[error] // the last commit failed with this; nil: it succeeded
+	accepting atomic.Int64          // calls of Accept under way, for MaxQueue
+	trimming  chan struct{}         // one token: the in-memory database wants trimming
+
+	counters counters
+	queue    queue
+}
+
+// OpenSQLite opens or creates the database, brings its schema up to date and
+// recovers what the last process left: an interrupted sync request becomes
+// failed, an interrupted async one pending again. Errors are for people.
+func OpenSQLite(ctx context.Context, cfg Config) (*SQLite, error) {
+	if cfg.MaxQueue == 0 {
+		cfg.MaxQueue = 1_000_000
+	}
+	if cfg.MaxQueue < 0 {
+		return nil, fmt.Errorf("max queue %d: want at least 1", cfg.MaxQueue)
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	s := &SQLite{
+		cfg:      cfg,
+		memory:   Memory(cfg.URL),
+		stmts:    map[string]*sql.Stmt{},
+		ops:      make(chan *op, maxBatch),
+		stopped:  make(chan struct{}),
+		failing:  make(chan struct{}, 1),
+		trimming: make(chan struct{}, 1),
+	}
+	s.queue.init(s)
+	if err := s.open(ctx); err != nil {
+		s.release()
+		return nil, fmt.Errorf("open database %s: %w", cfg.URL, explain(err))
+	}
+	go s.write() // ends when Close has closed ops; Close waits for stopped
+	return s, nil
+}
+
+func (s *SQLite) open(ctx context.Context) error {
+	name := "file:/tandem-" + uuid.NewString() + "?vfs=memdb"
+	if !s.memory {
+		path, err := databasePath(s.cfg.URL)
+		if err != nil {
+			return err
+		}
+		if s.lock, err = lockBeside(path); err != nil {
+			return err
+		}
+		name = "file:" + strings.NewReplacer("%", "%25", "?", "%3f", "#", "%23").Replace(filepath.ToSlash(path)) + "?"
+	}
+	pragmas := []string{"busy_timeout(5000)", "cache_size(-8000)", "temp_store(memory)"}
+	if !s.memory {
+		pragmas = append(pragmas, "journal_mode(WAL)", "synchronous(FULL)", "fullfsync(1)", "checkpoint_fullfsync(1)",
+			"journal_size_limit(67108864)")
+	}
+	var err error
+	if s.writeDB, err = sql.Open("sqlite", dsn(name, pragmas...)); err != nil {
+		return err
+	}
+	s.writeDB.SetMaxOpenConns(1)
+	if err := migrate(ctx, s.writeDB); err != nil {
+		return err
+	}
+	if s.conn, err = s.writeDB.Conn(ctx); err != nil {
+		return err
+	}
+	if !s.memory {
+		s.readDB, err = sql.Open("sqlite", dsn(name+"mode=ro", "busy_timeout(5000)", "cache_size(-4000)", "query_only(1)"))
+		if err != nil {
+			return err
+		}
+		s.readDB.SetMaxOpenConns(max(4, runtime.NumCPU()))
+		s.readDB.SetMaxIdleConns(max(4, runtime.NumCPU()))
+	}
+	return s.recover(ctx)
+}
+
+// dsn appends pragmas, which then hold for every connection of a pool.
+func dsn(name string, pragmas ...string) string {
+	for _, pragma := range pragmas {
+		name += "&_pragma=" + url.QueryEscape(pragma)
+	}
+	return name
+}
+
+// databasePath reads a --db value that names a file.
+func databasePath(url string) (string, error) {
+	path := strings.TrimPrefix(url, "file:")
+	switch {
+	case path == "":
+		return "", errors.New("no file named; give a path, file:tandem.db or :memory:")
+	case strings.Contains(path, "://"):
+		return "", errors.New("not a file; this version keeps its data in SQLite: give a path, file:tandem.db or :memory:")
+	case strings.ContainsRune(path, '?'):
+		return "", errors.New("parameters after ? are not supported; tandem sets its own")
+	}
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real // the lock belongs beside the file itself, whatever link leads to it
+	}
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return "", errors.New("this is a folder; name a file in it")
+	}
+	return path, nil
+}
+
+// lockBeside takes the operating system's lock on path.lock, which ends with
+// the process however it dies, and makes sure that the database file, which holds
+// the signing secret, is readable by its owner only.
+func lockBeside(path string) (*flock.Flock, error) {
+	lock := flock.New(path+".lock", flock.SetPermissions(0o600))
+	ok, err := lock.TryLock()
+	if err != nil {
+		return nil, fmt.Errorf("lock %s.lock: %w", path, err)
+	}
+	if !ok {
+		return nil, errors.New("another tandem is using it; stop that one first, or name another file with --db")
+	}
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return lock, file.Close()
+}
+
+func migrate(ctx context.Context, db *sql.DB) error {
+	files, err := fs.Sub(migrations, "migrations/sqlite")
+	if err != nil {
+		return err
+	}
+	provider, err := goose.NewProvider(goose.DialectSQLite3, db, files, goose.WithLogger(goose.NopLogger()))
+	if err != nil {
+		return fmt.Errorf("read migrations: %w", err)
+	}
+	sources := provider.ListSources()
+	newest := sources[len(sources)-1].Version
+	if version, err := provider.GetDBVersion(ctx); err != nil {
+		return err
+	} else if version > newest {
+		return fmt.Errorf("its schema is version %d, this tandem knows up to %d: it was written by a newer tandem; start that one, or name another file", version, newest)
+	}
+	if _, err := provider.Up(ctx); err != nil {
+		return fmt.Errorf("bring the schema up to date: %w", err)
+	}
+	return nil
+}
+
+// explain turns SQLite's codes into what to do next.
+func explain(err error) error {
+	var code *sqlite.Error
+	if !errors.As(err, &code) {
+		return err
+	}
+	switch code.Code() & 0xff {
+	case sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT:
+		return fmt.Errorf("the file is damaged or not a tandem database; restore it from a backup, or move it (with -wal and -shm) away to start anew: %w", err)
+	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM:
+		return fmt.Errorf("cannot write there; check that folder and file exist and belong to this user: %w", err)
+	case sqlite3.SQLITE_FULL:
+		return fmt.Errorf("no space left; make room and start again: %w", err)
+	default:
+		return err
+	}
+}
+
+// recover mends what the last process left, before anything is handed out.
+func (s *SQLite) recover(ctx context.Context) error {
+	if err := s.counters.load(ctx, s.conn); err != nil {
+		return fmt.Errorf("read counters: %w", err)
+	}
+	err := s.commit([]*op{{apply: func(tx *tx) error {
+		interrupted, err := tx.exec(`
+			UPDATE requests
+			SET status = 'failed', error_code = ?, error_message = ?, completed_at = ?
+			WHERE mode = 'sync' AND status = 'processing'`,
+			tandem.FailedInterrupted, "the server stopped while this request was running", micros(time.Now()))
+		if err != nil {
+			return err
+		}
+		tx.count(nowCounter(tandem.StatusProcessing), -interrupted)
+		tx.count(endedCounter(tandem.StatusFailed), interrupted)
+		tx.count(failureCounter(tandem.FailedInterrupted), interrupted)
+		tx.count(counterUnfinished, -interrupted)
+		again, err := tx.exec(`
+			UPDATE requests
+			SET status = 'pending'
+			WHERE mode = 'async' AND status = 'processing'`)
+		if err != nil {
+			return err
+		}
+		tx.count(nowCounter(tandem.StatusProcessing), -again)
+		tx.count(nowCounter(tandem.StatusPending), again)
+		if interrupted+again > 0 {
+			s.cfg.Log.Info("recovered after a crash", "sync_interrupted", interrupted, "async_again", again)
+		}
+		return nil
+	}}})
+	if err != nil {
+		return fmt.Errorf("recover: %w", err)
+	}
+	return nil
+}
+
+// Close commits what waits, refuses what comes later and lets go of the
+// database. It may be called more than once.
+func (s *SQLite) Close() error {
+	s.sendMu.Lock()
+	first := !s.closed
+	if first {
+		s.closed = true
+		close(s.ops)
+	}
+	s.sendMu.Unlock()
+	<-s.stopped
+	if !first {
+		return nil
+	}
+	return s.release()
+}
+
+// release closes what open opened, in the order that lets the last connection
+// checkpoint the write-ahead log.
+func (s *SQLite) release() error {
+	var errs []error
+	for _, stmt := range s.stmts {
+		errs = append(errs, stmt.Close())
+	}
+	var closers []io.Closer
+	if s.readDB != nil {
+		closers = append(closers, s.readDB)
+	}
+	if s.conn != nil {
+		closers = append(closers, s.conn)
+	}
+	if s.writeDB != nil {
+		closers = append(closers, s.writeDB)
+	}
+	if s.lock != nil {
+		closers = append(closers, s.lock)
+	}
+	for _, closer := range closers {
+		errs = append(errs, closer.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// SigningSecret returns the secret kept in the database.
+func (s *SQLite) SigningSecret(ctx context.Context, fresh tandem.Secret) (tandem.Secret, bool, error) {
+	var text string
+	made := false
+	err := s.do(ctx, func(tx *tx) error {
+		n, err := tx.exec(`INSERT INTO settings (name, value) VALUES ('signing_secret', ?) ON CONFLICT DO NOTHING`, fresh.Reveal())
+		if err != nil {
+			return err
+		}
+		made = n == 1
+		stmt, err := s.prepared(`SELECT value FROM settings WHERE name = 'signing_secret'`)
+		if err != nil {
+			return err
+		}
+		return stmt.QueryRow().Scan(&text)
+	})
+	if err != nil {
+		return tandem.Secret{}, false, fmt.Errorf("keep the signing secret: %w", err)
+	}
+	secret, err := tandem.ParseSecret(text)
+	return secret, made, err
+}
+
+// micros is how times are kept.
+func micros(t time.Time) int64 { return t.UnixMicro() }
+
+// nullMicros keeps the zero time as NULL.
+func nullMicros(t time.Time) sql.NullInt64 {
+	return sql.NullInt64{Int64: t.UnixMicro(), Valid: !t.IsZero()}
+}
+
+func fromMicros(us sql.NullInt64) time.Time {
+	if !us.Valid {
+		return time.Time{}
+	}
+	return time.UnixMicro(us.Int64).UTC()
+}

@@ -1,0 +1,430 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"tandem"
+)
+
+// querier is what *sql.DB, *sql.Conn and *sql.Tx have in common for reading.
+type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+// read runs a function that reads: on a connection of the pool, or, in memory,
+// on the only connection while the writer waits.
+func (s *SQLite) read(ctx context.Context, f func(querier) error) error {
+	var err error
+	if s.memory {
+		s.connMu.Lock()
+		defer s.connMu.Unlock()
+		err = f(s.conn)
+	} else {
+		err = f(s.readDB)
+	}
+	var known *tandem.Error
+	switch {
+	case err == nil || errors.As(err, &known):
+		return err
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	default:
+		return &tandem.Error{
+			Code:       tandem.CodeStoreUnavailable,
+			Message:    "the database cannot be read now; try again later",
+			RetryAfter: 5 * time.Second,
+			Err:        err,
+		}
+	}
+}
+
+// columns are what scan reads, in its order.
+const columns = `seq, id, mode, task, status, callback_status, complexity, callback_attempts, processing_us,
+	started_at, completed_at, error_code, error_message, callback_url, data, result`
+
+func scan(row interface{ Scan(...any) error }) (seq int64, r tandem.Request, err error) {
+	var mode, status, callback string
+	var processing int64
+	var started, completed sql.NullInt64
+	var data, result []byte
+	err = row.Scan(&seq, &r.ID, &mode, &r.Task, &status, &callback, &r.Complexity, &r.CallbackAttempts, &processing,
+		&started, &completed, &r.ErrorCode, &r.ErrorMessage, &r.CallbackURL, &data, &result)
+	if err != nil {
+		return 0, r, err
+	}
+	r.Mode, r.Status, r.CallbackStatus = tandem.Mode(mode), tandem.Status(status), tandem.CallbackStatus(callback)
+	r.Data, r.Result = data, result
+	r.ProcessingTimeMS = float64(processing) / 1000
+	r.StartedAt, r.CompletedAt = fromMicros(started), fromMicros(completed)
+	r.CreatedAt, err = tandem.IDTime(r.ID)
+	return seq, r, err
+}
+
+// Request returns one request with its attempts.
+func (s *SQLite) Request(ctx context.Context, id string) (tandem.Request, error) {
+	var r tandem.Request
+	err := s.read(ctx, func(q querier) error {
+		seq, found, err := scan(q.QueryRowContext(ctx, `SELECT `+columns+` FROM requests WHERE id = ?`, id))
+		if errors.Is(err, sql.ErrNoRows) {
+			return tandem.Errorf(tandem.CodeNotFound, "there is no request %.60q; it may have been older than the retention", id)
+		}
+		if err != nil {
+			return err
+		}
+		r = found
+		r.Attempts, err = attempts(ctx, q, seq)
+		return err
+	})
+	return r, err
+}
+
+func attempts(ctx context.Context, q querier, seq int64) ([]tandem.Attempt, error) {
+	rows, err := q.QueryContext(ctx, `
+		SELECT number, outcome, started_at, duration_us, status_code, error, next_at
+		FROM attempts
+		WHERE request = ?
+		ORDER BY number, started_at`, seq)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var list []tandem.Attempt
+	for rows.Next() {
+		var a tandem.Attempt
+		var outcome string
+		var started, duration int64
+		var next sql.NullInt64
+		if err := rows.Scan(&a.Number, &outcome, &started, &duration, &a.StatusCode, &a.Error, &next); err != nil {
+			return nil, err
+		}
+		a.Outcome, a.StartedAt, a.NextAt = tandem.Outcome(outcome), time.UnixMicro(started).UTC(), fromMicros(next)
+		a.DurationMS = float64(duration) / 1000
+		list = append(list, a)
+	}
+	return list, rows.Err()
+}
+
+// load reads the rest of an item from disk. It reports false when the row is
+// no longer due in its lane. Of data and result it reads the one that the job needs.
+func (s *SQLite) load(it *item) (bool, error) {
+	found := true
+	err := s.read(context.Background(), func(q querier) error {
+		_, r, err := scan(q.QueryRowContext(context.Background(), `
+			SELECT seq, id, mode, task, status, callback_status, complexity, callback_attempts, processing_us,
+			       started_at, completed_at, error_code, error_message, callback_url,
+			       CASE lane WHEN 'deliver' THEN x'' ELSE data END,
+			       CASE lane WHEN 'deliver' THEN result END
+			FROM requests
+			WHERE seq = ? AND lane = ? AND due_at <= ?`, it.seq, string(it.lane), micros(it.due)))
+		if errors.Is(err, sql.ErrNoRows) {
+			found = false
+			return nil
+		}
+		it.request, it.loaded = r, true
+		return err
+	})
+	return found, err
+}
+
+// due lists at most limit rows of a lane that are due, longest first.
+func (s *SQLite) due(ctx context.Context, lane Lane, now time.Time, limit int) ([]*item, error) {
+	var items []*item
+	err := s.read(ctx, func(q querier) error {
+		rows, err := q.QueryContext(ctx, `
+			SELECT seq, id, due_at, length(CASE lane WHEN 'deliver' THEN result ELSE data END)
+			FROM requests INDEXED BY requests_queue
+			WHERE lane = ? AND due_at <= ?
+			ORDER BY due_at, seq
+			LIMIT ?`, string(lane), micros(now), limit)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			it := &item{lane: lane}
+			var at int64
+			var size sql.NullInt64
+			if err := rows.Scan(&it.seq, &it.request.ID, &at, &size); err != nil {
+				return err
+			}
+			it.due, it.size = time.UnixMicro(at), int(size.Int64)
+			items = append(items, it)
+		}
+		return rows.Err()
+	})
+	return items, err
+}
+
+// nextDue returns when the first row of a lane becomes due after now; zero if there is none.
+func (s *SQLite) nextDue(ctx context.Context, lane Lane, now time.Time) (time.Time, error) {
+	var at sql.NullInt64
+	err := s.read(ctx, func(q querier) error {
+		return q.QueryRowContext(ctx, `
+			SELECT min(due_at)
+			FROM requests INDEXED BY requests_queue
+			WHERE lane = ? AND due_at > ?`, string(lane), micros(now)).Scan(&at)
+	})
+	return fromMicros(at), err
+}
+
+// Requests returns a page of the history.
+//
+// A filter on mode, status or task becomes a union over every combination of
+// the three, each a range of requests_history in order of id. SQLite merges
+// them row by row and stops at the limit, so a page costs the same however
+// rare its rows are among the rest.
+func (s *SQLite) Requests(ctx context.Context, f Filter) (Page, error) {
+	from, before := tandem.IDBefore(f.Since), "req_g" // after every id: digits end at f
+	if !f.Until.IsZero() {
+		before = tandem.IDBefore(f.Until)
+	}
+	if f.Cursor != "" {
+		last, err := base64.RawURLEncoding.DecodeString(f.Cursor)
+		if err == nil {
+			_, err = tandem.IDTime(string(last))
+		}
+		if err != nil {
+			return Page{}, tandem.Errorf(tandem.CodeInvalidCursor, "cursor %.60q is not one that this server gave out; start again without it", f.Cursor)
+		}
+		before = min(before, string(last))
+	}
+	query, args := pageQuery(f, s.counters.members(groupTask), from, before)
+	var page Page
+	if query == "" {
+		return page, nil
+	}
+	err := s.read(ctx, func(q querier) error {
+		rows, err := q.QueryContext(ctx, query, append(args, f.Limit+1, f.Offset)...)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		held := 0
+		for rows.Next() {
+			_, r, err := scan(rows)
+			if err != nil {
+				return err
+			}
+			held += len(r.Data) + len(r.Result)
+			n := len(page.Requests)
+			if n == f.Limit || f.MaxBytes > 0 && n > 0 && held > f.MaxBytes {
+				page.Next = base64.RawURLEncoding.EncodeToString([]byte(page.Requests[n-1].ID))
+				break
+			}
+			page.Requests = append(page.Requests, r)
+		}
+		return rows.Err()
+	})
+	return page, err
+}
+
+// pageQuery returns the statement for a filter and its arguments up to LIMIT
+// ? OFFSET ?; "" when nothing can match.
+func pageQuery(f Filter, tasks []string, from, before string) (string, []any) {
+	if f.Mode == "" && f.Status == "" && f.Task == "" {
+		return `SELECT ` + columns + ` FROM requests WHERE id >= ? AND id < ? ORDER BY id DESC LIMIT ? OFFSET ?`, []any{from, before}
+	}
+	modes, statuses := tandem.Modes, tandem.Statuses
+	if f.Mode != "" {
+		modes = []tandem.Mode{f.Mode}
+	}
+	if f.Status != "" {
+		statuses = []tandem.Status{f.Status}
+	}
+	if f.Task != "" || len(tasks) == 0 {
+		tasks = []string{f.Task}
+	}
+	var arms []string
+	var args []any
+	for _, mode := range modes {
+		for _, status := range statuses {
+			if mode == tandem.ModeSync && (status == tandem.StatusCallbackSent || status == tandem.StatusCallbackFailed) {
+				continue // a sync request has no callback
+			}
+			for _, task := range tasks {
+				arms = append(arms, `
+		SELECT seq AS row, id AS at FROM requests INDEXED BY requests_history
+		WHERE mode = ? AND status = ? AND task = ? AND id >= ? AND id < ?`)
+				args = append(args, string(mode), string(status), task, from, before)
+			}
+		}
+	}
+	if len(arms) == 0 {
+		return "", nil
+	}
+	return `
+	WITH page AS MATERIALIZED (` + strings.Join(arms, `
+		UNION ALL`) + `
+		ORDER BY at DESC
+		LIMIT ? OFFSET ?)
+	SELECT ` + columns + ` FROM page JOIN requests ON seq = row ORDER BY at DESC`, args
+}
+
+// Stats returns the counters.
+func (s *SQLite) Stats(ctx context.Context) (Stats, error) {
+	stats := s.counters.stats()
+	stats.Capacity = s.cfg.MaxQueue
+	if failure := s.failure.Load(); failure != nil {
+		stats.Unavailable = *failure
+	}
+	now := micros(time.Now())
+	err := s.read(ctx, func(q querier) error {
+		for _, lane := range Lanes {
+			var at sql.NullInt64
+			err := q.QueryRowContext(ctx, `
+				SELECT min(due_at)
+				FROM requests INDEXED BY requests_queue
+				WHERE lane = ? AND due_at <= ?`, string(lane), now).Scan(&at)
+			if err != nil {
+				return err
+			}
+			if due := fromMicros(at); at.Valid && (stats.OldestDue.IsZero() || due.Before(stats.OldestDue)) {
+				stats.OldestDue = due
+			}
+		}
+		return nil
+	})
+	return stats, err
+}
+
+// Bounds of one chunk of deletions.
+const (
+	chunkRows  = 256
+	chunkBytes = 1 << 20
+)
+
+// Retain deletes finished requests that were made before the given time.
+func (s *SQLite) Retain(ctx context.Context, before time.Time) (int, error) {
+	deleted := 0
+	after, rows := "", chunkRows
+	for ctx.Err() == nil {
+		seqs, last, err := s.finished(ctx, after, tandem.IDBefore(before), rows)
+		if err != nil && ctx.Err() != nil {
+			break
+		}
+		if err != nil {
+			return deleted, fmt.Errorf("find what is past its retention: %w", err)
+		}
+		if last == "" {
+			break
+		}
+		after = last
+		n, took, err := s.deleteRows(ctx, seqs)
+		deleted += n
+		if err != nil && ctx.Err() != nil {
+			break
+		}
+		if err != nil {
+			return deleted, fmt.Errorf("delete what is past its retention: %w", err)
+		}
+		rows = nextChunk(rows, took)
+	}
+	return deleted, nil
+}
+
+// nextChunk sizes a chunk so that it holds the writer for some 10 ms, far below the 50 ms allowed.
+func nextChunk(rows int, took time.Duration) int {
+	switch {
+	case took > 20*time.Millisecond:
+		return max(rows/4, 1)
+	case took > 10*time.Millisecond:
+		return max(rows/2, 1)
+	case took < 4*time.Millisecond:
+		return min(rows*2, chunkRows)
+	default:
+		return rows
+	}
+}
+
+// finished lists rows after one id and before another of which nothing is left
+// to do, and the id up to which it has looked; "" at the end.
+func (s *SQLite) finished(ctx context.Context, after, before string, limit int) (seqs []int64, last string, err error) {
+	err = s.read(ctx, func(q querier) error {
+		rows, err := q.QueryContext(ctx, `
+			SELECT seq, id, lane IS NULL AND status NOT IN ('pending', 'processing'), length(data) + coalesce(length(result), 0)
+			FROM requests
+			WHERE id > ? AND id < ?
+			ORDER BY id
+			LIMIT ?`, after, before, limit)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		bytes := 0
+		for rows.Next() && bytes < chunkBytes {
+			var seq int64
+			var over bool
+			var size int
+			if err := rows.Scan(&seq, &last, &over, &size); err != nil {
+				return err
+			}
+			if over {
+				seqs = append(seqs, seq)
+				bytes += size
+			}
+		}
+		return rows.Err()
+	})
+	return seqs, last, err
+}
+
+// deleteRows deletes rows with their attempts, and returns how long that held the writer.
+func (s *SQLite) deleteRows(ctx context.Context, seqs []int64) (deleted int, took time.Duration, err error) {
+	if len(seqs) == 0 {
+		return 0, 0, nil
+	}
+	err = s.do(ctx, func(tx *tx) error {
+		start := time.Now()
+		deleted = 0
+		for _, seq := range seqs {
+			if _, err := tx.exec(`DELETE FROM attempts WHERE request = ?`, seq); err != nil {
+				return err
+			}
+			n, err := tx.exec(`DELETE FROM requests WHERE seq = ? AND lane IS NULL`, seq)
+			if err != nil {
+				return err
+			}
+			deleted += int(n)
+		}
+		tx.count(counterRows, -int64(deleted))
+		took = time.Since(start)
+		return nil
+	})
+	return deleted, took, err
+}
+
+// trim keeps the in-memory database within memoryRows finished rows and
+// memoryBytes, oldest first.
+func (s *SQLite) trim(ctx context.Context) error {
+	after := ""
+	for {
+		var pages, free, size int64
+		err := s.read(ctx, func(q querier) error {
+			return q.QueryRowContext(ctx, `
+				SELECT page_count, freelist_count, page_size
+				FROM pragma_page_count, pragma_freelist_count, pragma_page_size`).Scan(&pages, &free, &size)
+		})
+		if err != nil {
+			return err
+		}
+		over := s.counters.value(counterRows) - s.counters.value(counterUnfinished) - memoryRows
+		if over <= 0 && (pages-free)*size <= memoryBytes {
+			return nil
+		}
+		seqs, last, err := s.finished(ctx, after, "req_g", chunkRows)
+		if err != nil || last == "" {
+			return err
+		}
+		after = last
+		if _, _, err := s.deleteRows(ctx, seqs); err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,351 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"tandem"
+)
+
+const (
+	// maxReady bounds the jobs of a lane that wait in memory. What is more
+	// stays in the index requests_queue, from which the lane is refilled.
+	maxReady = 4096
+	// maxReadyBytes bounds the data that waiting jobs hold in memory, all lanes
+	// together. A job beyond it is read again when its turn comes.
+	maxReadyBytes = 32 << 20
+	// defaultBytes bounds the data of the jobs that run.
+	defaultBytes = 256 << 20
+	// markDelay is how long work has to run before its row says processing.
+	// Shorter work is spared the write.
+	markDelay = 10 * time.Millisecond
+	// lookInterval is how often the queue looks at the wall clock while it
+	// waits for something due later, in case the clock was set or the machine slept.
+	lookInterval = time.Second
+	// retrySettle is the pause before a result that could not be committed is tried again.
+	retrySettle = time.Second
+)
+
+// item is a request in a lane.
+type item struct {
+	seq     int64          // the row; known once it is committed
+	request tandem.Request // as of its last commit; the id only unless loaded
+	loaded  bool           // request is complete
+	lane    Lane
+	due     time.Time
+	size    int  // bytes of data or result that the job will hold
+	marked  bool // the row says processing; the writer's
+}
+
+// lane is the part of the queue for one kind of slot.
+type lane struct {
+	name     Lane
+	capacity int                // jobs that may run at once; 0 until Work
+	running  int                // jobs handed out and not yet committed
+	ready    []*item            // due, first in first out; at most maxReady
+	held     map[int64]struct{} // seqs in ready or running: the index must not hand them out a second time
+	overflow bool               // the index holds due rows that are not in held
+	nextDue  time.Time          // when the index holds the next row that is not yet due; zero: none known
+}
+
+// queue hands out jobs. It lives in memory and may be lost at any moment: the
+// index requests_queue is the truth, and refill reads it.
+type queue struct {
+	store *SQLite
+	wake  chan struct{} // one token: look at overflow and nextDue
+
+	mu         sync.Mutex
+	lanes      map[Lane]*lane
+	step       Step // nil until Work
+	budget     int64
+	stopping   bool           // hand out nothing more
+	runBytes   int64          // held by running jobs
+	readyBytes int64          // held by ready jobs
+	jobs       sync.WaitGroup // running jobs; Add under mu and not once stopping
+}
+
+func (q *queue) init(s *SQLite) {
+	q.store = s
+	q.wake = make(chan struct{}, 1)
+	q.lanes = map[Lane]*lane{}
+	for _, name := range Lanes {
+		q.lanes[name] = &lane{name: name, held: map[int64]struct{}{}, overflow: true} // what is on disk is to be looked for
+	}
+}
+
+// Work hands out due jobs until ctx ends.
+func (s *SQLite) Work(ctx context.Context, capacity Capacity, step Step) error {
+	q := &s.queue
+	q.mu.Lock()
+	if q.step != nil {
+		q.mu.Unlock()
+		return fmt.Errorf("hand out work: already done by another call")
+	}
+	q.step, q.budget = step, capacity.Bytes
+	if q.budget == 0 {
+		q.budget = defaultBytes
+	}
+	for name, n := range capacity.Jobs {
+		if l, ok := q.lanes[name]; ok {
+			l.capacity = n
+		}
+	}
+	q.mu.Unlock()
+
+	var err error
+	for err == nil {
+		var wait <-chan time.Time
+		if wait, err = q.refill(ctx); err != nil {
+			if ctx.Err() != nil {
+				break
+			}
+			s.cfg.Log.Error("refill the queue; trying again in a second", "error", err)
+			wait, err = time.After(lookInterval), nil
+		}
+		select {
+		case <-ctx.Done():
+			err = ctx.Err()
+		case <-q.wake:
+		case <-s.trimming:
+			if trim := s.trim(ctx); trim != nil && ctx.Err() == nil {
+				s.cfg.Log.Error("trim the in-memory database", "error", trim)
+			}
+		case <-wait:
+		}
+	}
+	q.mu.Lock()
+	q.stopping = true
+	q.mu.Unlock()
+	q.jobs.Wait()
+	return nil
+}
+
+// push puts a committed item into its lane: to run now, to wait in memory, or
+// to be found in the index later. It does not block.
+func (q *queue) push(it *item) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	l := q.lanes[it.lane]
+	if _, ok := l.held[it.seq]; ok {
+		return // refill saw the row before us
+	}
+	if it.due.After(time.Now()) {
+		if l.nextDue.IsZero() || it.due.Before(l.nextDue) {
+			l.nextDue = it.due
+			poke(q.wake)
+		}
+		return
+	}
+	if l.overflow || len(l.ready) >= maxReady { // the index holds older ones: first come, first served
+		l.overflow = true
+		return
+	}
+	q.enqueue(l, it)
+	q.startLocked(l)
+}
+
+// enqueue appends to ready, with the data if memory allows.
+func (q *queue) enqueue(l *lane, it *item) {
+	if it.loaded && q.readyBytes+int64(it.size) > maxReadyBytes {
+		it.request, it.loaded = tandem.Request{ID: it.request.ID}, false
+	}
+	if it.loaded {
+		q.readyBytes += int64(it.size)
+	}
+	l.held[it.seq] = struct{}{}
+	l.ready = append(l.ready, it)
+}
+
+// startLocked starts as many ready jobs as capacity and memory allow.
+func (q *queue) startLocked(l *lane) {
+	for !q.stopping && len(l.ready) > 0 && l.running < l.capacity {
+		it := l.ready[0]
+		if q.runBytes > 0 && q.runBytes+int64(it.size) > q.budget {
+			break
+		}
+		l.ready[0] = nil
+		l.ready = l.ready[1:]
+		if it.loaded {
+			q.readyBytes -= int64(it.size)
+		}
+		l.running++
+		q.runBytes += int64(it.size)
+		q.jobs.Add(1)
+		go q.run(l, it)
+	}
+	if len(l.ready) == 0 {
+		l.ready = nil // let go of what the slice has grown to
+	}
+	if l.overflow && len(l.ready) <= maxReady/4 && l.capacity > 0 {
+		poke(q.wake)
+	}
+}
+
+// finished gives back what a running job held, and starts others.
+func (q *queue) finished(l *lane, it *item, size int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	l.running--
+	q.runBytes -= int64(size)
+	delete(l.held, it.seq)
+	for _, l := range q.lanes { // the bytes given back may let a job of another lane go
+		q.startLocked(l)
+	}
+}
+
+// run does one job and commits what came of it.
+func (q *queue) run(l *lane, it *item) {
+	defer q.jobs.Done()
+	size := it.size
+	next, ok := q.job(l, it)
+	q.finished(l, it, size)
+	if ok {
+		q.push(next)
+	}
+}
+
+// job loads an item if need be, steps it and commits. It returns the item to
+// hand out next, if there is one.
+func (q *queue) job(l *lane, it *item) (*item, bool) {
+	s := q.store
+	if !it.loaded {
+		if found, err := s.load(it); err != nil {
+			s.cfg.Log.Error("read a request to work on; it stays in the queue", "request_id", it.request.ID, "error", err)
+			q.later(l)
+			return nil, false
+		} else if !found {
+			return nil, false // settled since refill saw it
+		}
+	}
+	job := Job{Lane: l.name, Request: it.request}
+	var mark *time.Timer
+	marked := make(chan struct{})
+	if l.name != LaneDeliver {
+		started := time.Now()
+		mark = time.AfterFunc(markDelay, func() {
+			defer close(marked)
+			_ = s.submit(context.Background(), &op{apply: func(tx *tx) error { return markProcessing(tx, it, started) }}) // refused at the very end only, when nobody looks
+		})
+	}
+	next := q.step(context.Background(), job)
+	if mark != nil && !mark.Stop() {
+		<-marked // it is in the writer's channel, ahead of what follows
+	}
+	if next.At.IsZero() {
+		next.At = time.Now()
+	}
+	after, err := next.apply(&job)
+	if err != nil {
+		s.cfg.Log.Error("a job ended against the rules; it stays in the queue", "error", err)
+		q.later(l)
+		return nil, false
+	}
+	if !q.settle(it, &after, &next) || next.Verdict != Again {
+		return nil, false
+	}
+	size := len(after.Data)
+	if next.Lane == LaneDeliver {
+		after.Data, size = nil, len(after.Result) // a callback carries the result alone
+	}
+	return &item{seq: it.seq, request: after, loaded: true, lane: next.Lane, due: next.At, size: size}, true
+}
+
+// later has the lane look at its index again in a while, for a row that
+// could not be worked on.
+func (q *queue) later(l *lane) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if at := time.Now().Add(lookInterval); l.nextDue.IsZero() || at.Before(l.nextDue) {
+		l.nextDue = at
+	}
+	poke(q.wake)
+}
+
+// settle commits a result, and tries again for as long as the database does
+// not take it: giving up would do the work twice. It gives up when the store stops.
+func (q *queue) settle(it *item, after *tandem.Request, next *Next) bool {
+	for tries := 0; ; tries++ {
+		err := q.store.do(context.Background(), func(tx *tx) error { return settle(tx, it, after, next) })
+		if err == nil {
+			return true
+		}
+		q.mu.Lock()
+		stopping := q.stopping
+		q.mu.Unlock()
+		if stopping && tries >= 3 {
+			q.store.cfg.Log.Error("a result could not be kept; its request will run again after the next start", "request_id", after.ID, "error", err)
+			return false
+		}
+		pause := time.NewTimer(retrySettle)
+		<-pause.C
+	}
+}
+
+// refill reads due rows from the index into the lanes that run low, and returns
+// when to look again (nil: when woken).
+func (q *queue) refill(ctx context.Context) (<-chan time.Time, error) {
+	var soonest time.Time
+	for _, name := range Lanes {
+		next, err := q.refillLane(ctx, q.lanes[name])
+		if err != nil {
+			return nil, err
+		}
+		if !next.IsZero() && (soonest.IsZero() || next.Before(soonest)) {
+			soonest = next
+		}
+	}
+	if soonest.IsZero() {
+		return nil, nil
+	}
+	return time.After(min(max(time.Until(soonest), 0), lookInterval)), nil
+}
+
+func (q *queue) refillLane(ctx context.Context, l *lane) (time.Time, error) {
+	now := time.Now()
+	q.mu.Lock()
+	due := !l.nextDue.IsZero() && !l.nextDue.After(now)
+	if due {
+		l.overflow, l.nextDue = true, time.Time{}
+	}
+	if !l.overflow || l.capacity == 0 || len(l.ready) > maxReady/4 {
+		next := l.nextDue
+		q.mu.Unlock()
+		return next, nil
+	}
+	limit := maxReady + len(l.held)
+	l.overflow = false // set again by what is pushed meanwhile and finds no room
+	q.mu.Unlock()
+
+	items, err := q.store.due(ctx, l.name, now, limit)
+	var next time.Time
+	if err == nil {
+		next, err = q.store.nextDue(ctx, l.name, now)
+	}
+
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if err != nil {
+		l.overflow = true
+		return time.Time{}, fmt.Errorf("read lane %s: %w", l.name, err)
+	}
+	if len(items) == limit {
+		l.overflow = true
+	}
+	for _, it := range items {
+		if _, ok := l.held[it.seq]; ok {
+			continue
+		}
+		if len(l.ready) >= maxReady {
+			l.overflow = true
+			break
+		}
+		q.enqueue(l, it)
+	}
+	if !next.IsZero() && (l.nextDue.IsZero() || next.Before(l.nextDue)) {
+		l.nextDue = next
+	}
+	q.startLocked(l)
+	return l.nextDue, nil
+}

@@ -1,0 +1,261 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	"tandem"
+)
+
+const (
+	maxBatch      = 2048        // writes in one transaction, and waiting for the next
+	probeInterval = time.Second // how often a store that failed to commit tries whether it can again
+)
+
+// op is one write. The writer commits many in one transaction.
+type op struct {
+	apply func(*tx) error // inside the transaction; run once more, alone, when the batch fails
+	done  func(error)     // after the commit or the failure, on the writer's goroutine: must not block; may be nil
+}
+
+// tx is the transaction of a batch.
+type tx struct {
+	store  *SQLite
+	deltas map[string]int64 // :: counter → what this transaction adds
+	undo   []func()         // takes back what apply changed in memory, if the transaction fails
+}
+
+// exec runs a statement and returns how many rows it changed.
+func (t *tx) exec(text string, args ...any) (int64, error) {
+	stmt, err := t.store.prepared(text)
+	if err != nil {
+		return 0, err
+	}
+	result, err := stmt.Exec(args...)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+// count adds to a counter in this transaction.
+func (t *tx) count(name string, delta int64) { t.deltas[name] += delta }
+
+// prepared is called with connMu held, or before the writer has started.
+func (s *SQLite) prepared(text string) (*sql.Stmt, error) {
+	if stmt, ok := s.stmts[text]; ok {
+		return stmt, nil
+	}
+	stmt, err := s.conn.PrepareContext(context.Background(), text)
+	if err != nil {
+		return nil, err
+	}
+	s.stmts[text] = stmt
+	return stmt, nil
+}
+
+// submit hands a write to the writer. Once it returns nil, op.done will be called.
+func (s *SQLite) submit(ctx context.Context, o *op) error {
+	s.sendMu.RLock() // the writer drains ops without it, so a full channel cannot block Close for long
+	defer s.sendMu.RUnlock()
+	if s.closed {
+		return &tandem.Error{Code: tandem.CodeStoreUnavailable, Message: "the server is stopping; try again", RetryAfter: time.Second}
+	}
+	select {
+	case s.ops <- o:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// do submits a write and waits for its commit. When ctx ends first the write
+// may still happen.
+func (s *SQLite) do(ctx context.Context, apply func(*tx) error) error {
+	result := make(chan error, 1)
+	if err := s.submit(ctx, &op{apply, func(err error) { result <- err }}); err != nil {
+		return err
+	}
+	select {
+	case err := <-result:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// write is the writer: it commits whatever waits in one transaction and takes
+// nothing else on while it does, so the batch grows with the load and an idle
+// store adds no delay. It ends when Close has closed ops and all is committed.
+func (s *SQLite) write() {
+	defer close(s.stopped)
+	probe := time.NewTicker(probeInterval)
+	defer probe.Stop()
+	batch := make([]*op, 0, maxBatch)
+	for commits := 0; ; commits++ {
+		batch = batch[:0]
+		select {
+		case first, ok := <-s.ops:
+			if !ok {
+				return
+			}
+			batch = append(batch, first)
+		case <-s.failing: // a token while the last commit failed
+			select {
+			case first, ok := <-s.ops:
+				if !ok {
+					return
+				}
+				batch = append(batch, first)
+			case <-probe.C:
+				batch = append(batch, probeOp)
+			}
+		}
+	fill:
+		for len(batch) < maxBatch {
+			select {
+			case next, ok := <-s.ops:
+				if !ok {
+					break fill // the next receive ends the loop
+				}
+				batch = append(batch, next)
+			default:
+				break fill
+			}
+		}
+		s.commitAll(batch)
+		over := s.counters.value(counterRows)-s.counters.value(counterUnfinished) > memoryRows
+		if s.memory && (over || commits%256 == 0) { // now and then also for its size in bytes
+			poke(s.trimming)
+		}
+	}
+}
+
+// probeOp writes something, to see whether the database takes writes again.
+var probeOp = &op{apply: func(tx *tx) error {
+	_, err := tx.exec(`
+		INSERT INTO settings (name, value) VALUES ('probe', 1)
+		ON CONFLICT (name) DO UPDATE SET value = value + 1`)
+	return err
+}}
+
+// commitAll commits a batch; if that fails, each write alone, so that one that
+// cannot be stored never fails its neighbours.
+func (s *SQLite) commitAll(batch []*op) {
+	err := s.commit(batch)
+	if err != nil && len(batch) > 1 {
+		for _, o := range batch {
+			s.finish(o, s.commit([]*op{o}))
+		}
+		return
+	}
+	for _, o := range batch {
+		s.finish(o, err)
+	}
+}
+
+// finish tells whoever waits, in words that may be shown.
+func (s *SQLite) finish(o *op, err error) {
+	if o.done == nil {
+		return
+	}
+	var known *tandem.Error
+	if err != nil && !errors.As(err, &known) {
+		err = unavailable(err)
+	}
+	o.done(err)
+}
+
+func unavailable(err error) *tandem.Error {
+	return &tandem.Error{
+		Code:       tandem.CodeStoreUnavailable,
+		Message:    "the database cannot take this now; nothing was accepted; try again later",
+		RetryAfter: 5 * time.Second,
+		Err:        err,
+	}
+}
+
+// commit runs ops in one transaction. When it returns nil they are durable.
+func (s *SQLite) commit(ops []*op) error {
+	s.connMu.Lock()
+	defer s.connMu.Unlock()
+	t := &tx{store: s, deltas: map[string]int64{}}
+	err := t.run(ops)
+	if err != nil {
+		if _, rollback := t.exec(`ROLLBACK`); rollback != nil {
+			s.cfg.Log.Debug("roll back", "error", rollback) // SQLite has rolled back by itself
+		}
+		for i := len(t.undo) - 1; i >= 0; i-- {
+			t.undo[i]()
+		}
+	} else {
+		s.counters.add(t.deltas)
+	}
+	s.note(err)
+	return err
+}
+
+func (t *tx) run(ops []*op) error {
+	if _, err := t.exec(`BEGIN IMMEDIATE`); err != nil {
+		return fmt.Errorf("begin: %w", err)
+	}
+	for _, o := range ops {
+		if err := o.apply(t); err != nil {
+			return err
+		}
+	}
+	for name, delta := range t.deltas {
+		if delta == 0 {
+			continue
+		}
+		_, err := t.exec(`
+			INSERT INTO counters (name, value) VALUES (?, ?)
+			ON CONFLICT (name) DO UPDATE SET value = value + excluded.value`, name, delta)
+		if err != nil {
+			return fmt.Errorf("count %s: %w", name, err)
+		}
+	}
+	if _, err := t.exec(`COMMIT`); err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	return nil
+}
+
+// note remembers whether the database takes writes, for /readyz and the probe.
+func (s *SQLite) note(err error) {
+	var code *sqlite.Error
+	if errors.As(err, &code) && code.Code()&0xff == sqlite3.SQLITE_CONSTRAINT {
+		err = nil // one bad row; the database is well
+	}
+	before := s.failure.Load()
+	if err == nil {
+		if before != nil {
+			s.failure.Store(nil)
+			s.cfg.Log.Info("the database takes writes again")
+			select {
+			case <-s.failing:
+			default:
+			}
+		}
+		return
+	}
+	if before == nil {
+		s.cfg.Log.Error("the database does not take writes; new requests are refused until it does", "error", explain(err))
+	}
+	s.failure.Store(&err)
+	poke(s.failing)
+}
+
+// poke leaves a token in a channel of capacity one.
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

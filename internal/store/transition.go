@@ -1,0 +1,63 @@
+package store
+
+import (
+	"fmt"
+
+	"tandem"
+)
+
+// apply returns the request as it is after a step, for any store: the one
+// place where a verdict becomes a status. An error means that the step broke
+// the rules of tandem.Status.CanBecome or of Next.
+func (n *Next) apply(job *Job) (tandem.Request, error) {
+	r := job.Request
+	if n.Outcome != nil {
+		if job.Lane == LaneDeliver || n.Verdict != Again || n.Lane != LaneDeliver {
+			return r, fmt.Errorf("work of %s ended in lane %q with verdict %d for lane %q: want Again in %q", r.ID, job.Lane, n.Verdict, n.Lane, LaneDeliver)
+		}
+		if r.Status == tandem.StatusPending { // ended before anyone had noted that it began
+			r.Status = tandem.StatusProcessing
+		}
+		o := n.Outcome
+		r.Result, r.ErrorCode, r.ErrorMessage = o.Result, o.ErrorCode, o.ErrorMessage
+		r.StartedAt, r.CompletedAt = o.StartedAt, o.CompletedAt
+		r.ProcessingTimeMS = float64(o.Processing.Microseconds()) / 1000
+		return move(r, o.Status())
+	}
+	if n.Attempt != nil && n.Attempt.Outcome != tandem.OutcomeExpired {
+		r.CallbackAttempts = n.Attempt.Number
+	}
+	switch n.Verdict {
+	case Again:
+		if n.Lane != job.Lane {
+			return r, fmt.Errorf("%s put off from lane %q to lane %q without an outcome", r.ID, job.Lane, n.Lane)
+		}
+		if r.Status == tandem.StatusProcessing {
+			return move(r, tandem.StatusPending)
+		}
+		return r, nil
+	case Done, Dead:
+		if job.Lane != LaneDeliver {
+			return r, fmt.Errorf("%s ended in lane %q without an outcome", r.ID, job.Lane)
+		}
+		status := tandem.StatusCallbackSent
+		r.CallbackStatus = tandem.CallbackSent
+		if n.Verdict == Dead {
+			status, r.CallbackStatus = tandem.StatusCallbackFailed, tandem.CallbackFailed
+		}
+		if r.Status == tandem.StatusFailed { // the fate of a callback that reports failed work is in CallbackStatus alone
+			return r, nil
+		}
+		return move(r, status)
+	default:
+		return r, fmt.Errorf("%s: unknown verdict %d", r.ID, n.Verdict)
+	}
+}
+
+func move(r tandem.Request, to tandem.Status) (tandem.Request, error) {
+	if !r.Status.CanBecome(to) {
+		return r, fmt.Errorf("%s cannot become %s: it is %s", r.ID, to, r.Status)
+	}
+	r.Status = to
+	return r, nil
+}
