@@ -1,0 +1,54 @@
+package server
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"tandem"
+)
+
+// readyTimeout bounds how long /readyz waits for the store.
+const readyTimeout = 2 * time.Second
+
+// health is the answer of /healthz.
+type health struct {
+	Status        string    `json:"status" enum:"healthy"`
+	Timestamp     time.Time `json:"timestamp" doc:"Now, UTC"`
+	Version       string    `json:"version" example:"0.1.0"`
+	UptimeSeconds float64   `json:"uptime_seconds" minimum:"0"`
+}
+
+// state is the answer of /livez and /readyz.
+type state struct {
+	Status string `json:"status" enum:"alive,ready"`
+}
+
+// handleHealth says that the process answers, and which one it is.
+func (s *server) handleHealth(*http.Request) (health, error) {
+	now := time.Now()
+	return health{"healthy", now.UTC(), tandem.Version, seconds(now.Sub(s.started))}, nil
+}
+
+// handleLive asks nobody: a process that cannot answer this is to be restarted.
+func (s *server) handleLive(*http.Request) (state, error) { return state{"alive"}, nil }
+
+// handleReady says whether new work would be accepted.
+func (s *server) handleReady(r *http.Request) (state, error) {
+	if s.cfg.Engine.Draining() {
+		return state{}, tandem.Errorf(tandem.CodeDraining, "The server is shutting down and takes no new work.")
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
+	defer cancel()
+	stats, err := s.cfg.Store.Stats(ctx)
+	if err == nil {
+		err = stats.Unavailable
+	}
+	if err != nil {
+		return state{}, &tandem.Error{Code: tandem.CodeStoreUnavailable, Message: "The database cannot be used.", Err: err}
+	}
+	return state{"ready"}, nil
+}
+
+// seconds rounds to milliseconds: more digits would only be noise.
+func seconds(d time.Duration) float64 { return d.Round(time.Millisecond).Seconds() }

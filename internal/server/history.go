@@ -1,0 +1,207 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"tandem"
+	"tandem/internal/store"
+)
+
+const (
+	maxPage      = 8 << 20 // bytes of an answer of GET /requests, unless a single request is larger
+	pageData     = 7 << 20 // of which data and results; the rest is for names, times and URLs
+	defaultLimit = 100
+	maxLimit     = 1_000
+	maxOffset    = 10_000
+	maxTaskName  = 64
+)
+
+// entry is a request as GET /requests/{id} shows it: with its log of attempts,
+// even when that is empty.
+type entry struct {
+	tandem.Request
+	Attempts []tandem.Attempt `json:"attempts"`
+}
+
+// handleEntry shows everything known about one request.
+func (s *server) handleEntry(r *http.Request) (entry, error) {
+	found, err := s.cfg.Store.Request(r.Context(), r.PathValue("id"))
+	if err != nil {
+		return entry{}, err
+	}
+	return entry{found, append([]tandem.Attempt{}, found.Attempts...)}, nil
+}
+
+// handleList shows a page of the history.
+func (s *server) handleList(w http.ResponseWriter, r *http.Request) error {
+	filter, err := parseFilter(r.URL.RawQuery)
+	if err != nil {
+		return err
+	}
+	body, next, err := s.page(r.Context(), filter)
+	if err != nil {
+		return err
+	}
+	if next != "" {
+		w.Header().Set("Link", "<"+nextURL(r.URL, next)+`>; rel="next"`)
+	}
+	writeJSON(w, http.StatusOK, body)
+	return nil
+}
+
+// page reads and renders a page of at most maxPage bytes. The store bounds data
+// and results; should everything else make it too large, it is read again
+// with as many requests as fit, so that the cursor stays the store's own.
+func (s *server) page(ctx context.Context, filter store.Filter) (body []byte, next string, err error) {
+	for {
+		page, err := s.cfg.Store.Requests(ctx, filter)
+		if err != nil {
+			return nil, "", err
+		}
+		body, fit, err := renderPage(page.Requests)
+		if err != nil {
+			return nil, "", err
+		}
+		if fit == len(page.Requests) {
+			return body, page.Next, nil
+		}
+		filter.Limit = fit
+	}
+}
+
+// renderPage makes a JSON array of as many requests as fit into maxPage, but
+// of one at least.
+func renderPage(requests []tandem.Request) (body []byte, fit int, err error) {
+	buf := bytes.NewBuffer(append(make([]byte, 0, 4096), '['))
+	encoder := json.NewEncoder(buf)
+	encoder.SetEscapeHTML(false)
+	for i := range requests {
+		before := buf.Len()
+		if i > 0 {
+			buf.WriteByte(',')
+		}
+		requests[i].Attempts = nil
+		if err := encoder.Encode(&requests[i]); err != nil {
+			return nil, 0, err
+		}
+		if i > 0 && buf.Len() >= maxPage {
+			buf.Truncate(before)
+			break
+		}
+		fit++
+	}
+	return append(buf.Bytes(), ']', '\n'), fit, nil
+}
+
+// nextURL is where the page after this one is: the same filters, and the
+// cursor in place of an offset.
+func nextURL(here *url.URL, cursor string) string {
+	query := here.Query()
+	query.Del("offset")
+	query.Set("cursor", cursor)
+	return here.EscapedPath() + "?" + query.Encode()
+}
+
+// parseFilter reads the query of GET /requests and reports everything that is
+// wrong with it at once. An unknown name is an error: a misspelt filter that
+// is silently ignored shows the wrong requests.
+func parseFilter(raw string) (store.Filter, error) {
+	filter := store.Filter{Limit: defaultLimit, MaxBytes: pageData}
+	query, err := url.ParseQuery(raw)
+	if err != nil {
+		return filter, invalid([]tandem.FieldError{{Location: "query", Message: "must be percent-encoded", Value: shorten(raw)}})
+	}
+	var wrong []tandem.FieldError
+	for _, name := range slices.Sorted(maps.Keys(query)) {
+		value, message := query[name][0], ""
+		if parse, ok := filterFields[name]; !ok {
+			message = "is unknown; there are " + strings.Join(filterNames(), ", ")
+		} else if len(query[name]) > 1 {
+			message = "must be given once"
+		} else {
+			message = parse(&filter, value)
+		}
+		if message != "" {
+			wrong = append(wrong, tandem.FieldError{Location: "query." + shorten(name), Message: message, Value: shorten(value)})
+		}
+	}
+	if query.Has("cursor") && query.Has("offset") {
+		wrong = append(wrong, tandem.FieldError{Location: "query.offset", Message: "cannot be combined with cursor", Value: shorten(query.Get("offset"))})
+	}
+	if wrong != nil {
+		return filter, invalid(wrong)
+	}
+	return filter, nil
+}
+
+// filterFields reads one query parameter each, and returns what was expected
+// of a value that cannot be used.
+// :: name → parser
+var filterFields = map[string]func(f *store.Filter, value string) (expected string){
+	"mode": func(f *store.Filter, v string) string {
+		f.Mode = tandem.Mode(v)
+		return oneOf(tandem.Modes, f.Mode)
+	},
+	"status": func(f *store.Filter, v string) string {
+		f.Status = tandem.Status(v)
+		return oneOf(tandem.Statuses, f.Status)
+	},
+	"task": func(f *store.Filter, v string) string {
+		f.Task = v
+		if v == "" || len(v) > maxTaskName {
+			return "must be the name of a task"
+		}
+		return ""
+	},
+	"since":  func(f *store.Filter, v string) string { return parseTime(&f.Since, v) },
+	"until":  func(f *store.Filter, v string) string { return parseTime(&f.Until, v) },
+	"limit":  func(f *store.Filter, v string) string { return parseInt(&f.Limit, v, 1, maxLimit) },
+	"offset": func(f *store.Filter, v string) string { return parseInt(&f.Offset, v, 0, maxOffset) },
+	"cursor": func(f *store.Filter, v string) string {
+		f.Cursor = v
+		if v == "" {
+			return "must be the cursor of a Link header"
+		}
+		return ""
+	},
+}
+
+func filterNames() []string { return slices.Sorted(maps.Keys(filterFields)) }
+
+func oneOf[T ~string](allowed []T, value T) string {
+	if slices.Contains(allowed, value) {
+		return ""
+	}
+	names := make([]string, len(allowed))
+	for i, a := range allowed {
+		names[i] = string(a)
+	}
+	return "must be one of " + strings.Join(names, ", ")
+}
+
+func parseTime(target *time.Time, value string) string {
+	t, err := time.Parse(time.RFC3339, value)
+	if err != nil {
+		return "must be an RFC 3339 time such as 2026-01-31T12:00:00Z (write + as %2B)"
+	}
+	*target = t.UTC()
+	return ""
+}
+
+func parseInt(target *int, value string, least, most int) string {
+	n, err := strconv.Atoi(value)
+	if err != nil || n < least || n > most {
+		return "must be an integer from " + strconv.Itoa(least) + " to " + strconv.Itoa(most)
+	}
+	*target = n
+	return ""
+}

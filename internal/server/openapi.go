@@ -1,0 +1,240 @@
+package server
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"reflect"
+	"strconv"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"tandem"
+)
+
+// The groups of the documentation.
+const (
+	tagWork    = "Work"
+	tagHistory = "History"
+	tagService = "Service"
+	tagPages   = "Pages"
+	tagDemo    = "Demo"
+)
+
+// syncOrder documents the body of POST /sync; [reader] reads it.
+type syncOrder struct {
+	_          struct{}       `json:"-" additionalProperties:"true"`
+	Data       map[string]any `json:"data" minProperties:"1" doc:"The input of the task. At most --max-data bytes (10 KB) and --max-depth levels (10)"`
+	Complexity int            `json:"complexity,omitempty" minimum:"1" maximum:"10" default:"1" doc:"How much work"`
+	Task       string         `json:"task,omitempty" default:"compute" doc:"The task"`
+}
+
+// asyncOrder documents the body of POST /async.
+type asyncOrder struct {
+	_           struct{}       `json:"-" additionalProperties:"true"`
+	Data        map[string]any `json:"data" minProperties:"1" doc:"The input of the task. At most --max-data bytes (10 KB) and --max-depth levels (10)"`
+	Complexity  int            `json:"complexity,omitempty" minimum:"1" maximum:"10" default:"1" doc:"How much work"`
+	Task        string         `json:"task,omitempty" default:"compute" doc:"The task"`
+	CallbackURL string         `json:"callback_url" format:"uri" doc:"Where the result is sent: http or https, without user name and password"`
+}
+
+// anyBody documents a body of any shape.
+type anyBody struct {
+	_ struct{} `json:"-" additionalProperties:"true"`
+}
+
+var (
+	exampleID    = "req_01938f7e2b6a7c5d8e9f0a1b2c3d4e5f"
+	exampleOrder = map[string]any{"data": map[string]any{"user": 1}, "complexity": 2, "task": "compute"}
+	exampleSync  = map[string]any{
+		"request_id": exampleID, "processing_time_ms": 151.2, "timestamp": "2026-01-31T12:00:00.151Z",
+		"result": map[string]any{"sum": 2.718282, "product": 0.577216, "operations": 6, "checksum": "9f86d081884c7d65"},
+	}
+	exampleAsync = map[string]any{
+		"request_id": exampleID, "status": "accepted", "message": "Request accepted for processing. Callback will be sent when complete.",
+	}
+)
+
+// commonHeaders are on every answer.
+var commonHeaders = []string{"X-Process-Time", "Server-Timing", "X-Request-ID"}
+
+// headerDocs describes every header that an answer can have.
+// :: name → what it is
+var headerDocs = map[string]string{
+	"X-Process-Time": "Seconds from the header of the request to that of the answer",
+	"Server-Timing":  "The same in milliseconds, as browsers show it",
+	"X-Request-ID":   "Names this exchange in the log: yours, if it has 1 to 64 letters, digits, dots, dashes or underscores, else a new one",
+	"Location":       "Where the request is in the history",
+	"Retry-After":    "Seconds after which it is worth asking again",
+	"Link":           "With rel=\"next\": the page after this one (RFC 8288)",
+}
+
+// document makes the OpenAPI document, as JSON and as YAML.
+func (s *server) document(routes []route) (jsonText, yamlText []byte, err error) {
+	registry := huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)
+	doc := &huma.OpenAPI{
+		OpenAPI: "3.1.0",
+		Info: &huma.Info{
+			Title: "tandem", Version: tandem.Version, License: &huma.License{Name: "MIT", Identifier: "MIT"},
+			Description: "One engine, two ways to ask it for work: POST /sync waits for the result, POST /async gets it by callback. Errors are RFC 9457 problems; decide by their code.",
+		},
+		Servers:    []*huma.Server{{URL: "/", Description: "This server"}},
+		Components: &huma.Components{Schemas: registry, Headers: map[string]*huma.Header{}},
+		Tags: []*huma.Tag{
+			{Name: tagWork, Description: "Ask for work."}, {Name: tagHistory, Description: "What became of it."},
+			{Name: tagService, Description: "How the service is."}, {Name: tagPages, Description: "Documentation."},
+		},
+	}
+	if s.inbox != nil {
+		doc.Tags = append(doc.Tags, &huma.Tag{Name: tagDemo, Description: "A receiver for trying callbacks out."})
+	}
+	for name, text := range headerDocs {
+		doc.Components.Headers[name] = &huma.Header{Description: text, Schema: &huma.Schema{Type: huma.TypeString}}
+	}
+	for _, rt := range routes {
+		if rt.id != "" {
+			doc.AddOperation(operation(registry, rt))
+		}
+	}
+	annotate(registry, s.bodies.tasks)
+	if jsonText, err = indented(doc); err != nil {
+		return nil, nil, err
+	}
+	if yamlText, err = doc.YAML(); err != nil {
+		return nil, nil, fmt.Errorf("write YAML: %w", err)
+	}
+	return jsonText, yamlText, nil
+}
+
+func indented(doc *huma.OpenAPI) ([]byte, error) {
+	text, err := json.MarshalIndent(doc, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("write JSON: %w", err)
+	}
+	return append(text, '\n'), nil
+}
+
+// operation describes one route.
+func operation(registry huma.Registry, rt route) *huma.Operation {
+	op := &huma.Operation{
+		Method: rt.method, Path: rt.path, OperationID: rt.id, Tags: []string{rt.tag}, Summary: rt.summary, Description: rt.description,
+		Parameters: rt.params, Callbacks: rt.callbacks, Responses: map[string]*huma.Response{},
+	}
+	if rt.body != nil {
+		media := &huma.MediaType{Schema: registry.Schema(reflect.TypeOf(rt.body), true, rt.id)}
+		switch rt.body.(type) {
+		case syncOrder:
+			media.Example = exampleOrder
+		case asyncOrder:
+			media.Example = map[string]any{"data": exampleOrder["data"], "complexity": 2, "callback_url": "https://example.com/hooks/tandem"}
+		}
+		op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/json": media}}
+	}
+	success := &huma.Response{Description: http.StatusText(rt.status), Headers: headerRefs(rt.headers...)}
+	switch {
+	case rt.reply != nil:
+		schema := registry.Schema(reflect.TypeOf(rt.reply), true, rt.id)
+		success.Content = map[string]*huma.MediaType{"application/json": {Schema: schema, Example: rt.example}}
+	case rt.media == "application/json":
+		success.Content = map[string]*huma.MediaType{rt.media: {Schema: &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true}}}
+	default:
+		success.Content = map[string]*huma.MediaType{rt.media: {Schema: &huma.Schema{Type: huma.TypeString}}}
+	}
+	op.Responses[strconv.Itoa(rt.status)] = success
+	for _, code := range append([]tandem.Code{tandem.CodeInternal}, rt.problems...) {
+		addProblem(registry, op, code)
+	}
+	return op
+}
+
+// addProblem adds one code to the answers of an operation; codes of the same
+// status share one.
+func addProblem(registry huma.Registry, op *huma.Operation, code tandem.Code) {
+	_, k := kindOf(code)
+	status := strconv.Itoa(k.Status)
+	response := op.Responses[status]
+	if response == nil {
+		response = &huma.Response{Headers: headerRefs(), Content: map[string]*huma.MediaType{"application/problem+json": {
+			Schema: registry.Schema(reflect.TypeFor[problem](), true, ""), Examples: map[string]*huma.Example{},
+		}}}
+		if k.Retry > 0 {
+			response.Headers = headerRefs("Retry-After")
+		}
+		op.Responses[status] = response
+	}
+	if response.Description != "" {
+		response.Description += "; "
+	}
+	response.Description += string(code) + ": " + k.Title
+	example := problem{
+		Type: "/problems/" + string(code), Title: k.Title, Status: k.Status, Detail: k.Help,
+		Instance: op.Path, Code: code, RetryAfter: int(k.Retry.Seconds()),
+	}
+	response.Content["application/problem+json"].Examples[string(code)] = &huma.Example{Summary: k.Title, Value: example}
+}
+
+// headerRefs refers to the headers of every answer and to more by name.
+func headerRefs(more ...string) map[string]*huma.Header {
+	refs := make(map[string]*huma.Header, len(commonHeaders)+len(more))
+	for _, name := range commonHeaders {
+		refs[name] = &huma.Header{Ref: "#/components/headers/" + name}
+	}
+	for _, name := range more {
+		refs[name] = &huma.Header{Ref: "#/components/headers/" + name}
+	}
+	return refs
+}
+
+func idParam(description string) *huma.Param {
+	return &huma.Param{Name: "id", In: "path", Required: true, Description: description, Schema: &huma.Schema{Type: huma.TypeString}, Example: exampleID}
+}
+
+// listParams describes the filters of GET /requests.
+func listParams() []*huma.Param {
+	query := func(name, description string, schema *huma.Schema) *huma.Param {
+		return &huma.Param{Name: name, In: "query", Description: description, Schema: schema}
+	}
+	number := func(least, most float64, standard any) *huma.Schema {
+		return &huma.Schema{Type: huma.TypeInteger, Minimum: &least, Maximum: &most, Default: standard}
+	}
+	moment := &huma.Schema{Type: huma.TypeString, Format: "date-time"}
+	return []*huma.Param{
+		query("mode", "How the work was asked for", &huma.Schema{Type: huma.TypeString, Enum: anys(tandem.Modes)}),
+		query("status", "Where the request stands", &huma.Schema{Type: huma.TypeString, Enum: anys(tandem.Statuses)}),
+		query("task", "The name of a task", &huma.Schema{Type: huma.TypeString}),
+		query("since", "Made at this time or later (RFC 3339)", moment),
+		query("until", "Made before this time (RFC 3339)", moment),
+		query("limit", "How many at most", number(1, maxLimit, defaultLimit)),
+		query("offset", "How many to leave out; not with cursor", number(0, maxOffset, 0)),
+		query("cursor", "Opaque, from the Link header of the page before; not with offset", &huma.Schema{Type: huma.TypeString}),
+	}
+}
+
+func anys[T any](list []T) []any {
+	values := make([]any, len(list))
+	for i, v := range list {
+		values[i] = v
+	}
+	return values
+}
+
+// callbackDoc describes what is sent to callback_url.
+func callbackDoc() map[string]map[string]*huma.PathItem {
+	header := func(name, description, example string) *huma.Param {
+		return &huma.Param{Name: name, In: "header", Required: true, Description: description, Schema: &huma.Schema{Type: huma.TypeString}, Example: example}
+	}
+	op := &huma.Operation{
+		Summary: "The result, or why there is none", OperationID: "callback",
+		Description: "Signed as Standard Webhooks 1.0.0 describes. It may come more than once: drop repeats by webhook-id. Any 2xx means received; 410 stops further tries; 429 and 503 are heeded with their Retry-After; a redirect is a failure and is not followed.",
+		Parameters: []*huma.Param{
+			header("webhook-id", "The request id, the same on every try", exampleID),
+			header("webhook-timestamp", "Seconds since 1970, of this try", "1769860800"),
+			header("webhook-signature", "One or more v1,<base64 of HMAC-SHA256 over id.timestamp.body>, separated by spaces", "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="),
+		},
+		RequestBody: &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{
+			"application/json": {Schema: &huma.Schema{Ref: "#/components/schemas/Callback"}},
+		}},
+		Responses: map[string]*huma.Response{"2XX": {Description: "Received"}},
+	}
+	return map[string]map[string]*huma.PathItem{"result": {"{$request.body#/callback_url}": {Post: op}}}
+}

@@ -1,0 +1,191 @@
+package server
+
+import (
+	"encoding/json"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"tandem"
+)
+
+// handler answers one request or returns why it cannot; then it must not have
+// written anything.
+type handler func(w http.ResponseWriter, r *http.Request) error
+
+// route is one line of the table that everything else is made from.
+type route struct {
+	method, path string // as http.ServeMux writes them; GET serves HEAD as well
+	handle       handler
+
+	// What the OpenAPI document says; a route without an id is not in it.
+	id, tag, summary, description string
+	params                        []*huma.Param
+	body                          any // a value of the type of the JSON body; nil: there is none
+	status                        int
+	reply                         any    // a value of the type of the answer; nil: see media
+	media                         string // media type of an answer that is no JSON
+	headers                       []string
+	example                       any
+	problems                      []tandem.Code // beside INTERNAL
+	callbacks                     map[string]map[string]*huma.PathItem
+}
+
+// What POST /sync and /async answer when something is wrong with the order.
+var orderProblems = []tandem.Code{
+	tandem.CodeInvalidJSON, tandem.CodeInvalidInput, tandem.CodeValidation, tandem.CodeTooLarge, tandem.CodeUnsupportedMedia,
+	tandem.CodeRequestTimeout, tandem.CodeQueueFull, tandem.CodeDraining, tandem.CodeStoreUnavailable,
+}
+
+// routes is the table. /test-callback is in it only where it is served.
+func (s *server) routes() []route {
+	table := []route{
+		{
+			method: http.MethodPost, path: "/sync", handle: s.handleSync,
+			id: "sync", tag: tagWork, summary: "Do work and wait for the result",
+			description: "The request is recorded before its work starts. A caller that hangs up cancels the work.",
+			body:        syncOrder{}, status: http.StatusOK, reply: syncReply{}, example: exampleSync,
+			problems: append(slices.Clone(orderProblems), tandem.CodeTaskFailed, tandem.CodeTaskTimeout, tandem.CodeOverloaded),
+		},
+		{
+			method: http.MethodPost, path: "/async", handle: s.handleAsync,
+			id: "async", tag: tagWork, summary: "Accept work and call back with the result",
+			description: "A 202 means that the request is committed to disk. The result is sent to callback_url, signed and retried; it arrives at least once.",
+			body:        asyncOrder{}, status: http.StatusAccepted, reply: asyncReply{}, headers: []string{"Location", "Retry-After"}, example: exampleAsync,
+			problems:  append(slices.Clone(orderProblems), tandem.CodeInvalidCallbackURL, tandem.CodeCallbackBlocked),
+			callbacks: callbackDoc(),
+		},
+		{
+			method: http.MethodGet, path: "/requests", handle: s.handleList,
+			id: "list-requests", tag: tagHistory, summary: "List requests, newest first",
+			description: "Without their attempts. A page ends early rather than growing beyond 8 MiB; the Link header with rel=\"next\" leads on, with all filters kept. Unknown parameters are refused.",
+			params:      listParams(), status: http.StatusOK, reply: []tandem.Request{}, headers: []string{"Link"},
+			problems: []tandem.Code{tandem.CodeInvalidCursor, tandem.CodeValidation, tandem.CodeStoreUnavailable},
+		},
+		{
+			method: http.MethodGet, path: "/requests/{id}", handle: show(s.handleEntry),
+			id: "show-request", tag: tagHistory, summary: "Show one request with the attempts of its callback",
+			params: []*huma.Param{idParam("The id of the request")}, status: http.StatusOK, reply: entry{},
+			problems: []tandem.Code{tandem.CodeNotFound, tandem.CodeStoreUnavailable},
+		},
+		{
+			method: http.MethodGet, path: "/stats", handle: show(s.handleStats),
+			id: "stats", tag: tagService, summary: "Show figures about requests, callbacks, the queue and the process",
+			status: http.StatusOK, reply: statistics{}, problems: []tandem.Code{tandem.CodeStoreUnavailable},
+		},
+		{
+			method: http.MethodGet, path: "/healthz", handle: show(s.handleHealth),
+			id: "health", tag: tagService, summary: "Say that the service answers, and which version it is", status: http.StatusOK, reply: health{},
+		},
+		{
+			method: http.MethodGet, path: "/livez", handle: show(s.handleLive),
+			id: "live", tag: tagService, summary: "Say that the process is alive", status: http.StatusOK, reply: state{},
+		},
+		{
+			method: http.MethodGet, path: "/readyz", handle: show(s.handleReady),
+			id: "ready", tag: tagService, summary: "Say whether new work is accepted",
+			status: http.StatusOK, reply: state{}, problems: []tandem.Code{tandem.CodeDraining, tandem.CodeStoreUnavailable},
+		},
+		{method: http.MethodGet, path: "/{$}", handle: redirectToDocs},
+		page("/docs", "docs", "Swagger UI", docsPage),
+		page("/redoc", "redoc", "ReDoc", redocPage),
+		{method: http.MethodGet, path: "/docs/{file}", handle: s.handleAsset},
+		{
+			method: http.MethodGet, path: "/openapi.json", handle: s.handleDocument,
+			id: "openapi-json", tag: tagPages, summary: "This document, as JSON", status: http.StatusOK, media: "application/json",
+		},
+		{
+			method: http.MethodGet, path: "/openapi.yaml", handle: s.handleDocument,
+			id: "openapi-yaml", tag: tagPages, summary: "This document, as YAML", status: http.StatusOK, media: "application/yaml",
+		},
+		{
+			method: http.MethodGet, path: "/problems", handle: handleProblems,
+			id: "problems", tag: tagPages, summary: "List the codes of errors", status: http.StatusOK, media: mediaHTML,
+		},
+		{
+			method: http.MethodGet, path: "/problems/{code}", handle: handleProblem,
+			id: "problem", tag: tagPages, summary: "Explain one code of an error", status: http.StatusOK, media: mediaHTML,
+			params:   []*huma.Param{{Name: "code", In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString}, Example: tandem.CodeInvalidJSON}},
+			problems: []tandem.Code{tandem.CodeNotFound},
+		},
+	}
+	if s.inbox == nil {
+		return table
+	}
+	return append(table,
+		route{
+			method: http.MethodPost, path: "/test-callback", handle: show(s.handleReceive),
+			id: "receive-callback", tag: tagDemo, summary: "Receive a callback (demo mode)",
+			description: "A receiver to point callback_url at. It remembers the last 1,000 ids until the process ends and verifies nothing; `tandem sink` does.",
+			params:      []*huma.Param{{Name: "webhook-id", In: "header", Required: true, Description: "The id of the request", Schema: &huma.Schema{Type: huma.TypeString}}},
+			body:        anyBody{}, status: http.StatusOK, reply: receipt{},
+			problems: []tandem.Code{tandem.CodeValidation, tandem.CodeInvalidJSON},
+		},
+		route{
+			method: http.MethodGet, path: "/test-callback/{id}", handle: show(s.handleReceived),
+			id: "show-callback", tag: tagDemo, summary: "Show what arrived for one id (demo mode)",
+			params: []*huma.Param{idParam("The webhook-id of the callback")}, status: http.StatusOK, reply: arrival{},
+			problems: []tandem.Code{tandem.CodeNotFound},
+		})
+}
+
+// show adapts a handler that has nothing to say but its answer.
+func show[T any](answer func(*http.Request) (T, error)) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		reply, err := answer(r)
+		if err != nil {
+			return err
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Cache-Control", "no-store")
+		encoder := json.NewEncoder(w)
+		encoder.SetEscapeHTML(false)
+		return encoder.Encode(reply)
+	}
+}
+
+// mux makes the router: the routes, the methods each path does not have, and
+// everything that is no path.
+func (s *server) mux(routes []route) http.Handler {
+	mux := http.NewServeMux()
+	methods := map[string][]string{} // :: path → methods
+	for _, rt := range routes {
+		mux.Handle(rt.method+" "+rt.path, s.adapt(rt.handle))
+		methods[rt.path] = append(methods[rt.path], rt.method)
+		if rt.method == http.MethodGet {
+			methods[rt.path] = append(methods[rt.path], http.MethodHead)
+		}
+	}
+	for path, have := range methods {
+		mux.Handle(path, s.adapt(otherMethods(strings.Join(append(have, http.MethodOptions), ", "))))
+	}
+	mux.Handle("/", s.adapt(notFound))
+	return mux
+}
+
+// adapt is the one way from a handler to net/http.
+func (s *server) adapt(handle handler) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if err := handle(w, r); err != nil {
+			s.fail(w, r, err)
+		}
+	}
+}
+
+// otherMethods answers for the methods that a path does not have.
+func otherMethods(allow string) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		w.Header().Set("Allow", allow)
+		if r.Method == http.MethodOptions {
+			w.WriteHeader(http.StatusNoContent)
+			return nil
+		}
+		return tandem.Errorf(tandem.CodeMethodNotAllowed, "%s is not allowed here; there is %s.", shorten(r.Method), allow)
+	}
+}
+
+func notFound(http.ResponseWriter, *http.Request) error {
+	return tandem.Errorf(tandem.CodeNotFound, "There is nothing at this path. /docs lists what there is.")
+}
