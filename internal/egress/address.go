@@ -1,0 +1,297 @@
+package egress
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Policy says which addresses may be called. The zero value is the strict one.
+type Policy struct {
+	AllowPrivate bool             // demo mode: everything but metadata addresses and what no TCP connection can reach
+	Ports        []uint16         // allowed besides 80 and 443
+	AnyPort      bool             // demo mode
+	CIDRs        []netip.Prefix   // opted in (--allow-callback-cidr); metadata and our own addresses stay refused
+	Hosts        []string         // names opted in (--allow-callback-host), in any case: their addresses may be private; metadata stays refused
+	Own          []netip.AddrPort // our own listening addresses, refused unless AllowPrivate; an unspecified address means every local one
+}
+
+// Reason is the kind of a [Verdict], short and stable enough for a metric's label.
+type Reason string
+
+// The reasons to allow.
+const (
+	ReasonPublic  Reason = "public"   // part of the public Internet
+	ReasonOptedIn Reason = "opted_in" // Policy.CIDRs or Policy.Hosts
+	ReasonDemo    Reason = "demo"     // Policy.AllowPrivate
+)
+
+// The reasons to refuse.
+const (
+	ReasonMetadata  Reason = "metadata"  // a cloud's metadata service; no opt-in helps
+	ReasonNever     Reason = "never"     // multicast, broadcast, reserved; no opt-in helps
+	ReasonZone      Reason = "zone"      // an address with a zone, as fe80::1%eth0
+	ReasonOwn       Reason = "own"       // our own listening address
+	ReasonSpecial   Reason = "special"   // private, loopback or another special block
+	ReasonLocalName Reason = "localname" // a name that means this machine or network
+	ReasonPort      Reason = "port"      // a port that is not allowed
+	ReasonInvalid   Reason = "invalid"   // not an address or name that can be called
+)
+
+// Verdict is what a [Policy] says of an address or a name. The zero Verdict refuses.
+type Verdict struct {
+	Reason Reason
+	Detail string // for the log: which block, name or port; never for the caller
+}
+
+// Allows reports whether the address may be called.
+func (v Verdict) Allows() bool {
+	return v.Reason == ReasonPublic || v.Reason == ReasonOptedIn || v.Reason == ReasonDemo
+}
+
+// String is the verdict as the log shows it.
+func (v Verdict) String() string {
+	if v.Detail == "" {
+		return string(v.Reason)
+	}
+	return string(v.Reason) + ": " + v.Detail
+}
+
+// Refused is the error of a target that policy refuses. It is for the log: a caller
+// hears the same words for every one of them.
+type Refused struct {
+	Target  string // host:port or address:port
+	Verdict Verdict
+}
+
+// Error says what was refused and why.
+func (r *Refused) Error() string { return fmt.Sprintf("refuse %s: %s", r.Target, r.Verdict) }
+
+// Judge decides about one address and port. It needs no name look-up; only a port of
+// ours together with an unspecified address in Own makes it ask for the machine's addresses.
+func (p *Policy) Judge(at netip.AddrPort) Verdict { return p.judge(at, false) }
+
+// judge is Judge for an address that a host of Policy.Hosts may have resolved to.
+//
+// The order is the policy: what no opt-in reaches comes first, then the opt-ins,
+// then the tables.
+func (p *Policy) judge(at netip.AddrPort, hostOptedIn bool) Verdict {
+	addr := at.Addr()
+	if !addr.IsValid() {
+		return Verdict{ReasonInvalid, "no address"}
+	}
+	// Prefix.Contains is false for every zoned address, so the tables would let it pass.
+	if addr.Zone() != "" {
+		return Verdict{ReasonZone, addr.String()}
+	}
+	addr = addr.Unmap()
+	inner := embedded(addr)
+	for _, a := range append(inner, addr) {
+		if block, found := find(metadataBlocks, a); found {
+			return Verdict{ReasonMetadata, block.String()}
+		}
+	}
+	if block, found := find(neverBlocks, addr); found {
+		return Verdict{ReasonNever, block.String()}
+	}
+	if !p.portAllowed(at.Port()) {
+		return Verdict{ReasonPort, fmt.Sprint(at.Port())}
+	}
+	if p.AllowPrivate {
+		return Verdict{Reason: ReasonDemo}
+	}
+	if p.isOwn(addr, at.Port()) {
+		return Verdict{ReasonOwn, at.String()}
+	}
+	// An opted-in translation prefix opens the IPv4 Internet behind it, not the
+	// private addresses behind it. A local NAT64 prefix is taken at its word, since
+	// nobody can tell which of its bytes are the address.
+	for _, a := range inner {
+		if nat64Local.Contains(addr) {
+			break
+		}
+		if verdict := p.judgeTables(a, hostOptedIn); !verdict.Allows() {
+			return verdict
+		}
+	}
+	return p.judgeTables(addr, hostOptedIn)
+}
+
+// judgeTables is the strict decision about an address that is not metadata.
+func (p *Policy) judgeTables(addr netip.Addr, hostOptedIn bool) Verdict {
+	if hostOptedIn {
+		return Verdict{ReasonOptedIn, "host"}
+	}
+	for _, prefix := range p.CIDRs {
+		if prefix.Contains(addr) {
+			return Verdict{ReasonOptedIn, prefix.String()}
+		}
+	}
+	table := specialBlocks4
+	if addr.Is6() {
+		table = specialBlocks6
+	}
+	if block, found := find(table, addr); found {
+		return Verdict{ReasonSpecial, block.String()}
+	}
+	if addr.Is6() && !globalUnicast6.Contains(addr) {
+		return Verdict{ReasonSpecial, "not in " + globalUnicast6.String()}
+	}
+	return Verdict{Reason: ReasonPublic}
+}
+
+// judgeName decides about a canonical name (see canonicalHost) without looking it up.
+func (p *Policy) judgeName(name string, port uint16) Verdict {
+	if top, found := within(name, metadataNames); found {
+		return Verdict{ReasonMetadata, top}
+	}
+	switch {
+	case !p.portAllowed(port):
+		return Verdict{ReasonPort, fmt.Sprint(port)}
+	case p.AllowPrivate:
+		return Verdict{Reason: ReasonDemo}
+	case p.hostOptedIn(name):
+		return Verdict{ReasonOptedIn, name}
+	}
+	if top, found := within(name, localNames); found {
+		return Verdict{ReasonLocalName, top}
+	}
+	if strings.IndexByte(name, '.') < 0 {
+		return Verdict{ReasonLocalName, "a single label"}
+	}
+	return Verdict{Reason: ReasonPublic}
+}
+
+func (p *Policy) portAllowed(port uint16) bool {
+	return port != 0 && (port == 80 || port == 443 || p.AnyPort || slices.Contains(p.Ports, port))
+}
+
+// hostOptedIn takes a canonical host: a name, or an address in its usual form.
+func (p *Policy) hostOptedIn(host string) bool { return slices.Contains(p.Hosts, host) }
+
+// isOwn reports whether somebody at addr and port would reach ourselves. The machine's
+// addresses are asked for each time, because they change, and only for a port of ours.
+func (p *Policy) isOwn(addr netip.Addr, port uint16) bool {
+	for _, own := range p.Own {
+		ownAddr := own.Addr().Unmap()
+		switch {
+		case own.Port() != port:
+		case ownAddr.WithZone("") == addr:
+			return true
+		// Connecting to 0.0.0.0 or :: reaches this machine.
+		case addr.IsUnspecified() && (ownAddr.IsLoopback() || ownAddr.IsUnspecified()):
+			return true
+		case ownAddr.IsUnspecified() && isLocal(addr):
+			return true
+		}
+	}
+	return false
+}
+
+// isLocal reports whether addr belongs to this machine. When the machine does
+// not say, it might.
+func isLocal(addr netip.Addr) bool {
+	if addr.IsLoopback() {
+		return true
+	}
+	locals, err := net.InterfaceAddrs()
+	if err != nil {
+		return true
+	}
+	for _, local := range locals {
+		prefix, err := netip.ParsePrefix(local.String())
+		if err != nil || prefix.Addr().Unmap().WithZone("") == addr {
+			return true
+		}
+	}
+	return false
+}
+
+// compile checks a policy and returns it in the form that the decisions rely on:
+// canonical hosts, masked prefixes.
+func (p Policy) compile() (*Policy, error) {
+	compiled := p
+	compiled.Hosts, compiled.CIDRs = nil, nil
+	for _, host := range p.Hosts {
+		canonical, _, err := canonicalHost(host)
+		if err != nil {
+			return nil, fmt.Errorf("allowed callback host %q: %w", host, err)
+		}
+		if _, found := within(canonical, metadataNames); found {
+			return nil, fmt.Errorf("allowed callback host %q: metadata services cannot be allowed", host)
+		}
+		compiled.Hosts = append(compiled.Hosts, canonical)
+	}
+	for _, prefix := range p.CIDRs {
+		switch {
+		case !prefix.IsValid():
+			return nil, fmt.Errorf("allowed callback CIDR %v: not a prefix", prefix)
+		case prefix.Addr().Is4In6():
+			return nil, fmt.Errorf("allowed callback CIDR %v: write it as IPv4", prefix)
+		}
+		for _, table := range [][]Block{metadataBlocks, neverBlocks} {
+			for _, block := range table {
+				if block.Prefix.Bits() <= prefix.Bits() && block.Prefix.Contains(prefix.Addr()) {
+					return nil, fmt.Errorf("allowed callback CIDR %v: %v cannot be allowed", prefix, block)
+				}
+			}
+		}
+		compiled.CIDRs = append(compiled.CIDRs, prefix.Masked())
+	}
+	return &compiled, nil
+}
+
+// within reports which of the names is name or above it.
+func within(name string, names []string) (string, bool) {
+	for _, top := range names {
+		rest, found := strings.CutSuffix(name, top)
+		if found && (rest == "" || strings.HasSuffix(rest, ".")) {
+			return top, true
+		}
+	}
+	return "", false
+}
+
+// embedded returns the IPv4 addresses that a transition mechanism would reach through
+// an IPv6 address: none for most. A NAT64 with a prefix of the operator's own looks like any
+// other address and cannot be told.
+func embedded(addr netip.Addr) []netip.Addr {
+	if !addr.Is6() {
+		return nil
+	}
+	b := addr.As16()
+	at := func(i, j, k, l int) netip.Addr { return netip.AddrFrom4([4]byte{b[i], b[j], b[k], b[l]}) }
+	last := at(12, 13, 14, 15)
+	switch {
+	case translated96.Contains(addr), nat64.Contains(addr):
+		return []netip.Addr{last}
+	case compatible.Contains(addr):
+		if addr == netip.IPv6Unspecified() || addr == netip.IPv6Loopback() {
+			return nil // nothing embedded: these are themselves
+		}
+		return []netip.Addr{last}
+	case nat64Local.Contains(addr):
+		// The prefix may be used as a /48, /56, /64 or /96 (RFC 6052, section 2.2).
+		return []netip.Addr{at(6, 7, 9, 10), at(7, 9, 10, 11), at(9, 10, 11, 12), last}
+	case sixToFour.Contains(addr):
+		return []netip.Addr{at(2, 3, 4, 5)}
+	case teredo.Contains(addr):
+		client := netip.AddrFrom4([4]byte{^b[12], ^b[13], ^b[14], ^b[15]})
+		return []netip.Addr{at(4, 5, 6, 7), client}
+	case b[8]&^2 == 0 && b[9] == 0 && b[10] == 0x5e && b[11] == 0xfe: // ISATAP (RFC 5214), any prefix
+		return []netip.Addr{last}
+	}
+	return nil
+}
+
+// The prefixes that embedded knows.
+var (
+	compatible   = netip.MustParsePrefix("::/96")
+	translated96 = netip.MustParsePrefix("::ffff:0:0:0/96")
+	nat64        = netip.MustParsePrefix("64:ff9b::/96")
+	nat64Local   = netip.MustParsePrefix("64:ff9b:1::/48")
+	sixToFour    = netip.MustParsePrefix("2002::/16")
+	teredo       = netip.MustParsePrefix("2001::/32")
+)

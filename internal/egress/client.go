@@ -1,0 +1,349 @@
+package egress
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	// Roots for an image without any; the system's are used where it has them.
+	_ "golang.org/x/crypto/x509roots/fallback"
+
+	"tandem"
+	"tandem/internal/limit"
+)
+
+const (
+	maxAnswer       = 64 << 10 // bytes of an answer's body that are read, to keep its connection
+	maxAnswerHeader = 64 << 10 // bytes of an answer's header, 1xx answers included
+	maxIdle         = 1024     // connections kept, all destinations together
+	idleTimeout     = 30 * time.Second
+	maxRetryAfter   = 365 * 24 * time.Hour // more than that is not a delay but a mistake
+)
+
+// Config of a [Client]. Zero fields take the defaults named; negative ones are errors.
+type Config struct {
+	Policy          Policy
+	Timeout         time.Duration  // whole exchange, name look-up to the last byte read; 10 s
+	ConnectTimeout  time.Duration  // name look-up and TCP connect; 3 s
+	HostConcurrency int            // exchanges at once per destination; 10
+	BreakerFailures int            // failures in a row that open a destination's breaker; 5
+	BreakerOpen     time.Duration  // how long it stays open before one probe; 60 s
+	MaxDestinations int            // destinations remembered; the longest unused is forgotten; 10,000
+	MaxWaiting      int            // calls waiting for a busy destination, all destinations together; 2,048
+	Resolver        *net.Resolver  // looks up names; the pure-Go one with the system's settings
+	RootCAs         *x509.CertPool // trusted for https; the system's, or Mozilla's where it has none
+	Log             *slog.Logger   // refusals with their true reason; slog.Default
+}
+
+// withDefaults fills the zero fields in.
+func (cfg Config) withDefaults() (Config, error) {
+	for _, field := range []struct {
+		value    *int
+		name     string
+		standard int
+	}{
+		{&cfg.HostConcurrency, "HostConcurrency", 10},
+		{&cfg.BreakerFailures, "BreakerFailures", 5},
+		{&cfg.MaxDestinations, "MaxDestinations", 10_000},
+		{&cfg.MaxWaiting, "MaxWaiting", 2_048},
+	} {
+		if *field.value < 0 {
+			return cfg, fmt.Errorf("egress: %s is %d, want at least 1", field.name, *field.value)
+		}
+		if *field.value == 0 {
+			*field.value = field.standard
+		}
+	}
+	for _, field := range []struct {
+		value    *time.Duration
+		name     string
+		standard time.Duration
+	}{
+		{&cfg.Timeout, "Timeout", 10 * time.Second},
+		{&cfg.ConnectTimeout, "ConnectTimeout", 3 * time.Second},
+		{&cfg.BreakerOpen, "BreakerOpen", time.Minute},
+	} {
+		if *field.value < 0 {
+			return cfg, fmt.Errorf("egress: %s is %v, want more than 0", field.name, *field.value)
+		}
+		if *field.value == 0 {
+			*field.value = field.standard
+		}
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	return cfg, nil
+}
+
+// Client calls strangers. Its methods may be called from any number of goroutines.
+type Client struct {
+	cfg       Config
+	policy    *Policy // compiled; the dialer has the same one
+	dialer    *Dialer
+	transport *http.Transport
+
+	// mu guards the fields below and the fields of every destination. Nothing
+	// waits with it held.
+	mu           sync.Mutex
+	destinations *limit.Keyed[*destination] // :: host:port → destination; held once per place and per waiting call
+	waiting      int                        // calls that wait for a place, all destinations together; at most cfg.MaxWaiting
+}
+
+// New makes a client; it returns an error when cfg contradicts itself.
+func New(cfg Config) (*Client, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	dialer, err := NewDialer(cfg.Policy, cfg.ConnectTimeout, cfg.Resolver)
+	if err != nil {
+		return nil, err
+	}
+	c := &Client{
+		cfg:          cfg,
+		policy:       dialer.policy,
+		dialer:       dialer,
+		destinations: limit.NewKeyed[*destination](cfg.MaxDestinations),
+	}
+	var http1 http.Protocols
+	http1.SetHTTP1(true)
+	c.transport = &http.Transport{
+		Proxy:                  nil, // a proxy would dial for us, past the guard
+		DialContext:            dialer.DialContext,
+		DialTLSContext:         c.dialTLS,
+		DisableCompression:     true, // nothing is ever unpacked
+		MaxResponseHeaderBytes: maxAnswerHeader,
+		MaxIdleConns:           maxIdle,
+		MaxIdleConnsPerHost:    cfg.HostConcurrency,
+		IdleConnTimeout:        idleTimeout,
+		Protocols:              &http1,
+	}
+	return c, nil
+}
+
+// Close closes idle connections. Exchanges that run are not disturbed.
+func (c *Client) Close() { c.transport.CloseIdleConnections() }
+
+// Check is the friendly check at submission, without DNS: it returns nil or a
+// *tandem.Error with CodeInvalidCallbackURL or CodeCallbackBlocked. The message of a
+// blocked one is always the same; its Err says why, for the log. The dial decides, and
+// refuses whatever Check refuses.
+func (c *Client) Check(rawURL string) error {
+	_, err := c.policy.parse(rawURL)
+	return err
+}
+
+// Result is how one exchange ended.
+type Result struct {
+	Outcome     tandem.Outcome // never OutcomeExpired; empty when Interrupted
+	StatusCode  int            // 0: no answer
+	RetryAfter  time.Duration  // what a 429 or 503 asked for, not clamped; 0: nothing
+	StartedAt   time.Time      // UTC
+	Duration    time.Duration
+	Message     string // for the caller: "" when delivered; the same words for every address that policy refuses
+	Interrupted bool   // ctx ended (not the timeout): the attempt does not count, and the breaker does not hear of it
+}
+
+// report is what a destination's breaker hears: is there a host that works? Any
+// answer below 500 says yes.
+func (r *Result) report() limit.Report {
+	switch {
+	case r.Interrupted || r.Outcome == tandem.OutcomeBlocked:
+		return limit.Excluded
+	case r.StatusCode == 0 || r.StatusCode >= 500:
+		return limit.Failure
+	default:
+		return limit.Success
+	}
+}
+
+// Post makes the exchange and gives the place back. The status line decides: a
+// receiver that says 2xx has the callback, even if the body of its answer never ends.
+// At most 64 KiB of that body are read and thrown away. Nothing is added to header but
+// what HTTP/1.1 needs; a redirect is reported, not followed; cookies are not kept.
+//
+// A connection that was kept and turns out closed before any byte of an answer is
+// replaced once by a new one within the same exchange. Post panics when the place was
+// given back before.
+func (p *Place) Post(ctx context.Context, header http.Header, body []byte) Result {
+	if p.over {
+		panic("egress: Post on a place that was given back")
+	}
+	result := Result{StartedAt: time.Now().UTC()}
+	// Given back whatever happens: a place lost would be lost for ever.
+	defer func() { p.giveBack(result.report(), result.Duration) }()
+	if p.refused != nil {
+		p.client.refuse(&result, p.refused, "")
+	} else {
+		p.client.exchange(ctx, &p.target, header, body, &result)
+	}
+	result.Duration = time.Since(result.StartedAt)
+	return result
+}
+
+// exchange fills in result, except for its times.
+func (c *Client) exchange(ctx context.Context, t *target, header http.Header, body []byte, result *Result) {
+	timed, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+	defer cancel()
+	request, err := http.NewRequestWithContext(timed, http.MethodPost, "", bytes.NewReader(body))
+	if err != nil {
+		result.Outcome, result.Message = tandem.OutcomeConnect, "the request could not be made"
+		return
+	}
+	request.URL = &t.url
+	request.Header = header.Clone()
+	if request.Header == nil {
+		request.Header = make(http.Header)
+	}
+	// Never sent. It tells net/http that a POST may be repeated on a new connection
+	// when a kept one was closed under it: receivers know repeats by the webhook-id.
+	request.Header["Idempotency-Key"] = nil
+
+	// The transport alone, without an http.Client: no redirects, no cookies.
+	answer, err := c.transport.RoundTrip(request)
+	if err != nil {
+		c.fail(ctx, timed, t, err, result)
+		return
+	}
+	defer answer.Body.Close()
+	classify(answer, result)
+	if answer.StatusCode == http.StatusSwitchingProtocols {
+		return // what follows is no body, and no context ends it
+	}
+	// Read to the end so that the connection can be used again. What goes wrong
+	// here changes nothing: the answer has been given.
+	_, _ = io.CopyN(io.Discard, answer.Body, maxAnswer)
+}
+
+// classify reads the outcome from an answer.
+func classify(answer *http.Response, result *Result) {
+	code := answer.StatusCode
+	result.StatusCode = code
+	result.Message = fmt.Sprintf("the receiver answered %03d", code)
+	switch {
+	case code >= 200 && code <= 299:
+		result.Outcome, result.Message = tandem.OutcomeDelivered, ""
+	case code >= 300 && code <= 399:
+		result.Outcome = tandem.OutcomeRedirect
+		result.Message += "; redirects are not followed"
+	case code == http.StatusGone:
+		result.Outcome = tandem.OutcomeGone
+	case code == http.StatusTooManyRequests, code == http.StatusServiceUnavailable:
+		result.Outcome = tandem.OutcomeThrottled
+		result.RetryAfter = retryAfter(answer.Header.Get("Retry-After"), time.Now())
+	default:
+		result.Outcome = tandem.OutcomeHTTPError
+	}
+}
+
+// retryAfter reads the header: seconds, or an HTTP date. Anything else, and a
+// time in the past, is 0.
+func retryAfter(value string, now time.Time) time.Duration {
+	if seconds, err := strconv.ParseUint(value, 10, 64); err == nil || errors.Is(err, strconv.ErrRange) {
+		return time.Duration(min(seconds, uint64(maxRetryAfter/time.Second))) * time.Second
+	}
+	if at, err := http.ParseTime(value); err == nil {
+		return min(max(at.Sub(now), 0), maxRetryAfter)
+	}
+	return 0
+}
+
+// fail says how an exchange without an answer ended. The texts are fixed: an
+// error's own text names addresses that the caller has no business to know.
+func (c *Client) fail(ctx, timed context.Context, t *target, err error, result *Result) {
+	var refused *Refused
+	var handshake *handshakeError
+	var lookup *net.DNSError
+	var timeout net.Error
+	switch {
+	case errors.As(err, &refused):
+		c.refuse(result, refused, redact(&t.url))
+	case ctx.Err() != nil:
+		result.Interrupted = true
+		result.Message = "interrupted"
+	case timed.Err() != nil:
+		result.Outcome = tandem.OutcomeTimeout
+		result.Message = fmt.Sprintf("no answer within %v", c.cfg.Timeout)
+	case errors.As(err, &handshake):
+		result.Outcome, result.Message = tandem.OutcomeTLS, handshake.text()
+	case errors.As(err, &lookup):
+		result.Outcome, result.Message = tandem.OutcomeConnect, "the name could not be resolved"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		result.Outcome, result.Message = tandem.OutcomeConnect, "connection refused"
+	case errors.As(err, &timeout) && timeout.Timeout():
+		result.Outcome, result.Message = tandem.OutcomeConnect, fmt.Sprintf("no connection within %v", c.cfg.ConnectTimeout)
+	default:
+		result.Outcome, result.Message = tandem.OutcomeConnect, "no connection, or it broke before a full answer"
+	}
+}
+
+// refuse notes a refusal of the guard: the true reason in the log, the one text for the caller.
+func (c *Client) refuse(result *Result, refused error, shown string) {
+	result.Outcome, result.Message = tandem.OutcomeBlocked, blockedText
+	c.cfg.Log.Warn("callback refused", "url", shown, "error", refused)
+}
+
+// dialTLS makes the connection for https. The handshake is done here, not by
+// net/http, because here its errors can be told from all others by their type.
+func (c *Client) dialTLS(ctx context.Context, network, hostPort string) (net.Conn, error) {
+	// net/http goes on dialling after the request has ended, so the bound is set here again.
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+	defer cancel()
+	plain, err := c.dialer.DialContext(ctx, network, hostPort)
+	if err != nil {
+		return nil, err
+	}
+	host, _, err := net.SplitHostPort(hostPort)
+	if err != nil {
+		_ = plain.Close()
+		return nil, fmt.Errorf("dial %s: %w", hostPort, err)
+	}
+	conn := tls.Client(plain, &tls.Config{
+		ServerName: host,
+		RootCAs:    c.cfg.RootCAs,
+		NextProtos: []string{"http/1.1"},
+		MinVersion: tls.VersionTLS12,
+	})
+	if err := conn.HandshakeContext(ctx); err != nil {
+		_ = plain.Close()
+		return nil, &handshakeError{err}
+	}
+	return conn, nil
+}
+
+// handshakeError is a TLS handshake that did not end well.
+type handshakeError struct{ err error }
+
+func (e *handshakeError) Error() string { return "TLS handshake: " + e.err.Error() }
+func (e *handshakeError) Unwrap() error { return e.err }
+
+// text says what the owner of the receiver can mend.
+func (e *handshakeError) text() string {
+	var unknown x509.UnknownAuthorityError
+	var name x509.HostnameError
+	var invalid x509.CertificateInvalidError
+	switch {
+	case errors.As(e.err, &unknown):
+		return "TLS: the certificate is signed by an unknown authority"
+	case errors.As(e.err, &name):
+		return "TLS: the certificate is for another name"
+	case errors.As(e.err, &invalid) && invalid.Reason == x509.Expired:
+		return "TLS: the certificate has expired or is not yet valid"
+	case errors.As(e.err, &invalid):
+		return "TLS: the certificate is not valid"
+	default:
+		return "TLS: the handshake did not succeed"
+	}
+}

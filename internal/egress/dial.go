@@ -1,0 +1,117 @@
+package egress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// Dialer makes TCP connections to what a policy allows, and to nothing else. It
+// judges the host before any look-up, as [Client.Check] does, and then each
+// address that the host resolved to, in the moment of its connect: an answer that
+// changes between a check and the dial gains nothing.
+type Dialer struct {
+	policy   *Policy
+	timeout  time.Duration // name look-up and connect together
+	resolver *net.Resolver
+}
+
+// NewDialer makes a dialer. Timeout bounds the look-up and the connect together;
+// zero means 3 s. A nil resolver means the pure-Go one with the system's settings: it
+// does not take 0x7f.1 for an address, as the C library does.
+func NewDialer(policy Policy, timeout time.Duration, resolver *net.Resolver) (*Dialer, error) {
+	compiled, err := policy.compile()
+	if err != nil {
+		return nil, err
+	}
+	if timeout == 0 {
+		timeout = 3 * time.Second
+	}
+	if resolver == nil {
+		resolver = &net.Resolver{PreferGo: true}
+	}
+	return &Dialer{policy: compiled, timeout: timeout, resolver: resolver}, nil
+}
+
+// errUnreachable stands for the failures of the allowed addresses of a host that
+// has refused ones as well.
+var errUnreachable = errors.New("no allowed address could be reached")
+
+// DialContext connects to host:port over TCP. The error is or wraps a *[Refused] if and
+// only if policy refuses the host, the port or every address of the host.
+func (d *Dialer) DialContext(ctx context.Context, network, hostPort string) (net.Conn, error) {
+	host, port, err := d.judge(hostPort)
+	if err != nil {
+		return nil, err
+	}
+	// A host with several addresses has them dialled one after the other, and the
+	// families at the same time.
+	var refused atomic.Pointer[Refused]
+	var tried atomic.Bool
+	optedIn := d.policy.hostOptedIn(host)
+	dialer := net.Dialer{
+		Timeout:  d.timeout,
+		Resolver: d.resolver,
+		ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
+			if err := d.judgeConcrete(address, optedIn); err != nil {
+				refused.Store(err)
+				return err
+			}
+			tried.Store(true)
+			return nil
+		},
+	}
+	conn, err := dialer.DialContext(ctx, network, net.JoinHostPort(host, strconv.Itoa(int(port))))
+	if err == nil {
+		return conn, nil
+	}
+	// net.Dialer returns the first error. A refusal is final, so it must not hide
+	// that an allowed address may answer later.
+	switch {
+	case refused.Load() == nil:
+		return nil, fmt.Errorf("dial %s: %w", hostPort, err)
+	case tried.Load():
+		return nil, fmt.Errorf("dial %s: %w", hostPort, errUnreachable)
+	default:
+		return nil, refused.Load()
+	}
+}
+
+// judge reads and judges host:port before any look-up.
+func (d *Dialer) judge(hostPort string) (host string, port uint16, err error) {
+	refuse := func(v Verdict) error { return &Refused{Target: hostPort, Verdict: v} }
+	written, service, err := net.SplitHostPort(hostPort)
+	if err != nil {
+		return "", 0, refuse(Verdict{ReasonInvalid, "not host:port"})
+	}
+	number, err := strconv.ParseUint(service, 10, 16)
+	if err != nil {
+		return "", 0, refuse(Verdict{ReasonInvalid, "not a port number"})
+	}
+	host, addr, err := canonicalHost(written)
+	if err != nil {
+		return "", 0, refuse(Verdict{ReasonInvalid, err.Error()})
+	}
+	if verdict := d.policy.judgeHost(host, addr, uint16(number)); !verdict.Allows() {
+		return "", 0, refuse(verdict)
+	}
+	return host, uint16(number), nil
+}
+
+// judgeConcrete judges the address that the kernel is about to connect to.
+func (d *Dialer) judgeConcrete(address string, hostOptedIn bool) *Refused {
+	at, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return &Refused{Target: address, Verdict: Verdict{ReasonInvalid, "not an address"}}
+	}
+	if verdict := d.policy.judge(at, hostOptedIn); !verdict.Allows() {
+		return &Refused{Target: address, Verdict: verdict}
+	}
+	return nil
+}

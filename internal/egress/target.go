@@ -1,0 +1,224 @@
+package egress
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"golang.org/x/net/idna"
+
+	"tandem"
+)
+
+// maxURL bounds a callback URL, in bytes.
+const maxURL = 2048
+
+// blockedText is all that a caller hears about a target that policy refuses, at
+// submission and after a try alike: what it is must not be told apart.
+const blockedText = "callback_url is not allowed: this server does not call that address, name or port"
+
+// target is a callback URL that may be called, as far as can be told without a look-up.
+type target struct {
+	url  url.URL // with a canonical host, without a fragment
+	host string  // canonical: see canonicalHost
+	port uint16
+}
+
+// key names the destination: lower-case host:port.
+func (t *target) key() string {
+	if strings.IndexByte(t.host, ':') >= 0 {
+		return "[" + t.host + "]:" + strconv.Itoa(int(t.port))
+	}
+	return t.host + ":" + strconv.Itoa(int(t.port))
+}
+
+// parse reads a callback URL and judges what can be judged without a look-up. Its
+// errors are *tandem.Error with CodeInvalidCallbackURL or CodeCallbackBlocked.
+func (p *Policy) parse(raw string) (target, error) {
+	u, err := parseURL(raw)
+	if err != nil {
+		return target{}, unusable(err)
+	}
+	host, addr, err := canonicalHost(u.Hostname())
+	if err != nil {
+		return target{}, unusable(err)
+	}
+	port, err := portOf(u)
+	if err != nil {
+		return target{}, unusable(err)
+	}
+	t := target{host: host, port: port}
+	if verdict := p.judgeHost(host, addr, port); !verdict.Allows() {
+		return target{}, &tandem.Error{
+			Code: tandem.CodeCallbackBlocked, Message: blockedText, Err: &Refused{Target: t.key(), Verdict: verdict},
+		}
+	}
+	t.url = *u
+	t.url.Fragment, t.url.RawFragment = "", "" // never sent (RFC 9110, section 7.1)
+	if addr.Is6() {
+		host = "[" + host + "]"
+	}
+	if written := u.Port(); written != "" {
+		host += ":" + written
+	}
+	t.url.Host = host
+	return t, nil
+}
+
+// judgeHost judges a canonical host, which is addr if that is valid and a name otherwise.
+func (p *Policy) judgeHost(host string, addr netip.Addr, port uint16) Verdict {
+	if addr.IsValid() {
+		return p.judge(netip.AddrPortFrom(addr, port), p.hostOptedIn(host))
+	}
+	return p.judgeName(host, port)
+}
+
+// unusable is the error of a URL that nobody could call.
+func unusable(err error) *tandem.Error {
+	return &tandem.Error{Code: tandem.CodeInvalidCallbackURL, Message: "callback_url " + err.Error(), Err: err}
+}
+
+// parseURL accepts an absolute http or https URL without anything that one
+// parser could read differently from another.
+func parseURL(raw string) (*url.URL, error) {
+	if raw == "" || len(raw) > maxURL {
+		return nil, fmt.Errorf("must have 1 to %d bytes", maxURL)
+	}
+	for i := range len(raw) {
+		if c := raw[i]; c <= ' ' || c == 0x7f || c == '\\' {
+			return nil, errors.New("must not contain spaces, control characters or backslashes")
+		}
+	}
+	if !utf8.ValidString(raw) {
+		return nil, errors.New("must be valid UTF-8")
+	}
+	u, err := url.Parse(raw)
+	switch {
+	case err != nil: // its text repeats the URL, which may hold a password
+		return nil, errors.New("cannot be parsed as a URL")
+	case u.Scheme != "http" && u.Scheme != "https":
+		return nil, errors.New("must start with http:// or https://")
+	case u.Opaque != "" || u.Host == "":
+		return nil, errors.New("must name a host")
+	case u.User != nil:
+		return nil, errors.New("must not contain a user name or password")
+	}
+	return u, nil
+}
+
+// portOf returns the port that a URL names or its scheme implies.
+func portOf(u *url.URL) (uint16, error) {
+	written := u.Port()
+	if written == "" {
+		if strings.HasSuffix(u.Host, ":") {
+			return 0, errors.New("must have a port after the colon, or no colon")
+		}
+		if u.Scheme == "https" {
+			return 443, nil
+		}
+		return 80, nil
+	}
+	port, err := strconv.ParseUint(written, 10, 16)
+	if err != nil || port == 0 || written[0] == '0' {
+		return 0, errors.New("must have a port from 1 to 65535")
+	}
+	return uint16(port), nil
+}
+
+// canonicalHost returns the one form of a host that the policy compares and the
+// dial uses: an address in its usual form without IPv4-mapping, with addr valid;
+// or a name in lower-case ASCII (IDNA) without a trailing dot. Forms that some
+// resolver reads as an IPv4 address and others as a name (0x7f.1, 017700000001,
+// 2130706433) are errors.
+func canonicalHost(host string) (canonical string, addr netip.Addr, err error) {
+	if strings.IndexByte(host, ':') >= 0 {
+		addr, err = netip.ParseAddr(host)
+		if err != nil {
+			return "", netip.Addr{}, errors.New("must have a valid IPv6 address in its brackets")
+		}
+		if addr.Zone() == "" { // a zone stays to be seen and refused; Unmap could drop it
+			addr = addr.Unmap()
+		}
+		return addr.String(), addr, nil
+	}
+	name, err := canonicalName(host)
+	if err != nil {
+		return "", netip.Addr{}, err
+	}
+	if endsInNumber(name) {
+		addr, err = netip.ParseAddr(name)
+		if err != nil {
+			return "", netip.Addr{}, errors.New("must write an IPv4 address as four decimal numbers")
+		}
+	}
+	return name, addr, nil
+}
+
+// canonicalName maps a host name to lower-case ASCII and checks its labels.
+func canonicalName(name string) (string, error) {
+	var upper, foreign bool
+	for i := range len(name) {
+		c := name[i]
+		upper = upper || 'A' <= c && c <= 'Z'
+		foreign = foreign || c >= utf8.RuneSelf
+	}
+	switch {
+	case foreign:
+		// The same mapping as in net/http, which turns full-width digits and dots into plain ones.
+		mapped, err := idna.Lookup.ToASCII(name)
+		if err != nil {
+			return "", errors.New("must have a valid host name")
+		}
+		name = mapped
+	case upper:
+		name = strings.ToLower(name)
+	}
+	name = strings.TrimSuffix(name, ".")
+	if name == "" || len(name) > 253 {
+		return "", errors.New("must have a host name of 1 to 253 bytes")
+	}
+	label := 0 // bytes of the label so far
+	for i := range len(name) {
+		switch c := name[i]; {
+		case c == '.' && label > 0:
+			label = 0
+			continue
+		case 'a' <= c && c <= 'z', '0' <= c && c <= '9', c == '-', c == '_':
+			label++
+		default:
+			return "", errors.New("must have a valid host name")
+		}
+		if label > 63 {
+			return "", errors.New("must have a valid host name")
+		}
+	}
+	if label == 0 {
+		return "", errors.New("must have a valid host name")
+	}
+	return name, nil
+}
+
+// endsInNumber reports whether the last label of a canonical name is a decimal,
+// octal or hexadecimal number, which makes the name an IPv4 address to some
+// resolvers (WHATWG URL, "ends in a number").
+func endsInNumber(name string) bool {
+	last := name[strings.LastIndexByte(name, '.')+1:]
+	hex, isHex := strings.CutPrefix(last, "0x")
+	if isHex {
+		return strings.Trim(hex, "0123456789abcdef") == ""
+	}
+	return strings.Trim(last, "0123456789") == ""
+}
+
+// redact returns a URL without what may be secret in it, for the log.
+func redact(u *url.URL) string {
+	shown := url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}
+	if u.RawQuery != "" {
+		shown.RawQuery = "redacted"
+	}
+	return shown.String()
+}
