@@ -1,0 +1,263 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"tandem"
+	"tandem/internal/store"
+)
+
+// The complexities an order may have.
+const (
+	MinComplexity = 1
+	MaxComplexity = 10
+)
+
+// Order is what a caller asks for.
+type Order struct {
+	Task        string          // name of a task
+	Data        json.RawMessage // a JSON object, checked by the caller of the engine; not modified
+	Complexity  int             // MinComplexity..MaxComplexity
+	CallbackURL string          // Submit only
+}
+
+// Do does the work of an order while the caller waits, at most TaskTimeout from
+// now, the wait for a slot included. It returns the request with its result once that
+// is on disk. Otherwise the error is a *tandem.Error: CodeValidation, CodeDraining
+// or CodeOverloaded without a RequestID when nothing was begun, and with a
+// RequestID, whose row then tells the same story: CodeTaskFailed, CodeTaskTimeout,
+// CodeOverloaded (no slot in time), CodeClientClosed (ctx ended), CodeDraining
+// (cut off by a shutdown) and CodeStoreUnavailable.
+func (e *Engine) Do(ctx context.Context, order Order) (tandem.Request, error) {
+	arrived := time.Now()
+	if !e.gate.enter() {
+		return tandem.Request{}, drainingError("")
+	}
+	defer e.gate.leave()
+	task, err := e.check(order)
+	if err != nil {
+		return tandem.Request{}, err
+	}
+	slots := e.slots[task.Lane]
+	if !slots.join() {
+		return tandem.Request{}, overloadedError("", "Too many requests wait for a free slot; try again in a moment.")
+	}
+	defer slots.part()
+	r, err := newRequest(tandem.ModeSync, order)
+	if err != nil {
+		return tandem.Request{}, err
+	}
+
+	// One context ends with the client, at the deadline, or when we shut down for good.
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(e.working, func() { cancel(errInterrupted) })()
+	ctx, release := context.WithDeadlineCause(ctx, arrived.Add(e.cfg.TaskTimeout), errTaskTimeout)
+	defer release()
+
+	if err := e.accept(ctx, &r, store.LaneNone); err != nil {
+		return tandem.Request{}, err
+	}
+	e.vitals.accepted(arrived)
+	outcome := e.doWork(ctx, slots, task, &r)
+	if err := e.finish(ctx, &r, outcome); err != nil {
+		return tandem.Request{}, err
+	}
+	e.vitals.latency[latencySync].record(time.Now(), time.Since(arrived))
+	return r, outcomeError(r.ID, outcome)
+}
+
+// doWork waits for a slot and processes the request of a waiting caller.
+func (e *Engine) doWork(ctx context.Context, slots *slots, task Task, r *tandem.Request) store.Outcome {
+	if err := slots.acquire(ctx, tandem.ModeSync); err != nil {
+		code := cutOff(err)
+		if code == tandem.FailedTimeout {
+			code = tandem.FailedNoSlot
+		}
+		now := time.Now().UTC()
+		return store.Outcome{ErrorCode: code, ErrorMessage: failureMessage(code), CompletedAt: now}
+	}
+	defer slots.release()
+	return e.process(ctx, task, r)
+}
+
+// accept commits a sync request. The client's leaving does not cut it short: a
+// commit cut short may or may not have happened, and its row would stay in
+// processing for ever.
+func (e *Engine) accept(ctx context.Context, r *tandem.Request, lane store.Lane) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
+	defer cancel()
+	if err := e.cfg.Store.Accept(ctx, r, lane); err != nil {
+		if ctx.Err() != nil {
+			// There may be a row after all; then it must not look as if it still ran.
+			now := time.Now().UTC()
+			_ = e.finish(ctx, r, store.Outcome{ErrorCode: tandem.FailedInterrupted,
+				ErrorMessage: failureMessage(tandem.FailedInterrupted), CompletedAt: now})
+		}
+		return storeError("accept request", "", err)
+	}
+	return nil
+}
+
+// finish commits how the work of a sync request ended and writes it into r. It
+// does not depend on the client still being there.
+func (e *Engine) finish(ctx context.Context, r *tandem.Request, o store.Outcome) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
+	defer cancel()
+	if err := e.cfg.Store.Finish(ctx, r.ID, o); err != nil {
+		e.log.Error("store the result of a sync request", "request_id", r.ID, "err", err)
+		return storeError("finish request", r.ID, err)
+	}
+	r.Status = o.Status()
+	r.Result = o.Result
+	r.ErrorCode, r.ErrorMessage = o.ErrorCode, o.ErrorMessage
+	r.StartedAt, r.CompletedAt = o.StartedAt, o.CompletedAt
+	r.ProcessingTimeMS = milliseconds(o.Processing)
+	return nil
+}
+
+// Submit accepts an order; when it returns nil the order is on disk and will be
+// worked on, now or after a restart. The errors are *tandem.Error: CodeValidation,
+// CodeInvalidCallbackURL, CodeCallbackBlocked, CodeDraining, CodeQueueFull,
+// CodeStoreUnavailable, and CodeClientClosed when ctx ended first: then the order
+// may have been accepted all the same.
+func (e *Engine) Submit(ctx context.Context, order Order) (tandem.Request, error) {
+	arrived := time.Now()
+	if !e.gate.enter() {
+		return tandem.Request{}, drainingError("")
+	}
+	defer e.gate.leave()
+	task, err := e.check(order)
+	if err != nil {
+		return tandem.Request{}, err
+	}
+	if err := e.cfg.Egress.Check(order.CallbackURL); err != nil {
+		return tandem.Request{}, err
+	}
+	r, err := newRequest(tandem.ModeAsync, order)
+	if err != nil {
+		return tandem.Request{}, err
+	}
+	bounded, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	if err := e.cfg.Store.Accept(bounded, &r, task.Lane); err != nil {
+		if ctx.Err() != nil {
+			return tandem.Request{}, &tandem.Error{Code: tandem.CodeClientClosed, Message: "The client has gone.", Err: err}
+		}
+		return tandem.Request{}, storeError("accept request", "", err)
+	}
+	e.vitals.accepted(arrived)
+	e.vitals.latency[latencyAccept].record(time.Now(), time.Since(arrived))
+	return r, nil
+}
+
+// check finds the task of an order and checks what every task relies on.
+func (e *Engine) check(order Order) (Task, error) {
+	var fields []tandem.FieldError
+	task, ok := e.tasks[order.Task]
+	if !ok {
+		fields = append(fields, tandem.FieldError{
+			Location: "body.task",
+			Message:  "must be one of " + strings.Join(e.TaskNames(), ", "),
+			Value:    shorten(order.Task, 60),
+		})
+	}
+	if order.Complexity < MinComplexity || order.Complexity > MaxComplexity {
+		fields = append(fields, tandem.FieldError{
+			Location: "body.complexity",
+			Message:  fmt.Sprintf("must be between %d and %d", MinComplexity, MaxComplexity),
+			Value:    order.Complexity,
+		})
+	}
+	if len(order.Data) == 0 {
+		fields = append(fields, tandem.FieldError{Location: "body.data", Message: "is required"})
+	}
+	if len(fields) > 0 {
+		return Task{}, &tandem.Error{Code: tandem.CodeValidation, Message: "The request is not valid.", Fields: fields}
+	}
+	return task, nil
+}
+
+// newRequest makes the row of an order as it is before its work.
+func newRequest(mode tandem.Mode, order Order) (tandem.Request, error) {
+	raw, err := uuid.NewV7()
+	if err != nil {
+		return tandem.Request{}, &tandem.Error{Code: tandem.CodeInternal, Message: "No request id could be made.", Err: err}
+	}
+	id := tandem.ID(raw)
+	created, err := tandem.IDTime(id)
+	if err != nil {
+		return tandem.Request{}, &tandem.Error{Code: tandem.CodeInternal, Message: "No request id could be made.", Err: err}
+	}
+	r := tandem.Request{
+		ID: id, Mode: mode, Task: order.Task, Status: tandem.StatusProcessing,
+		Data: order.Data, Complexity: order.Complexity, CreatedAt: created,
+	}
+	if mode == tandem.ModeAsync {
+		r.Status, r.CallbackStatus, r.CallbackURL = tandem.StatusPending, tandem.CallbackPending, order.CallbackURL
+	}
+	return r, nil
+}
+
+// outcomeError is what the caller of Do is told about work that failed; nil if it did not.
+func outcomeError(id string, o store.Outcome) error {
+	switch o.ErrorCode {
+	case "":
+		return nil
+	case tandem.FailedTimeout:
+		return &tandem.Error{Code: tandem.CodeTaskTimeout, Message: o.ErrorMessage, RequestID: id}
+	case tandem.FailedNoSlot:
+		return overloadedError(id, o.ErrorMessage)
+	case tandem.FailedClientClosed:
+		return &tandem.Error{Code: tandem.CodeClientClosed, Message: o.ErrorMessage, RequestID: id}
+	case tandem.FailedInterrupted:
+		return drainingError(id)
+	default:
+		return &tandem.Error{Code: tandem.CodeTaskFailed, Message: o.ErrorMessage, RequestID: id}
+	}
+}
+
+func drainingError(id string) error {
+	return &tandem.Error{
+		Code:       tandem.CodeDraining,
+		Message:    "The server is starting or shutting down and takes no new work; try again in a moment.",
+		RequestID:  id,
+		RetryAfter: retryAfter,
+	}
+}
+
+func overloadedError(id, message string) error {
+	return &tandem.Error{Code: tandem.CodeOverloaded, Message: message, RequestID: id, RetryAfter: time.Second}
+}
+
+// storeError makes an error of the store fit for a caller. Those that the store
+// has already put into words keep them.
+func storeError(doing, id string, err error) error {
+	told := tandem.Error{Code: tandem.CodeStoreUnavailable, Message: "The database does not take writes now; try again in a moment."}
+	var known *tandem.Error
+	if errors.As(err, &known) {
+		told = *known
+	} else {
+		told.Err = fmt.Errorf("%s: %w", doing, err)
+	}
+	told.RequestID = id
+	if told.RetryAfter == 0 && (told.Code == tandem.CodeStoreUnavailable || told.Code == tandem.CodeQueueFull) {
+		told.RetryAfter = retryAfter
+	}
+	return &told
+}
+
+// shorten cuts text for a message, at a character's edge.
+func shorten(text string, most int) string {
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most], "") + "…"
+}

@@ -1,0 +1,76 @@
+package engine
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// lowestPriority is the nice value of a thread that gives way to all others.
+const lowestPriority = 19
+
+// canYieldByPriority reports whether threads of low priority keep the server
+// responsive here. Under a CPU quota they do not: once it is used up everything
+// waits, whatever its priority.
+func canYieldByPriority() bool { return !hasCPUQuota(os.DirFS("/")) }
+
+// lowerPriority gives the calling thread, which must be locked to its goroutine,
+// the lowest priority. Linux applies it to the one thread, unlike other systems.
+func lowerPriority() error {
+	if err := unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), lowestPriority); err != nil {
+		return fmt.Errorf("lower the priority of a thread: %w", err)
+	}
+	return nil
+}
+
+// hasCPUQuota reports whether a control group of this process, or one above it,
+// limits its CPU time (version 1 or 2). root is the file system; what cannot be read
+// limits nothing.
+func hasCPUQuota(root fs.FS) bool {
+	groups, err := fs.ReadFile(root, "proc/self/cgroup")
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(groups)) {
+		// hierarchy:controllers:path; version 2 is hierarchy 0 without controllers
+		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(parts) != 3 {
+			continue
+		}
+		if parts[0] == "0" && parts[1] == "" {
+			if quotaAbove(root, "sys/fs/cgroup", parts[2], "cpu.max", "max") {
+				return true
+			}
+			continue
+		}
+		for controller := range strings.SplitSeq(parts[1], ",") {
+			if controller != "cpu" {
+				continue
+			}
+			for _, mount := range []string{"cpu", parts[1]} {
+				if quotaAbove(root, path.Join("sys/fs/cgroup", mount), parts[2], "cpu.cfs_quota_us", "-1") {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// quotaAbove looks for a quota in file, from the group up to the mount. In a
+// container the group may name a path of the host; the mount itself is then ours.
+func quotaAbove(root fs.FS, mount, group, file, unlimited string) bool {
+	for group = path.Clean("/" + group); ; group = path.Dir(group) {
+		text, err := fs.ReadFile(root, path.Join(mount, group, file))
+		if quota := strings.Fields(string(text)); err == nil && len(quota) > 0 && quota[0] != unlimited {
+			return true
+		}
+		if group == "/" {
+			return false
+		}
+	}
+}

@@ -1,0 +1,156 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"time"
+
+	"tandem"
+	"tandem/internal/egress"
+	"tandem/internal/store"
+)
+
+// minPutOff keeps a put-off that is due already from going round the store in circles.
+const minPutOff = 20 * time.Millisecond
+
+// deliver makes one try to deliver a callback, or finds that there is no use in
+// it, or no place for it now. Waiting for a place holds none of the engine's slots.
+func (e *Engine) deliver(claiming context.Context, r *tandem.Request) store.Next {
+	now := time.Now()
+	deadline := r.CompletedAt.Add(e.cfg.Retry.MaxAge)
+	if !now.Before(deadline) {
+		return e.expire(r, now)
+	}
+	place, err := e.cfg.Egress.Reserve(claiming, r.CallbackURL)
+	if err != nil {
+		return e.noPlace(claiming, r, err, deadline)
+	}
+	number := r.CallbackAttempts + 1
+	sent := time.Now().UTC()
+	body, err := e.callbackBody(r, number, sent)
+	if err != nil {
+		place.Release()
+		return e.unsendable(r, number, sent, err)
+	}
+	result := place.Post(e.working, e.callbackHeader(r.ID, sent, body), body)
+	if result.Interrupted {
+		return handBack(store.LaneDeliver)
+	}
+	return e.afterPost(r, number, result, deadline)
+}
+
+// afterPost says what comes after an exchange that took place.
+func (e *Engine) afterPost(r *tandem.Request, number int, result egress.Result, deadline time.Time) store.Next {
+	ended := result.StartedAt.Add(result.Duration)
+	attempt := &tandem.Attempt{
+		Number:     number,
+		StartedAt:  result.StartedAt.UTC(),
+		DurationMS: milliseconds(result.Duration),
+		StatusCode: result.StatusCode,
+		Outcome:    result.Outcome,
+		Error:      result.Message,
+	}
+	switch {
+	case result.Outcome == tandem.OutcomeDelivered:
+		e.vitals.latency[latencyDeliver].record(ended, ended.Sub(r.CreatedAt))
+		return store.Next{Verdict: store.Done, Attempt: attempt}
+	case result.Outcome.Permanent() || number >= e.cfg.Retry.Attempts:
+		e.log.Warn("callback given up", "request_id", r.ID, "attempts", number, "outcome", result.Outcome)
+		return store.Next{Verdict: store.Dead, Attempt: attempt}
+	}
+	at := ended.Add(e.cfg.Retry.Delay(number, rand.Float64(), result.RetryAfter))
+	attempt.NextAt = earlier(at, deadline).UTC()
+	return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: attempt.NextAt, Attempt: attempt}
+}
+
+// expire gives up a callback that is too old; nothing is sent.
+func (e *Engine) expire(r *tandem.Request, now time.Time) store.Next {
+	e.log.Warn("callback expired", "request_id", r.ID, "attempts", r.CallbackAttempts)
+	return store.Next{Verdict: store.Dead, Attempt: &tandem.Attempt{
+		Number:    r.CallbackAttempts,
+		StartedAt: now.UTC(),
+		Outcome:   tandem.OutcomeExpired,
+		Error:     fmt.Sprintf("Not delivered within %s after the work ended.", e.cfg.Retry.MaxAge),
+	}}
+}
+
+// noPlace says what comes next when the destination has no place now. None of it is an attempt.
+func (e *Engine) noPlace(claiming context.Context, r *tandem.Request, err error, deadline time.Time) store.Next {
+	var putOff *egress.PutOff
+	switch {
+	case errors.As(err, &putOff):
+		at := putOff.Until
+		if soonest := time.Now().Add(minPutOff); at.Before(soonest) {
+			at = soonest
+		}
+		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: earlier(at, deadline).UTC()}
+	case claiming.Err() != nil:
+		return handBack(store.LaneDeliver)
+	default: // a URL that a stricter policy than the one at its acceptance refuses, or cannot read
+		return e.unsendable(r, r.CallbackAttempts+1, time.Now().UTC(), err)
+	}
+}
+
+// unsendable gives up a callback that no try could send. The reason goes to the log only.
+func (e *Engine) unsendable(r *tandem.Request, number int, at time.Time, err error) store.Next {
+	e.log.Error("callback cannot be sent", "request_id", r.ID, "err", err)
+	return store.Next{Verdict: store.Dead, Attempt: &tandem.Attempt{
+		Number: number, StartedAt: at, Outcome: tandem.OutcomeBlocked, Error: "The callback cannot be sent.",
+	}}
+}
+
+// callbackBody is what the receiver gets, the same on every try but for its metadata.
+func (e *Engine) callbackBody(r *tandem.Request, number int, sent time.Time) ([]byte, error) {
+	callback := tandem.Callback{
+		Type:             tandem.EventCompleted,
+		RequestID:        r.ID,
+		Status:           r.Status,
+		Result:           r.Result,
+		ProcessingTimeMS: r.ProcessingTimeMS,
+		Timestamp:        r.CompletedAt,
+		// Attempts may have been lowered since the first try.
+		Metadata: tandem.CallbackMetadata{Attempt: number, MaxAttempts: max(e.cfg.Retry.Attempts, number), SentAt: sent},
+	}
+	if r.Status == tandem.StatusFailed {
+		callback.Type = tandem.EventFailed
+		callback.Result = nil
+		callback.Error = &tandem.CallbackError{Code: r.ErrorCode, Message: r.ErrorMessage}
+	}
+	var body bytes.Buffer
+	body.Grow(len(r.Result) + 512)
+	encoder := json.NewEncoder(&body)
+	encoder.SetEscapeHTML(false) // the result goes out as the task wrote it
+	if err := encoder.Encode(callback); err != nil {
+		return nil, fmt.Errorf("encode callback: %w", err)
+	}
+	return bytes.TrimRight(body.Bytes(), "\n"), nil
+}
+
+// callbackHeader signs body with every secret, so that receivers can verify
+// while a secret is being rotated.
+func (e *Engine) callbackHeader(id string, sent time.Time, body []byte) http.Header {
+	signatures := make([]string, len(e.cfg.Secrets))
+	for i, secret := range e.cfg.Secrets {
+		signatures[i] = secret.Sign(id, sent, body)
+	}
+	header := make(http.Header, 5)
+	header.Set("Content-Type", "application/json")
+	header.Set("User-Agent", "tandem/"+tandem.Version)
+	header.Set(tandem.HeaderWebhookID, id)
+	header.Set(tandem.HeaderWebhookTimestamp, fmt.Sprint(sent.Unix()))
+	header.Set(tandem.HeaderWebhookSignature, strings.Join(signatures, " "))
+	return header
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}

@@ -1,0 +1,337 @@
+// Package engine leads requests through their life: accepted, processed,
+// delivered.
+//
+// There is one path for the work itself ([Engine.Do] and the store's jobs share
+// process), so that a comparison of sync and async compares the ways of asking and
+// nothing else. The package hides slots and their sharing, the compute threads that
+// keep the HTTP server responsive, deadlines, panics, the callback's body, signature
+// and retries, and the drain.
+//
+// It promises that every order has a row before its work starts, that a result is
+// handed out only when it is on disk, and that work cut off by a shutdown is handed
+// back to the store rather than lost. What happens to a job next is returned to the
+// store (see [store.Next]), which commits it; the engine never writes while it
+// works. The HTTP server calls Do and Submit; cmd/tandem calls Run.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"tandem"
+	"tandem/internal/egress"
+	"tandem/internal/store"
+)
+
+const (
+	maxSyncWaiters   = 4096             // sync orders that wait for a slot of one kind; more are refused at once
+	deliverJobs      = 4096             // callbacks handed out by the store at once, most of them waiting for their destination
+	storeTimeout     = 10 * time.Second // for one commit that a caller waits for
+	maxDestinations  = 1000             // in Vitals
+	maxRetentionWait = time.Hour        // between two runs of retention
+	minRetentionWait = time.Minute      // the same, when Retention is short
+	retentionDelay   = time.Second      // from the start to the first run: the start itself comes first
+	retryAfter       = 5 * time.Second  // suggested to callers while we drain or the database is away
+)
+
+// Why a piece of work was cut off: causes of its context.
+var (
+	errTaskTimeout = errors.New("the task ran past its deadline")
+	errInterrupted = errors.New("the server is shutting down")
+)
+
+// Config of an [Engine]. Zero fields take the defaults named.
+type Config struct {
+	Store       store.Store     // required; the engine does not close it
+	Egress      *egress.Client  // required; how callbacks leave
+	Secrets     []tandem.Secret // sign every callback, one signature each; at least one
+	Tasks       []Task          // more tasks, beside the built-in ones
+	Workers     int             // slots, and threads, for tasks that compute; the number of cores (see compute.go for where it is one less)
+	IOWorkers   int             // slots for tasks that wait; 256
+	TaskTimeout time.Duration   // sync: from the order's arrival; async: from the start of its task; 30 s
+	Retry       Schedule        // when failed callbacks are tried again
+	Retention   time.Duration   // finished requests older than this are deleted; 0: kept for ever
+	Grace       time.Duration   // how long Run lets running work finish once its ctx has ended; 20 s
+	Log         *slog.Logger    // slog.Default
+}
+
+// withDefaults returns cfg with its zero fields filled in, or says what is wrong with it.
+func (cfg Config) withDefaults() (Config, error) {
+	switch {
+	case cfg.Store == nil:
+		return cfg, errors.New("engine: Store is required")
+	case cfg.Egress == nil:
+		return cfg, errors.New("engine: Egress is required")
+	case len(cfg.Secrets) == 0 || slices.ContainsFunc(cfg.Secrets, tandem.Secret.IsZero):
+		return cfg, errors.New("engine: Secrets needs at least one secret, none of them empty")
+	case cfg.Workers < 0 || cfg.IOWorkers < 0 || cfg.Workers > maxWorkers || cfg.IOWorkers > maxWorkers:
+		return cfg, fmt.Errorf("engine: Workers and IOWorkers must be between 1 and %d", maxWorkers)
+	case cfg.TaskTimeout < 0 || cfg.Retention < 0 || cfg.Grace < 0:
+		return cfg, errors.New("engine: TaskTimeout, Retention and Grace must not be negative")
+	}
+	cfg.Retry = cfg.Retry.withDefaults()
+	if err := cfg.Retry.Validate(); err != nil {
+		return cfg, fmt.Errorf("engine: %w", err)
+	}
+	if cfg.IOWorkers == 0 {
+		cfg.IOWorkers = 256
+	}
+	if cfg.TaskTimeout == 0 {
+		cfg.TaskTimeout = 30 * time.Second
+	}
+	if cfg.Grace == 0 {
+		cfg.Grace = 20 * time.Second
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	return cfg, nil
+}
+
+// maxWorkers bounds both kinds of slot: every slot may hold a thread or a goroutine.
+const maxWorkers = 10_000
+
+// Engine leads requests through their life. Its methods may be called from any
+// number of goroutines.
+type Engine struct {
+	cfg     Config
+	log     *slog.Logger
+	tasks   map[string]Task       // :: name → task
+	slots   map[store.Lane]*slots // :: cpu, io → their slots
+	compute *threads
+	vitals  *vitals
+	gate    gate
+
+	// working ends, with errInterrupted, when running work must stop: at the end
+	// of the grace period or in Halt. It is a field because work outlives every call
+	// that starts it, and both Do and the store's jobs obey it.
+	working   context.Context
+	interrupt context.CancelCauseFunc
+}
+
+// New makes an engine; [Engine.Run] starts it. It starts no goroutine.
+func New(cfg Config) (*Engine, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	tasks, err := tasksByName(cfg.Tasks)
+	if err != nil {
+		return nil, err
+	}
+	compute := newThreads(cfg.Workers)
+	e := &Engine{
+		cfg:     cfg,
+		log:     cfg.Log,
+		tasks:   tasks,
+		compute: compute,
+		slots: map[store.Lane]*slots{
+			store.LaneCPU: newSlots(compute.count, maxSyncWaiters),
+			store.LaneIO:  newSlots(cfg.IOWorkers, maxSyncWaiters),
+		},
+		vitals: newVitals(time.Now()),
+		gate:   gate{empty: make(chan struct{})},
+	}
+	e.working, e.interrupt = context.WithCancelCause(context.Background())
+	return e, nil
+}
+
+// Run hands out work until ctx ends, then drains: nothing new is accepted or
+// started, what runs may finish within Grace, the rest is handed back to the store
+// (async) or failed as interrupted (sync). It returns when every Do and Submit has
+// returned and all it started has stopped; nil after a drain. It is called once.
+func (e *Engine) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(e.working, cancel)() // Halt ends Run as well
+	if err := e.gate.unlock(); err != nil {
+		return fmt.Errorf("run engine: %w", err)
+	}
+	defer e.interrupt(errInterrupted)
+
+	// The threads outlive everything that may hand them work.
+	var threads errgroup.Group
+	e.compute.start(&threads, e.log)
+	group, running := errgroup.WithContext(ctx)
+	group.Go(func() error { return e.work(running) })
+	group.Go(func() error { return e.retain(running) })
+	group.Go(func() error {
+		<-running.Done()
+		e.Drain()
+		<-e.gate.empty
+		return nil
+	})
+	stopped := make(chan struct{}) // closed when the group has stopped
+	var grace errgroup.Group
+	grace.Go(func() error { return e.endGrace(running, stopped) })
+
+	err := group.Wait()
+	close(stopped)
+	e.compute.stop()
+	return errors.Join(err, grace.Wait(), threads.Wait())
+}
+
+// work hands out the store's jobs until ctx ends and the last step has returned.
+func (e *Engine) work(ctx context.Context) error {
+	capacity := store.Capacity{Jobs: map[store.Lane]int{
+		store.LaneCPU:     2 * e.slots[store.LaneCPU].count, // one set runs, one stands ready
+		store.LaneIO:      2 * e.slots[store.LaneIO].count,
+		store.LaneDeliver: deliverJobs,
+	}}
+	// A step obeys the engine's contexts instead of the store's: ctx while it has
+	// not started its work, e.working afterwards.
+	step := func(_ context.Context, job store.Job) store.Next { return e.step(ctx, job) }
+	err := e.cfg.Store.Work(ctx, capacity, step)
+	if ctx.Err() != nil && (err == nil || errors.Is(err, ctx.Err())) {
+		return nil
+	}
+	if err == nil {
+		err = errors.New("the store stopped handing out work")
+	}
+	return fmt.Errorf("hand out work: %w", err)
+}
+
+// endGrace waits for the drain to begin and cuts off what still runs Grace later.
+func (e *Engine) endGrace(running context.Context, stopped <-chan struct{}) error {
+	<-running.Done()
+	timer := time.NewTimer(e.cfg.Grace)
+	defer timer.Stop()
+	select {
+	case <-stopped:
+	case <-timer.C:
+		e.log.Warn("grace period over: interrupting what still runs", "grace", e.cfg.Grace)
+		e.interrupt(errInterrupted)
+	}
+	return nil
+}
+
+// retain deletes old requests, soon after the start and then every so often.
+func (e *Engine) retain(ctx context.Context) error {
+	if e.cfg.Retention == 0 {
+		return nil
+	}
+	every := min(max(e.cfg.Retention/100, minRetentionWait), maxRetentionWait)
+	timer := time.NewTimer(retentionDelay)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-timer.C:
+			e.retainOnce(ctx, now)
+			timer.Reset(every)
+		}
+	}
+}
+
+// retainOnce logs what goes wrong instead of returning it: the next run tries again.
+func (e *Engine) retainOnce(ctx context.Context, now time.Time) {
+	n, err := e.cfg.Store.Retain(ctx, now.Add(-e.cfg.Retention))
+	if err != nil {
+		e.log.Error("delete old requests", "err", err)
+	} else if n > 0 {
+		e.log.Info("deleted old requests", "count", n, "older_than", e.cfg.Retention)
+	}
+}
+
+// Drain makes Do and Submit refuse new orders with CodeDraining from now on, while
+// running work goes on. Run calls it too; calling it again changes nothing.
+func (e *Engine) Drain() { e.gate.lock() }
+
+// Halt drains and ends the grace period at once: running work is cut off and Run
+// returns as soon as it has stopped. It is what a second signal asks for.
+func (e *Engine) Halt() {
+	e.Drain()
+	e.interrupt(errInterrupted)
+}
+
+// Draining reports whether new orders are refused: before Run, and from Drain on.
+func (e *Engine) Draining() bool { return !e.gate.isOpen() }
+
+// TaskNames lists the tasks an order may name, sorted.
+func (e *Engine) TaskNames() []string { return slices.Sorted(maps.Keys(e.tasks)) }
+
+// tasksByName adds more to the built-in tasks, or says which cannot be added.
+func tasksByName(more []Task) (map[string]Task, error) {
+	tasks := make(map[string]Task)
+	for _, task := range append(builtinTasks(), more...) {
+		_, taken := tasks[task.Name]
+		switch {
+		case task.Name == "" || task.Name != strings.ToLower(task.Name):
+			return nil, fmt.Errorf("engine: task name %q: must be lower case and not empty", task.Name)
+		case taken:
+			return nil, fmt.Errorf("engine: two tasks named %q", task.Name)
+		case task.Lane != store.LaneCPU && task.Lane != store.LaneIO:
+			return nil, fmt.Errorf("engine: task %q: lane %q: must be %s or %s", task.Name, task.Lane, store.LaneCPU, store.LaneIO)
+		case task.Run == nil:
+			return nil, fmt.Errorf("engine: task %q: Run is required", task.Name)
+		}
+		tasks[task.Name] = task
+	}
+	return tasks, nil
+}
+
+// gate lets orders in while it is open, and tells when the last one has left
+// after it was locked. It is opened once and locked for good.
+type gate struct {
+	mu     sync.Mutex
+	opened bool // mu guards the fields below, and this one
+	locked bool
+	inside int           // calls of Do and Submit under way
+	empty  chan struct{} // closed when the gate is locked and nobody is inside
+}
+
+// unlock opens the gate. A gate locked before stays locked.
+func (g *gate) unlock() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.opened {
+		return errors.New("it has run before")
+	}
+	g.opened = true
+	return nil
+}
+
+func (g *gate) lock() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.locked && g.inside == 0 {
+		close(g.empty)
+	}
+	g.locked = true
+}
+
+func (g *gate) isOpen() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.opened && !g.locked
+}
+
+// enter lets one call in; it returns false, and leave must not be called, unless the gate is open.
+func (g *gate) enter() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.opened || g.locked {
+		return false
+	}
+	g.inside++
+	return true
+}
+
+func (g *gate) leave() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.inside--
+	if g.locked && g.inside == 0 {
+		close(g.empty)
+	}
+}

@@ -1,0 +1,6 @@
+package engine
+
+// What the external tests reach into.
+var (
+	RunCompute = runCompute
+)
