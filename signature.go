@@ -39,14 +39,18 @@ var (
 )
 
 // Secret is a signing secret. It prints as whsec_[redacted], so that it cannot
-// slip into a log; [Secret.Reveal] gives the text.
-type Secret struct{ key []byte }
+// slip into a log; [Secret.Reveal] gives the text. It may be copied freely.
+type Secret struct {
+	// nil: no secret. A function, because fmt looks into everything else: it calls
+	// no String method on a field that is not exported, nor for verbs such as %d.
+	key func() []byte
+}
 
 // NewSecret makes a secret of 32 random bytes.
 func NewSecret() Secret {
 	key := make([]byte, 32)
 	rand.Read(key) // never fails (crypto/rand)
-	return Secret{key}
+	return secretOf(key)
 }
 
 // ParseSecret reads "whsec_" followed by the base64 of 24 to 64 bytes. Its
@@ -63,11 +67,18 @@ func ParseSecret(text string) (Secret, error) {
 	if len(key) < minSecretBytes || len(key) > maxSecretBytes {
 		return Secret{}, fmt.Errorf("signing secret: %d bytes, want %d to %d", len(key), minSecretBytes, maxSecretBytes)
 	}
-	return Secret{key}, nil
+	return secretOf(key), nil
 }
 
+func secretOf(key []byte) Secret { return Secret{func() []byte { return key }} }
+
 // Reveal returns the secret as text.
-func (s Secret) Reveal() string { return secretPrefix + base64.StdEncoding.EncodeToString(s.key) }
+func (s Secret) Reveal() string {
+	if s.IsZero() {
+		return secretPrefix
+	}
+	return secretPrefix + base64.StdEncoding.EncodeToString(s.key())
+}
 
 // String hides the secret.
 func (s Secret) String() string { return secretPrefix + "[redacted]" }
@@ -76,7 +87,7 @@ func (s Secret) String() string { return secretPrefix + "[redacted]" }
 func (s Secret) GoString() string { return s.String() }
 
 // IsZero reports whether there is no secret.
-func (s Secret) IsZero() bool { return len(s.key) == 0 }
+func (s Secret) IsZero() bool { return s.key == nil }
 
 // Sign returns the signature "v1,<base64>" of one attempt: HMAC-SHA256 over
 // "id.timestamp.body" (Standard Webhooks 1.0.0). It panics on the zero Secret,
@@ -85,7 +96,7 @@ func (s Secret) Sign(id string, at time.Time, body []byte) string {
 	if s.IsZero() {
 		panic("tandem: sign with the zero Secret")
 	}
-	mac := hmac.New(sha256.New, s.key)
+	mac := hmac.New(sha256.New, s.key())
 	mac.Write([]byte(id + "." + strconv.FormatInt(at.Unix(), 10) + "."))
 	mac.Write(body)
 	return signatureMark + base64.StdEncoding.EncodeToString(mac.Sum(nil))
