@@ -1,0 +1,332 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/alecthomas/kong"
+	"gopkg.in/yaml.v3"
+
+	"tandem"
+)
+
+// The modes.
+const (
+	modeDemo       = "demo"
+	modeProduction = "production"
+)
+
+// commandLine is the grammar of the command line.
+type commandLine struct {
+	Demo    demoCommand    `cmd:"" help:"See it work: a server, a receiver, and the same work done both ways, in about 15 seconds."`
+	Serve   serveCommand   `cmd:"" help:"Run the server."`
+	Sink    sinkCommand    `cmd:"" help:"Receive callbacks: print, verify, and misbehave on demand."`
+	Health  healthCommand  `cmd:"" help:"Ask a server whether it is well (for container checks)."`
+	Version versionCommand `cmd:"" help:"Say which tandem this is."`
+}
+
+// serveCommand is the configuration of serve. A value comes from its flag, else
+// from its TANDEM_ variable, else from ENVIRONMENT=production (mode) or DEBUG=true (debug),
+// else from the file named by --config, else it is the default.
+type serveCommand struct {
+	Mode   string     `enum:"demo,production" default:"demo" env:"TANDEM_MODE" help:"demo (everything in memory, private callbacks allowed) or production."`
+	Listen string     `placeholder:"HOST:PORT" env:"TANDEM_LISTEN" help:"Address to listen on (demo: 127.0.0.1:8000, production: :8000)."`
+	DB     string     `name:"db" placeholder:"URL" env:"TANDEM_DB" help:"Database: a file, file:PATH, or :memory: (demo: :memory:, production: file:tandem.db)."`
+	Config configFile `placeholder:"FILE" env:"TANDEM_CONFIG" help:"YAML file with the long names of these flags as keys."`
+	Debug  bool       `env:"TANDEM_DEBUG" help:"Log everything, as text."`
+	NoAuth bool       `env:"TANDEM_NO_AUTH" help:"Accept requests without API keys. There are none yet, so this only confirms it."`
+
+	Workers     int           `default:"0" env:"TANDEM_WORKERS" help:"Slots for work that computes; 0: one per core."`
+	IOWorkers   int           `default:"256" env:"TANDEM_IO_WORKERS" help:"Slots for work that waits."`
+	MaxQueue    int64         `default:"1000000" env:"TANDEM_MAX_QUEUE" help:"Unfinished requests on disk, beyond which POST answers 503."`
+	MaxData     int64         `default:"10240" placeholder:"BYTES" env:"TANDEM_MAX_DATA" help:"Largest data of a request, at most 16 MiB (default: ${default})."`
+	MaxDepth    int           `default:"10" env:"TANDEM_MAX_DEPTH" help:"Deepest nesting of data."`
+	TaskTimeout time.Duration `default:"30s" env:"TANDEM_TASK_TIMEOUT" help:"Longest run of a task, and longest wait for a sync answer."`
+	CORSOrigin  []string      `name:"cors-origin" placeholder:"URL" env:"TANDEM_CORS_ORIGIN" help:"Origins whose pages may call the API (demo: http://localhost:3000, http://127.0.0.1:3000)."`
+	Retention   time.Duration `default:"720h" env:"TANDEM_RETENTION" help:"Finished requests older than this are deleted; 0: never."`
+
+	CallbackAttempts        int            `default:"3" env:"TANDEM_CALLBACK_ATTEMPTS" help:"Tries per callback."`
+	CallbackBackoff         time.Duration  `default:"1s" env:"TANDEM_CALLBACK_BACKOFF" help:"Wait before the second try; doubled for each further one."`
+	CallbackTimeout         time.Duration  `default:"10s" env:"TANDEM_CALLBACK_TIMEOUT" help:"Time for one whole try."`
+	CallbackMaxAge          time.Duration  `default:"24h" env:"TANDEM_CALLBACK_MAX_AGE" help:"Give a callback up this long after its work ended."`
+	CallbackHostConcurrency int            `default:"10" env:"TANDEM_CALLBACK_HOST_CONCURRENCY" help:"Callbacks to one host and port at a time."`
+	AllowCallbackCIDR       []netip.Prefix `name:"allow-callback-cidr" placeholder:"CIDR" env:"TANDEM_ALLOW_CALLBACK_CIDR" help:"Private addresses that callbacks may go to."`
+	AllowCallbackHost       []string       `placeholder:"HOST" env:"TANDEM_ALLOW_CALLBACK_HOST" help:"Names whose private addresses callbacks may go to."`
+	AllowCallbackPort       []uint16       `placeholder:"PORT" env:"TANDEM_ALLOW_CALLBACK_PORT" help:"Ports that callbacks may go to, besides 80 and 443 (demo: any)."`
+
+	SigningSecret string `placeholder:"whsec_…|@FILE" env:"TANDEM_SIGNING_SECRET" help:"Signs callbacks. Default: made at the first start, kept in the database, printed once."`
+
+	secret tandem.Secret // SigningSecret, read; zero: the database's
+}
+
+// dispatch reads the command line and runs its command.
+func dispatch(ctx context.Context, args []string, t *terminal) error {
+	var grammar commandLine
+	helped, out := false, t.out
+	if len(args) == 0 {
+		args, out = []string{"--help"}, t.err
+	}
+	parser, err := kong.New(&grammar,
+		kong.Name("tandem"),
+		kong.Description("One engine, two ways to ask it for work: wait for the answer (sync), or be called back (async)."),
+		kong.Writers(out, t.err),
+		kong.Exit(func(int) { helped = true }), // only --help asks for it; main alone ends the process
+		kong.Resolvers(kong.ResolverFunc(resolve)),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}),
+	)
+	if err != nil {
+		return fmt.Errorf("build the command line: %w", err)
+	}
+	parsed, err := parser.Parse(args)
+	switch {
+	case helped && out == t.err:
+		return &failure{code: exitBadArgument, err: errors.New("no command"), silent: true}
+	case helped:
+		return nil
+	case err != nil:
+		return badCommandLine(err)
+	}
+	if given := argument(parsed, "signing-secret", "secret"); given != "" && !strings.HasPrefix(given, "@") {
+		t.warnf("the signing secret stands in the arguments, where every user of this machine can read it (ps); " +
+			"set TANDEM_SIGNING_SECRET or name a file: @FILE")
+	}
+	parsed.BindTo(ctx, (*context.Context)(nil))
+	return parsed.Run(t)
+}
+
+// badCommandLine makes kong's errors ours, with a hint that fits the command.
+func badCommandLine(err error) error {
+	bad := &failure{code: exitBadArgument, err: err, hint: "tandem --help lists the commands"}
+	var parse *kong.ParseError
+	if errors.As(err, &parse) && parse.Context != nil {
+		if command := parse.Context.Selected(); command != nil {
+			bad.hint = "tandem " + command.Name + " --help lists its flags"
+		}
+	}
+	var ours *failure
+	if errors.As(err, &ours) {
+		bad.err = ours.err
+		if ours.hint != "" {
+			bad.hint = ours.hint
+		}
+	}
+	return bad
+}
+
+// argument returns the value that one of the named flags was given in the
+// arguments, "" when it was not.
+func argument(parsed *kong.Context, names ...string) string {
+	for _, element := range parsed.Path {
+		if element.Flag != nil && !element.Resolved && slices.Contains(names, element.Flag.Name) {
+			return fmt.Sprint(parsed.FlagValue(element.Flag))
+		}
+	}
+	return ""
+}
+
+// resolve gives a flag its value from ENVIRONMENT, DEBUG or the configuration
+// file. kong asks for flags that were not given, and would prefer the answer to the
+// TANDEM_ variable, which it has read already: so there is no answer when that is set.
+func resolve(parsed *kong.Context, parent *kong.Path, flag *kong.Flag) (any, error) {
+	if parent.Command == nil || parent.Command.Name != "serve" || slices.ContainsFunc(flag.Envs, isSet) {
+		return nil, nil
+	}
+	switch flag.Name {
+	case "mode":
+		if strings.EqualFold(os.Getenv("ENVIRONMENT"), modeProduction) {
+			return modeProduction, nil
+		}
+	case "debug":
+		if debug, err := strconv.ParseBool(os.Getenv("DEBUG")); err == nil && debug {
+			return true, nil
+		}
+	}
+	for _, candidate := range parent.Command.Flags {
+		if file, ok := parsed.FlagValue(candidate).(configFile); ok {
+			return file.value(flag.Name)
+		}
+	}
+	return nil, nil
+}
+
+func isSet(variable string) bool {
+	_, ok := os.LookupEnv(variable)
+	return ok
+}
+
+// configFile is what --config names: long flag names and their values.
+type configFile map[string]any
+
+// Decode reads the file; kong calls it.
+func (f *configFile) Decode(ctx *kong.DecodeContext) error {
+	var name string
+	if err := ctx.Scan.PopValueInto("file", &name); err != nil {
+		return err
+	}
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	if err := yaml.Unmarshal(text, f); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+// value returns what the file says about a flag in a form that kong parses as
+// it would an argument; nil when it says nothing.
+func (f configFile) value(name string) (any, error) {
+	switch value := f[name].(type) {
+	case nil:
+		return nil, nil
+	case []any, bool:
+		return value, nil
+	case map[string]any:
+		return nil, errors.New("in the configuration file: want a value, found a table")
+	default:
+		return fmt.Sprint(value), nil
+	}
+}
+
+// AfterApply refuses names in the configuration file that are no flags: a
+// misspelt setting that is ignored is a trap. kong calls it.
+func (c *serveCommand) AfterApply(parsed *kong.Context) error {
+	for _, name := range slices.Sorted(maps.Keys(c.Config)) {
+		known := func(flag *kong.Flag) bool { return flag.Name == name && name != "config" && name != "help" }
+		if !slices.ContainsFunc(parsed.Selected().Flags, known) {
+			return fmt.Errorf("configuration file: unknown setting %q", name)
+		}
+	}
+	return nil
+}
+
+// Validate fills in what depends on the mode and refuses what cannot work;
+// kong calls it.
+func (c *serveCommand) Validate() error {
+	production := c.Mode == modeProduction
+	if c.Listen == "" {
+		c.Listen = "127.0.0.1:8000"
+		if production {
+			c.Listen = ":8000"
+		}
+	}
+	if c.DB == "" {
+		c.DB = ":memory:"
+		if production {
+			c.DB = "file:tandem.db"
+		}
+	}
+	if len(c.CORSOrigin) == 0 && !production {
+		c.CORSOrigin = []string{"http://localhost:3000", "http://127.0.0.1:3000"}
+	}
+	if err := validAddress(c.Listen); err != nil {
+		return badArgument("", "--listen %s: %w", c.Listen, err)
+	}
+	if scheme, _, ok := strings.Cut(c.DB, "://"); ok && scheme != "file" {
+		if strings.HasPrefix(scheme, "postgres") {
+			return badArgument("--db file:tandem.db keeps everything in one SQLite file", "--db %s: PostgreSQL comes with a later version", redact(c.DB))
+		}
+		return badArgument("--db file:tandem.db, a path, or :memory:", "--db %s: unknown kind of database", redact(c.DB))
+	}
+	for i, host := range c.AllowCallbackHost {
+		c.AllowCallbackHost[i] = strings.TrimSuffix(strings.ToLower(host), ".")
+	}
+	if err := c.validBounds(); err != nil {
+		return err
+	}
+	var err error
+	if c.secret, err = readSecret(c.SigningSecret); err != nil {
+		return badArgument("tandem prints a fresh one at the first start without --signing-secret", "--signing-secret: %w", err)
+	}
+	return nil
+}
+
+// validBounds checks the numbers.
+func (c *serveCommand) validBounds() error {
+	for _, number := range []struct {
+		flag          string
+		value, lo, hi int64
+	}{
+		{"workers", int64(c.Workers), 0, 10_000},
+		{"io-workers", int64(c.IOWorkers), 1, 100_000},
+		{"max-queue", c.MaxQueue, 1, math.MaxInt64},
+		{"max-data", c.MaxData, 1, 16 << 20},
+		{"max-depth", int64(c.MaxDepth), 1, 1_000},
+		{"callback-attempts", int64(c.CallbackAttempts), 1, 1_000},
+		{"callback-host-concurrency", int64(c.CallbackHostConcurrency), 1, 10_000},
+	} {
+		if number.value < number.lo || number.value > number.hi {
+			return badArgument("", "--%s %d: want %d to %d", number.flag, number.value, number.lo, number.hi)
+		}
+	}
+	for _, bound := range []struct {
+		flag      string
+		value, lo time.Duration
+	}{
+		{"task-timeout", c.TaskTimeout, time.Millisecond},
+		{"retention", c.Retention, 0},
+		{"callback-backoff", c.CallbackBackoff, time.Millisecond},
+		{"callback-timeout", c.CallbackTimeout, time.Millisecond},
+		{"callback-max-age", c.CallbackMaxAge, time.Millisecond},
+	} {
+		if bound.value < bound.lo {
+			return badArgument("", "--%s %v: want at least %v", bound.flag, bound.value, bound.lo)
+		}
+	}
+	return nil
+}
+
+// validAddress checks HOST:PORT without looking a name up.
+func validAddress(address string) error {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return errors.New("want HOST:PORT, such as 127.0.0.1:8000 or :8000")
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return errors.New("want a port from 0 (any free one) to 65535")
+	}
+	return nil
+}
+
+// readSecret reads whsec_…, or @ and the name of a file that holds it. An empty
+// text is the zero secret. Errors do not contain the text.
+func readSecret(text string) (tandem.Secret, error) {
+	if text == "" {
+		return tandem.Secret{}, nil
+	}
+	if name, ok := strings.CutPrefix(text, "@"); ok {
+		content, err := os.ReadFile(name)
+		if err != nil {
+			return tandem.Secret{}, err
+		}
+		text = string(content)
+	}
+	return tandem.ParseSecret(text)
+}
+
+// redact hides the password and the parameters of a URL that goes to a screen or a log.
+func redact(text string) string {
+	if !strings.Contains(text, "://") {
+		return text // a path
+	}
+	address, err := url.Parse(text)
+	if err != nil {
+		scheme, _, _ := strings.Cut(text, ":")
+		return scheme + ":[redacted]"
+	}
+	if address.RawQuery != "" {
+		address.RawQuery = "redacted"
+	}
+	return address.Redacted()
+}

@@ -1,0 +1,45 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"time"
+)
+
+// healthCommand asks a server whether it is well.
+type healthCommand struct {
+	URL     string        `name:"url" default:"http://127.0.0.1:8000" env:"TANDEM_HEALTH_URL" help:"The server, or the whole address of a check such as http://127.0.0.1:8000/livez (without a path: /readyz)."`
+	Timeout time.Duration `default:"3s" help:"How long to wait for the answer."`
+}
+
+// Run prints one line; the exit code is 0 when the server answers 200.
+func (c *healthCommand) Run(ctx context.Context, t *terminal) error {
+	address, err := url.Parse(c.URL)
+	if err != nil || address.Host == "" || (address.Scheme != "http" && address.Scheme != "https") {
+		return badArgument("", "--url %s: want http://HOST:PORT", redact(c.URL))
+	}
+	if address.Path == "" || address.Path == "/" {
+		address.Path = "/readyz"
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address.String(), nil)
+	if err != nil {
+		return fmt.Errorf("ask %s: %w", address.Redacted(), err)
+	}
+	client := &http.Client{Transport: &http.Transport{Proxy: nil, DisableKeepAlives: true}}
+	response, err := client.Do(request)
+	if err != nil {
+		return fmt.Errorf("unhealthy: %w", err)
+	}
+	defer response.Body.Close()
+	io.Copy(io.Discard, io.LimitReader(response.Body, 64<<10)) // lets the server finish its answer
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("unhealthy: %s answered %s", address.Redacted(), response.Status)
+	}
+	t.printf("healthy: %s answered %s\n", address.Redacted(), response.Status)
+	return nil
+}

@@ -1,0 +1,155 @@
+// Command tandem does slow work for its callers in two ways: while they wait,
+// or afterwards with a signed callback.
+//
+// Each command has a file of its own; config.go reads flags, environment and
+// configuration file; service.go puts the parts together. Nothing but main ends the process.
+// Exit codes:
+//
+//	0        ok; for serve and sink, also a clean stop after SIGINT or SIGTERM
+//	1        it could not run
+//	2        bad arguments, environment or configuration file
+//	3        a check failed
+//	130/143  SIGINT or SIGTERM ended it before it was done
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+)
+
+// The exit codes besides 0. An interruption has 128 and the number of its signal.
+const (
+	exitCannotRun   = 1
+	exitBadArgument = 2
+	exitCheckFailed = 3
+)
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run carries out one command line and returns the exit code.
+func run(args []string, stdout, stderr io.Writer) int {
+	signals := newSignals()
+	defer signals.stop()
+	terminal := &terminal{out: stdout, err: stderr, halt: signals.second}
+	err := dispatch(signals.first, args, terminal)
+	if err == nil {
+		return 0
+	}
+	failure := asFailure(err)
+	if !failure.silent {
+		fmt.Fprintln(stderr, "tandem:", failure.err)
+	}
+	if failure.hint != "" {
+		fmt.Fprintln(stderr, "hint:", failure.hint)
+	}
+	return failure.code
+}
+
+// terminal is what a command has of the world outside.
+type terminal struct {
+	out, err io.Writer
+	halt     <-chan struct{} // closed by the second signal: stop at once
+}
+
+// printf writes to standard output. A reader that has gone away is not our
+// business: what matters is counted in the exit code.
+func (t *terminal) printf(format string, args ...any) { fmt.Fprintf(t.out, format, args...) }
+
+// warnf writes a warning to standard error, one line.
+func (t *terminal) warnf(format string, args ...any) {
+	fmt.Fprintf(t.err, "warning: "+format+"\n", args...)
+}
+
+// failure is an error that knows its exit code.
+type failure struct {
+	code   int
+	err    error
+	hint   string // what to do about it; ""
+	silent bool   // everything was said already
+}
+
+// Error returns the text of the cause.
+func (f *failure) Error() string { return f.err.Error() }
+
+// Unwrap returns the cause.
+func (f *failure) Unwrap() error { return f.err }
+
+// badArgument is a failure with exit code 2.
+func badArgument(hint, format string, args ...any) error {
+	return &failure{code: exitBadArgument, err: fmt.Errorf(format, args...), hint: hint}
+}
+
+// asFailure finds the exit code of err: its own, that of the signal that caused
+// it, or 1.
+func asFailure(err error) *failure {
+	var failed *failure
+	if errors.As(err, &failed) {
+		return failed
+	}
+	var stopped interruption
+	if errors.As(err, &stopped) {
+		return &failure{code: stopped.code(), err: stopped}
+	}
+	return &failure{code: exitCannotRun, err: err}
+}
+
+// interruption is the cause of a context that a signal ended.
+type interruption struct{ signal os.Signal }
+
+// Error says which signal came.
+func (i interruption) Error() string { return "stopped by signal: " + i.signal.String() }
+
+// code is 128 and the number of the signal, as shells have it.
+func (i interruption) code() int {
+	if number, ok := i.signal.(syscall.Signal); ok {
+		return 128 + int(number)
+	}
+	return exitCannotRun
+}
+
+// signals turns SIGINT and SIGTERM into requests to stop: the first politely, the
+// second at once. A third one finds the default behaviour and ends the process.
+type signals struct {
+	first  context.Context // ends with an interruption as its cause
+	second chan struct{}   // closed
+	quit   chan struct{}   // closed by stop
+	done   sync.WaitGroup
+}
+
+func newSignals() *signals {
+	first, cancel := context.WithCancelCause(context.Background())
+	s := &signals{first: first, second: make(chan struct{}), quit: make(chan struct{})}
+	incoming := make(chan os.Signal, 2)
+	signal.Notify(incoming, os.Interrupt, syscall.SIGTERM)
+	s.done.Go(func() {
+		defer signal.Stop(incoming)
+		defer cancel(nil)
+		for _, act := range []func(os.Signal){
+			func(sig os.Signal) { cancel(interruption{sig}) },
+			func(os.Signal) { signal.Stop(incoming); close(s.second) },
+		} {
+			select {
+			case sig := <-incoming:
+				act(sig)
+			case <-s.quit:
+				return
+			}
+		}
+		<-s.quit
+	})
+	return s
+}
+
+// stop gives the signals their default behaviour back.
+func (s *signals) stop() {
+	close(s.quit)
+	s.done.Wait()
+}

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+
+	"tandem/internal/egress"
+	"tandem/internal/engine"
+	"tandem/internal/server"
+	"tandem/internal/store"
+)
+
+// Run serves until a signal comes. A clean drain is exit code 0, which is what
+// service managers expect of a service they stop; a drain cut short by a second signal is not.
+func (c *serveCommand) Run(ctx context.Context, t *terminal) error {
+	listener, err := listen(ctx, c.Listen)
+	if err != nil {
+		return err
+	}
+	address := listener.Addr()
+	log := newLogger(t.err, c.Debug)
+	tandem, err := openService(ctx, c.parts(address, log), listener)
+	if err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return err
+	}
+	t.printf("%s", c.banner(address, tandem))
+	log.Info("serving", "address", address.String(), "mode", c.Mode)
+	err = tandem.run(ctx, t.halt)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-t.halt:
+		return context.Cause(ctx)
+	default:
+		log.Info("stopped")
+		return nil
+	}
+}
+
+// parts turns flags into the configuration of every part.
+func (c *serveCommand) parts(address net.Addr, log *slog.Logger) parts {
+	demo := c.Mode == modeDemo
+	policy := egress.Policy{
+		AllowPrivate: demo,
+		AnyPort:      demo,
+		Ports:        c.AllowCallbackPort,
+		CIDRs:        c.AllowCallbackCIDR,
+		Hosts:        c.AllowCallbackHost,
+	}
+	if own, err := netip.ParseAddrPort(address.String()); err == nil && !demo {
+		policy.Own = []netip.AddrPort{own}
+	}
+	return parts{
+		store:  store.Config{URL: c.DB, MaxQueue: c.MaxQueue},
+		egress: egress.Config{Policy: policy, Timeout: c.CallbackTimeout, HostConcurrency: c.CallbackHostConcurrency},
+		engine: engine.Config{
+			Workers:     c.Workers,
+			IOWorkers:   c.IOWorkers,
+			TaskTimeout: c.TaskTimeout,
+			Retention:   c.Retention,
+			Retry:       engine.Schedule{Attempts: c.CallbackAttempts, Backoff: c.CallbackBackoff, MaxAge: c.CallbackMaxAge},
+		},
+		server: server.Config{
+			Mode:         c.Mode,
+			TestCallback: demo,
+			MaxData:      c.MaxData,
+			MaxDepth:     c.MaxDepth,
+			TaskTimeout:  c.TaskTimeout,
+			CORSOrigins:  c.CORSOrigin,
+		},
+		secret: c.secret,
+		log:    log,
+	}
+}
+
+// newLogger writes JSON for machines; text when a person watches, or debugs.
+func newLogger(w io.Writer, debug bool) *slog.Logger {
+	options := &slog.HandlerOptions{Level: slog.LevelInfo}
+	if debug {
+		options.Level = slog.LevelDebug
+	}
+	if debug || isTerminal(w) {
+		return slog.New(slog.NewTextHandler(w, options))
+	}
+	return slog.New(slog.NewJSONHandler(w, options))
+}
+
+// isTerminal reports whether w is a character device; nothing else than the
+// form of the log depends on it.
+func isTerminal(w io.Writer) bool {
+	file, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := file.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}

@@ -1,0 +1,140 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"tandem"
+	"tandem/internal/egress"
+	"tandem/internal/engine"
+	"tandem/internal/server"
+	"tandem/internal/store"
+)
+
+// lastWords is how long answers that are decided may take to reach their
+// readers, once the engine has drained.
+const lastWords = 2 * time.Second
+
+// parts says what a service is made of. What one part needs of another
+// (Store, Egress, Engine, Secrets) is filled in by openService.
+type parts struct {
+	store  store.Config
+	egress egress.Config
+	engine engine.Config
+	server server.Config
+	secret tandem.Secret // signs callbacks; zero: the one in the database, made if there is none
+	log    *slog.Logger
+}
+
+// service is one tandem, from the database to the listener.
+type service struct {
+	listener net.Listener
+	store    *store.SQLite
+	egress   *egress.Client
+	engine   *engine.Engine
+	http     *http.Server
+	secret   tandem.Secret
+	made     bool // secret is new: tell it to somebody
+}
+
+// openService puts the parts together and takes over the listener, on which
+// callers already queue. Nothing runs yet. After an error everything is closed.
+func openService(ctx context.Context, p parts, listener net.Listener) (_ *service, err error) {
+	s := &service{listener: listener}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	p.store.Log, p.egress.Log, p.engine.Log, p.server.Log = p.log, p.log, p.log, p.log
+	if s.store, err = store.OpenSQLite(ctx, p.store); err != nil {
+		return nil, err
+	}
+	if s.secret = p.secret; s.secret.IsZero() {
+		if s.secret, s.made, err = s.store.SigningSecret(ctx, tandem.NewSecret()); err != nil {
+			return nil, fmt.Errorf("read the signing secret: %w", err)
+		}
+	}
+	if s.egress, err = egress.New(p.egress); err != nil {
+		return nil, fmt.Errorf("set up callbacks: %w", err)
+	}
+	p.engine.Store, p.engine.Egress, p.engine.Secrets = s.store, s.egress, []tandem.Secret{s.secret}
+	if s.engine, err = engine.New(p.engine); err != nil {
+		return nil, fmt.Errorf("set up the engine: %w", err)
+	}
+	p.server.Engine, p.server.Store = s.engine, s.store
+	handler, err := server.New(p.server)
+	if err != nil {
+		return nil, fmt.Errorf("set up the HTTP API: %w", err)
+	}
+	s.http = server.HTTPServer(handler, p.server)
+	return s, nil
+}
+
+// run serves until ctx ends, then drains: the engine refuses new work first, so
+// that /readyz says 503 on connections that are still open, then the listener
+// closes while what runs may finish. When halt is closed, that grace ends at once.
+// Everything is closed when run returns.
+func (s *service) run(ctx context.Context, halt <-chan struct{}) error {
+	g, running := errgroup.WithContext(ctx)
+	closing, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
+	g.Go(func() error {
+		err := s.engine.Run(running)
+		time.AfterFunc(lastWords, cut) // every answer is decided now
+		if err != nil {
+			return fmt.Errorf("run the engine: %w", err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve %s: %w", s.listener.Addr(), err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		<-running.Done()
+		s.engine.Drain()
+		if s.http.Shutdown(closing) != nil {
+			s.http.Close() // a reader too slow to be waited for
+		}
+		return nil
+	})
+	var halting sync.WaitGroup
+	ended := make(chan struct{})
+	halting.Go(func() {
+		select {
+		case <-halt:
+			s.engine.Halt()
+		case <-ended:
+		}
+	})
+	err := g.Wait()
+	close(ended)
+	halting.Wait()
+	return errors.Join(err, s.close())
+}
+
+// close lets go of everything; parts that were never made are skipped.
+func (s *service) close() error {
+	s.listener.Close() // closed already, if it was served
+	if s.egress != nil {
+		s.egress.Close()
+	}
+	if s.store == nil {
+		return nil
+	}
+	if err := s.store.Close(); err != nil {
+		return fmt.Errorf("close the database: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,362 @@
+// Package load puts a tandem service under load and says what came of it. It
+// speaks HTTP only and knows nothing of the service's inside, so that it
+// measures a deployment the way a client sees it.
+//
+// This file is the receiving end: the [Receiver] of callbacks that a measurement
+// counts, that `tandem sink` prints, and that tests make misbehave.
+package load
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"path"
+	"sync"
+	"time"
+
+	"tandem"
+)
+
+// Defaults of a [ReceiverConfig].
+const (
+	defaultMaxKeys = 1_000_000
+	defaultMaxBody = 1 << 20
+	maxReading     = 64 // bodies in memory at once; further callbacks wait for their turn
+)
+
+// ErrReceiverFull is the error of [Receiver.Expect] at ReceiverConfig.MaxKeys.
+var ErrReceiverFull = errors.New("the receiver expects as many callbacks as it may")
+
+// ReceiverConfig configures a [Receiver].
+type ReceiverConfig struct {
+	Secret    tandem.Secret // verifies every callback; zero: signatures are not checked
+	Open      bool          // expect anything: a callback's key is its webhook-id, and at MaxKeys the oldest is forgotten
+	MaxKeys   int           // callbacks remembered, about 100 bytes each; 0: 1,000,000
+	MaxBody   int64         // bytes of one callback, beyond which it is answered 413; 0: 1 MiB
+	Behaviour Behaviour     // how it answers; the zero value is a good receiver
+	OnArrival func(Arrival) // told of every callback before it is answered, from many goroutines at once; nil: nobody
+}
+
+// Behaviour is how a receiver answers. The zero value answers 200 at once.
+type Behaviour struct {
+	Delay    time.Duration // before every answer
+	FailRate float64       // 0..1, share of callbacks treated as Status, Hang or Redirect say; 0 means all of them if one is set
+	Status   int           // answered instead of 200; 0: 500 when FailRate asks for failures and nothing else is set
+	Hang     bool          // no answer at all: the connection stays open until the sender gives up
+	Redirect string        // answered 307 with this Location
+}
+
+// Validate reports a behaviour that contradicts itself.
+func (b Behaviour) Validate() error {
+	switch {
+	case b.FailRate < 0 || b.FailRate > 1 || b.FailRate != b.FailRate:
+		return fmt.Errorf("fail rate %v: want 0 to 1", b.FailRate)
+	case b.Status != 0 && (b.Status < 200 || b.Status > 599):
+		return fmt.Errorf("status %d: want 200 to 599", b.Status)
+	case b.Delay < 0:
+		return fmt.Errorf("delay %v: want zero or more", b.Delay)
+	case b.Hang && (b.Status != 0 || b.Redirect != ""), b.Redirect != "" && b.Status != 0:
+		return errors.New("status, hang and redirect exclude each other")
+	}
+	return nil
+}
+
+// misbehaves decides for one callback; dice is in [0, 1).
+func (b Behaviour) misbehaves(dice float64) bool {
+	if b.FailRate > 0 {
+		return dice < b.FailRate
+	}
+	return b.Status != 0 || b.Hang || b.Redirect != ""
+}
+
+// Arrival is one callback as it came in. Its texts come from a stranger: they
+// may hold anything.
+type Arrival struct {
+	At        time.Time       // when its body had been read
+	Key       string          // what [Receiver.Expect] was told: the last element of the path; the webhook-id of an open receiver
+	ID        string          // webhook-id
+	Callback  tandem.Callback // its body; zero when Malformed
+	Bytes     int             // length of the body
+	Checked   bool            // there is a secret
+	Signature error           // why the signature is refused; nil: it is good, or was not checked
+	Malformed error           // why the body is no callback, or not about the id in the header; nil: it is
+	Known     bool            // its key is expected
+	Duplicate bool            // one with this key was answered 2xx before
+	Status    int             // the answer it gets; 0: none, it hangs
+}
+
+// Counts says what a receiver has seen. Each callback is in Received and, when
+// something is wrong with it, in exactly one of BadSignature, Malformed, Unknown, Misbehaved and Duplicates.
+type Counts struct {
+	Expected     int64 // keys registered and not cancelled; of an open receiver: different keys seen
+	Received     int64 // callbacks, whatever became of them
+	Delivered    int64 // expected keys with a good callback that was answered 2xx
+	Duplicates   int64 // good callbacks for a key that was delivered already
+	BadSignature int64 // answered 401
+	Malformed    int64 // answered 400 or 413: no callback
+	Unknown      int64 // answered 404: nobody expects it
+	Misbehaved   int64 // answered badly, or not at all, on purpose
+}
+
+// Missing is how many expected callbacks have not come.
+func (c Counts) Missing() int64 { return c.Expected - c.Delivered }
+
+// Receiver is an http.Handler that takes callbacks. Callers that know what they
+// wait for register a key of their own making, before they send the request whose callback_url
+// ends in it: the request id is not known then, and a callback can overtake the 202.
+type Receiver struct {
+	cfg     ReceiverConfig
+	reading chan struct{} // a place per body in memory
+
+	mu     sync.Mutex      // guards the fields below
+	keys   map[string]bool // :: key → delivered
+	order  []string        // ring of the keys of an open receiver, oldest at next once it is full
+	next   int
+	counts Counts
+	idle   chan struct{} // closed when nothing is missing; nil while nobody waits
+}
+
+// NewReceiver makes a receiver; it returns an error when cfg contradicts itself.
+func NewReceiver(cfg ReceiverConfig) (*Receiver, error) {
+	if err := cfg.Behaviour.Validate(); err != nil {
+		return nil, fmt.Errorf("configure receiver: %w", err)
+	}
+	if cfg.MaxKeys <= 0 {
+		cfg.MaxKeys = defaultMaxKeys
+	}
+	if cfg.MaxBody <= 0 {
+		cfg.MaxBody = defaultMaxBody
+	}
+	if cfg.OnArrival == nil {
+		cfg.OnArrival = func(Arrival) {}
+	}
+	return &Receiver{
+		cfg:     cfg,
+		reading: make(chan struct{}, maxReading),
+		keys:    make(map[string]bool),
+	}, nil
+}
+
+// Expect registers a key. Call it before the request is sent. The key is the
+// last element of the callback_url's path: letters, digits and hyphens.
+func (r *Receiver) Expect(key string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, ok := r.keys[key]; ok {
+		return fmt.Errorf("expect callback %q: registered already", key)
+	}
+	if len(r.keys) >= r.cfg.MaxKeys {
+		return fmt.Errorf("expect callback %q: %w", key, ErrReceiverFull)
+	}
+	r.keys[key] = false
+	r.counts.Expected++
+	return nil
+}
+
+// Cancel takes an expected key back, because its request was refused. A
+// key that was delivered all the same stays.
+func (r *Receiver) Cancel(key string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if delivered, ok := r.keys[key]; !ok || delivered {
+		return
+	}
+	delete(r.keys, key)
+	r.counts.Expected--
+	r.wakeLocked()
+}
+
+// Delivered reports whether a good callback for the key was answered 2xx.
+func (r *Receiver) Delivered(key string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.keys[key]
+}
+
+// Counts returns what was seen so far.
+func (r *Receiver) Counts() Counts {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.counts
+}
+
+// Wait returns nil when no expected callback is missing, and ctx's cause when
+// ctx ends before that.
+func (r *Receiver) Wait(ctx context.Context) error {
+	r.mu.Lock()
+	if r.counts.Missing() == 0 {
+		r.mu.Unlock()
+		return nil
+	}
+	if r.idle == nil {
+		r.idle = make(chan struct{})
+	}
+	idle := r.idle
+	r.mu.Unlock()
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for callbacks: %w", context.Cause(ctx))
+	}
+}
+
+// wakeLocked tells those who Wait when nothing is missing any more.
+func (r *Receiver) wakeLocked() {
+	if r.idle != nil && r.counts.Missing() == 0 {
+		close(r.idle)
+		r.idle = nil
+	}
+}
+
+// ServeHTTP takes one callback.
+func (r *Receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	if req.Method != http.MethodPost {
+		w.Header().Set("Allow", http.MethodPost)
+		http.Error(w, "callbacks come by POST", http.StatusMethodNotAllowed)
+		return
+	}
+	arrival, ok := r.read(w, req)
+	if !ok {
+		return // the sender left in the middle of its body: nothing has arrived
+	}
+	bad := r.cfg.Behaviour.misbehaves(rand.Float64())
+	r.settle(&arrival, bad)
+	r.cfg.OnArrival(arrival)
+	r.answer(w, req, arrival)
+}
+
+// read takes the body and checks it; the body is forgotten when read returns.
+// It is not ok when the sender has gone.
+func (r *Receiver) read(w http.ResponseWriter, req *http.Request) (Arrival, bool) {
+	select {
+	case r.reading <- struct{}{}:
+		defer func() { <-r.reading }()
+	case <-req.Context().Done():
+		return Arrival{}, false
+	}
+	a := Arrival{ID: req.Header.Get(tandem.HeaderWebhookID), Key: path.Base(req.URL.Path), Checked: !r.cfg.Secret.IsZero()}
+	if r.cfg.Open {
+		a.Key = a.ID
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, req.Body, r.cfg.MaxBody))
+	a.At, a.Bytes = time.Now(), len(body)
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		a.Malformed, a.Status = fmt.Errorf("longer than %d bytes", r.cfg.MaxBody), http.StatusRequestEntityTooLarge
+		return a, true
+	case err != nil:
+		return Arrival{}, false
+	}
+	if a.Checked {
+		a.Signature = r.cfg.Secret.Verify(req.Header, body, a.At)
+	}
+	if err := json.Unmarshal(body, &a.Callback); err != nil {
+		a.Callback, a.Malformed = tandem.Callback{}, errors.New("the body is not a callback in JSON")
+	} else if a.ID == "" || a.ID != a.Callback.RequestID {
+		a.Malformed = errors.New("webhook-id and request_id differ")
+	}
+	return a, true
+}
+
+// settle decides the answer and counts it. A callback counts as delivered when
+// the answer is decided, before it is on the wire: a sender that dies in between sends
+// again, and that is a duplicate here as it is for any receiver.
+func (r *Receiver) settle(a *Arrival, bad bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.counts.Received++
+	a.Duplicate, a.Known = r.keys[a.Key], r.cfg.Open
+	if !a.Known {
+		_, a.Known = r.keys[a.Key]
+	}
+	switch {
+	case a.Signature != nil:
+		a.Status = http.StatusUnauthorized
+		r.counts.BadSignature++
+	case a.Malformed != nil:
+		if a.Status == 0 {
+			a.Status = http.StatusBadRequest
+		}
+		r.counts.Malformed++
+	case !a.Known:
+		a.Status = http.StatusNotFound
+		r.counts.Unknown++
+	case bad && !r.cfg.Behaviour.delivers():
+		a.Status = r.cfg.Behaviour.status()
+		r.rememberLocked(a.Key)
+		r.counts.Misbehaved++
+	default:
+		a.Status = http.StatusOK
+		if bad {
+			a.Status = r.cfg.Behaviour.status()
+		}
+		r.rememberLocked(a.Key)
+		if a.Duplicate {
+			r.counts.Duplicates++
+			return
+		}
+		r.keys[a.Key] = true
+		r.counts.Delivered++
+		r.wakeLocked()
+	}
+}
+
+// rememberLocked makes room for the key of an open receiver.
+func (r *Receiver) rememberLocked(key string) {
+	if _, ok := r.keys[key]; ok || !r.cfg.Open {
+		return
+	}
+	if len(r.order) < r.cfg.MaxKeys {
+		r.order = append(r.order, key)
+	} else {
+		delete(r.keys, r.order[r.next])
+		r.order[r.next] = key
+		r.next = (r.next + 1) % len(r.order)
+	}
+	r.keys[key] = false
+	r.counts.Expected++
+}
+
+// delivers reports whether the odd answer is a success all the same (--status 204).
+func (b Behaviour) delivers() bool { return b.Status >= 200 && b.Status < 300 }
+
+// status is the answer of a callback that is treated badly; 0: none.
+func (b Behaviour) status() int {
+	switch {
+	case b.Hang:
+		return 0
+	case b.Redirect != "":
+		return http.StatusTemporaryRedirect
+	case b.Status != 0:
+		return b.Status
+	default:
+		return http.StatusInternalServerError
+	}
+}
+
+// answer writes what settle decided.
+func (r *Receiver) answer(w http.ResponseWriter, req *http.Request, a Arrival) {
+	if r.cfg.Behaviour.Delay > 0 {
+		timer := time.NewTimer(r.cfg.Behaviour.Delay)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-req.Context().Done():
+			return
+		}
+	}
+	if a.Status == 0 {
+		<-req.Context().Done() // until the sender gives up
+		return
+	}
+	if a.Status == http.StatusTemporaryRedirect && r.cfg.Behaviour.Redirect != "" {
+		w.Header().Set("Location", r.cfg.Behaviour.Redirect)
+	}
+	w.WriteHeader(a.Status)
+}
