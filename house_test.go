@@ -1,0 +1,182 @@
+package tandem_test
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// These tests keep the documents true to the repository. They read files only, relative to the
+// root package's folder, which is the root of the repository.
+
+func readFile(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// section returns what stands between a second-level heading and the next one.
+func section(t *testing.T, text, heading string) string {
+	t.Helper()
+	_, after, found := strings.Cut(text, "\n## "+heading+"\n")
+	if !found {
+		t.Fatalf("no section %q", heading)
+	}
+	body, _, _ := strings.Cut(after, "\n## ")
+	return body
+}
+
+// rows returns the cells of the body rows of all tables in text.
+func rows(text string) [][]string {
+	var found [][]string
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, "|---") && len(found) > 0 {
+			found = found[:len(found)-1] // the line before was the heading
+		} else if inner, ok := strings.CutPrefix(line, "|"); ok {
+			var cells []string
+			for cell := range strings.SplitSeq(strings.TrimSuffix(inner, "|"), "|") {
+				cells = append(cells, strings.TrimSpace(cell))
+			}
+			found = append(found, cells)
+		}
+	}
+	return found
+}
+
+// sourceFiles returns every file of the repository whose name ends in suffix, vendored assets aside.
+func sourceFiles(t *testing.T, suffix string) []string {
+	t.Helper()
+	var found []string
+	err := filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if entry.IsDir() && (entry.Name() == ".git" || entry.Name() == "third_party" || entry.Name() == "testdata") {
+			return filepath.SkipDir
+		}
+		if strings.HasSuffix(path, suffix) {
+			found = append(found, path)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// TestReadmeBeginsWithTwoCommands: a newcomer types these, and .ci/run runs what stands here.
+func TestReadmeBeginsWithTwoCommands(t *testing.T) {
+	t.Parallel()
+	readme := readFile(t, "README.md")
+	before, after, found := strings.Cut(readme, "\n```sh\n")
+	if !found || strings.Contains(before, "\n## ") || strings.Contains(before, "```") {
+		t.Fatal("the first section of the README does not begin with a block of commands")
+	}
+	block, _, _ := strings.Cut(after, "```")
+	if diff := cmp.Diff("go run ./cmd/tandem demo\ngo test ./...\n", block); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestReadmeGuarantees: every guarantee names the tests that prove it, and they exist.
+func TestReadmeGuarantees(t *testing.T) {
+	t.Parallel()
+	tests := map[string]bool{}
+	declaration := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Example)\w*)\(`)
+	for _, path := range sourceFiles(t, "_test.go") {
+		for _, match := range declaration.FindAllStringSubmatch(readFile(t, path), -1) {
+			tests[match[1]] = true
+		}
+	}
+	named := regexp.MustCompile("`((?:Test|Fuzz|Example)\\w*)[/`]")
+	guarantees := rows(section(t, readFile(t, "README.md"), "Guarantees"))
+	if len(guarantees) != 6 {
+		t.Errorf("%d guarantees, want 6", len(guarantees))
+	}
+	for _, row := range guarantees {
+		names := named.FindAllStringSubmatch(row[len(row)-1], -1)
+		if len(names) == 0 {
+			t.Errorf("guarantee %s names no test", row[0])
+		}
+		for _, name := range names {
+			if !tests[name[1]] {
+				t.Errorf("guarantee %s names %s, which does not exist", row[0], name[1])
+			}
+		}
+	}
+}
+
+// TestReadmeConfiguration: the README lists the flags of `serve`, all of them and no others. Each
+// flag has a variable, from whose name its own follows.
+func TestReadmeConfiguration(t *testing.T) {
+	t.Parallel()
+	var flags, listed []string
+	variable := regexp.MustCompile(`\benv:"TANDEM_(\w+)"`)
+	for _, match := range variable.FindAllStringSubmatch(readFile(t, "cmd/tandem/config.go"), -1) {
+		flags = append(flags, "--"+strings.ToLower(strings.ReplaceAll(match[1], "_", "-")))
+	}
+	for _, row := range rows(section(t, readFile(t, "README.md"), "Configuration")) {
+		if flag := strings.Trim(row[0], "`"); strings.HasPrefix(flag, "--") {
+			listed = append(listed, flag)
+		}
+	}
+	slices.Sort(flags)
+	slices.Sort(listed)
+	if diff := cmp.Diff(flags, listed); diff != "" {
+		t.Errorf("flags in the README (-code +README):\n%s", diff)
+	}
+}
+
+// TestDocumentLinks: every link to a file of the repository leads to one.
+func TestDocumentLinks(t *testing.T) {
+	t.Parallel()
+	link := regexp.MustCompile(`\]\(([^)#\s]+)[^)]*\)`)
+	checked := 0
+	for _, path := range sourceFiles(t, ".md") {
+		for _, match := range link.FindAllStringSubmatch(readFile(t, path), -1) {
+			if strings.Contains(match[1], "://") {
+				continue
+			}
+			checked++
+			if _, err := os.Stat(filepath.Join(filepath.Dir(path), filepath.FromSlash(match[1]))); err != nil {
+				t.Errorf("%s links to %s: %v", path, match[1], err)
+			}
+		}
+	}
+	if checked < 10 {
+		t.Errorf("only %d links found: is the pattern still right?", checked)
+	}
+}
+
+// TestDependenciesHaveReasons: decision 5 has a line for every direct dependency, and for no other.
+func TestDependenciesHaveReasons(t *testing.T) {
+	t.Parallel()
+	var required, explained []string
+	direct := regexp.MustCompile(`(?m)^(?:require )?\t?([\w.-]+\.\w+/\S+) v\S+$`) // no "// indirect" behind
+	for _, match := range direct.FindAllStringSubmatch(readFile(t, "go.mod"), -1) {
+		required = append(required, match[1])
+	}
+	record, _, _ := strings.Cut(readFile(t, "docs/decisions/0005-dependencies.md"), "**Not obtainable.**")
+	for _, row := range rows(record) {
+		explained = append(explained, strings.Trim(row[0], "`"))
+		if len(row) != 3 || len(row[2]) < 10 {
+			t.Errorf("%s: no reason", row[0])
+		}
+	}
+	slices.Sort(required)
+	slices.Sort(explained)
+	if diff := cmp.Diff(required, explained); diff != "" {
+		t.Errorf("direct dependencies (-go.mod +record):\n%s", diff)
+	}
+}
