@@ -64,7 +64,9 @@ func (c *counters) add(deltas map[string]int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for name, delta := range deltas {
-		c.values[name] += delta
+		if delta != 0 {
+			c.values[name] += delta
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -111,18 +112,22 @@ func attempts(ctx context.Context, q querier, seq int64) ([]tandem.Attempt, erro
 	return list, rows.Err()
 }
 
+// jobColumns are what scan reads of a row that is handed out: of data and
+// result only the one that the job needs, and that only if it is at most ? bytes.
+const jobColumns = `seq, id, mode, task, status, callback_status, complexity, callback_attempts, processing_us,
+	started_at, completed_at, error_code, error_message, callback_url,
+	CASE WHEN lane = 'deliver' OR length(data) > ? THEN x'' ELSE data END,
+	CASE WHEN lane = 'deliver' AND length(result) <= ? THEN result END`
+
 // load reads the rest of an item from disk. It reports false when the row is
-// no longer due in its lane. Of data and result it reads the one that the job needs.
+// no longer due in its lane.
 func (s *SQLite) load(it *item) (bool, error) {
 	found := true
 	err := s.read(context.Background(), func(q querier) error {
 		_, r, err := scan(q.QueryRowContext(context.Background(), `
-			SELECT seq, id, mode, task, status, callback_status, complexity, callback_attempts, processing_us,
-			       started_at, completed_at, error_code, error_message, callback_url,
-			       CASE lane WHEN 'deliver' THEN x'' ELSE data END,
-			       CASE lane WHEN 'deliver' THEN result END
+			SELECT `+jobColumns+`
 			FROM requests
-			WHERE seq = ? AND lane = ? AND due_at <= ?`, it.seq, string(it.lane), micros(it.due)))
+			WHERE seq = ? AND lane = ? AND due_at <= ?`, math.MaxInt64, math.MaxInt64, it.seq, string(it.lane), micros(it.due)))
 		if errors.Is(err, sql.ErrNoRows) {
 			found = false
 			return nil
@@ -133,16 +138,17 @@ func (s *SQLite) load(it *item) (bool, error) {
 	return found, err
 }
 
-// due lists at most limit rows of a lane that are due, longest first.
+// due lists at most limit rows of a lane that are due, longest first, complete
+// unless they are large.
 func (s *SQLite) due(ctx context.Context, lane Lane, now time.Time, limit int) ([]*item, error) {
 	var items []*item
 	err := s.read(ctx, func(q querier) error {
 		rows, err := q.QueryContext(ctx, `
-			SELECT seq, id, due_at, length(CASE lane WHEN 'deliver' THEN result ELSE data END)
+			SELECT due_at, length(CASE lane WHEN 'deliver' THEN result ELSE data END), `+jobColumns+`
 			FROM requests INDEXED BY requests_queue
 			WHERE lane = ? AND due_at <= ?
 			ORDER BY due_at, seq
-			LIMIT ?`, string(lane), micros(now), limit)
+			LIMIT ?`, smallJob, smallJob, string(lane), micros(now), limit)
 		if err != nil {
 			return err
 		}
@@ -151,16 +157,26 @@ func (s *SQLite) due(ctx context.Context, lane Lane, now time.Time, limit int) (
 			it := &item{lane: lane}
 			var at int64
 			var size sql.NullInt64
-			if err := rows.Scan(&it.seq, &it.request.ID, &at, &size); err != nil {
+			it.seq, it.request, err = scan(prefixed{rows, []any{&at, &size}})
+			if err != nil {
 				return err
 			}
 			it.due, it.size = time.UnixMicro(at), int(size.Int64)
+			it.loaded = it.size <= smallJob
 			items = append(items, it)
 		}
 		return rows.Err()
 	})
 	return items, err
 }
+
+// prefixed scans some columns of its own before those of scan.
+type prefixed struct {
+	rows  *sql.Rows
+	first []any
+}
+
+func (p prefixed) Scan(rest ...any) error { return p.rows.Scan(append(p.first, rest...)...) }
 
 // nextDue returns when the first row of a lane becomes due after now; zero if there is none.
 func (s *SQLite) nextDue(ctx context.Context, lane Lane, now time.Time) (time.Time, error) {

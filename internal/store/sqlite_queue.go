@@ -16,6 +16,9 @@ const (
 	// maxReadyBytes bounds the data that waiting jobs hold in memory, all lanes
 	// together. A job beyond it is read again when its turn comes.
 	maxReadyBytes = 32 << 20
+	// smallJob is how large a job may be, in bytes, to be read whole when its lane
+	// is refilled: at most smallJob times maxReady at a time.
+	smallJob = 4 << 10
 	// defaultBytes bounds the data of the jobs that run.
 	defaultBytes = 256 << 20
 	// markDelay is how long work has to run before its row says processing.
@@ -46,6 +49,7 @@ type lane struct {
 	running  int                // jobs handed out and not yet committed
 	ready    []*item            // due, first in first out; at most maxReady
 	held     map[int64]struct{} // seqs in ready or running: the index must not hand them out a second time
+	gone     map[int64]struct{} // seqs committed while refill reads the index, which may still show them due; nil otherwise
 	overflow bool               // the index holds due rows that are not in held
 	nextDue  time.Time          // when the index holds the next row that is not yet due; zero: none known
 }
@@ -190,6 +194,9 @@ func (q *queue) finished(l *lane, it *item, size int) {
 	l.running--
 	q.runBytes -= int64(size)
 	delete(l.held, it.seq)
+	if l.gone != nil {
+		l.gone[it.seq] = struct{}{}
+	}
 	for _, l := range q.lanes { // the bytes given back may let a job of another lane go
 		q.startLocked(l)
 	}
@@ -316,6 +323,7 @@ func (q *queue) refillLane(ctx context.Context, l *lane) (time.Time, error) {
 	}
 	limit := maxReady + len(l.held)
 	l.overflow = false // set again by what is pushed meanwhile and finds no room
+	l.gone = map[int64]struct{}{}
 	q.mu.Unlock()
 
 	items, err := q.store.due(ctx, l.name, now, limit)
@@ -326,6 +334,8 @@ func (q *queue) refillLane(ctx context.Context, l *lane) (time.Time, error) {
 
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	gone := l.gone
+	l.gone = nil
 	if err != nil {
 		l.overflow = true
 		return time.Time{}, fmt.Errorf("read lane %s: %w", l.name, err)
@@ -334,7 +344,8 @@ func (q *queue) refillLane(ctx context.Context, l *lane) (time.Time, error) {
 		l.overflow = true
 	}
 	for _, it := range items {
-		if _, ok := l.held[it.seq]; ok {
+		_, held := l.held[it.seq]
+		if _, gone := gone[it.seq]; held || gone {
 			continue
 		}
 		if len(l.ready) >= maxReady {

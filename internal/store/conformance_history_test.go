@@ -1,0 +1,200 @@
+package store_test
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"tandem"
+	"tandem/internal/store"
+)
+
+func conformPages(t *testing.T, s store.Store) {
+	var ids []string
+	for range 25 {
+		r := newAsync()
+		accept(t, s, r, store.LaneIO)
+		ids = append([]string{r.ID}, ids...) // newest first
+	}
+	var got []string
+	filter := store.Filter{Limit: 10}
+	for pages := 1; ; pages++ {
+		page, err := s.Requests(context.Background(), filter)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, pageIDs(page)...)
+		if page.Next == "" {
+			if pages != 3 {
+				t.Errorf("%d pages, want 3", pages)
+			}
+			break
+		}
+		accept(t, s, newAsync(), store.LaneIO) // newer ones do not shift the pages
+		filter.Cursor = page.Next
+	}
+	if diff := cmp.Diff(ids, got); diff != "" {
+		t.Errorf("by cursor (-want +got):\n%s", diff)
+	}
+	page, err := s.Requests(context.Background(), store.Filter{Limit: 5, Offset: 4})
+	if err != nil || !slices.Equal(pageIDs(page), ids[2:7]) { // two more were accepted above
+		t.Errorf("by offset: %v, %v, want %v", pageIDs(page), err, ids[2:7])
+	}
+	page, err = s.Requests(context.Background(), store.Filter{Limit: 27})
+	if err != nil || len(page.Requests) != 27 || page.Next != "" {
+		t.Errorf("a page that just holds all: %d, next %q, %v", len(page.Requests), page.Next, err)
+	}
+}
+
+// conformFilters compares every combination of filters with a plain selection.
+func conformFilters(t *testing.T, s store.Store) {
+	var all []tandem.Request
+	for i := range 60 {
+		r := newSync()
+		lane := store.LaneNone
+		if i%3 != 0 {
+			r, lane = newAsync(), store.LaneIO
+		}
+		r.Task = []string{"compute", "echo", "sleep"}[i%5%3]
+		accept(t, s, r, lane)
+		if i%6 == 0 {
+			if err := s.Finish(context.Background(), r.ID, store.Outcome{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		all = append([]tandem.Request{mustRequest(t, s, r.ID)}, all...)
+		pause(100 * time.Microsecond)
+	}
+	middle := all[30].CreatedAt
+	for _, mode := range append([]tandem.Mode{""}, tandem.Modes...) {
+		for _, status := range append([]tandem.Status{""}, tandem.Statuses...) {
+			for _, task := range []string{"", "compute", "echo", "nothing"} {
+				for _, f := range []store.Filter{{}, {Since: middle}, {Until: middle}, {Since: middle, Until: middle.Add(time.Millisecond)}} {
+					f.Mode, f.Status, f.Task, f.Limit = mode, status, task, 7
+					var want, got []string
+					for _, r := range all {
+						if (mode == "" || r.Mode == mode) && (status == "" || r.Status == status) && (task == "" || r.Task == task) &&
+							(f.Since.IsZero() || !r.CreatedAt.Before(f.Since)) && (f.Until.IsZero() || r.CreatedAt.Before(f.Until)) {
+							want = append(want, r.ID)
+						}
+					}
+					for {
+						page, err := s.Requests(context.Background(), f)
+						if err != nil {
+							t.Fatalf("%+v: %v", f, err)
+						}
+						got = append(got, pageIDs(page)...)
+						if f.Cursor = page.Next; f.Cursor == "" {
+							break
+						}
+					}
+					if !slices.Equal(got, want) {
+						t.Errorf("%+v: got %d rows, want %d\n%v\n%v", f, len(got), len(want), got, want)
+					}
+				}
+			}
+		}
+	}
+}
+
+func conformPageBytes(t *testing.T, s store.Store) {
+	for range 6 {
+		r := newAsync()
+		r.Data = json.RawMessage(`{"x":"` + strings.Repeat("x", 992) + `"}`)
+		accept(t, s, r, store.LaneIO)
+	}
+	for bytes, want := range map[int]int{1: 1, 999: 1, 2000: 2, 2999: 2, 0: 6, 6000: 6} {
+		page, err := s.Requests(context.Background(), store.Filter{Limit: 100, MaxBytes: bytes})
+		if err != nil || len(page.Requests) != want || (page.Next == "") != (want == 6) {
+			t.Errorf("within %d bytes: %d requests, next %q, %v; want %d", bytes, len(page.Requests), page.Next, err, want)
+		}
+	}
+}
+
+func conformCursor(t *testing.T, s store.Store) {
+	for _, cursor := range []string{"x", "%", "cmVx", strings.Repeat("A", 48)} {
+		_, err := s.Requests(context.Background(), store.Filter{Limit: 1, Cursor: cursor})
+		if code := tandem.CodeOf(err); code != tandem.CodeInvalidCursor {
+			t.Errorf("cursor %q: %v, want %s", cursor, err, tandem.CodeInvalidCursor)
+		}
+	}
+}
+
+func conformRetention(t *testing.T, s store.Store) {
+	ctx := context.Background()
+	var finished, running []string
+	for range 700 { // several chunks
+		r := newSync()
+		accept(t, s, r, store.LaneNone)
+		if len(finished) <= len(running)*6 {
+			if err := s.Finish(ctx, r.ID, store.Outcome{}); err != nil {
+				t.Fatal(err)
+			}
+			finished = append(finished, r.ID)
+		} else {
+			running = append(running, r.ID)
+		}
+	}
+	pending := newAsync()
+	accept(t, s, pending, store.LaneIO)
+	if n, err := s.Retain(ctx, time.Now().Add(-time.Hour)); n != 0 || err != nil {
+		t.Errorf("nothing is an hour old: deleted %d, %v", n, err)
+	}
+	n, err := s.Retain(ctx, time.Now().Add(time.Second))
+	if n != len(finished) || err != nil {
+		t.Errorf("deleted %d, %v; want %d", n, err, len(finished))
+	}
+	for _, id := range append(running, pending.ID) {
+		mustRequest(t, s, id)
+	}
+	if _, err := s.Request(ctx, finished[0]); tandem.CodeOf(err) != tandem.CodeNotFound {
+		t.Errorf("a deleted request: %v", err)
+	}
+	if got := mustStats(t, s); got.Requests[tandem.ModeSync] != 700 || got.Unfinished != int64(len(running)+1) {
+		t.Errorf("totals are not reduced, gauges tell what is left: %+v", got)
+	}
+	cancelled, cancel := context.WithCancel(ctx)
+	cancel()
+	if n, err := s.Retain(cancelled, time.Now()); n != 0 || err != nil {
+		t.Errorf("cancelled: deleted %d, %v", n, err)
+	}
+}
+
+func conformStats(t *testing.T, s store.Store) {
+	before := time.Now().Add(-time.Millisecond)
+	accept(t, s, newAsync(), store.LaneCPU)
+	accept(t, s, newAsync(), store.LaneIO)
+	got := mustStats(t, s)
+	if got.Queue[store.LaneCPU] != 1 || got.Queue[store.LaneIO] != 1 || got.Unfinished != 2 || got.Capacity != 1_000_000 || got.Now[tandem.StatusPending] != 2 {
+		t.Errorf("waiting: %+v", got)
+	}
+	if got.OldestDue.Before(before) || got.OldestDue.After(time.Now()) {
+		t.Errorf("oldest due at %v", got.OldestDue)
+	}
+	work(t, s, func(_ context.Context, job store.Job) store.Next {
+		if job.Lane == store.LaneDeliver {
+			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+		}
+		return workEnded(`{}`)
+	})
+	waitFor(t, "both to be delivered", func() bool { return mustStats(t, s).Ended[tandem.StatusCallbackSent] == 2 })
+	want := store.Stats{
+		Requests: map[tandem.Mode]int64{tandem.ModeAsync: 2},
+		Now:      map[tandem.Status]int64{tandem.StatusPending: 0},
+		Ended:    map[tandem.Status]int64{tandem.StatusCompleted: 2, tandem.StatusCallbackSent: 2},
+		Callback: map[tandem.CallbackStatus]int64{tandem.CallbackSent: 2},
+		Failures: map[string]int64{},
+		Attempts: map[tandem.Outcome]int64{tandem.OutcomeDelivered: 2},
+		Work:     map[tandem.Mode]store.WorkTime{tandem.ModeAsync: {Count: 2, Total: 3 * time.Millisecond}},
+		Queue:    map[store.Lane]int64{store.LaneCPU: 0, store.LaneIO: 0, store.LaneDeliver: 0},
+		Capacity: 1_000_000,
+	}
+	if diff := cmp.Diff(want, mustStats(t, s)); diff != "" {
+		t.Errorf("at the end (-want +got):\n%s", diff)
+	}
+}

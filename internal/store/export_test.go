@@ -1,0 +1,46 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// LimitPages makes the database full at n pages of 4 KiB; 0 takes the limit away.
+func (s *SQLite) LimitPages(n int) error {
+	if n == 0 {
+		n = 1 << 30
+	}
+	s.connMu.Lock()
+	defer s.connMu.Unlock()
+	_, err := s.conn.ExecContext(context.Background(), fmt.Sprintf(`PRAGMA max_page_count = %d`, n))
+	return err
+}
+
+// Pages returns the size of the database in pages.
+func (s *SQLite) Pages() (n int, err error) {
+	s.connMu.Lock()
+	defer s.connMu.Unlock()
+	err = s.conn.QueryRowContext(context.Background(), `PRAGMA page_count`).Scan(&n)
+	return n, err
+}
+
+// Held returns how many jobs wait in memory, and how many bytes they hold.
+func (s *SQLite) Held() (ready int, bytes int64) {
+	s.queue.mu.Lock()
+	defer s.queue.mu.Unlock()
+	for _, l := range s.queue.lanes {
+		ready += len(l.ready)
+	}
+	return ready, s.queue.readyBytes
+}
+
+// The bounds and rules that tests check from outside.
+const (
+	MaxReady      = maxReady
+	MaxReadyBytes = maxReadyBytes
+	MemoryRows    = memoryRows
+)
+
+// NextChunk exposes the sizing of deletions.
+func NextChunk(rows int, took time.Duration) int { return nextChunk(rows, took) }
