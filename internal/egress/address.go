@@ -105,18 +105,20 @@ func (p *Policy) judge(at netip.AddrPort, hostOptedIn bool) Verdict {
 	if p.isOwn(addr, at.Port()) {
 		return Verdict{ReasonOwn, at.String()}
 	}
+	outer := p.judgeTables(addr, hostOptedIn)
+	if !outer.Allows() || nat64Local.Contains(addr) {
+		// A local NAT64 prefix that is opted in is taken at its word, since nobody can
+		// tell which of its bytes are the IPv4 address.
+		return outer
+	}
 	// An opted-in translation prefix opens the IPv4 Internet behind it, not the
-	// private addresses behind it. A local NAT64 prefix is taken at its word, since
-	// nobody can tell which of its bytes are the address.
+	// private addresses behind it.
 	for _, a := range inner {
-		if nat64Local.Contains(addr) {
-			break
-		}
 		if verdict := p.judgeTables(a, hostOptedIn); !verdict.Allows() {
 			return verdict
 		}
 	}
-	return p.judgeTables(addr, hostOptedIn)
+	return outer
 }
 
 // judgeTables is the strict decision about an address that is not metadata.

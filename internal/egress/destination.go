@@ -27,7 +27,10 @@ type destination struct {
 	inFlight int           // places given out; at most Config.HostConcurrency
 	queue    list.List     // of *waiter, the longest waiting in front
 	average  time.Duration // moving average of an exchange; 0: none yet
-	returnAt time.Time     // when the next call that is put off may come back, at the earliest
+
+	// The schedule of calls that are put off; it starts anew when the reason changes.
+	returnAt  time.Time // when the next one may come back, at the earliest
+	returnWhy error     // why the last one was put off
 }
 
 // waiter is a call of Reserve that waits.
@@ -230,6 +233,9 @@ func (c *Client) putOffLocked(d *destination, reason error) *PutOff {
 		wait := time.Duration(d.queue.Len()) * d.average / time.Duration(c.cfg.HostConcurrency)
 		wait = min(max(wait, minPutOff), maxPutOff)
 		first, jitter = now.Add(wait), wait/4
+	}
+	if !errors.Is(reason, d.returnWhy) {
+		d.returnAt, d.returnWhy = time.Time{}, reason
 	}
 	at := first
 	if d.returnAt.After(first) {
