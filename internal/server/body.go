@@ -372,12 +372,14 @@ func text(value []byte) (string, bool) {
 }
 
 // shown is a value as an error repeats it: itself while it is short, else the
-// beginning of its text.
+// beginning of its text. A number such as 1e999 becomes text too, or the error
+// could not be read by those who sent it.
 func shown(value []byte) any {
+	var probe any
 	switch {
 	case value == nil:
 		return nil
-	case len(value) <= shownValue:
+	case len(value) <= shownValue && json.Unmarshal(value, &probe) == nil:
 		return json.RawMessage(bytes.Clone(value))
 	default:
 		return shorten(string(value))

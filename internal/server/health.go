@@ -15,8 +15,8 @@ const readyTimeout = 2 * time.Second
 type health struct {
 	Status        string    `json:"status" enum:"healthy"`
 	Timestamp     time.Time `json:"timestamp" doc:"Now, UTC"`
-	Version       string    `json:"version" example:"0.1.0"`
-	UptimeSeconds float64   `json:"uptime_seconds" minimum:"0"`
+	Version       string    `json:"version" doc:"Of tandem" example:"0.1.0"`
+	UptimeSeconds float64   `json:"uptime_seconds" minimum:"0" doc:"Since the process started"`
 }
 
 // state is the answer of /livez and /readyz.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"reflect"
+	"slices"
 	"strconv"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -59,14 +60,14 @@ var (
 var commonHeaders = []string{"X-Process-Time", "Server-Timing", "X-Request-ID"}
 
 // headerDocs describes every header that an answer can have.
-// :: name → what it is
-var headerDocs = map[string]string{
-	"X-Process-Time": "Seconds from the header of the request to that of the answer",
-	"Server-Timing":  "The same in milliseconds, as browsers show it",
-	"X-Request-ID":   "Names this exchange in the log: yours, if it has 1 to 64 letters, digits, dots, dashes or underscores, else a new one",
-	"Location":       "Where the request is in the history",
-	"Retry-After":    "Seconds after which it is worth asking again",
-	"Link":           "With rel=\"next\": the page after this one (RFC 8288)",
+// :: name → type and meaning
+var headerDocs = map[string]struct{ kind, text string }{
+	"X-Process-Time": {huma.TypeNumber, "Seconds from the header of the request to that of the answer"},
+	"Server-Timing":  {huma.TypeString, "The same in milliseconds, as browsers show it"},
+	"X-Request-ID":   {huma.TypeString, "Names this exchange in the log: yours, if it has 1 to 64 letters, digits, dots, dashes or underscores, else a new one"},
+	"Location":       {huma.TypeString, "Where the request is in the history"},
+	"Retry-After":    {huma.TypeInteger, "Seconds after which it is worth asking again"},
+	"Link":           {huma.TypeString, "With rel=\"next\": the page after this one (RFC 8288)"},
 }
 
 // document makes the OpenAPI document, as JSON and as YAML.
@@ -88,8 +89,10 @@ func (s *server) document(routes []route) (jsonText, yamlText []byte, err error)
 	if s.inbox != nil {
 		doc.Tags = append(doc.Tags, &huma.Tag{Name: tagDemo, Description: "A receiver for trying callbacks out."})
 	}
-	for name, text := range headerDocs {
-		doc.Components.Headers[name] = &huma.Header{Description: text, Schema: &huma.Schema{Type: huma.TypeString}}
+	for name, h := range headerDocs {
+		doc.Components.Headers[name] = &huma.Header{
+			Description: h.text, Schema: &huma.Schema{Type: h.kind}, Required: slices.Contains(commonHeaders, name),
+		}
 	}
 	for _, rt := range routes {
 		if rt.id != "" {

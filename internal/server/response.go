@@ -45,14 +45,12 @@ func (w *response) Write(p []byte) (int, error) {
 func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // stamp sets X-Process-Time, in seconds, and Server-Timing, in milliseconds. The
-// keys are in canonical form; one array holds both values, so that it is the
-// one allocation beside the two strings.
+// keys are in canonical form, and one slice holds both values.
 func (w *response) stamp(took time.Duration) {
 	var buf [48]byte
-	values := []string{
-		string(strconv.AppendFloat(buf[:0], took.Seconds(), 'f', 6, 64)),
-		string(strconv.AppendFloat(append(buf[:0], "app;dur="...), float64(took)/float64(time.Millisecond), 'f', 3, 64)),
-	}
+	inSeconds := string(strconv.AppendFloat(buf[:0], took.Seconds(), 'f', 6, 64))
+	timing := string(strconv.AppendFloat(append(buf[:0], "app;dur="...), float64(took)/float64(time.Millisecond), 'f', 3, 64))
+	values := []string{inSeconds, timing}
 	header := w.Header()
 	header["X-Process-Time"] = values[0:1:1]
 	header["Server-Timing"] = values[1:2:2]
@@ -100,12 +98,12 @@ func (s *server) finish(w *response, r *http.Request) {
 }
 
 // newRequestID makes an id for logs. It need not be secret, so the fast
-// generator will do.
+// generator will do. The letter in front keeps it from reading as a number.
 func newRequestID() string {
 	const digits = "0123456789abcdef"
-	var text [16]byte
+	text := [17]byte{'x'}
 	n := rand.Uint64()
-	for i := range text {
+	for i := 1; i < len(text); i++ {
 		text[i] = digits[n&15]
 		n >>= 4
 	}

@@ -147,15 +147,15 @@ const (
 )
 
 // HTTPServer makes the server that the API is meant to run in; the caller
-// listens, serves and shuts down. Its write timeout leaves time for a sync
-// request to wait for a slot and to run, TaskTimeout each.
+// listens, serves and shuts down. Its write timeout leaves a sync request its
+// TaskTimeout, which covers the wait for a slot as well.
 func HTTPServer(handler http.Handler, cfg Config) *http.Server {
 	cfg = cfg.withDefaults()
 	return &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: readHeaderTimeout,
 		ReadTimeout:       readTimeout,
-		WriteTimeout:      readTimeout + 2*cfg.TaskTimeout + answerTime,
+		WriteTimeout:      readTimeout + cfg.TaskTimeout + answerTime,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),

@@ -65,15 +65,15 @@ type domain struct {
 	FailureCount    int        `json:"failure_count" minimum:"0" doc:"In a row"`
 	LastFailureTime *time.Time `json:"last_failure_time" doc:"null: none is remembered"`
 	RetryAt         *time.Time `json:"retry_at" doc:"When an open breaker lets a probe pass; null unless open"`
-	InFlight        int        `json:"in_flight" minimum:"0"`
-	Waiting         int        `json:"waiting" minimum:"0"`
+	InFlight        int        `json:"in_flight" minimum:"0" doc:"Exchanges now"`
+	Waiting         int        `json:"waiting" minimum:"0" doc:"Calls that wait for a place"`
 }
 
 type globalCallbacks struct {
 	Sent         int64 `json:"sent" minimum:"0" doc:"Delivered, those that report failed work included"`
 	Failed       int64 `json:"failed" minimum:"0" doc:"Given up"`
 	Destinations int   `json:"destinations" minimum:"0" doc:"Listed in domains"`
-	OpenBreakers int   `json:"open_breakers" minimum:"0"`
+	OpenBreakers int   `json:"open_breakers" minimum:"0" doc:"Of those listed"`
 	InFlight     int   `json:"in_flight" minimum:"0" doc:"Exchanges now"`
 }
 
@@ -89,12 +89,12 @@ type queueStatistics struct {
 }
 
 type systemStatistics struct {
-	UptimeSeconds float64   `json:"uptime_seconds" minimum:"0"`
+	UptimeSeconds float64   `json:"uptime_seconds" minimum:"0" doc:"Since the process started"`
 	Timestamp     time.Time `json:"timestamp" doc:"Now, UTC"`
-	Version       string    `json:"version"`
-	Mode          string    `json:"mode" example:"demo"`
+	Version       string    `json:"version" doc:"Of tandem"`
+	Mode          string    `json:"mode" doc:"demo or production" example:"demo"`
 	Memory        memory    `json:"memory"`
-	Goroutines    uint64    `json:"goroutines" minimum:"1"`
+	Goroutines    uint64    `json:"goroutines" minimum:"1" doc:"Of the process"`
 }
 
 type memory struct {

@@ -20,7 +20,7 @@ type syncReply struct {
 type asyncReply struct {
 	RequestID string `json:"request_id" doc:"Its entry in the history, and the webhook-id of its callback" example:"req_01938f7e2b6a7c5d8e9f0a1b2c3d4e5f"`
 	Status    string `json:"status" enum:"accepted"`
-	Message   string `json:"message" example:"Request accepted for processing. Callback will be sent when complete."`
+	Message   string `json:"message" doc:"For people" example:"Request accepted for processing. Callback will be sent when complete."`
 }
 
 // handleSync does the work while the caller waits.

@@ -1,0 +1,390 @@
+package server_test
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/pb33f/libopenapi"
+	validator "github.com/pb33f/libopenapi-validator"
+	"github.com/pb33f/libopenapi-validator/config"
+
+	"tandem"
+	"tandem/internal/egress"
+	"tandem/internal/engine"
+	"tandem/internal/server"
+	"tandem/internal/store"
+)
+
+var update = flag.Bool("update", false, "rewrite golden files")
+
+const goldenDocument = "../../api/openapi.yaml"
+
+// patience bounds every wait of these tests.
+const patience = 20 * time.Second
+
+// service is the real thing on a free port: SQLite in memory, an engine that runs
+// and the API in front of them.
+type service struct {
+	*httptest.Server
+	t      testing.TB
+	engine *engine.Engine
+	store  *faultyStore
+	http   *http.Client // validates every answer; follows no redirects
+}
+
+// setup is what a test may change about a service.
+type setup struct {
+	engine engine.Config
+	server server.Config
+	store  store.Config
+	tune   func(*http.Server)
+}
+
+// start runs a service until the test ends.
+func start(t testing.TB, change func(*setup)) *service {
+	t.Helper()
+	quiet := slog.New(slog.DiscardHandler)
+	s := setup{
+		store:  store.Config{URL: ":memory:", Log: quiet},
+		engine: engine.Config{Workers: 2, Tasks: testTasks(), Grace: 100 * time.Millisecond, Log: quiet},
+		server: server.Config{Mode: "demo", TestCallback: true, Log: quiet},
+		tune:   func(*http.Server) {},
+	}
+	if change != nil {
+		change(&s)
+	}
+	sqlite, err := store.OpenSQLite(t.Context(), s.store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	strangers, err := egress.New(egress.Config{Policy: egress.Policy{AllowPrivate: true, AnyPort: true}, Log: quiet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	faulty := &faultyStore{Store: sqlite}
+	s.engine.Store, s.engine.Egress, s.engine.Secrets = faulty, strangers, []tandem.Secret{tandem.NewSecret()}
+	e, err := engine.New(s.engine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.server.Engine, s.server.Store = e, faulty
+	handler, err := server.New(s.server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	svc := &service{t: t, engine: e, store: faulty, Server: httptest.NewUnstartedServer(nil)}
+	svc.Config = server.HTTPServer(handler, s.server)
+	s.tune(svc.Config)
+	svc.Start()
+	svc.http = &http.Client{
+		Transport:     &checked{t: t, next: svc.Client().Transport},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+
+	ctx, stop := context.WithCancel(context.Background())
+	stopped := make(chan error, 1)
+	go func() { stopped <- e.Run(ctx) }()
+	t.Cleanup(func() {
+		svc.CloseClientConnections()
+		svc.Close()
+		stop()
+		if err := <-stopped; err != nil && !errors.Is(err, context.Canceled) {
+			t.Errorf("run the engine: %v", err)
+		}
+		strangers.Close()
+		if err := sqlite.Close(); err != nil {
+			t.Errorf("close the store: %v", err)
+		}
+	})
+	return svc
+}
+
+// testTasks are tasks that end in every way a task can.
+func testTasks() []engine.Task {
+	return []engine.Task{
+		{Name: "broken", Lane: store.LaneIO, Run: func(context.Context, json.RawMessage, int) (json.RawMessage, error) {
+			return nil, errors.New("the printer is on fire")
+		}},
+		{Name: "panicky", Lane: store.LaneIO, Run: func(context.Context, json.RawMessage, int) (json.RawMessage, error) {
+			panic("the printer exploded")
+		}},
+		{Name: "stuck", Lane: store.LaneIO, Run: func(ctx context.Context, _ json.RawMessage, _ int) (json.RawMessage, error) {
+			<-ctx.Done()
+			return nil, context.Cause(ctx)
+		}},
+	}
+}
+
+// faultyStore is the real store until a test makes one of its methods fail.
+type faultyStore struct {
+	store.Store
+	mu    sync.Mutex
+	fault map[string]func() error // :: method → what it does instead
+}
+
+// sabotage makes a method fail, or panic, from now on.
+func (f *faultyStore) sabotage(method string, fault func() error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fault == nil {
+		f.fault = map[string]func() error{}
+	}
+	f.fault[method] = fault
+}
+
+func (f *faultyStore) check(method string) error {
+	f.mu.Lock()
+	fault := f.fault[method]
+	f.mu.Unlock()
+	if fault == nil {
+		return nil
+	}
+	return fault()
+}
+
+func (f *faultyStore) Accept(ctx context.Context, r *tandem.Request, lane store.Lane) error {
+	if err := f.check("Accept"); err != nil {
+		return err
+	}
+	return f.Store.Accept(ctx, r, lane)
+}
+
+func (f *faultyStore) Request(ctx context.Context, id string) (tandem.Request, error) {
+	if err := f.check("Request"); err != nil {
+		return tandem.Request{}, err
+	}
+	return f.Store.Request(ctx, id)
+}
+
+func (f *faultyStore) Requests(ctx context.Context, filter store.Filter) (store.Page, error) {
+	if err := f.check("Requests"); err != nil {
+		return store.Page{}, err
+	}
+	return f.Store.Requests(ctx, filter)
+}
+
+func (f *faultyStore) Stats(ctx context.Context) (store.Stats, error) {
+	if err := f.check("Stats"); err != nil {
+		return store.Stats{}, err
+	}
+	stats, err := f.Store.Stats(ctx)
+	stats.Unavailable = cmp.Or(stats.Unavailable, f.check("Unavailable"))
+	return stats, err
+}
+
+// unavailable is the error of a store whose disk is full.
+func unavailable() error {
+	return &tandem.Error{Code: tandem.CodeStoreUnavailable, Message: "The database does not take writes.", Err: errors.New("disk I/O error: secret path")}
+}
+
+// document is the validator of the published document, made once.
+var document = sync.OnceValues(func() (validator.Validator, error) {
+	text, err := os.ReadFile(goldenDocument)
+	if err != nil {
+		return nil, err
+	}
+	doc, err := libopenapi.NewDocument(text)
+	if err != nil {
+		return nil, err
+	}
+	v, errs := validator.NewValidator(doc, config.WithStrictMode(), config.WithFormatAssertions(),
+		config.WithStrictIgnorePaths("$.body.input_data.**", "$.body[*].input_data.**", "$.body.result.**", "$.body[*].result.**", "$.body.body.**", "$.body.errors[*].value.**",
+			"$.body.headers.*", "$.body.errors.*", "$.body.queue.lanes.*", "$.body.callback_service.attempts.*", "$.body.callback_service.domains**"),
+		config.WithStrictIgnoredHeadersExtra("x-content-type-options", "content-security-policy", "referrer-policy", "content-encoding",
+			"access-control-allow-origin", "access-control-expose-headers", "allow"))
+	return v, errors.Join(errs...)
+})
+
+// checked is a transport that lets no answer through that the document does not describe.
+type checked struct {
+	t    testing.TB
+	next http.RoundTripper
+}
+
+func (c *checked) RoundTrip(r *http.Request) (*http.Response, error) {
+	response, err := c.next.RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	body, err := io.ReadAll(response.Body)
+	response.Body.Close()
+	if err != nil {
+		return nil, err
+	}
+	check(c.t, r, response, body)
+	response.Body = io.NopCloser(bytes.NewReader(body))
+	return response, nil
+}
+
+// wireProblem is an error as a client reads it.
+type wireProblem struct {
+	Type       string              `json:"type"`
+	Title      string              `json:"title"`
+	Status     int                 `json:"status"`
+	Detail     string              `json:"detail"`
+	Instance   string              `json:"instance"`
+	Code       tandem.Code         `json:"code"`
+	Errors     []tandem.FieldError `json:"errors"`
+	RequestID  string              `json:"request_id"`
+	RetryAfter int                 `json:"retry_after"`
+}
+
+// check holds one answer against what is promised of every answer, and against
+// the document.
+func check(t testing.TB, r *http.Request, response *http.Response, body []byte) {
+	t.Helper()
+	what := r.Method + " " + r.URL.Path + " " + response.Status
+	if took, err := strconv.ParseFloat(response.Header.Get("X-Process-Time"), 64); err != nil || took < 0 || took > 60 {
+		t.Errorf("%s: X-Process-Time %q, want seconds", what, response.Header.Get("X-Process-Time"))
+	}
+	if !strings.HasPrefix(response.Header.Get("Server-Timing"), "app;dur=") {
+		t.Errorf("%s: Server-Timing %q", what, response.Header.Get("Server-Timing"))
+	}
+	if response.Header.Get("X-Request-Id") == "" || response.Header.Get("X-Content-Type-Options") != "nosniff" {
+		t.Errorf("%s: X-Request-ID or X-Content-Type-Options missing in %v", what, response.Header)
+	}
+	if response.StatusCode >= 400 && r.Method != http.MethodHead {
+		checkProblem(t, what, r, response, body)
+	}
+	asset := strings.HasPrefix(r.URL.Path, "/docs/") || r.URL.Path == "/" || r.URL.Path == "/openapi.json"
+	known := strings.HasPrefix(r.URL.Path, "/requests/") || strings.HasPrefix(r.URL.Path, "/test-callback/") || strings.HasPrefix(r.URL.Path, "/problems/")
+	undocumented := response.StatusCode == http.StatusMethodNotAllowed || response.StatusCode == http.StatusNotFound && !known
+	if asset || undocumented || r.Method == http.MethodOptions || r.Method == http.MethodHead {
+		return
+	}
+	v, err := document()
+	if err != nil {
+		t.Fatalf("read the document: %v", err)
+	}
+	response.Body = io.NopCloser(bytes.NewReader(body))
+	_, problems := v.ValidateHttpResponse(r, response)
+	for _, p := range problems {
+		t.Errorf("%s: the answer is not as documented: %s: %s %v\n%.300s", what, p.Message, p.Reason, p.SchemaValidationErrors, body)
+	}
+}
+
+// checkProblem holds an error against RFC 9457 and our table of codes.
+func checkProblem(t testing.TB, what string, r *http.Request, response *http.Response, body []byte) {
+	t.Helper()
+	var p wireProblem
+	decoder := json.NewDecoder(bytes.NewReader(body))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&p); err != nil || response.Header.Get("Content-Type") != "application/problem+json" {
+		t.Errorf("%s: no problem+json (%v): %.300s", what, err, body)
+		return
+	}
+	if p.Status != response.StatusCode || p.Type != "/problems/"+string(p.Code) || p.Instance != r.URL.EscapedPath() ||
+		p.Title == "" || p.Detail == "" || server.StatusOf(p.Code) != p.Status {
+		t.Errorf("%s: the problem contradicts itself or the answer: %+v", what, p)
+	}
+	if header := response.Header.Get("Retry-After"); (p.RetryAfter > 0 || p.Status == 503) && header != strconv.Itoa(p.RetryAfter) {
+		t.Errorf("%s: Retry-After %q, retry_after %d", what, header, p.RetryAfter)
+	}
+	if strings.Contains(string(body), "secret path") {
+		t.Errorf("%s: the cause of an error is shown: %s", what, body)
+	}
+}
+
+// answer is what a test looks at.
+type answer struct {
+	status int
+	header http.Header
+	body   string
+}
+
+// problem decodes an error.
+func (a answer) problem(t testing.TB) wireProblem {
+	t.Helper()
+	var p wireProblem
+	a.decode(t, &p)
+	return p
+}
+
+func (a answer) decode(t testing.TB, into any) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(a.body), into); err != nil {
+		t.Fatalf("decode %.300q: %v", a.body, err)
+	}
+}
+
+// do sends one request; headers are "Name: value".
+func (s *service) do(method, path, body string, headers ...string) answer {
+	s.t.Helper()
+	r, err := http.NewRequestWithContext(s.t.Context(), method, s.URL+path, strings.NewReader(body))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if method == http.MethodPost {
+		r.Header.Set("Content-Type", "application/json")
+	}
+	for _, h := range headers {
+		name, value, _ := strings.Cut(h, ": ")
+		r.Header.Set(name, value)
+	}
+	response, err := s.http.Do(r)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return answer{response.StatusCode, response.Header, string(text)}
+}
+
+func (s *service) get(path string) answer { s.t.Helper(); return s.do(http.MethodGet, path, "") }
+
+func (s *service) post(path, body string) answer {
+	s.t.Helper()
+	return s.do(http.MethodPost, path, body)
+}
+
+// submit posts to /async and returns the id.
+func (s *service) submit(body string) string {
+	s.t.Helper()
+	a := s.post("/async", body)
+	if a.status != http.StatusAccepted {
+		s.t.Fatalf("POST /async: %d %s", a.status, a.body)
+	}
+	var reply struct {
+		ID string `json:"request_id"`
+	}
+	a.decode(s.t, &reply)
+	return reply.ID
+}
+
+// wait asks for a request until it is as wanted.
+func (s *service) wait(id string, wanted func(tandem.Request) bool) tandem.Request {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		var r tandem.Request
+		s.get("/requests/"+id).decode(s.t, &r)
+		if wanted(r) {
+			return r
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			s.t.Fatalf("request %s did not get there: %+v", id, r)
+		}
+	}
+}
