@@ -81,7 +81,7 @@ func (e *Engine) doWork(ctx context.Context, slots *slots, task Task, r *tandem.
 		if code == tandem.FailedTimeout {
 			code = tandem.FailedNoSlot
 		}
-		now := time.Now().UTC()
+		now := time.Now().UTC().Truncate(time.Microsecond)
 		return store.Outcome{ErrorCode: code, ErrorMessage: failureMessage(code), CompletedAt: now}
 	}
 	defer slots.release()

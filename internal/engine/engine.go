@@ -283,8 +283,8 @@ func tasksByName(more []Task) (map[string]Task, error) {
 // gate lets orders in while it is open, and tells when the last one has left
 // after it was locked. It is opened once and locked for good.
 type gate struct {
-	mu     sync.Mutex
-	opened bool // mu guards the fields below, and this one
+	mu     sync.Mutex // guards the fields below
+	opened bool
 	locked bool
 	inside int           // calls of Do and Submit under way
 	empty  chan struct{} // closed when the gate is locked and nobody is inside

@@ -1,6 +1,73 @@
 package engine
 
-// What the external tests reach into.
-var (
-	RunCompute = runCompute
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"tandem"
+	"tandem/internal/store"
 )
+
+// What the external tests reach into: parts that are pure or stand alone.
+var (
+	RunCompute     = runCompute
+	Canonical      = canonical
+	DefaultThreads = defaultThreads
+)
+
+// MaxSyncWaiters is how many sync orders may wait for slots of one kind.
+const MaxSyncWaiters = maxSyncWaiters
+
+// Step does one job, without a store that hands it out.
+func (e *Engine) Step(ctx context.Context, job store.Job) store.Next { return e.step(ctx, job) }
+
+// Slots are slots on their own.
+type Slots struct{ s *slots }
+
+func NewSlots(count, maxWaiting int) Slots { return Slots{newSlots(count, maxWaiting)} }
+
+func (s Slots) Join() bool { return s.s.join() }
+func (s Slots) Part()      { s.s.part() }
+func (s Slots) Release()   { s.s.release() }
+func (s Slots) Acquire(ctx context.Context, mode tandem.Mode) error {
+	return s.s.acquire(ctx, mode)
+}
+
+// Free is how many slots nobody holds; Waiting how many wait for one.
+func (s Slots) Free() int {
+	s.s.mu.Lock()
+	defer s.s.mu.Unlock()
+	return s.s.free
+}
+
+func (s Slots) Waiting() int {
+	s.s.mu.Lock()
+	defer s.s.mu.Unlock()
+	return s.s.sync.Len() + s.s.async.Len()
+}
+
+// Gauge is the vitals with the time as an argument.
+type Gauge struct{ v *vitals }
+
+func NewGauge(now time.Time) Gauge { return Gauge{newVitals(now)} }
+
+func (g Gauge) Accepted(now time.Time)    { g.v.accepted(now) }
+func (g Gauge) Read(now time.Time) Vitals { return g.v.read(now) }
+func (g Gauge) Processing(now time.Time, d time.Duration) {
+	g.v.latency[latencyProcess].record(now, d)
+}
+
+// StartThreads starts count compute threads; do runs a job on one of them, and
+// stop ends them and waits.
+func StartThreads(count int) (do func(func()), stop func()) {
+	threads := newThreads(count)
+	var group errgroup.Group
+	threads.start(&group, slog.New(slog.DiscardHandler))
+	return threads.do, func() {
+		threads.stop()
+		_ = group.Wait()
+	}
+}

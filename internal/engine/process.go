@@ -67,7 +67,12 @@ func (e *Engine) process(ctx context.Context, task Task, r *tandem.Request) stor
 		call()
 	}
 	ended := time.Now()
-	o := store.Outcome{StartedAt: started.UTC(), CompletedAt: ended.UTC(), Processing: ended.Sub(started)}
+	// Microseconds, as a store keeps them: the answer and the history agree.
+	o := store.Outcome{
+		StartedAt:   started.UTC().Truncate(time.Microsecond),
+		CompletedAt: ended.UTC().Truncate(time.Microsecond),
+		Processing:  ended.Sub(started).Truncate(time.Microsecond),
+	}
 	o.ErrorCode = failureCode(ctx, err)
 	switch o.ErrorCode {
 	case "":

@@ -15,7 +15,7 @@ import (
 
 const (
 	opsPerComplexity = 3
-	roundsPerLook    = 1 << 20 // between two looks at ctx: about 1 ms
+	roundsPerLook    = 1 << 21 // between two looks at ctx: about 1 ms
 	looksPerOp       = 24      // an operation is looksPerOp × roundsPerLook rounds: about 25 ms of one core
 
 	micro = 1_000_000         // fixed point: 1.0 in micro-units
@@ -60,13 +60,22 @@ func runCompute(ctx context.Context, data json.RawMessage, complexity int) (json
 	})
 }
 
-// seed makes the first state from the SHA-256 of the canonical JSON (RFC 8785) of data.
-func seed(data json.RawMessage) (xoshiro, error) {
-	canonical := jsontext.Value(slices.Clone(data)) // Canonicalize works in place
-	if err := canonical.Canonicalize(); err != nil {
-		return xoshiro{}, fmt.Errorf("canonicalize data: %w", err)
+// canonical is data as RFC 8785 writes it: equal data is equal bytes.
+func canonical(data json.RawMessage) ([]byte, error) {
+	text := jsontext.Value(slices.Clone(data)) // Canonicalize works in place
+	if err := text.Canonicalize(); err != nil {
+		return nil, fmt.Errorf("canonicalize data: %w", err)
 	}
-	sum := sha256.Sum256(canonical)
+	return text, nil
+}
+
+// seed makes the first state from the SHA-256 of the canonical form of data.
+func seed(data json.RawMessage) (xoshiro, error) {
+	text, err := canonical(data)
+	if err != nil {
+		return xoshiro{}, err
+	}
+	sum := sha256.Sum256(text)
 	var state xoshiro
 	for i := range state {
 		state[i] = binary.BigEndian.Uint64(sum[8*i:])

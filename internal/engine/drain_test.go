@@ -1,0 +1,182 @@
+package engine_test
+
+import (
+	"context"
+	"net/http"
+	"testing"
+	"time"
+
+	"tandem"
+	"tandem/internal/engine"
+	"tandem/internal/store"
+)
+
+// closed reopens nothing: it ends a plant so that its database can be opened again.
+func (p *plant) close() {
+	p.t.Helper()
+	p.stop()
+	if err := p.store.Close(); err != nil {
+		p.t.Errorf("close the store: %v", err)
+	}
+}
+
+func TestDrainLetsWorkFinish(t *testing.T) {
+	t.Parallel()
+	gate := newGated(true)
+	p := start(t, func(s *setup) { s.engine.Tasks = []engine.Task{gate.task("gated")} })
+	rc := newReceiver(t, nil)
+	async := p.submit("gated", rc.URL)
+	answer := make(chan error, 1)
+	go func() { _, err := p.Do(context.Background(), order("gated")); answer <- err }()
+	<-gate.started
+	<-gate.started
+
+	p.cancel()
+	p.await("draining", p.Draining)
+	select {
+	case err := <-p.done:
+		t.Fatalf("Run returned (%v) while work was running", err)
+	default:
+	}
+	close(gate.release)
+	if err := <-answer; err != nil {
+		t.Errorf("Do during the drain: %v", err)
+	}
+	p.wait()
+	if r := p.request(async.ID); r.Status != tandem.StatusCompleted || string(r.Result) != `"released"` || r.CallbackStatus != tandem.CallbackPending {
+		t.Errorf("async work: %s %s, callback %s; want completed, to be delivered after the next start", r.Status, r.Result, r.CallbackStatus)
+	}
+}
+
+func TestDrainPastTheGrace(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name  string
+		grace time.Duration
+		end   func(*plant)
+	}{
+		{"grace over", 20 * time.Millisecond, func(p *plant) { p.cancel() }},
+		{"halted while draining", time.Hour, func(p *plant) { p.cancel(); p.await("draining", p.Draining); p.Halt() }},
+		{"halted at once", time.Hour, func(p *plant) { p.Halt() }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			url := databaseFile(t)
+			gate := newGated(true)
+			change := func(s *setup) {
+				s.url, s.engine.Grace = url, tt.grace
+				s.engine.Tasks = []engine.Task{gate.task("gated")}
+			}
+			p := start(t, change)
+			rc := newReceiver(t, nil)
+			async := p.submit("gated", rc.URL)
+			answer := make(chan error, 1)
+			go func() { _, err := p.Do(context.Background(), order("gated")); answer <- err }()
+			<-gate.started
+			<-gate.started
+
+			tt.end(p)
+			e := wantCode(t, <-answer, tandem.CodeDraining)
+			p.wait()
+			if r := p.request(e.RequestID); r.Status != tandem.StatusFailed || r.ErrorCode != tandem.FailedInterrupted {
+				t.Errorf("sync work: %s %s, want failed interrupted", r.Status, r.ErrorCode)
+			}
+			if r := p.request(async.ID); r.Status != tandem.StatusPending || r.ErrorCode != "" {
+				t.Errorf("async work: %s %q, want handed back as pending", r.Status, r.ErrorCode)
+			}
+			p.close()
+
+			close(gate.release)
+			again := start(t, change)
+			if r := again.settled(async.ID); r.Status != tandem.StatusCallbackSent || string(r.Result) != `"released"` {
+				t.Errorf("after a restart: %s %s, want callback_sent", r.Status, r.Result)
+			}
+		})
+	}
+}
+
+func TestDrainHandsBackWhatWaits(t *testing.T) {
+	t.Parallel()
+	gate := newGated(true)
+	p := start(t, func(s *setup) {
+		s.engine.Tasks = []engine.Task{gate.task("gated")}
+		s.engine.IOWorkers = 1
+	})
+	rc := newReceiver(t, nil)
+	running := p.submit("gated", rc.URL)
+	<-gate.started
+	waiting := p.submit("gated", rc.URL)
+	p.cancel()
+	p.await("draining", p.Draining)
+	close(gate.release)
+	p.wait()
+	if r := p.request(running.ID); r.Status != tandem.StatusCompleted {
+		t.Errorf("what ran: %s, want completed", r.Status)
+	}
+	if r := p.request(waiting.ID); r.Status != tandem.StatusPending || len(gate.started) != 0 {
+		t.Errorf("what waited: %s, started %d times; want pending, never", r.Status, len(gate.started))
+	}
+}
+
+func TestStepWhileDraining(t *testing.T) {
+	t.Parallel()
+	p := start(t, func(s *setup) { s.idle = true })
+	rc := newReceiver(t, nil)
+	claiming, drain := context.WithCancel(t.Context())
+	drain()
+	for _, lane := range store.Lanes {
+		job := completed(rc.URL, 0)
+		job.Lane, job.Request.Task = lane, "echo"
+		next := p.Step(claiming, job)
+		if next.Verdict != store.Again || next.Lane != lane || !next.At.IsZero() || next.Outcome != nil || next.Attempt != nil {
+			t.Errorf("%s: %+v, want the job handed back as it was", lane, next)
+		}
+	}
+	if n := len(rc.deliveries()); n != 0 {
+		t.Errorf("%d callbacks sent while draining, want none started", n)
+	}
+}
+
+func TestInterruptedDeliveryDoesNotCount(t *testing.T) {
+	t.Parallel()
+	url := databaseFile(t)
+	arrived := make(chan struct{}, 10)
+	rc := newReceiver(t, func(n int, _ http.ResponseWriter, r *http.Request) {
+		arrived <- struct{}{}
+		if n == 1 {
+			<-r.Context().Done() // until the engine hangs up
+		}
+	})
+	change := func(s *setup) { s.url, s.engine.Grace = url, time.Hour }
+	p := start(t, change)
+	id := p.submit("echo", rc.URL).ID
+	<-arrived
+	p.Halt()
+	p.wait()
+	if r := p.request(id); r.Status != tandem.StatusCompleted || r.CallbackAttempts != 0 || len(r.Attempts) != 0 {
+		t.Errorf("%s after %d attempts, %d logged; want completed, 0, 0", r.Status, r.CallbackAttempts, len(r.Attempts))
+	}
+	p.close()
+
+	again := start(t, change)
+	r := again.settled(id)
+	if r.Status != tandem.StatusCallbackSent || r.CallbackAttempts != 1 || len(r.Attempts) != 1 {
+		t.Errorf("after a restart: %s after %d attempts, %d logged; want callback_sent, 1, 1", r.Status, r.CallbackAttempts, len(r.Attempts))
+	}
+}
+
+func TestStartAndStopOften(t *testing.T) {
+	t.Parallel()
+	rc := newReceiver(t, nil)
+	for range 20 {
+		p := start(t, nil)
+		p.submit("echo", rc.URL)
+		halted := make(chan struct{}) // closed when Halt has returned
+		go func() {
+			defer close(halted)
+			p.Halt()
+		}()
+		p.stop()
+		<-halted
+	}
+}

@@ -1,0 +1,7 @@
+package engine
+
+// What only Linux has.
+var (
+	HasCPUQuota        = hasCPUQuota
+	CanYieldByPriority = canYieldByPriority
+)
