@@ -1,0 +1,130 @@
+package egress_test
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+
+	"golang.org/x/net/dns/dnsmessage"
+)
+
+// nameServer is a DNS server on loopback that answers as a test wants, with no
+// time to live. Names end in a dot.
+type nameServer struct {
+	conn net.PacketConn
+
+	mu      sync.Mutex                         // guards the fields below
+	answers map[string]func(nth int) []string  // :: name → its addresses (or one CNAME, with a dot at its end) for the nth question, from 1
+	asked   map[string]map[dnsmessage.Type]int // :: name → type → questions
+}
+
+func newNameServer(t *testing.T) *nameServer {
+	t.Helper()
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &nameServer{conn: conn, answers: make(map[string]func(int) []string), asked: make(map[string]map[dnsmessage.Type]int)}
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		s.serve()
+	}()
+	t.Cleanup(func() {
+		conn.Close()
+		<-stopped
+	})
+	return s
+}
+
+// has makes a name answer with the same addresses always.
+func (s *nameServer) has(name string, addresses ...string) {
+	s.answersWith(name, func(int) []string { return addresses })
+}
+
+func (s *nameServer) answersWith(name string, answer func(nth int) []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answers[name] = answer
+}
+
+// resolver asks this server and nobody else.
+func (s *nameServer) resolver() *net.Resolver {
+	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "udp", s.conn.LocalAddr().String())
+	}}
+}
+
+// questions counts what was asked so far.
+func (s *nameServer) questions() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	total := 0
+	for _, types := range s.asked {
+		for _, n := range types {
+			total += n
+		}
+	}
+	return total
+}
+
+func (s *nameServer) serve() {
+	buffer := make([]byte, 1500)
+	for {
+		n, from, err := s.conn.ReadFrom(buffer)
+		if err != nil {
+			return
+		}
+		var question dnsmessage.Message
+		if question.Unpack(buffer[:n]) != nil || len(question.Questions) != 1 {
+			continue
+		}
+		answer := s.answer(question)
+		if packed, err := answer.Pack(); err == nil {
+			_, _ = s.conn.WriteTo(packed, from)
+		}
+	}
+}
+
+func (s *nameServer) answer(m dnsmessage.Message) dnsmessage.Message {
+	q := m.Questions[0]
+	m.Response, m.RecursionAvailable, m.Additionals = true, true, nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	name := q.Name
+	for {
+		if s.asked[name.String()] == nil {
+			s.asked[name.String()] = make(map[dnsmessage.Type]int)
+		}
+		s.asked[name.String()][q.Type]++
+		answer, known := s.answers[name.String()]
+		if !known {
+			m.RCode = dnsmessage.RCodeNameError
+			return m
+		}
+		alias := ""
+		for _, text := range answer(s.asked[name.String()][q.Type]) {
+			header := dnsmessage.ResourceHeader{Name: name, Class: dnsmessage.ClassINET}
+			addr, err := netip.ParseAddr(text)
+			switch {
+			case err != nil:
+				alias = text
+				header.Type = dnsmessage.TypeCNAME
+				m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.CNAMEResource{CNAME: dnsmessage.MustNewName(text)}})
+			case addr.Is4() && q.Type == dnsmessage.TypeA:
+				header.Type = q.Type
+				m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.AResource{A: addr.As4()}})
+			case addr.Is6() && q.Type == dnsmessage.TypeAAAA:
+				header.Type = q.Type
+				m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.AAAAResource{AAAA: addr.As16()}})
+			}
+		}
+		if alias == "" {
+			return m
+		}
+		name = dnsmessage.MustNewName(alias)
+	}
+}
