@@ -1,0 +1,519 @@
+package egress_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"tandem"
+	"tandem/internal/egress"
+)
+
+// putOff returns the *PutOff of a Reserve that must not get a place.
+func putOff(t *testing.T, client *egress.Client, url string) *egress.PutOff {
+	t.Helper()
+	place, err := client.Reserve(t.Context(), url)
+	var later *egress.PutOff
+	if !errors.As(err, &later) {
+		if place != nil {
+			place.Release()
+		}
+		t.Fatalf("Reserve(%s) = %v, %v, want a *PutOff", url, place, err)
+	}
+	return later
+}
+
+// waiters starts calls of Reserve one after the other and collects what they get,
+// in the order in which they get it. For synctest bubbles.
+type waiters struct {
+	client *egress.Client
+
+	mu     sync.Mutex // guards the fields below
+	served []string   // names, in order
+	places map[string]*egress.Place
+	errs   map[string]error
+}
+
+func (w *waiters) start(ctx context.Context, name, url string) {
+	go func() {
+		place, err := w.client.Reserve(ctx, url)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.served = append(w.served, name)
+		if w.places == nil {
+			w.places, w.errs = make(map[string]*egress.Place), make(map[string]error)
+		}
+		w.places[name], w.errs[name] = place, err
+	}()
+	synctest.Wait() // so that the next one stands behind it
+}
+
+// place and err are what the named call got.
+func (w *waiters) place(name string) *egress.Place {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.places[name]
+}
+
+func (w *waiters) err(name string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.errs[name]
+}
+
+func (w *waiters) got() string {
+	synctest.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return fmt.Sprint(w.served)
+}
+
+const someURL, otherURL = "http://a.example/", "http://b.example/"
+
+func TestPlacesAreBoundedAndServedInOrder(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		cfg := demo()
+		cfg.HostConcurrency = 2
+		client := newClient(t, cfg)
+		first, second := reserve(t, client, someURL), reserve(t, client, "http://A.example:80/another/path")
+		w := &waiters{client: client}
+		for _, name := range []string{"1", "2", "3"} {
+			w.start(t.Context(), name, someURL)
+		}
+		if got := w.got(); got != "[]" {
+			t.Fatalf("served %s while both places are taken", got)
+		}
+		if seen := only(t, client); seen.Host != "a.example:80" || seen.InFlight != 2 || seen.Waiting != 3 || seen.State != "closed" {
+			t.Errorf("destination = %+v", seen)
+		}
+		second.Release()
+		second.Release() // does nothing
+		if got := w.got(); got != "[1]" {
+			t.Errorf("served %s after one place came back, want [1]", got)
+		}
+		first.Release()
+		if got := w.got(); got != "[1 2]" {
+			t.Errorf("served %s after another came back, want [1 2]", got)
+		}
+		w.place("1").Release()
+		if got := w.got(); got != "[1 2 3]" {
+			t.Errorf("served %s, want [1 2 3]", got)
+		}
+		// Another scheme on the same port is the same destination; another port is not.
+		w.start(t.Context(), "4", "https://a.example:80/")
+		w.start(t.Context(), "5", "https://a.example/")
+		if got := w.got(); got != "[1 2 3 5]" {
+			t.Errorf("served %s, want [1 2 3 5]", got)
+		}
+		for _, name := range []string{"2", "3", "5"} {
+			w.place(name).Release()
+		}
+		synctest.Wait()
+		w.place("4").Release()
+		for _, seen := range client.Destinations(10) {
+			if seen.InFlight != 0 || seen.Waiting != 0 || seen.FailureCount != 0 {
+				t.Errorf("at the end: %+v", seen)
+			}
+		}
+	})
+}
+
+func TestWaitingCallsCanLeave(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		cfg := demo()
+		cfg.HostConcurrency = 1
+		client := newClient(t, cfg)
+		place := reserve(t, client, someURL)
+		w := &waiters{client: client}
+		gone := errors.New("gone")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		w.start(ctx, "leaves", someURL)
+		w.start(t.Context(), "stays", someURL)
+		cancel(gone)
+		if got := w.got(); got != "[leaves]" || !errors.Is(w.err("leaves"), gone) {
+			t.Errorf("served %s, %v; want the cause of the one that leaves", got, w.err("leaves"))
+		}
+		if seen := only(t, client); seen.Waiting != 1 {
+			t.Errorf("destination = %+v, want one waiting", seen)
+		}
+		place.Release()
+		if got := w.got(); got != "[leaves stays]" {
+			t.Errorf("served %s", got)
+		}
+		// The place comes free in the moment in which the waiting call leaves: it must not be lost.
+		place = w.place("stays")
+		for range 100 {
+			ctx, cancel := context.WithCancel(t.Context())
+			next := &waiters{client: client}
+			next.start(ctx, "next", someURL)
+			go cancel()
+			place.Release()
+			next.got()
+			if next.err("next") == nil {
+				next.place("next").Release()
+			}
+			place = reserve(t, client, someURL)
+		}
+		place.Release()
+	})
+}
+
+// One destination may take at most half of the waiting places that are free.
+func TestWaitingPlacesAreShared(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		cfg := demo()
+		cfg.HostConcurrency, cfg.MaxWaiting = 1, 8
+		client := newClient(t, cfg)
+		ctx, cancel := context.WithCancel(t.Context())
+		w := &waiters{client: client}
+		total := 0
+		for i, want := range []int{3, 2, 1, 1, 1, 0, 0} {
+			url := fmt.Sprintf("http://%d.example/", i)
+			// The place stays taken while the others are filled.
+			place := reserve(t, client, url)
+			n := 0
+			for ; ; n++ {
+				w.start(ctx, fmt.Sprint(url, n), url)
+				if w.got() != "[]" {
+					break
+				}
+			}
+			w.mu.Lock()
+			w.served = nil
+			w.mu.Unlock()
+			if n != want {
+				t.Errorf("destination %d holds %d waiting calls, want %d", i, n, want)
+			}
+			total += n
+			defer place.Release()
+		}
+		if total != 8 {
+			t.Errorf("%d calls wait, want MaxWaiting", total)
+		}
+		cancel()
+		synctest.Wait()
+	})
+}
+
+// A call that is put off comes back when those before it are through, and a crowd
+// of them not all at once.
+func TestPutOffTimes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		cfg := demo()
+		cfg.HostConcurrency, cfg.MaxWaiting = 1, 1
+		client := newClient(t, cfg)
+		defer reserve(t, client, someURL).Release()
+		ctx, cancel := context.WithCancel(t.Context())
+		w := &waiters{client: client}
+		w.start(ctx, "waits", someURL)
+		for range 50 {
+			if wait := time.Until(putOff(t, client, someURL).Until); wait < 100*time.Millisecond || wait > 200*time.Millisecond {
+				t.Errorf("put off for %v, want 100 ms and some jitter", wait)
+			}
+		}
+		cancel()
+		synctest.Wait()
+	})
+}
+
+func TestDestinationsRememberedAreBounded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		cfg := demo()
+		cfg.MaxDestinations = 2
+		client := newClient(t, cfg)
+		a, b := reserve(t, client, someURL), reserve(t, client, otherURL)
+		if wait := time.Until(putOff(t, client, "http://c.example/").Until); wait < time.Second || wait > 2*time.Second {
+			t.Errorf("put off for %v while every destination is in use", wait)
+		}
+		a.Release()
+		c := reserve(t, client, "http://c.example/") // in place of a
+		if all := client.Destinations(10); len(all) != 2 || all[0].Host != "c.example:80" || all[1].Host != "b.example:80" {
+			t.Errorf("destinations = %+v, want c and b", all)
+		}
+		c.Release()
+		b.Release()
+		for i := range 100 {
+			reserve(t, client, fmt.Sprintf("http://%d.example/", i)).Release()
+		}
+		if all := client.Destinations(10); len(all) != 2 || all[0].Host != "99.example:80" {
+			t.Errorf("destinations = %+v, want the last two", all)
+		}
+		if all := client.Destinations(1); len(all) != 1 {
+			t.Errorf("Destinations(1) = %+v", all)
+		}
+		if all := client.Destinations(0); len(all) != 0 {
+			t.Errorf("Destinations(0) = %+v", all)
+		}
+	})
+}
+
+// Policy refuses the URL by now: a place at once, no destination, and Post says it.
+func TestReserveOfWhatPolicyRefuses(t *testing.T) {
+	t.Parallel()
+	cfg := demo()
+	cfg.Policy = egress.Policy{}
+	client := newClient(t, cfg)
+	for _, url := range []string{"http://127.0.0.1/", "http://localhost/", "nonsense", ""} {
+		place := reserve(t, client, url)
+		if got := place.Post(t.Context(), nil, nil); got.Outcome != tandem.OutcomeBlocked || !got.Outcome.Permanent() || got.Message == "" {
+			t.Errorf("%q: Post = %+v, want it blocked", url, got)
+		}
+		place.Release()
+		reserve(t, client, url).Release()
+	}
+	if all := client.Destinations(10); len(all) != 0 {
+		t.Errorf("destinations = %+v, want none", all)
+	}
+}
+
+func TestPostTwicePanics(t *testing.T) {
+	t.Parallel()
+	client := newClient(t, demo())
+	place := reserve(t, client, closedPort(t))
+	place.Post(t.Context(), nil, nil)
+	defer func() {
+		if recover() == nil {
+			t.Error("the second Post went through")
+		}
+	}()
+	place.Post(t.Context(), nil, nil)
+}
+
+func TestBreakerOpensAndRecovers(t *testing.T) {
+	t.Parallel()
+	var healthy atomic.Bool
+	probe := make(chan struct{})
+	target, connections := rawReceiver(t, func(ctx context.Context, conn net.Conn) {
+		if !healthy.Load() {
+			return // closes
+		}
+		select {
+		case <-probe:
+		case <-ctx.Done():
+		}
+		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+	})
+	const open = 200 * time.Millisecond
+	cfg := demo()
+	cfg.BreakerOpen = open
+	client := newClient(t, cfg)
+	for n := range 5 {
+		if seen := client.Destinations(1); n > 0 && (seen[0].State != "closed" || seen[0].FailureCount != n) {
+			t.Fatalf("after %d failures: %+v", n, seen)
+		}
+		if got := post(t, client, target); got.Outcome != tandem.OutcomeConnect {
+			t.Fatalf("Post = %+v", got)
+		}
+	}
+	opened := time.Now()
+	seen := only(t, client)
+	if seen.State != "open" || seen.FailureCount != 5 || seen.RetryAt.Sub(opened) > open || seen.RetryAt.Before(opened) {
+		t.Fatalf("after 5 failures: %+v", seen)
+	}
+	for range 3 {
+		if later := putOff(t, client, target); later.Until.Before(seen.RetryAt) || later.Until.After(seen.RetryAt.Add(3*time.Second)) {
+			t.Errorf("put off until %v, want soon after %v", later.Until, seen.RetryAt)
+		}
+	}
+	if n := connections.Load(); n != 5 {
+		t.Errorf("%d connections, want 5: an open breaker makes none", n)
+	}
+
+	// A probe that fails opens it again.
+	until(t, seen.RetryAt.Add(time.Millisecond))
+	if seen := only(t, client); seen.State != "half-open" || !seen.RetryAt.IsZero() {
+		t.Errorf("after its time: %+v", seen)
+	}
+	if got := post(t, client, target); got.Outcome != tandem.OutcomeConnect {
+		t.Fatalf("Post = %+v", got)
+	}
+	if seen = only(t, client); seen.State != "open" || seen.FailureCount != 6 {
+		t.Errorf("after a probe that failed: %+v", seen)
+	}
+
+	// One probe at a time; one given back unused makes room for the next.
+	until(t, seen.RetryAt.Add(time.Millisecond))
+	healthy.Store(true)
+	unused := reserve(t, client, target)
+	if wait := time.Until(putOff(t, client, target).Until); wait < 900*time.Millisecond || wait > 3*time.Second {
+		t.Errorf("put off for %v while the probe is out, want 1 to 2 s", wait)
+	}
+	unused.Release()
+	interrupted, cancel := context.WithCancel(t.Context())
+	cancel()
+	if got := reserve(t, client, target).Post(interrupted, nil, nil); !got.Interrupted {
+		t.Errorf("Post = %+v, want it interrupted", got)
+	}
+	place := reserve(t, client, target)
+	putOff(t, client, target)
+	close(probe)
+	if got := place.Post(t.Context(), nil, nil); got.Outcome != tandem.OutcomeDelivered {
+		t.Fatalf("Post = %+v", got)
+	}
+	if seen := only(t, client); seen.State != "closed" || seen.FailureCount != 0 || seen.LastFailure.IsZero() {
+		t.Errorf("after a probe that went well: %+v", seen)
+	}
+	post(t, client, target)
+}
+
+// Those that wait for a place when the breaker opens must not wait on.
+func TestWaitingCallsArePutOffWhenTheBreakerOpens(t *testing.T) {
+	t.Parallel()
+	cfg := demo()
+	cfg.HostConcurrency, cfg.BreakerFailures = 1, 1
+	client := newClient(t, cfg)
+	target := closedPort(t)
+	place := reserve(t, client, target)
+	const crowd = 20
+	errs := make(chan error, crowd)
+	for range crowd {
+		go func() {
+			place, err := client.Reserve(t.Context(), target)
+			if err == nil {
+				place.Release()
+			}
+			errs <- err
+		}()
+	}
+	for only(t, client).Waiting < crowd {
+		until(t, time.Now().Add(time.Millisecond))
+	}
+	place.Post(t.Context(), nil, nil)
+	var latest time.Time
+	for range crowd {
+		var later *egress.PutOff
+		if err := <-errs; !errors.As(err, &later) {
+			t.Fatalf("Reserve = %v, want a *PutOff", err)
+		}
+		if wait := time.Until(later.Until); wait < 59*time.Second || wait > 64*time.Second {
+			t.Errorf("put off for %v, want a minute and some jitter", wait)
+		}
+		if later.Until.After(latest) {
+			latest = later.Until
+		}
+	}
+	if seen := only(t, client); seen.Waiting != 0 || seen.InFlight != 0 || latest.Before(seen.RetryAt.Add(100*time.Millisecond)) {
+		t.Errorf("destination = %+v, the last comes back at %v: want them spread", seen, latest)
+	}
+}
+
+// Answers below 500 and what we break off ourselves say nothing bad about the host.
+func TestFailuresInARow(t *testing.T) {
+	t.Parallel()
+	var status atomic.Int64
+	target := receiver(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(int(status.Load())) })
+	client := newClient(t, demo())
+	for _, c := range []struct{ status, failures int }{
+		{500, 1}, {503, 2}, {502, 3}, {500, 4}, {404, 0}, {500, 1}, {429, 0}, {500, 1}, {302, 0}, {500, 1}, {410, 0},
+		{500, 1}, {500, 2}, {500, 3}, {500, 4}, {200, 0}, {500, 1}, {500, 2}, {500, 3}, {500, 4},
+	} {
+		status.Store(int64(c.status))
+		post(t, client, target)
+		if seen := only(t, client); seen.FailureCount != c.failures || seen.State != "closed" {
+			t.Errorf("after %d: %+v, want %d failures", c.status, seen, c.failures)
+		}
+	}
+	reserve(t, client, target).Release() // tells nothing, and does not break the row
+	post(t, client, target)
+	if seen := only(t, client); seen.State != "open" || seen.FailureCount != 5 {
+		t.Errorf("after 5 in a row: %+v", seen)
+	}
+}
+
+// A destination that hangs with all its places taken and calls waiting costs another nothing.
+func TestHangingDestinationDelaysNoOther(t *testing.T) {
+	t.Parallel()
+	hanging := receiver(t, hang(t))
+	good := receiver(t, func(http.ResponseWriter, *http.Request) {})
+	client := newClient(t, demo())
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	for range 30 {
+		running.Go(func() {
+			if place, err := client.Reserve(ctx, hanging); err == nil {
+				place.Post(ctx, nil, nil)
+			}
+		})
+	}
+	for {
+		if all := client.Destinations(1); len(all) == 1 && all[0].InFlight == 10 && all[0].Waiting == 20 {
+			break
+		}
+		until(t, time.Now().Add(time.Millisecond))
+	}
+	for range 20 {
+		if got := post(t, client, good); got.Outcome != tandem.OutcomeDelivered || got.Duration > time.Second {
+			t.Errorf("Post to the good one = %+v", got)
+		}
+	}
+}
+
+func TestConfigThatContradictsItself(t *testing.T) {
+	t.Parallel()
+	for _, cfg := range []egress.Config{
+		{Timeout: -1}, {ConnectTimeout: -1}, {HostConcurrency: -1}, {BreakerFailures: -1}, {BreakerOpen: -1}, {MaxDestinations: -1}, {MaxWaiting: -1},
+	} {
+		if _, err := egress.New(cfg); err == nil {
+			t.Errorf("New(%+v) went through", cfg)
+		}
+	}
+}
+
+func BenchmarkPost(b *testing.B) {
+	server, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	quick := &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })}
+	go func() { _ = quick.Serve(server) }()
+	defer quick.Close()
+	cfg := demo()
+	cfg.HostConcurrency = 64
+	client := newClient(b, cfg)
+	target := "http://" + server.Addr().String() + "/"
+	header := http.Header{"Content-Type": {"application/json"}, "User-Agent": {"tandem/test"}}
+	body := make([]byte, 500)
+	b.SetParallelism(32)
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			place, err := client.Reserve(context.Background(), target)
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			if got := place.Post(context.Background(), header, body); got.Outcome != tandem.OutcomeDelivered {
+				b.Errorf("Post = %+v", got)
+				return
+			}
+		}
+	})
+}
+
+// What Reserve and Release cost by themselves.
+func BenchmarkReserve(b *testing.B) {
+	client := newClient(b, demo())
+	b.ReportAllocs()
+	for b.Loop() {
+		place, err := client.Reserve(context.Background(), "https://hooks.example.com/callback")
+		if err != nil {
+			b.Fatal(err)
+		}
+		place.Release()
+	}
+}
