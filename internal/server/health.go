@@ -27,7 +27,7 @@ type state struct {
 // handleHealth says that the process answers, and which one it is.
 func (s *server) handleHealth(*http.Request) (health, error) {
 	now := time.Now()
-	return health{"healthy", now.UTC(), tandem.Version, seconds(now.Sub(s.started))}, nil
+	return health{"healthy", now.UTC().Truncate(time.Millisecond), tandem.Version, seconds(now.Sub(s.started))}, nil
 }
 
 // handleLive asks nobody: a process that cannot answer this is to be restarted.
@@ -36,7 +36,7 @@ func (s *server) handleLive(*http.Request) (state, error) { return state{"alive"
 // handleReady says whether new work would be accepted.
 func (s *server) handleReady(r *http.Request) (state, error) {
 	if s.cfg.Engine.Draining() {
-		return state{}, tandem.Errorf(tandem.CodeDraining, "The server is shutting down and takes no new work.")
+		return state{}, tandem.Errorf(tandem.CodeDraining, "The server is starting or shutting down and takes no new work.")
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
 	defer cancel()

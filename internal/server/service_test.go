@@ -110,7 +110,24 @@ func start(t testing.TB, change func(*setup)) *service {
 			t.Errorf("close the store: %v", err)
 		}
 	})
+	svc.until("the engine accepts work", func() bool { return !e.Draining() })
 	return svc
+}
+
+// until waits for something that happens soon.
+func (s *service) until(what string, happened func() bool) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
+	defer cancel()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for !happened() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			s.t.Fatalf("waited in vain: %s", what)
+		}
+	}
 }
 
 // testTasks are tasks that end in every way a task can.
@@ -369,22 +386,12 @@ func (s *service) submit(body string) string {
 }
 
 // wait asks for a request until it is as wanted.
-func (s *service) wait(id string, wanted func(tandem.Request) bool) tandem.Request {
+func (s *service) wait(id string, wanted func(tandem.Request) bool) (r tandem.Request) {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
-	defer cancel()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		var r tandem.Request
+	s.until("request "+id, func() bool {
+		r = tandem.Request{}
 		s.get("/requests/"+id).decode(s.t, &r)
-		if wanted(r) {
-			return r
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			s.t.Fatalf("request %s did not get there: %+v", id, r)
-		}
-	}
+		return wanted(r)
+	})
+	return r
 }

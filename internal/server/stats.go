@@ -225,7 +225,7 @@ func (s *server) systemFigures(now time.Time) systemStatistics {
 	}
 	metrics.Read(samples)
 	return systemStatistics{
-		UptimeSeconds: seconds(now.Sub(s.started)), Timestamp: now.UTC(), Version: tandem.Version, Mode: s.cfg.Mode,
+		UptimeSeconds: seconds(now.Sub(s.started)), Timestamp: now.UTC().Truncate(time.Millisecond), Version: tandem.Version, Mode: s.cfg.Mode,
 		Memory:     memory{HeapBytes: samples[0].Value.Uint64(), TotalBytes: samples[1].Value.Uint64() - samples[2].Value.Uint64()},
 		Goroutines: samples[3].Value.Uint64(),
 	}

@@ -86,7 +86,7 @@ func (s *server) handleReceive(r *http.Request) (receipt, error) {
 	if err != nil {
 		return receipt{}, &tandem.Error{Code: tandem.CodeInvalidJSON, Message: "The body could not be read to its end.", Err: err}
 	}
-	a := arrival{ID: id, LastAt: time.Now().UTC(), Headers: map[string]string{}, Truncated: len(body) > inboxBody}
+	a := arrival{ID: id, LastAt: time.Now().UTC().Truncate(time.Millisecond), Headers: map[string]string{}, Truncated: len(body) > inboxBody}
 	if a.Truncated {
 		a.Body = string(body[:inboxBody])
 	} else if json.Valid(body) {
