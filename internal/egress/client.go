@@ -273,7 +273,7 @@ func (c *Client) fail(ctx, timed context.Context, t *target, err error, result *
 	case ctx.Err() != nil:
 		result.Interrupted = true
 		result.Message = "interrupted"
-	case timed.Err() != nil:
+	case timed.Err() != nil, errors.As(err, &handshake) && errors.Is(handshake.err, context.DeadlineExceeded):
 		result.Outcome = tandem.OutcomeTimeout
 		result.Message = fmt.Sprintf("no answer within %v", c.cfg.Timeout)
 	case errors.As(err, &handshake):

@@ -228,6 +228,47 @@ func TestPutOffTimes(t *testing.T) {
 	})
 }
 
+// A crowd that is put off by a slow destination comes back at its pace, not at once.
+func TestPutOffsAreSpread(t *testing.T) {
+	t.Parallel()
+	const slow = 50 * time.Millisecond
+	target := receiver(t, func(http.ResponseWriter, *http.Request) { <-time.After(slow) })
+	cfg := demo()
+	cfg.HostConcurrency, cfg.MaxWaiting = 1, 1
+	client := newClient(t, cfg)
+	post(t, client, target)
+	defer reserve(t, client, target).Release()
+	ctx, cancel := context.WithCancel(t.Context())
+	var waiting sync.WaitGroup
+	waiting.Go(func() {
+		if place, err := client.Reserve(ctx, target); err == nil {
+			place.Release()
+		}
+	})
+	defer waiting.Wait()
+	defer cancel()
+	for only(t, client).Waiting < 1 {
+		until(t, time.Now().Add(time.Millisecond))
+	}
+	start := time.Now()
+	const crowd = 10_000
+	perSecond := make(map[int]int)
+	for range crowd {
+		wait := putOff(t, client, target).Until.Sub(start)
+		if wait < 100*time.Millisecond || wait > 62*time.Second {
+			t.Fatalf("put off for %v, want at most a minute and a little", wait)
+		}
+		perSecond[int(wait.Seconds())]++
+	}
+	// 20 exchanges a second and twice as many that come back, then what is left
+	// evenly over a minute: some 7,600 / 60 more.
+	for second, n := range perSecond {
+		if n > 400 {
+			t.Errorf("%d come back in second %d", n, second)
+		}
+	}
+}
+
 func TestDestinationsRememberedAreBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
