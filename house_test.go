@@ -159,6 +159,21 @@ func TestDocumentLinks(t *testing.T) {
 	}
 }
 
+// TestDecisionsAreListed: every record has its line in the index.
+func TestDecisionsAreListed(t *testing.T) {
+	t.Parallel()
+	records, err := filepath.Glob("docs/decisions/[0-9]*.md")
+	if err != nil || len(records) < 5 {
+		t.Fatalf("records %v, %v", records, err)
+	}
+	index := readFile(t, "docs/decisions/README.md")
+	for _, record := range records {
+		if !strings.Contains(index, "]("+filepath.Base(record)+")") {
+			t.Errorf("docs/decisions/README.md does not list %s", record)
+		}
+	}
+}
+
 // TestDependenciesHaveReasons: decision 5 has a line for every direct dependency, and for no other.
 func TestDependenciesHaveReasons(t *testing.T) {
 	t.Parallel()
