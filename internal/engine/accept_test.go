@@ -39,7 +39,7 @@ func TestDo(t *testing.T) {
 		{task: "garbled", code: tandem.CodeTaskFailed, reason: tandem.FailedTask},
 		{task: "panicky", code: tandem.CodeTaskFailed, reason: tandem.FailedPanic},
 		{task: "panicky-cpu", code: tandem.CodeTaskFailed, reason: tandem.FailedPanic},
-		{task: "stuck", timeout: 20 * time.Millisecond, code: tandem.CodeTaskTimeout, reason: tandem.FailedTimeout},
+		{task: "stuck", timeout: 500 * time.Millisecond, code: tandem.CodeTaskTimeout, reason: tandem.FailedTimeout},
 		{task: "compute", timeout: 200 * time.Millisecond, code: tandem.CodeTaskTimeout, reason: tandem.FailedTimeout},
 	} {
 		t.Run(tt.task, func(t *testing.T) {
@@ -157,7 +157,7 @@ func TestDoWithoutSlot(t *testing.T) {
 	p := start(t, func(s *setup) {
 		s.engine.Tasks = []engine.Task{holder.task("holder")}
 		s.engine.IOWorkers = 1
-		s.engine.TaskTimeout = 30 * time.Millisecond
+		s.engine.TaskTimeout = time.Second
 	})
 	var held errgroup.Group
 	held.Go(func() error {

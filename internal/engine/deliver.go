@@ -16,9 +16,6 @@ import (
 	"tandem/internal/store"
 )
 
-// minPutOff keeps a put-off that is due already from going round the store in circles.
-const minPutOff = 20 * time.Millisecond
-
 // deliver makes one try to deliver a callback, or finds that there is no use in
 // it, or no place for it now. Waiting for a place holds none of the engine's slots.
 func (e *Engine) deliver(claiming context.Context, r *tandem.Request) store.Next {
@@ -85,11 +82,7 @@ func (e *Engine) noPlace(claiming context.Context, r *tandem.Request, err error,
 	var putOff *egress.PutOff
 	switch {
 	case errors.As(err, &putOff):
-		at := putOff.Until
-		if soonest := time.Now().Add(minPutOff); at.Before(soonest) {
-			at = soonest
-		}
-		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: earlier(at, deadline).UTC()}
+		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: earlier(putOff.Until, deadline).UTC()}
 	case claiming.Err() != nil:
 		return handBack(store.LaneDeliver)
 	default: // a URL that a stricter policy than the one at its acceptance refuses, or cannot read

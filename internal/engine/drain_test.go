@@ -11,7 +11,7 @@ import (
 	"tandem/internal/store"
 )
 
-// closed reopens nothing: it ends a plant so that its database can be opened again.
+// close ends a plant so that its database can be opened again.
 func (p *plant) close() {
 	p.t.Helper()
 	p.stop()
@@ -45,6 +45,27 @@ func TestDrainLetsWorkFinish(t *testing.T) {
 	p.wait()
 	if r := p.request(async.ID); r.Status != tandem.StatusCompleted || string(r.Result) != `"released"` || r.CallbackStatus != tandem.CallbackPending {
 		t.Errorf("async work: %s %s, callback %s; want completed, to be delivered after the next start", r.Status, r.Result, r.CallbackStatus)
+	}
+}
+
+func TestRunOutlastsEveryDo(t *testing.T) {
+	t.Parallel()
+	gate := newGated(true)
+	p := start(t, func(s *setup) { s.engine.Tasks = []engine.Task{gate.task("gated")} })
+	answer := make(chan error, 1)
+	go func() { _, err := p.Do(context.Background(), order("gated")); answer <- err }()
+	<-gate.started
+	p.cancel()
+	p.await("draining", p.Draining)
+	select { // nothing but Do is under way: a Run that does not wait for it returns at once
+	case err := <-p.done:
+		t.Fatalf("Run returned (%v) before Do", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(gate.release)
+	p.wait()
+	if err := <-answer; err != nil {
+		t.Errorf("Do during the drain: %v", err)
 	}
 }
 
