@@ -82,7 +82,7 @@ func (c *serveCommand) tryIt(base string) string {
 curl -X POST %s/sync -H 'Content-Type: application/json' \
   -d '{"data":{"name":"Ada"}}'`, base)
 	}
-	return fmt.Sprintf(`try it (the second line shows the callback that came):
+	return fmt.Sprintf(`try it, then look at the history:
 curl -X POST %s/async -H 'Content-Type: application/json' \
   -d '{"data":{"name":"Ada"},"callback_url":"%s/test-callback"}'
 curl '%s/requests?limit=1'`, base, base, base)

@@ -154,7 +154,7 @@ func resolve(parsed *kong.Context, parent *kong.Path, flag *kong.Flag) (any, err
 	}
 	for _, candidate := range parent.Command.Flags {
 		if file, ok := parsed.FlagValue(candidate).(configFile); ok {
-			return file.value(flag.Name)
+			return file.value(flag.Name), nil
 		}
 	}
 	return nil, nil
@@ -186,16 +186,12 @@ func (f *configFile) Decode(ctx *kong.DecodeContext) error {
 
 // value returns what the file says about a flag in a form that kong parses as
 // it would an argument; nil when it says nothing.
-func (f configFile) value(name string) (any, error) {
+func (f configFile) value(name string) any {
 	switch value := f[name].(type) {
-	case nil:
-		return nil, nil
-	case []any, bool:
-		return value, nil
-	case map[string]any:
-		return nil, errors.New("in the configuration file: want a value, found a table")
+	case nil, []any, bool:
+		return value
 	default:
-		return fmt.Sprint(value), nil
+		return fmt.Sprint(value)
 	}
 }
 
@@ -206,6 +202,9 @@ func (c *serveCommand) AfterApply(parsed *kong.Context) error {
 		known := func(flag *kong.Flag) bool { return flag.Name == name && name != "config" && name != "help" }
 		if !slices.ContainsFunc(parsed.Selected().Flags, known) {
 			return fmt.Errorf("configuration file: unknown setting %q", name)
+		}
+		if _, table := c.Config[name].(configFile); table { // what yaml makes of a table within a configFile
+			return fmt.Errorf("configuration file: %s: want a value, found a table", name)
 		}
 	}
 	return nil

@@ -19,14 +19,15 @@ import (
 
 	"tandem"
 	"tandem/internal/egress"
+	"tandem/internal/engine"
 	"tandem/internal/load"
 	"tandem/internal/server"
 	"tandem/internal/store"
 )
 
 const (
-	demoCallers  = 32               // connections, each sending its next request when the last is answered
-	demoPatience = 60 * time.Second // for one trial, its callbacks included
+	demoCallers  = 32              // connections, each sending its next request when the last is answered
+	demoPatience = 3 * time.Minute // for one trial, its callbacks included: computing has the lowest priority, and the machine may be busy
 )
 
 // demoCommand shows both ways of asking for work in one go, with real figures.
@@ -127,7 +128,8 @@ func openStage(ctx context.Context, t *terminal) (*stage, error) {
 	s.service, err = openService(ctx, parts{
 		store:  store.Config{URL: ":memory:"},
 		egress: egress.Config{Policy: egress.Policy{AllowPrivate: true, AnyPort: true}},
-		server: server.Config{Mode: modeDemo, TestCallback: true},
+		engine: engine.Config{TaskTimeout: demoPatience},
+		server: server.Config{Mode: modeDemo, TestCallback: true, TaskTimeout: demoPatience},
 		secret: s.secret,
 		log:    slog.New(slog.NewTextHandler(t.err, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}, listener)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -33,7 +34,11 @@ func (c *healthCommand) Run(ctx context.Context, t *terminal) error {
 	client := &http.Client{Transport: &http.Transport{Proxy: nil, DisableKeepAlives: true}}
 	response, err := client.Do(request)
 	if err != nil {
-		return fmt.Errorf("unhealthy: %w", err)
+		var inner *url.Error
+		if errors.As(err, &inner) {
+			err = inner.Err // it would show the address once more, whole
+		}
+		return fmt.Errorf("unhealthy: ask %s: %w", address.Redacted(), err)
 	}
 	defer response.Body.Close()
 	io.Copy(io.Discard, io.LimitReader(response.Body, 64<<10)) // lets the server finish its answer

@@ -21,6 +21,7 @@ import (
 	"os/signal"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // The exit codes besides 0. An interruption has 128 and the number of its signal.
@@ -115,6 +116,10 @@ func (i interruption) code() int {
 	return exitCannotRun
 }
 
+// sameSignal is how long further signals are taken for the first one: timeout(1)
+// and some supervisors signal the process and then its group, and mean one stop.
+const sameSignal = 500 * time.Millisecond
+
 // signals turns SIGINT and SIGTERM into requests to stop: the first politely, the
 // second at once. A third one finds the default behaviour and ends the process.
 type signals struct {
@@ -132,18 +137,21 @@ func newSignals() *signals {
 	s.done.Go(func() {
 		defer signal.Stop(incoming)
 		defer cancel(nil)
-		for _, act := range []func(os.Signal){
-			func(sig os.Signal) { cancel(interruption{sig}) },
-			func(os.Signal) { signal.Stop(incoming); close(s.second) },
-		} {
+		var stopping time.Time // when the first came
+		for {
 			select {
 			case sig := <-incoming:
-				act(sig)
+				if stopping.IsZero() {
+					stopping = time.Now()
+					cancel(interruption{sig})
+				} else if time.Since(stopping) > sameSignal {
+					close(s.second)
+					return
+				}
 			case <-s.quit:
 				return
 			}
 		}
-		<-s.quit
 	})
 	return s
 }

@@ -96,6 +96,7 @@ func (s *service) run(ctx context.Context, halt <-chan struct{}) error {
 		return nil
 	})
 	g.Go(func() error {
+		s.awaitEngine(running)
 		if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve %s: %w", s.listener.Addr(), err)
 		}
@@ -122,6 +123,20 @@ func (s *service) run(ctx context.Context, halt <-chan struct{}) error {
 	close(ended)
 	halting.Wait()
 	return errors.Join(err, s.close())
+}
+
+// awaitEngine returns when the engine takes orders, a moment after its Run was
+// called. Callers who come earlier wait in the listener's queue and are not refused.
+func (s *service) awaitEngine(ctx context.Context) {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for s.engine.Draining() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // close lets go of everything; parts that were never made are skipped.

@@ -1,0 +1,184 @@
+//go:build unix
+
+package main_test
+
+import (
+	"net/http"
+	"os"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestExitCode checks the codes that scripts rely on; what is printed is in testdata/script.
+func TestExitCode(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		line string
+		want int
+	}{
+		{"version", 0},
+		{"serve --help", 0},
+		{"", 2},
+		{"frobnicate", 2},
+		{"serve --bogus", 2},
+		{"serve --db postgres://localhost/x", 2},
+		{"serve --config missing.yaml", 2},
+		{"sink --status 99", 2},
+		{"health --url nonsense", 2},
+		{"health --url http://127.0.0.1:1", 1},
+		{"serve --listen 192.0.2.1:1", 1},
+		{"serve --listen 127.0.0.1:0 --db missing/tandem.db", 1},
+	} {
+		t.Run(test.line, func(t *testing.T) {
+			t.Parallel()
+			p := start(t, nil, strings.Fields(test.line)...)
+			if got := p.exitCode(t); got != test.want {
+				t.Errorf("exit code %d, want %d\n%s", got, test.want, p.stderr.String())
+			}
+		})
+	}
+}
+
+// TestSignalDrains stops a server while a caller waits: the caller gets its
+// answer, and the exit code is 0.
+func TestSignalDrains(t *testing.T) {
+	t.Parallel()
+	for _, sig := range []os.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		t.Run(sig.String(), func(t *testing.T) {
+			t.Parallel()
+			p := startServe(t)
+			answer := post(p.url+"/sync", `{"data":{"n":1},"task":"sleep","complexity":10}`)
+			awaitProcessing(t, p.url)
+			p.signal(t, sig)
+			if got := <-answer; got != http.StatusOK {
+				t.Errorf("the caller who waited got %d, want 200", got)
+			}
+			if got := p.exitCode(t); got != 0 {
+				t.Errorf("exit code %d, want 0\n%s", got, p.stderr.String())
+			}
+		})
+	}
+}
+
+// TestSecondSignal cuts the drain short: the caller is refused, and the exit
+// code tells the signal. A second signal right after the first is the same one.
+func TestSecondSignal(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		sig  syscall.Signal
+		want int
+	}{{syscall.SIGTERM, 143}, {syscall.SIGINT, 130}} {
+		t.Run(test.sig.String(), func(t *testing.T) {
+			t.Parallel()
+			p := startServe(t, "--workers", "1")
+			body := `{"data":{"n":1},"task":"compute","complexity":10}` // about 0.75 s each
+			var answers []<-chan int
+			for range 12 {
+				answers = append(answers, post(p.url+"/sync", body))
+			}
+			awaitProcessing(t, p.url)
+			p.signal(t, test.sig)
+			p.signal(t, test.sig)
+			select {
+			case <-p.exited:
+				t.Fatal("the repeat of the first signal was taken for a second one")
+			case <-time.After(700 * time.Millisecond):
+			}
+			p.signal(t, test.sig)
+			if got := p.exitCode(t); got != test.want {
+				t.Errorf("exit code %d, want %d\n%s", got, test.want, p.stderr.String())
+			}
+			refused := 0
+			for _, answer := range answers {
+				if <-answer == http.StatusServiceUnavailable {
+					refused++
+				}
+			}
+			if refused == 0 {
+				t.Error("nobody was refused: the drain was not cut short")
+			}
+		})
+	}
+}
+
+// TestDemo runs what a newcomer runs first, to its end, in a pipe. It is not
+// parallel: the demo computes on every core, at the lowest priority.
+func TestDemo(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes about 12 s")
+	}
+	p := start(t, nil, "demo")
+	select {
+	case <-p.exited:
+	case <-time.After(5 * time.Minute): // on a machine that is busy with other tests
+	}
+	if got := p.exitCode(t); got != 0 {
+		t.Fatalf("exit code %d\n%s%s", got, p.stdout.String(), p.stderr.String())
+	}
+	out := p.stdout.String()
+	for _, want := range []string{
+		`(?m)^  sleep    sync    400 requests +\d+\.\d s$`,
+		`(?m)^  response time p50( +\d+\.\d ms){4}$`,
+		`(?m)^  completed per second( +[\d.]+){4}$`,
+		`(?m)^  callbacks received +- +400 of 400 +- +(\d+) of \d+$`,
+		`(?m)^    signature verified +- +400 +- +\d+$`,
+		`(?m)^    repeated / missing +- +0 / 0 +- +0 / 0$`,
+	} {
+		if !regexp.MustCompile(want).MatchString(out) {
+			t.Errorf("no line like %s in\n%s", want, out)
+		}
+	}
+	for line := range strings.Lines(out) {
+		if len(line) > 81 {
+			t.Errorf("%d columns, want at most 80: %s", len(line)-1, line)
+		}
+	}
+	if strings.ContainsRune(out+p.stderr.String(), '\x1b') {
+		t.Error("escape codes in a pipe")
+	}
+	if p.stderr.String() != "" {
+		t.Errorf("on standard error: %s", p.stderr.String())
+	}
+}
+
+// TestDemoInterrupted ends the demo with Ctrl-C in the middle of a trial.
+func TestDemoInterrupted(t *testing.T) {
+	t.Parallel()
+	p := start(t, nil, "demo")
+	p.awaitOutput(t, regexp.MustCompile(`callers +32`))
+	p.signal(t, syscall.SIGINT)
+	if got := p.exitCode(t); got != 130 {
+		t.Errorf("exit code %d, want 130\n%s%s", got, p.stdout.String(), p.stderr.String())
+	}
+	if got := p.stderr.String(); got != "tandem: stopped by signal: interrupt\n" {
+		t.Errorf("on standard error: %q", got)
+	}
+}
+
+// post sends a request and delivers the status of the answer; 0: none.
+func post(url, body string) <-chan int {
+	status := make(chan int, 1)
+	go func() { // ends with the request, which ends with the server
+		response, err := http.Post(url, "application/json", strings.NewReader(body))
+		if err != nil {
+			status <- 0
+			return
+		}
+		response.Body.Close()
+		status <- response.StatusCode
+	}()
+	return status
+}
+
+// awaitProcessing waits until the server has begun to work.
+func awaitProcessing(t *testing.T, url string) {
+	t.Helper()
+	if err := poll("a request being processed", func() error {
+		return newestHas(url, "processing")
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
