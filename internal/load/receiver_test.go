@@ -1,0 +1,268 @@
+package load_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"tandem"
+	"tandem/internal/load"
+)
+
+// sender makes callbacks as tandem does.
+type sender struct {
+	secret tandem.Secret
+	url    string
+}
+
+// send posts a callback for an id to a path and returns the status answered; 0: none.
+func (s sender) send(t *testing.T, ctx context.Context, path, id string, damage func(*http.Request)) int {
+	t.Helper()
+	body, err := json.Marshal(tandem.Callback{Type: tandem.EventCompleted, RequestID: id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, s.url+path, bytes.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	request.Header.Set(tandem.HeaderWebhookID, id)
+	request.Header.Set(tandem.HeaderWebhookTimestamp, fmt.Sprint(now.Unix()))
+	request.Header.Set(tandem.HeaderWebhookSignature, s.secret.Sign(id, now, body))
+	if damage != nil {
+		damage(request)
+	}
+	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	response, err := client.Do(request)
+	if err != nil {
+		return 0
+	}
+	defer response.Body.Close()
+	return response.StatusCode
+}
+
+func start(t *testing.T, cfg load.ReceiverConfig) (*load.Receiver, sender) {
+	t.Helper()
+	receiver, err := load.NewReceiver(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(receiver)
+	t.Cleanup(server.Close)
+	secret := cfg.Secret
+	if secret.IsZero() {
+		secret = tandem.NewSecret()
+	}
+	return receiver, sender{secret, server.URL}
+}
+
+func TestReceiverCounts(t *testing.T) {
+	t.Parallel()
+	receiver, s := start(t, load.ReceiverConfig{Secret: tandem.NewSecret(), MaxBody: 1000})
+	for _, key := range []string{"a", "b", "c"} {
+		if err := receiver.Expect(key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, step := range []struct {
+		name, path, id string
+		damage         func(*http.Request)
+		want           int
+		counts         load.Counts
+	}{
+		{"expected", "/x/a", "req_1", nil, 200,
+			load.Counts{Expected: 3, Received: 1, Delivered: 1}},
+		{"again", "/x/a", "req_1", nil, 200,
+			load.Counts{Expected: 3, Received: 2, Delivered: 1, Duplicates: 1}},
+		{"nobody expects it", "/x/d", "req_2", nil, 404,
+			load.Counts{Expected: 3, Received: 3, Delivered: 1, Duplicates: 1, Unknown: 1}},
+		{"forged", "/x/b", "req_3", func(r *http.Request) { r.Header.Set(tandem.HeaderWebhookSignature, "v1,AAAA") }, 401,
+			load.Counts{Expected: 3, Received: 4, Delivered: 1, Duplicates: 1, Unknown: 1, BadSignature: 1}},
+		{"id of another", "/x/b", "req_3", func(r *http.Request) { resign(r, s.secret, "req_4", `{"request_id":"req_3"}`) }, 400,
+			load.Counts{Expected: 3, Received: 5, Delivered: 1, Duplicates: 1, Unknown: 1, BadSignature: 1, Malformed: 1}},
+		{"no JSON", "/x/b", "req_3", func(r *http.Request) { resign(r, s.secret, "req_3", `nonsense`) }, 400,
+			load.Counts{Expected: 3, Received: 6, Delivered: 1, Duplicates: 1, Unknown: 1, BadSignature: 1, Malformed: 2}},
+		{"too large", "/x/b", "req_3", func(r *http.Request) { resign(r, s.secret, "req_3", strings.Repeat("x", 1001)) }, 413,
+			load.Counts{Expected: 3, Received: 7, Delivered: 1, Duplicates: 1, Unknown: 1, BadSignature: 1, Malformed: 3}},
+		{"not a POST", "/x/b", "req_3", func(r *http.Request) { r.Method = http.MethodPut }, 405,
+			load.Counts{Expected: 3, Received: 7, Delivered: 1, Duplicates: 1, Unknown: 1, BadSignature: 1, Malformed: 3}},
+		{"the second one", "/x/b", "req_3", nil, 200,
+			load.Counts{Expected: 3, Received: 8, Delivered: 2, Duplicates: 1, Unknown: 1, BadSignature: 1, Malformed: 3}},
+	} {
+		if got := s.send(t, t.Context(), step.path, step.id, step.damage); got != step.want {
+			t.Errorf("%s: answered %d, want %d", step.name, got, step.want)
+		}
+		if diff := cmp.Diff(step.counts, receiver.Counts()); diff != "" {
+			t.Errorf("%s: counts (-want +got)\n%s", step.name, diff)
+		}
+	}
+	if got := receiver.Counts().Missing(); got != 1 {
+		t.Errorf("missing %d, want 1", got)
+	}
+	if !receiver.Delivered("a") || receiver.Delivered("c") {
+		t.Error("Delivered: want a and not c")
+	}
+
+	// Wait ends when the last one is cancelled, and not before.
+	ended, cancel := context.WithCancelCause(t.Context())
+	cause := errors.New("enough")
+	cancel(cause)
+	if err := receiver.Wait(ended); !errors.Is(err, cause) {
+		t.Errorf("Wait with one missing: %v, want the context's cause", err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- receiver.Wait(t.Context()) }()
+	receiver.Cancel("c")
+	if err := <-done; err != nil {
+		t.Errorf("Wait with none missing: %v", err)
+	}
+}
+
+// resign replaces the body of a callback and signs it.
+func resign(r *http.Request, secret tandem.Secret, id, body string) {
+	now := time.Now()
+	r.Header.Set(tandem.HeaderWebhookID, id)
+	r.Header.Set(tandem.HeaderWebhookTimestamp, fmt.Sprint(now.Unix()))
+	r.Header.Set(tandem.HeaderWebhookSignature, secret.Sign(id, now, []byte(body)))
+	replacement, err := http.NewRequest(http.MethodPost, r.URL.String(), strings.NewReader(body))
+	if err != nil {
+		panic(err)
+	}
+	r.Body, r.ContentLength, r.GetBody = replacement.Body, replacement.ContentLength, replacement.GetBody
+}
+
+func TestReceiverExpectIsBounded(t *testing.T) {
+	t.Parallel()
+	receiver, _ := start(t, load.ReceiverConfig{MaxKeys: 2})
+	for key, want := range map[string]bool{"a": true, "b": true} {
+		if err := receiver.Expect(key); (err == nil) != want {
+			t.Errorf("Expect(%s): %v", key, err)
+		}
+	}
+	if err := receiver.Expect("c"); !errors.Is(err, load.ErrReceiverFull) {
+		t.Errorf("third of two: %v, want ErrReceiverFull", err)
+	}
+	if err := receiver.Expect("a"); err == nil || errors.Is(err, load.ErrReceiverFull) {
+		t.Errorf("the same again: %v, want its own error", err)
+	}
+	receiver.Cancel("a")
+	if err := receiver.Expect("c"); err != nil {
+		t.Errorf("after a cancel there is room: %v", err)
+	}
+}
+
+// TestOpenReceiverForgets checks that a receiver which takes anything knows
+// repeats of its last MaxKeys callbacks, and of no more.
+func TestOpenReceiverForgets(t *testing.T) {
+	t.Parallel()
+	repeats := make(chan bool, 1)
+	_, s := start(t, load.ReceiverConfig{Open: true, MaxKeys: 2, OnArrival: func(a load.Arrival) { repeats <- a.Duplicate }})
+	for i, step := range []struct {
+		id     string
+		repeat bool
+	}{
+		{"a", false}, {"a", true}, {"b", false}, {"a", true},
+		{"c", false}, // the oldest, a, is forgotten
+		{"b", true}, {"a", false}, {"c", true}, {"b", false},
+	} {
+		if got := s.send(t, t.Context(), "/any/where", step.id, nil); got != http.StatusOK {
+			t.Errorf("step %d: answered %d", i, got)
+		}
+		if got := <-repeats; got != step.repeat {
+			t.Errorf("step %d: %s is a repeat: %t, want %t", i, step.id, got, step.repeat)
+		}
+	}
+}
+
+func TestReceiverMisbehaves(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name      string
+		behaviour load.Behaviour
+		want      int
+		counts    load.Counts
+	}{
+		{"good", load.Behaviour{}, 200, load.Counts{Expected: 1, Received: 1, Delivered: 1}},
+		{"status", load.Behaviour{Status: 410}, 410, load.Counts{Expected: 1, Received: 1, Misbehaved: 1}},
+		{"another success", load.Behaviour{Status: 204}, 204, load.Counts{Expected: 1, Received: 1, Delivered: 1}},
+		{"always fails", load.Behaviour{FailRate: 1}, 500, load.Counts{Expected: 1, Received: 1, Misbehaved: 1}},
+		{"always fails with a status", load.Behaviour{FailRate: 1, Status: 429}, 429, load.Counts{Expected: 1, Received: 1, Misbehaved: 1}},
+		{"redirect", load.Behaviour{Redirect: "http://127.0.0.1:1/"}, 307, load.Counts{Expected: 1, Received: 1, Misbehaved: 1}},
+		{"hang", load.Behaviour{Hang: true}, 0, load.Counts{Expected: 1, Received: 1, Misbehaved: 1}},
+		{"late", load.Behaviour{Delay: time.Hour}, 0, load.Counts{Expected: 1, Received: 1, Delivered: 1}},
+		{"a little late", load.Behaviour{Delay: time.Millisecond}, 200, load.Counts{Expected: 1, Received: 1, Delivered: 1}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			receiver, s := start(t, load.ReceiverConfig{Behaviour: test.behaviour, OnArrival: func(load.Arrival) {
+				if test.want == 0 {
+					cancel() // the sender gives up: otherwise it would wait for ever
+				}
+			}})
+			if err := receiver.Expect("key"); err != nil {
+				t.Fatal(err)
+			}
+			if got := s.send(t, ctx, "/key", "req_1", nil); got != test.want {
+				t.Errorf("answered %d, want %d", got, test.want)
+			}
+			if diff := cmp.Diff(test.counts, receiver.Counts()); diff != "" {
+				t.Errorf("counts (-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestFailRate sends enough callbacks for the share to show: 400 at one half
+// fall outside 100 to 300 once in 10^23 runs.
+func TestFailRate(t *testing.T) {
+	t.Parallel()
+	receiver, s := start(t, load.ReceiverConfig{Open: true, Behaviour: load.Behaviour{FailRate: 0.5}})
+	for i := range 400 {
+		s.send(t, t.Context(), "/", fmt.Sprint("req_", i), nil)
+	}
+	if got := receiver.Counts().Misbehaved; got < 100 || got > 300 {
+		t.Errorf("%d of 400 failed, want about 200", got)
+	}
+}
+
+func TestBehaviourValidate(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		behaviour load.Behaviour
+		ok        bool
+	}{
+		{load.Behaviour{}, true},
+		{load.Behaviour{FailRate: 1, Hang: true}, true},
+		{load.Behaviour{FailRate: -0.001}, false},
+		{load.Behaviour{FailRate: 1.001}, false},
+		{load.Behaviour{FailRate: math.NaN()}, false},
+		{load.Behaviour{Status: 199}, false},
+		{load.Behaviour{Status: 200}, true},
+		{load.Behaviour{Status: 599}, true},
+		{load.Behaviour{Status: 600}, false},
+		{load.Behaviour{Delay: -1}, false},
+		{load.Behaviour{Hang: true, Status: 500}, false},
+		{load.Behaviour{Hang: true, Redirect: "http://x/"}, false},
+		{load.Behaviour{Redirect: "http://x/", Status: 302}, false},
+	} {
+		if err := test.behaviour.Validate(); (err == nil) != test.ok {
+			t.Errorf("%+v: %v, want ok %t", test.behaviour, err, test.ok)
+		}
+		if _, err := load.NewReceiver(load.ReceiverConfig{Behaviour: test.behaviour}); (err == nil) != test.ok {
+			t.Errorf("NewReceiver with %+v: %v, want ok %t", test.behaviour, err, test.ok)
+		}
+	}
+}

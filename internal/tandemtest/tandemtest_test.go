@@ -1,0 +1,128 @@
+package tandemtest_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"tandem"
+	"tandem/internal/egress"
+	"tandem/internal/engine"
+	"tandem/internal/load"
+	"tandem/internal/store"
+	"tandem/internal/tandemtest"
+)
+
+// submit sends an echo to be reported to a URL and waits until nothing is left to do for it.
+func submit(t *testing.T, s *tandemtest.Service, callback string) tandem.Request {
+	t.Helper()
+	answer := s.Post(t, "/async", fmt.Sprintf(`{"data":{"n":1},"task":"echo","callback_url":%q}`, callback))
+	if answer.Status != http.StatusAccepted {
+		t.Fatalf("POST /async answered %d: %s", answer.Status, answer.Body)
+	}
+	return s.Await(t, answer.RequestID(), func(r tandem.Request) bool { return !r.Unfinished() })
+}
+
+// TestService checks that what Start boots is a whole tandem: work in, history
+// kept, signed callback out.
+func TestService(t *testing.T) {
+	t.Parallel()
+	s := tandemtest.Start(t, tandemtest.Config{})
+	receiver, err := load.NewReceiver(load.ReceiverConfig{Secret: s.Secret})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(receiver)
+	defer server.Close()
+	if err := receiver.Expect("one"); err != nil {
+		t.Fatal(err)
+	}
+	request := submit(t, s, server.URL+"/one")
+	if request.Status != tandem.StatusCallbackSent {
+		t.Errorf("status %s, want callback_sent", request.Status)
+	}
+	if got := receiver.Counts(); got.Delivered != 1 || got.Received != 1 {
+		t.Errorf("receiver counts %+v", got)
+	}
+	if answer := s.Post(t, "/sync", `{"data":{"n":1},"task":"echo"}`); answer.Status != http.StatusOK {
+		t.Errorf("POST /sync answered %d: %s", answer.Status, answer.Body)
+	}
+	var history []tandem.Request
+	if answer := s.Fetch(t, "/requests"); json.Unmarshal(answer.Body, &history) != nil || len(history) != 2 {
+		t.Errorf("history: %s", answer.Body)
+	}
+}
+
+// TestServiceKeepsItsFile stops a service and starts another on its file.
+func TestServiceKeepsItsFile(t *testing.T) {
+	t.Parallel()
+	cfg := tandemtest.Config{Store: store.Config{URL: filepath.Join(t.TempDir(), "kept.db")}}
+	first := tandemtest.Start(t, cfg)
+	id := first.Post(t, "/sync", `{"data":{"n":1},"task":"echo"}`).RequestID()
+	first.Stop()
+	second := tandemtest.Start(t, cfg)
+	if answer := second.Fetch(t, "/requests/"+id); answer.Status != http.StatusOK {
+		t.Errorf("request %s after a restart: %d", id, answer.Status)
+	}
+}
+
+// TestFaults sends a callback to every kind of bad receiver and checks what
+// the history calls it.
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	s := tandemtest.Start(t, tandemtest.Config{
+		Egress: egress.Config{Timeout: 300 * time.Millisecond},
+		Engine: engine.Config{Retry: engine.Schedule{Attempts: 1}},
+	})
+	fault := func(f tandemtest.Fault) func(*testing.T) string {
+		return func(t *testing.T) string { return tandemtest.NewReceiver(t, f).URL }
+	}
+	for _, test := range []struct {
+		name   string
+		url    func(*testing.T) string
+		want   tandem.Outcome
+		status int
+	}{
+		{"refuse", func(t *testing.T) string { return tandemtest.Refusing(t) }, tandem.OutcomeConnect, 0},
+		{"certificate", func(t *testing.T) string { return tandemtest.BadCertificate(t) }, tandem.OutcomeTLS, 0},
+		{"hang", fault(tandemtest.Hang), tandem.OutcomeTimeout, 0},
+		{"reset", fault(tandemtest.Reset), tandem.OutcomeConnect, 0},
+		{"close early", fault(tandemtest.CloseEarly), tandem.OutcomeConnect, 0},
+		{"head without end", fault(tandemtest.DripHead), tandem.OutcomeTimeout, 0},
+		{"headers without end", fault(tandemtest.Flood), tandem.OutcomeConnect, 0},
+		{"redirect", fault(tandemtest.Redirect("http://127.0.0.1:1/")), tandem.OutcomeRedirect, 302},
+		{"gone", fault(tandemtest.Answer(410)), tandem.OutcomeGone, 410},
+		{"server error", fault(tandemtest.Answer(500)), tandem.OutcomeHTTPError, 500},
+		{"throttle", fault(tandemtest.RetryAfter(1)), tandem.OutcomeThrottled, 503},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			request := submit(t, s, test.url(t))
+			if request.Status != tandem.StatusCallbackFailed || len(request.Attempts) != 1 {
+				t.Fatalf("status %s with %d attempts, want callback_failed with 1", request.Status, len(request.Attempts))
+			}
+			if got := request.Attempts[0]; got.Outcome != test.want || got.StatusCode != test.status {
+				t.Errorf("outcome %s, status code %d; want %s, %d (%s)", got.Outcome, got.StatusCode, test.want, test.status, got.Error)
+			}
+		})
+	}
+}
+
+// TestDrip checks the one fault that is a success: a body that never ends,
+// after a 2xx, does not hold the callback up beyond its timeout.
+func TestDrip(t *testing.T) {
+	t.Parallel()
+	s := tandemtest.Start(t, tandemtest.Config{Egress: egress.Config{Timeout: 300 * time.Millisecond}})
+	receiver := tandemtest.NewReceiver(t, tandemtest.Drip)
+	request := submit(t, s, receiver.URL)
+	if got := request.Attempts[0]; got.Outcome != tandem.OutcomeDelivered || got.DurationMS > 5000 {
+		t.Errorf("outcome %s after %v ms, want delivered soon after 300 ms", got.Outcome, got.DurationMS)
+	}
+	if got := receiver.Connections(); got != 1 {
+		t.Errorf("%d connections, want 1", got)
+	}
+}
