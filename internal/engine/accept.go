@@ -62,7 +62,7 @@ func (e *Engine) Do(ctx context.Context, order Order) (tandem.Request, error) {
 	ctx, release := context.WithDeadlineCause(ctx, arrived.Add(e.cfg.TaskTimeout), errTaskTimeout)
 	defer release()
 
-	if err := e.accept(ctx, &r, store.LaneNone); err != nil {
+	if err := e.accept(ctx, &r); err != nil {
 		return tandem.Request{}, err
 	}
 	e.vitals.accepted(arrived)
@@ -81,29 +81,27 @@ func (e *Engine) doWork(ctx context.Context, slots *slots, task Task, r *tandem.
 		if code == tandem.FailedTimeout {
 			code = tandem.FailedNoSlot
 		}
-		now := time.Now().UTC().Truncate(time.Microsecond)
-		return store.Outcome{ErrorCode: code, ErrorMessage: failureMessage(code), CompletedAt: now}
+		return store.Outcome{ErrorCode: code, ErrorMessage: failureMessage(code), CompletedAt: now()}
 	}
 	defer slots.release()
 	return e.process(ctx, task, r)
 }
 
-// accept commits a sync request. The client's leaving does not cut it short: a
-// commit cut short may or may not have happened, and its row would stay in
-// processing for ever.
-func (e *Engine) accept(ctx context.Context, r *tandem.Request, lane store.Lane) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
+// accept commits a sync request before its work. The client's leaving does not cut
+// it short: a commit cut short may or may not have happened, and its row would seem
+// to be processing until the next start.
+func (e *Engine) accept(ctx context.Context, r *tandem.Request) error {
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(storeTimeout, e.cfg.TaskTimeout))
 	defer cancel()
-	if err := e.cfg.Store.Accept(ctx, r, lane); err != nil {
-		if ctx.Err() != nil {
-			// There may be a row after all; then it must not look as if it still ran.
-			now := time.Now().UTC()
-			_ = e.finish(ctx, r, store.Outcome{ErrorCode: tandem.FailedInterrupted,
-				ErrorMessage: failureMessage(tandem.FailedInterrupted), CompletedAt: now})
-		}
-		return storeError("accept request", "", err)
+	err := e.cfg.Store.Accept(bounded, r, store.LaneNone)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if bounded.Err() != nil { // there may be a row all the same
+		const code = tandem.FailedInterrupted
+		_ = e.finish(ctx, r, store.Outcome{ErrorCode: code, ErrorMessage: failureMessage(code), CompletedAt: now()})
+	}
+	return storeError("accept request", "", err)
 }
 
 // finish commits how the work of a sync request ended and writes it into r. It
@@ -241,8 +239,7 @@ func overloadedError(id, message string) error {
 // has already put into words keep them.
 func storeError(doing, id string, err error) error {
 	told := tandem.Error{Code: tandem.CodeStoreUnavailable, Message: "The database does not take writes now; try again in a moment."}
-	var known *tandem.Error
-	if errors.As(err, &known) {
+	if known, ok := errors.AsType[*tandem.Error](err); ok {
 		told = *known
 	} else {
 		told.Err = fmt.Errorf("%s: %w", doing, err)

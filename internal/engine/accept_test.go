@@ -287,6 +287,18 @@ func TestStoreFaults(t *testing.T) {
 	}
 }
 
+// The database commits, but too late for the caller: the row must not seem to run for ever.
+func TestDoAcceptTooLate(t *testing.T) {
+	t.Parallel()
+	p := start(t, func(s *setup) { s.engine.TaskTimeout = 500 * time.Millisecond })
+	p.store.late = true
+	_, err := p.Do(t.Context(), order("echo"))
+	wantCode(t, err, tandem.CodeStoreUnavailable)
+	if r := p.only(); r.Status != tandem.StatusFailed || r.ErrorCode != tandem.FailedInterrupted {
+		t.Errorf("stored %s %s, want failed interrupted", r.Status, r.ErrorCode)
+	}
+}
+
 func TestSubmitClientGone(t *testing.T) {
 	t.Parallel()
 	p := start(t, nil)

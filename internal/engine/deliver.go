@@ -79,14 +79,14 @@ func (e *Engine) expire(r *tandem.Request, now time.Time) store.Next {
 
 // noPlace says what comes next when the destination has no place now. None of it is an attempt.
 func (e *Engine) noPlace(claiming context.Context, r *tandem.Request, err error, deadline time.Time) store.Next {
-	var putOff *egress.PutOff
+	putOff, isPutOff := errors.AsType[*egress.PutOff](err)
 	switch {
-	case errors.As(err, &putOff):
+	case isPutOff:
 		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: earlier(putOff.Until, deadline).UTC()}
 	case claiming.Err() != nil:
 		return handBack(store.LaneDeliver)
 	default: // a URL that a stricter policy than the one at its acceptance refuses, or cannot read
-		return e.unsendable(r, r.CallbackAttempts+1, time.Now().UTC(), err)
+		return e.unsendable(r, r.CallbackAttempts+1, now(), err)
 	}
 }
 

@@ -136,12 +136,12 @@ func TestRetriesUntilDelivered(t *testing.T) {
 			t.Errorf("attempt %d: logged as %d, told as %d, id %q", i+1, attempt.Number, got[i].Metadata.Attempt, got[i].header.Get(tandem.HeaderWebhookID))
 		}
 		if i == len(r.Attempts)-1 {
-			if attempt.Outcome != tandem.OutcomeDelivered || attempt.StatusCode != 200 || !attempt.NextAt.IsZero() || attempt.Error != "" {
+			if attempt.Outcome != tandem.OutcomeDelivered || attempt.StatusCode != http.StatusOK || !attempt.NextAt.IsZero() || attempt.Error != "" {
 				t.Errorf("the last attempt: %+v", attempt)
 			}
 			continue
 		}
-		if attempt.Outcome != tandem.OutcomeHTTPError || attempt.StatusCode != 500 || attempt.Error == "" {
+		if attempt.Outcome != tandem.OutcomeHTTPError || attempt.StatusCode != http.StatusInternalServerError || attempt.Error == "" {
 			t.Errorf("attempt %d: %+v, want an http_error with 500", i+1, attempt)
 		}
 		least := backoff << i

@@ -114,7 +114,7 @@ type Engine struct {
 	// working ends, with errInterrupted, when running work must stop: at the end
 	// of the grace period or in Halt. It is a field because work outlives every call
 	// that starts it, and both Do and the store's jobs obey it.
-	working   context.Context
+	working   context.Context //nolint:containedctx // see above
 	interrupt context.CancelCauseFunc
 }
 

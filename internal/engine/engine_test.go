@@ -183,6 +183,7 @@ type faultyStore struct {
 	mu     sync.Mutex
 	finish error // what Finish returns instead of finishing
 	accept error // what Accept returns instead of accepting
+	late   bool  // Accept accepts, but does not say so before its context ends
 }
 
 func (f *faultyStore) sabotage(accept, finish error) {
@@ -201,7 +202,11 @@ func (f *faultyStore) Accept(ctx context.Context, r *tandem.Request, lane store.
 	if fault, _ := f.faults(); fault != nil {
 		return fault
 	}
-	return f.Store.Accept(ctx, r, lane)
+	if err := f.Store.Accept(ctx, r, lane); err != nil || !f.late {
+		return err
+	}
+	<-ctx.Done()
+	return ctx.Err()
 }
 
 func (f *faultyStore) Finish(ctx context.Context, id string, o store.Outcome) error {

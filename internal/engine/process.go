@@ -24,8 +24,7 @@ func (e *Engine) step(claiming context.Context, job store.Job) store.Next {
 	task, ok := e.tasks[job.Request.Task]
 	if !ok {
 		// Accepted by a configuration that still had the task.
-		now := time.Now().UTC()
-		return worked(store.Outcome{ErrorCode: tandem.FailedTask, CompletedAt: now,
+		return worked(store.Outcome{ErrorCode: tandem.FailedTask, CompletedAt: now(),
 			ErrorMessage: fmt.Sprintf("This server has no task %q any more.", job.Request.Task)})
 	}
 	slots := e.slots[task.Lane]
@@ -67,10 +66,9 @@ func (e *Engine) process(ctx context.Context, task Task, r *tandem.Request) stor
 		call()
 	}
 	ended := time.Now()
-	// Microseconds, as a store keeps them: the answer and the history agree.
 	o := store.Outcome{
-		StartedAt:   started.UTC().Truncate(time.Microsecond),
-		CompletedAt: ended.UTC().Truncate(time.Microsecond),
+		StartedAt:   onRecord(started),
+		CompletedAt: onRecord(ended),
 		Processing:  ended.Sub(started).Truncate(time.Microsecond),
 	}
 	o.ErrorCode = failureCode(ctx, err)
@@ -118,11 +116,11 @@ func (p *panicError) Error() string { return fmt.Sprintf("panic: %v\n%s", p.valu
 
 // failureCode says why a task that returned err failed; "" means it did not.
 func failureCode(ctx context.Context, err error) string {
-	var panicked *panicError
+	_, panicked := errors.AsType[*panicError](err)
 	switch {
 	case err == nil:
 		return ""
-	case errors.As(err, &panicked):
+	case panicked:
 		return tandem.FailedPanic
 	case ctx.Err() != nil:
 		return cutOff(context.Cause(ctx))
@@ -160,5 +158,11 @@ func failureMessage(code string) string {
 		return "The task failed."
 	}
 }
+
+// onRecord is t as a store keeps it, so that an answer and the history agree:
+// UTC, whole microseconds.
+func onRecord(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }
+
+func now() time.Time { return onRecord(time.Now()) }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
