@@ -374,3 +374,63 @@ func TestServiceThatCannot(t *testing.T) {
 		}
 	})
 }
+
+func TestDeepNestingIsCheap(t *testing.T) {
+	t.Parallel()
+	svc := start(t, func(s *setup) { s.server.MaxData = 16 << 20 })
+	const levels = 100_000
+	for name, body := range map[string]string{
+		"arrays":           `{"data":{"a":` + strings.Repeat("[", levels) + strings.Repeat("]", levels) + `}}`,
+		"objects":          `{"data":` + strings.Repeat(`{"a":`, levels) + `1` + strings.Repeat("}", levels) + `}`,
+		"never closed":     `{"data":` + strings.Repeat("[", levels),
+		"not in data":      `{"data":{"a":1},"x":` + strings.Repeat("[", levels) + strings.Repeat("]", levels) + `}`,
+		"a million levels": `{"data":` + strings.Repeat("[", 1<<20),
+	} {
+		a := svc.post("/sync", body)
+		if p := a.problem(t); p.Code != tandem.CodeInvalidInput {
+			t.Errorf("%s: %d %s", name, a.status, a.body)
+		}
+		if took, err := strconv.ParseFloat(a.header.Get("X-Process-Time"), 64); err != nil || took > 2 {
+			t.Errorf("%s took %v s", name, took)
+		}
+	}
+}
+
+func TestCallerWhoHangsUpCancelsTheWork(t *testing.T) {
+	t.Parallel()
+	begun := make(chan struct{})
+	patient := engine.Task{Name: "patient", Lane: store.LaneIO, Run: func(ctx context.Context, _ json.RawMessage, _ int) (json.RawMessage, error) {
+		close(begun)
+		<-ctx.Done()
+		return nil, context.Cause(ctx)
+	}}
+	svc := start(t, func(s *setup) { s.engine.Tasks = []engine.Task{patient} })
+	ctx, hangUp := context.WithCancel(t.Context())
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, svc.URL+"/sync", strings.NewReader(`{"data":{"a":1},"task":"patient"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Content-Type", "application/json")
+	gone := make(chan error, 1)
+	go func() {
+		response, err := svc.http.Do(r)
+		if err == nil {
+			response.Body.Close()
+		}
+		gone <- err
+	}()
+	<-begun
+	hangUp()
+	if err := <-gone; !errors.Is(err, context.Canceled) {
+		t.Errorf("the call ended with %v", err)
+	}
+	var requests []tandem.Request
+	svc.until("the history says so", func() bool {
+		requests = nil
+		svc.get("/requests?status=failed").decode(t, &requests)
+		return len(requests) == 1
+	})
+	if requests[0].ErrorCode != tandem.FailedClientClosed {
+		t.Errorf("%+v", requests[0])
+	}
+}
