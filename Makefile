@@ -52,7 +52,7 @@ fuzz: ## every native fuzz target for FUZZTIME (20s) each
 	@grep -rnoE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' . | sed -E 's|^(.*)/[^/]+:[0-9]+:func |\1 |' | \
 	while read -r dir target; do \
 	  echo "$$dir $$target"; \
-	  go test "$$dir" -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) || exit 1; \
+	  go test "$$dir" -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) </dev/null || exit 1; \
 	done
 
 clean: ## remove what was built
