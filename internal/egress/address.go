@@ -213,8 +213,8 @@ func isLocal(addr netip.Addr) bool {
 
 // compile checks a policy and returns it in the form that the decisions rely on:
 // canonical hosts, masked prefixes.
-func (p Policy) compile() (*Policy, error) {
-	compiled := p
+func (p *Policy) compile() (*Policy, error) {
+	compiled := *p
 	compiled.Hosts, compiled.CIDRs = nil, nil
 	for _, host := range p.Hosts {
 		canonical, _, err := canonicalHost(host)

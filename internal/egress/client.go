@@ -117,8 +117,7 @@ func New(cfg Config) (*Client, error) {
 		dialer:       dialer,
 		destinations: limit.NewKeyed[*destination](cfg.MaxDestinations),
 	}
-	var http1 http.Protocols
-	http1.SetHTTP1(true)
+	// HTTP/1.1 only: net/http leaves HTTP/2 off for a dialer of our own.
 	c.transport = &http.Transport{
 		Proxy:                  nil, // a proxy would dial for us, past the guard
 		DialContext:            dialer.DialContext,
@@ -128,7 +127,6 @@ func New(cfg Config) (*Client, error) {
 		MaxIdleConns:           maxIdle,
 		MaxIdleConnsPerHost:    cfg.HostConcurrency,
 		IdleConnTimeout:        idleTimeout,
-		Protocols:              &http1,
 	}
 	return c, nil
 }

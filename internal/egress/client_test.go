@@ -9,7 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -43,7 +43,7 @@ func TestPostSendsWhatItIsGiven(t *testing.T) {
 	for range 2 { // the second would bring the cookie back
 		place := reserve(t, client, target+"?a=b%20c#fragment")
 		result := place.Post(t.Context(), header, []byte(`{"x":1}`))
-		if result.Outcome != tandem.OutcomeDelivered || result.StatusCode != 202 || result.Message != "" || result.Interrupted {
+		if result.Outcome != tandem.OutcomeDelivered || result.StatusCode != http.StatusAccepted || result.Message != "" || result.Interrupted {
 			t.Fatalf("Post = %+v, want it delivered", result)
 		}
 		if result.Duration <= 0 || time.Since(result.StartedAt) < result.Duration || result.StartedAt.Location() != time.UTC {
@@ -229,6 +229,8 @@ func TestPostToHostileReceivers(t *testing.T) {
 		{"is not HTTP", write("SSH-2.0-OpenSSH_9.9\r\n"), tandem.OutcomeConnect, 0, true},
 		{"drips its header", drip("HTTP/1.1 200 OK\r\nX: ", "x"), tandem.OutcomeTimeout, 0, true},
 		{"header of 100 MB", endless("HTTP/1.1 200 OK\r\n", "X-Filler: "+strings.Repeat("x", 10_000)+"\r\n"), tandem.OutcomeConnect, 0, true},
+		{"header of 60 KiB", write("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Filler: " + strings.Repeat("x", 60<<10) + "\r\n\r\n"), tandem.OutcomeDelivered, 200, false},
+		{"header of 70 KiB", write("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Filler: " + strings.Repeat("x", 70<<10) + "\r\n\r\n"), tandem.OutcomeConnect, 0, true},
 		{"one endless header", endless("HTTP/1.1 200 OK\r\nX-Filler: ", strings.Repeat("x", 10_000)), tandem.OutcomeConnect, 0, true},
 		{"endless early hints", endless("", "HTTP/1.1 103 Early Hints\r\nX-Filler: "+strings.Repeat("x", 1_000)+"\r\n\r\n"), tandem.OutcomeConnect, 0, true},
 		{"2xx, then drips its body", drip("HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", "x"), tandem.OutcomeDelivered, 200, false},
@@ -340,12 +342,12 @@ func TestTLS(t *testing.T) {
 		}
 	}))
 	server.EnableHTTP2 = true
-	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	server.StartTLS()
 	t.Cleanup(server.Close)
 	old := httptest.NewUnstartedServer(http.NotFoundHandler())
 	old.TLS = &tls.Config{MaxVersion: tls.VersionTLS11}
-	old.Config.ErrorLog = log.New(io.Discard, "", 0)
+	old.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	old.StartTLS()
 	t.Cleanup(old.Close)
 	plain := receiver(t, func(http.ResponseWriter, *http.Request) {})

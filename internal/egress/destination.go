@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"tandem/internal/limit"
@@ -75,17 +76,17 @@ type Place struct {
 // that a slow one never takes them all. A URL that Check would refuse by now gets a
 // place at once, and Post says blocked.
 func (c *Client) Reserve(ctx context.Context, rawURL string) (*Place, error) {
-	t, err := c.policy.parse(rawURL)
-	if err != nil {
-		return &Place{client: c, refused: err}, nil
+	place := &Place{client: c}
+	place.target, place.refused = c.policy.parse(rawURL)
+	if place.refused != nil {
+		return place, nil
 	}
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	place := &Place{client: c, target: t}
 
 	c.mu.Lock()
-	key := t.key()
+	key := place.target.key()
 	d, held := c.destinations.Hold(key, func() *destination {
 		return &destination{key: key, breaker: limit.NewBreaker(c.cfg.BreakerFailures, c.cfg.BreakerOpen)}
 	})
@@ -94,7 +95,7 @@ func (c *Client) Reserve(ctx context.Context, rawURL string) (*Place, error) {
 		return nil, &PutOff{Until: time.Now().Add(probePutOff + rand.N(probePutOff)), Reason: "every destination remembered is in use"}
 	}
 	place.dest = d
-	if d.queue.Len() == 0 && d.inFlight < c.cfg.HostConcurrency {
+	if d.inFlight < c.cfg.HostConcurrency { // then nobody waits: takeBackLocked sees to that
 		g := c.grantLocked(d)
 		c.mu.Unlock()
 		place.report = g.report
@@ -202,6 +203,7 @@ func (c *Client) mayWaitLocked(d *destination) error {
 		return c.putOffLocked(d, limit.ErrOpen)
 	case limit.StateHalfOpen:
 		return c.putOffLocked(d, limit.ErrProbing)
+	case limit.StateClosed:
 	}
 	free := c.cfg.MaxWaiting - c.waiting
 	if free < 1 || d.queue.Len() >= max(1, free/2) {
@@ -279,6 +281,6 @@ func (c *Client) Destinations(limit int) []Destination {
 			well = append(well, seen)
 		}
 	}
-	all := append(failing, well...)
+	all := slices.Concat(failing, well)
 	return all[:min(max(limit, 0), len(all))]
 }

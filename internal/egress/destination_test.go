@@ -156,7 +156,7 @@ func TestWaitingCallsCanLeave(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			next := &waiters{client: client}
 			next.start(ctx, "next", someURL)
-			go cancel()
+			cancel()
 			place.Release()
 			next.got()
 			if next.err("next") == nil {
@@ -212,9 +212,9 @@ func TestPutOffTimes(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		cfg := demo()
-		cfg.HostConcurrency, cfg.MaxWaiting = 1, 1
+		cfg.HostConcurrency, cfg.MaxWaiting, cfg.MaxDestinations = 1, 1, 1
 		client := newClient(t, cfg)
-		defer reserve(t, client, someURL).Release()
+		place := reserve(t, client, someURL)
 		ctx, cancel := context.WithCancel(t.Context())
 		w := &waiters{client: client}
 		w.start(ctx, "waits", someURL)
@@ -225,7 +225,50 @@ func TestPutOffTimes(t *testing.T) {
 		}
 		cancel()
 		synctest.Wait()
+		place.Release()
+		reserve(t, client, otherURL).Release() // none of them holds the destination any more
 	})
+}
+
+// What was put off for one reason does not delay what is put off for another.
+func TestPutOffsStartAnewAfterRecovery(t *testing.T) {
+	t.Parallel()
+	var healthy atomic.Bool
+	target, _ := rawReceiver(t, func(_ context.Context, conn net.Conn) {
+		if healthy.Load() {
+			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+		}
+	})
+	cfg := demo()
+	cfg.HostConcurrency, cfg.MaxWaiting, cfg.BreakerFailures, cfg.BreakerOpen = 1, 1, 1, time.Second
+	client := newClient(t, cfg)
+	post(t, client, target)
+	for range 5_000 { // their times reach five seconds ahead
+		putOff(t, client, target)
+	}
+	healthy.Store(true)
+	until(t, only(t, client).RetryAt.Add(time.Millisecond))
+	place := reserve(t, client, target)
+	probing := time.Until(putOff(t, client, target).Until)
+	if got := place.Post(t.Context(), nil, nil); got.Outcome != tandem.OutcomeDelivered {
+		t.Fatalf("Post = %+v", got)
+	}
+	defer reserve(t, client, target).Release()
+	ctx, cancel := context.WithCancel(t.Context())
+	var waiting sync.WaitGroup
+	waiting.Go(func() {
+		if place, err := client.Reserve(ctx, target); err == nil {
+			place.Release()
+		}
+	})
+	defer waiting.Wait()
+	defer cancel()
+	for only(t, client).Waiting < 1 {
+		until(t, time.Now().Add(time.Millisecond))
+	}
+	if busy := time.Until(putOff(t, client, target).Until); probing > 3*time.Second || busy > time.Second {
+		t.Errorf("put off for %v while probing and %v when busy, want 1 to 2 s and 100 ms", probing, busy)
+	}
 }
 
 // A crowd that is put off by a slow destination comes back at its pace, not at once.

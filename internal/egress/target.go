@@ -23,7 +23,7 @@ const blockedText = "callback_url is not allowed: this server does not call that
 
 // target is a callback URL that may be called, as far as can be told without a look-up.
 type target struct {
-	url  url.URL // with a canonical host, without a fragment
+	url  url.URL // with a canonical host; its fragment is never sent
 	host string  // canonical: see canonicalHost
 	port uint16
 }
@@ -58,7 +58,6 @@ func (p *Policy) parse(raw string) (target, error) {
 		}
 	}
 	t.url = *u
-	t.url.Fragment, t.url.RawFragment = "", "" // never sent (RFC 9110, section 7.1)
 	if addr.Is6() {
 		host = "[" + host + "]"
 	}
