@@ -32,6 +32,7 @@ func (e *Engine) step(claiming context.Context, job store.Job) store.Next {
 		return handBack(job.Lane)
 	}
 	defer slots.release()
+	job.Started()
 	ctx, cancel := context.WithTimeoutCause(e.working, e.cfg.TaskTimeout, errTaskTimeout)
 	defer cancel()
 	outcome := e.process(ctx, task, &job.Request)

@@ -266,6 +266,7 @@ func conformProcessing(t *testing.T, s store.Store) {
 		if job.Lane == store.LaneDeliver {
 			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
 		}
+		job.Started()
 		<-release
 		return workEnded(`{}`)
 	})
@@ -287,13 +288,16 @@ func conformProcessing(t *testing.T, s store.Store) {
 
 func conformHandedBack(t *testing.T, s store.Store) {
 	late := newAsync()
+	noted := make(chan struct{}) // closed when late's row says processing
 	var tries atomic.Int64
 	work(t, s, func(_ context.Context, job store.Job) store.Next {
 		switch {
 		case job.Lane == store.LaneDeliver:
 			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
 		case job.Request.ID == late.ID:
+			job.Started()
 			waitStatus(t, s, late.ID, tandem.StatusProcessing)
+			close(noted)
 			return store.Next{Verdict: store.Again, Lane: job.Lane, At: time.Now().Add(time.Hour)}
 		case tries.Add(1) == 1:
 			return store.Next{Verdict: store.Again, Lane: job.Lane}
@@ -304,6 +308,7 @@ func conformHandedBack(t *testing.T, s store.Store) {
 	soon := newAsync()
 	accept(t, s, late, store.LaneCPU)
 	accept(t, s, soon, store.LaneCPU)
+	<-noted
 	waitStatus(t, s, late.ID, tandem.StatusPending)
 	waitStatus(t, s, soon.ID, tandem.StatusCallbackSent)
 	if n := tries.Load(); n != 2 {

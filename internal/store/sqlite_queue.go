@@ -226,15 +226,17 @@ func (q *queue) job(l *lane, it *item) (*item, bool) {
 			return nil, false // settled since refill saw it
 		}
 	}
-	job := Job{Lane: l.name, Request: it.request}
+	job := Job{Lane: l.name, Request: it.request, Started: func() {}}
 	var mark *time.Timer
 	marked := make(chan struct{})
 	if l.name != LaneDeliver {
-		started := time.Now()
-		mark = time.AfterFunc(markDelay, func() {
-			defer close(marked)
-			_ = s.submit(context.Background(), &op{apply: func(tx *tx) error { return markProcessing(tx, it, started) }}) // refused at the very end only, when nobody looks
-		})
+		job.Started = func() {
+			started := time.Now()
+			mark = time.AfterFunc(markDelay, func() {
+				defer close(marked)
+				_ = s.submit(context.Background(), &op{apply: func(tx *tx) error { return markProcessing(tx, it, started) }}) // refused at the very end only, when nobody looks
+			})
+		}
 	}
 	next := q.step(context.Background(), job)
 	if mark != nil && !mark.Stop() {

@@ -41,6 +41,7 @@ func TestRecovery(t *testing.T) {
 	s := openFile(t, path)
 	release := make(chan struct{})
 	stop := work(t, s, func(_ context.Context, job store.Job) store.Next {
+		job.Started()
 		<-release
 		return store.Next{Verdict: store.Again, Lane: job.Lane, At: time.Now().Add(time.Hour)}
 	})

@@ -82,7 +82,8 @@ type Capacity struct {
 // Job is one thing to do for a request: its work (cpu, io) or one try of its callback (deliver).
 type Job struct {
 	Lane    Lane
-	Request tandem.Request // without its log of attempts; not to be modified
+	Request tandem.Request // without its log of attempts, and with Data for work or Result for a callback only; not to be modified
+	Started func()         // to be called, from Step, when work (cpu, io) begins, at most once: until then its row says pending
 }
 
 // Step does a job and says what comes next. It must return soon after the
