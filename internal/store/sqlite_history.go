@@ -283,9 +283,12 @@ func pageQuery(f Filter, tasks []string, from, before string) (string, []any) {
 	SELECT ` + columns + ` FROM page JOIN requests ON seq = row ORDER BY at DESC`, args
 }
 
-// Stats returns the counters.
+// Stats returns the counters. It waits for the commit under way, so that what
+// it returns is never older than a row that the caller has seen.
 func (s *SQLite) Stats(ctx context.Context) (Stats, error) {
+	s.connMu.Lock()
 	stats := s.counters.stats()
+	s.connMu.Unlock()
 	stats.Capacity = s.cfg.MaxQueue
 	if failure := s.failure.Load(); failure != nil {
 		stats.Unavailable = *failure
