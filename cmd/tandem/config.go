@@ -114,8 +114,7 @@ func badCommandLine(err error) error {
 			bad.hint = "tandem " + command.Name + " --help lists its flags"
 		}
 	}
-	var ours *failure
-	if errors.As(err, &ours) {
+	if ours, ok := errors.AsType[*failure](err); ok {
 		bad.err = ours.err
 		if ours.hint != "" {
 			bad.hint = ours.hint
@@ -140,7 +139,7 @@ func argument(parsed *kong.Context, names ...string) string {
 // TANDEM_ variable, which it has read already: so there is no answer when that is set.
 func resolve(parsed *kong.Context, parent *kong.Path, flag *kong.Flag) (any, error) {
 	if parent.Command == nil || parent.Command.Name != "serve" || slices.ContainsFunc(flag.Envs, isSet) {
-		return nil, nil
+		return nil, nil //nolint:nilnil // kong's way to say "no answer"
 	}
 	switch flag.Name {
 	case "mode":
@@ -157,16 +156,17 @@ func resolve(parsed *kong.Context, parent *kong.Path, flag *kong.Flag) (any, err
 			return file.value(flag.Name), nil
 		}
 	}
-	return nil, nil
+	return nil, nil //nolint:nilnil // as above
 }
 
+// isSet reports whether an environment variable is there, be it empty.
 func isSet(variable string) bool {
 	_, ok := os.LookupEnv(variable)
 	return ok
 }
 
 // configFile is what --config names: long flag names and their values.
-type configFile map[string]any
+type configFile map[string]any //nolint:recvcheck // kong decodes through a pointer
 
 // Decode reads the file; kong calls it.
 func (f *configFile) Decode(ctx *kong.DecodeContext) error {

@@ -109,6 +109,8 @@ type stage struct {
 	client   *http.Client
 }
 
+// openStage opens both listeners and the service; nothing runs yet. After an
+// error nothing is left open.
 func openStage(ctx context.Context, t *terminal) (*stage, error) {
 	s := &stage{
 		secret: tandem.NewSecret(),
@@ -317,6 +319,7 @@ func (f figures) percentile(p int) time.Duration {
 	return f.response[max(rank, 1)-1]
 }
 
+// completedPerSecond is counted from the first request to the last result.
 func (f figures) completedPerSecond() float64 { return float64(f.completed()) / f.finished.Seconds() }
 
 // demoMeaning says in words what the four columns of figures show.

@@ -106,7 +106,7 @@ func TestSecondSignal(t *testing.T) {
 
 // TestDemo runs what a newcomer runs first, to its end, in a pipe. It is not
 // parallel: the demo computes on every core, at the lowest priority.
-func TestDemo(t *testing.T) {
+func TestDemo(t *testing.T) { //nolint:paralleltest // see above
 	if testing.Short() {
 		t.Skip("takes about 12 s")
 	}

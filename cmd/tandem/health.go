@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"time"
@@ -34,14 +33,12 @@ func (c *healthCommand) Run(ctx context.Context, t *terminal) error {
 	client := &http.Client{Transport: &http.Transport{Proxy: nil, DisableKeepAlives: true}}
 	response, err := client.Do(request)
 	if err != nil {
-		var inner *url.Error
-		if errors.As(err, &inner) {
-			err = inner.Err // it would show the address once more, whole
+		if whole, ok := errors.AsType[*url.Error](err); ok {
+			err = whole.Err // the rest would show the address once more, with its password
 		}
 		return fmt.Errorf("unhealthy: ask %s: %w", address.Redacted(), err)
 	}
 	defer response.Body.Close()
-	io.Copy(io.Discard, io.LimitReader(response.Body, 64<<10)) // lets the server finish its answer
 	if response.StatusCode != http.StatusOK {
 		return fmt.Errorf("unhealthy: %s answered %s", address.Redacted(), response.Status)
 	}

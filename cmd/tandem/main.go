@@ -37,10 +37,9 @@ func main() {
 
 // run carries out one command line and returns the exit code.
 func run(args []string, stdout, stderr io.Writer) int {
-	signals := newSignals()
+	ctx, signals := watchSignals()
 	defer signals.stop()
-	terminal := &terminal{out: stdout, err: stderr, halt: signals.second}
-	err := dispatch(signals.first, args, terminal)
+	err := dispatch(ctx, args, &terminal{out: stdout, err: stderr, halt: signals.second})
 	if err == nil {
 		return 0
 	}
@@ -91,12 +90,10 @@ func badArgument(hint, format string, args ...any) error {
 // asFailure finds the exit code of err: its own, that of the signal that caused
 // it, or 1.
 func asFailure(err error) *failure {
-	var failed *failure
-	if errors.As(err, &failed) {
+	if failed, ok := errors.AsType[*failure](err); ok {
 		return failed
 	}
-	var stopped interruption
-	if errors.As(err, &stopped) {
+	if stopped, ok := errors.AsType[interruption](err); ok {
 		return &failure{code: stopped.code(), err: stopped}
 	}
 	return &failure{code: exitCannotRun, err: err}
@@ -123,15 +120,16 @@ const sameSignal = 500 * time.Millisecond
 // signals turns SIGINT and SIGTERM into requests to stop: the first politely, the
 // second at once. A third one finds the default behaviour and ends the process.
 type signals struct {
-	first  context.Context // ends with an interruption as its cause
-	second chan struct{}   // closed
-	quit   chan struct{}   // closed by stop
+	second chan struct{} // closed by the second one
+	quit   chan struct{} // closed by stop
 	done   sync.WaitGroup
 }
 
-func newSignals() *signals {
+// watchSignals also returns a context, which the first signal ends with an
+// interruption as its cause.
+func watchSignals() (context.Context, *signals) {
 	first, cancel := context.WithCancelCause(context.Background())
-	s := &signals{first: first, second: make(chan struct{}), quit: make(chan struct{})}
+	s := &signals{second: make(chan struct{}), quit: make(chan struct{})}
 	incoming := make(chan os.Signal, 2)
 	signal.Notify(incoming, os.Interrupt, syscall.SIGTERM)
 	s.done.Go(func() {
@@ -153,7 +151,7 @@ func newSignals() *signals {
 			}
 		}
 	})
-	return s
+	return first, s
 }
 
 // stop gives the signals their default behaviour back.

@@ -32,7 +32,7 @@ const patience = 30 * time.Second
 var binary string
 
 func TestMain(m *testing.M) {
-	os.Exit(func() int {
+	os.Exit(func() int { //nolint:forbidigo // what TestMain is for, when something is to be removed after the tests
 		dir, err := os.MkdirTemp("", "tandem-test-")
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)

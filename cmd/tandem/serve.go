@@ -17,6 +17,8 @@ import (
 // Run serves until a signal comes. A clean drain is exit code 0, which is what
 // service managers expect of a service they stop; a drain cut short by a second signal is not.
 func (c *serveCommand) Run(ctx context.Context, t *terminal) error {
+	// Listening comes first: a port in use is known before a database is touched, and
+	// callers queue in the listener while a large one is being recovered.
 	listener, err := listen(ctx, c.Listen)
 	if err != nil {
 		return err
@@ -55,6 +57,7 @@ func (c *serveCommand) parts(address net.Addr, log *slog.Logger) parts {
 		CIDRs:        c.AllowCallbackCIDR,
 		Hosts:        c.AllowCallbackHost,
 	}
+	// A callback to ourselves would let a stranger reach this API from within.
 	if own, err := netip.ParseAddrPort(address.String()); err == nil && !demo {
 		policy.Own = []netip.AddrPort{own}
 	}

@@ -51,7 +51,7 @@ func openService(ctx context.Context, p parts, listener net.Listener) (_ *servic
 	s := &service{listener: listener}
 	defer func() {
 		if err != nil {
-			s.close()
+			err = errors.Join(err, s.close())
 		}
 	}()
 	p.store.Log, p.egress.Log, p.engine.Log, p.server.Log = p.log, p.log, p.log, p.log
@@ -105,10 +105,10 @@ func (s *service) run(ctx context.Context, halt <-chan struct{}) error {
 	g.Go(func() error {
 		<-running.Done()
 		s.engine.Drain()
-		if s.http.Shutdown(closing) != nil {
-			s.http.Close() // a reader too slow to be waited for
+		if s.http.Shutdown(closing) == nil {
+			return nil
 		}
-		return nil
+		return s.http.Close() // a reader too slow to be waited for
 	})
 	var halting sync.WaitGroup
 	ended := make(chan struct{})

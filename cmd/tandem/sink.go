@@ -57,6 +57,7 @@ func (c *sinkCommand) Validate() error {
 	return nil
 }
 
+// behaviour collects the flags that say how to answer.
 func (c *sinkCommand) behaviour() load.Behaviour {
 	return load.Behaviour{Delay: c.Delay, FailRate: c.FailRate, Status: c.Status, Hang: c.Hang, Redirect: c.Redirect}
 }
@@ -91,6 +92,7 @@ func (c *sinkCommand) Run(ctx context.Context, t *terminal) error {
 	return err
 }
 
+// checking says whether a good signature means anything.
 func (c *sinkCommand) checking() string {
 	if c.secret.IsZero() {
 		return "signatures are NOT checked (no --secret)"
@@ -155,9 +157,8 @@ func listen(ctx context.Context, address string) (net.Listener, error) {
 	var config net.ListenConfig
 	listener, err := config.Listen(ctx, "tcp", address)
 	if err != nil {
-		var refused *net.OpError
-		if errors.As(err, &refused) {
-			err = refused.Err
+		if refused, ok := errors.AsType[*net.OpError](err); ok {
+			err = refused.Err // the rest repeats the address
 		}
 		return nil, &failure{
 			code: exitCannotRun,
@@ -188,10 +189,10 @@ func serveHTTP(ctx context.Context, handler http.Handler, listener net.Listener)
 		<-running.Done()
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
-		if server.Shutdown(grace) != nil {
-			server.Close() // a hanging answer: it is meant to hang, not to keep us
+		if server.Shutdown(grace) == nil {
+			return nil
 		}
-		return nil
+		return server.Close() // a hanging answer: it is meant to hang, not to keep us
 	})
 	return g.Wait()
 }

@@ -26,7 +26,7 @@ type sender struct {
 }
 
 // send posts a callback for an id to a path and returns the status answered; 0: none.
-func (s sender) send(t *testing.T, ctx context.Context, path, id string, damage func(*http.Request)) int {
+func (s sender) send(ctx context.Context, t *testing.T, path, id string, damage func(*http.Request)) int {
 	t.Helper()
 	body, err := json.Marshal(tandem.Callback{Type: tandem.EventCompleted, RequestID: id})
 	if err != nil {
@@ -100,7 +100,7 @@ func TestReceiverCounts(t *testing.T) {
 		{"the second one", "/x/b", "req_3", nil, 200,
 			load.Counts{Expected: 3, Received: 8, Delivered: 2, Duplicates: 1, Unknown: 1, BadSignature: 1, Malformed: 3}},
 	} {
-		if got := s.send(t, t.Context(), step.path, step.id, step.damage); got != step.want {
+		if got := s.send(t.Context(), t, step.path, step.id, step.damage); got != step.want {
 			t.Errorf("%s: answered %d, want %d", step.name, got, step.want)
 		}
 		if diff := cmp.Diff(step.counts, receiver.Counts()); diff != "" {
@@ -176,7 +176,7 @@ func TestOpenReceiverForgets(t *testing.T) {
 		{"c", false}, // the oldest, a, is forgotten
 		{"b", true}, {"a", false}, {"c", true}, {"b", false},
 	} {
-		if got := s.send(t, t.Context(), "/any/where", step.id, nil); got != http.StatusOK {
+		if got := s.send(t.Context(), t, "/any/where", step.id, nil); got != http.StatusOK {
 			t.Errorf("step %d: answered %d", i, got)
 		}
 		if got := <-repeats; got != step.repeat {
@@ -215,7 +215,7 @@ func TestReceiverMisbehaves(t *testing.T) {
 			if err := receiver.Expect("key"); err != nil {
 				t.Fatal(err)
 			}
-			if got := s.send(t, ctx, "/key", "req_1", nil); got != test.want {
+			if got := s.send(ctx, t, "/key", "req_1", nil); got != test.want {
 				t.Errorf("answered %d, want %d", got, test.want)
 			}
 			if diff := cmp.Diff(test.counts, receiver.Counts()); diff != "" {
@@ -231,7 +231,7 @@ func TestFailRate(t *testing.T) {
 	t.Parallel()
 	receiver, s := start(t, load.ReceiverConfig{Open: true, Behaviour: load.Behaviour{FailRate: 0.5}})
 	for i := range 400 {
-		s.send(t, t.Context(), "/", fmt.Sprint("req_", i), nil)
+		s.send(t.Context(), t, "/", fmt.Sprint("req_", i), nil)
 	}
 	if got := receiver.Counts().Misbehaved; got < 100 || got > 300 {
 		t.Errorf("%d of 400 failed, want about 200", got)
