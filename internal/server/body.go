@@ -102,18 +102,23 @@ func (b *reader) read(s *scratch, w http.ResponseWriter, r *http.Request) error 
 	if r.ContentLength > limit {
 		return tooLarge("The body has %d bytes; at most %d are read.", r.ContentLength, limit)
 	}
-	_, err := s.buf.ReadFrom(http.MaxBytesReader(w, r.Body, limit))
+	if _, err := s.buf.ReadFrom(http.MaxBytesReader(w, r.Body, limit)); err != nil {
+		return bodyError(err)
+	}
+	return nil
+}
+
+// bodyError says why a body could not be read.
+func bodyError(err error) error {
 	var over *http.MaxBytesError
 	var timeout net.Error
 	switch {
-	case err == nil:
-		return nil
 	case errors.As(err, &over):
-		return tooLarge("The body has more than %d bytes.", limit)
+		return tooLarge("The body has more than %d bytes.", over.Limit)
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return &tandem.Error{Code: tandem.CodeRequestTimeout, Message: "The body did not arrive in time. Send it whole.", Err: err}
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return &tandem.Error{Code: tandem.CodeInvalidJSON, Message: "The body ended before the length that Content-Length promised.", Err: err}
+		return &tandem.Error{Code: tandem.CodeInvalidJSON, Message: "The body ended before its announced length.", Err: err}
 	default: // bad chunking, or the connection broke
 		return &tandem.Error{Code: tandem.CodeInvalidJSON, Message: "The body could not be read to its end.", Err: err}
 	}

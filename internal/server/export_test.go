@@ -1,6 +1,8 @@
 package server
 
 import (
+	"log/slog"
+	"net/http"
 	"strings"
 
 	"tandem"
@@ -23,4 +25,10 @@ func StatusOf(code tandem.Code) int {
 		return k.Status
 	}
 	return 0
+}
+
+// Instrument wraps a handler as New wraps the API.
+func Instrument(next http.Handler, log *slog.Logger) http.Handler {
+	s := &server{log: log, tally: make(tally, len(kinds))}
+	return s.instrument(next)
 }

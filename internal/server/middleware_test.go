@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -123,6 +124,47 @@ func TestUnknownErrorIsAProblem(t *testing.T) {
 	}
 	if !strings.Contains(log.String(), "secret path") {
 		t.Errorf("the log lacks the cause: %s", log.String())
+	}
+}
+
+func TestHalfAnAnswerBreaksOff(t *testing.T) {
+	t.Parallel()
+	for name, cause := range map[string]any{"panic": "too late", "abort": http.ErrAbortHandler} {
+		var log safeBuffer
+		target := httptest.NewUnstartedServer(server.Instrument(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = io.WriteString(w, "half an answer")
+			if err := http.NewResponseController(w).Flush(); err != nil {
+				t.Errorf("flush: %v", err)
+			}
+			panic(cause)
+		}), slog.New(slog.NewTextHandler(&log, nil))))
+		target.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
+		target.Start()
+		defer target.Close()
+		response, err := http.Get(target.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer response.Body.Close()
+		if body, err := io.ReadAll(response.Body); err == nil {
+			t.Errorf("%s: the answer looks whole: %q", name, body)
+		}
+		if logged := strings.Contains(log.String(), "too late"); logged != (name == "panic") {
+			t.Errorf("%s: the log says %q", name, log.String())
+		}
+	}
+}
+
+func TestRequestsAreLoggedAtDebugLevel(t *testing.T) {
+	t.Parallel()
+	for level, want := range map[slog.Level]bool{slog.LevelDebug: true, slog.LevelInfo: false} {
+		var log safeBuffer
+		svc := start(t, func(s *setup) { s.server.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: level})) })
+		svc.get("/problems/NOTHING")
+		svc.until("the handler has logged", func() bool { return strings.Contains(log.String(), "path=/problems/NOTHING status=404") || !want })
+		if got := log.String() != ""; got != want {
+			t.Errorf("at %s: %q", level, log.String())
+		}
 	}
 }
 

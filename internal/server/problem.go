@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -135,10 +136,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		Type: "/problems/" + string(k.Code), Title: k.Title, Status: k.Status, Detail: known.Message,
 		Instance: r.URL.EscapedPath(), Code: k.Code, Errors: known.Fields, RequestID: known.RequestID,
 	}
-	if wait := max(known.RetryAfter, k.Retry); wait > 0 {
-		if known.RetryAfter > 0 {
-			wait = known.RetryAfter
-		}
+	if wait := cmp.Or(known.RetryAfter, k.Retry); wait > 0 {
 		p.RetryAfter = int((wait + time.Second - 1) / time.Second)
 		w.Header().Set("Retry-After", strconv.Itoa(p.RetryAfter))
 	}

@@ -1,7 +1,9 @@
 package server
 
 import (
+	"bytes"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -121,7 +123,7 @@ func (s *server) routes() []route {
 			description: "A receiver to point callback_url at. It remembers the last 1,000 ids until the process ends and verifies nothing; `tandem sink` does.",
 			params:      []*huma.Param{{Name: "webhook-id", In: "header", Required: true, Description: "The id of the request", Schema: &huma.Schema{Type: huma.TypeString}}},
 			body:        anyBody{}, status: http.StatusOK, reply: receipt{},
-			problems: []tandem.Code{tandem.CodeValidation, tandem.CodeInvalidJSON},
+			problems: []tandem.Code{tandem.CodeValidation, tandem.CodeInvalidJSON, tandem.CodeRequestTimeout},
 		},
 		route{
 			method: http.MethodGet, path: "/test-callback/{id}", handle: show(s.handleReceived),
@@ -138,11 +140,14 @@ func show[T any](answer func(*http.Request) (T, error)) handler {
 		if err != nil {
 			return err
 		}
-		w.Header().Set("Content-Type", "application/json")
-		w.Header().Set("Cache-Control", "no-store")
-		encoder := json.NewEncoder(w)
+		var body bytes.Buffer // so that an error can still be answered as one
+		encoder := json.NewEncoder(&body)
 		encoder.SetEscapeHTML(false)
-		return encoder.Encode(reply)
+		if err := encoder.Encode(reply); err != nil {
+			return fmt.Errorf("render answer: %w", err)
+		}
+		writeJSON(w, http.StatusOK, body.Bytes())
+		return nil
 	}
 }
 

@@ -84,7 +84,7 @@ func (s *server) handleReceive(r *http.Request) (receipt, error) {
 		_, err = io.Copy(io.Discard, io.LimitReader(r.Body, inboxRead))
 	}
 	if err != nil {
-		return receipt{}, &tandem.Error{Code: tandem.CodeInvalidJSON, Message: "The body could not be read to its end.", Err: err}
+		return receipt{}, bodyError(err)
 	}
 	a := arrival{ID: id, LastAt: time.Now().UTC().Truncate(time.Millisecond), Headers: map[string]string{}, Truncated: len(body) > inboxBody}
 	if a.Truncated {
