@@ -79,7 +79,7 @@ func (c *Client) Reserve(ctx context.Context, rawURL string) (*Place, error) {
 	place := &Place{client: c}
 	place.target, place.refused = c.policy.parse(rawURL)
 	if place.refused != nil {
-		return place, nil
+		return place, nil //nolint:nilerr // Post says it, as an outcome
 	}
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
