@@ -100,8 +100,7 @@ func OpenSQLite(ctx context.Context, cfg Config) (*SQLite, error) {
 	}
 	s.queue.init(s)
 	if err := s.open(ctx); err != nil {
-		s.release()
-		return nil, fmt.Errorf("open database %s: %w", cfg.URL, explain(err))
+		return nil, errors.Join(fmt.Errorf("open database %s: %w", cfg.URL, explain(err)), s.release())
 	}
 	go s.write() // ends when Close has closed ops; Close waits for stopped
 	return s, nil
@@ -159,9 +158,9 @@ func databasePath(url string) (string, error) {
 	path := strings.TrimPrefix(url, "file:")
 	switch {
 	case path == "":
-		return "", errors.New("no file named; give a path, file:tandem.db or :memory:")
+		return "", errors.New("no file named; give a path, :memory: or file:tandem.db")
 	case strings.Contains(path, "://"):
-		return "", errors.New("not a file; this version keeps its data in SQLite: give a path, file:tandem.db or :memory:")
+		return "", errors.New("not a file; this version keeps its data in SQLite: give a path, :memory: or file:tandem.db")
 	case strings.ContainsRune(path, '?'):
 		return "", errors.New("parameters after ? are not supported; tandem sets its own")
 	}
@@ -169,8 +168,8 @@ func databasePath(url string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		path = real // the lock belongs beside the file itself, whatever link leads to it
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target // the lock belongs beside the file itself, whatever link leads to it
 	}
 	if info, err := os.Stat(path); err == nil && info.IsDir() {
 		return "", errors.New("this is a folder; name a file in it")

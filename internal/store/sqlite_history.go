@@ -323,29 +323,25 @@ const (
 func (s *SQLite) Retain(ctx context.Context, before time.Time) (int, error) {
 	deleted := 0
 	after, rows := "", chunkRows
-	for ctx.Err() == nil {
+	for {
 		seqs, last, err := s.finished(ctx, after, tandem.IDBefore(before), rows)
-		if err != nil && ctx.Err() != nil {
-			break
+		if err == nil && last == "" {
+			return deleted, nil
 		}
-		if err != nil {
-			return deleted, fmt.Errorf("find what is past its retention: %w", err)
+		var n int
+		var took time.Duration
+		if err == nil {
+			n, took, err = s.deleteRows(ctx, seqs)
 		}
-		if last == "" {
-			break
-		}
-		after = last
-		n, took, err := s.deleteRows(ctx, seqs)
 		deleted += n
-		if err != nil && ctx.Err() != nil {
-			break
-		}
-		if err != nil {
+		switch {
+		case ctx.Err() != nil:
+			return deleted, nil //nolint:nilerr // to stop early is no error: the rest goes next time
+		case err != nil:
 			return deleted, fmt.Errorf("delete what is past its retention: %w", err)
 		}
-		rows = nextChunk(rows, took)
+		after, rows = last, nextChunk(rows, took)
 	}
-	return deleted, nil
 }
 
 // nextChunk sizes a chunk so that it holds the writer for some 10 ms, far below the 50 ms allowed.

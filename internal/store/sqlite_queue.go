@@ -98,25 +98,26 @@ func (s *SQLite) Work(ctx context.Context, capacity Capacity, step Step) error {
 	}
 	q.mu.Unlock()
 
-	var err error
-	for err == nil {
-		var wait <-chan time.Time
-		if wait, err = q.refill(ctx); err != nil {
-			if ctx.Err() != nil {
-				break
-			}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for ctx.Err() == nil {
+		next, err := q.refill(ctx)
+		if err != nil && ctx.Err() == nil {
 			s.cfg.Log.Error("refill the queue; trying again in a second", "error", err)
-			wait, err = time.After(lookInterval), nil
+			next = time.Now().Add(lookInterval)
+		}
+		timer.Stop() // and never fires, unless something is due later
+		if !next.IsZero() {
+			timer.Reset(min(max(time.Until(next), 0), lookInterval))
 		}
 		select {
 		case <-ctx.Done():
-			err = ctx.Err()
 		case <-q.wake:
 		case <-s.trimming:
-			if trim := s.trim(ctx); trim != nil && ctx.Err() == nil {
-				s.cfg.Log.Error("trim the in-memory database", "error", trim)
+			if err := s.trim(ctx); err != nil && ctx.Err() == nil {
+				s.cfg.Log.Error("trim the in-memory database", "error", err)
 			}
-		case <-wait:
+		case <-timer.C:
 		}
 	}
 	q.mu.Lock()
@@ -293,22 +294,19 @@ func (q *queue) settle(it *item, after *tandem.Request, next *Next) bool {
 }
 
 // refill reads due rows from the index into the lanes that run low, and returns
-// when to look again (nil: when woken).
-func (q *queue) refill(ctx context.Context) (<-chan time.Time, error) {
+// when the next row becomes due, the zero time when none is known.
+func (q *queue) refill(ctx context.Context) (time.Time, error) {
 	var soonest time.Time
 	for _, name := range Lanes {
 		next, err := q.refillLane(ctx, q.lanes[name])
 		if err != nil {
-			return nil, err
+			return time.Time{}, err
 		}
 		if !next.IsZero() && (soonest.IsZero() || next.Before(soonest)) {
 			soonest = next
 		}
 	}
-	if soonest.IsZero() {
-		return nil, nil
-	}
-	return time.After(min(max(time.Until(soonest), 0), lookInterval)), nil
+	return soonest, nil
 }
 
 func (q *queue) refillLane(ctx context.Context, l *lane) (time.Time, error) {

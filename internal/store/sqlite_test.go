@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -260,7 +261,8 @@ func TestDiskFull(t *testing.T) {
 		}
 		accepted = append(accepted, r.ID)
 	}
-	if code := tandem.CodeOf(err); code != tandem.CodeStoreUnavailable || strings.Contains(err.(*tandem.Error).Message, "SQL") {
+	told, _ := errors.AsType[*tandem.Error](err)
+	if told == nil || told.Code != tandem.CodeStoreUnavailable || strings.Contains(told.Message, "SQL") {
 		t.Errorf("full: %v, want %s in plain words", err, tandem.CodeStoreUnavailable)
 	}
 	if mustStats(t, s).Unavailable == nil {

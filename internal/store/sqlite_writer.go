@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"modernc.org/sqlite"
@@ -191,8 +192,8 @@ func (s *SQLite) commit(ops []*op) error {
 		if _, rollback := t.exec(`ROLLBACK`); rollback != nil {
 			s.cfg.Log.Debug("roll back", "error", rollback) // SQLite has rolled back by itself
 		}
-		for i := len(t.undo) - 1; i >= 0; i-- {
-			t.undo[i]()
+		for _, undo := range slices.Backward(t.undo) {
+			undo()
 		}
 	} else {
 		s.counters.add(t.deltas)
