@@ -68,6 +68,7 @@ func page(path, id, name string, html []byte) route {
 	}
 }
 
+// writePage writes HTML that may take from elsewhere only what policy says.
 func writePage(w http.ResponseWriter, policy string, html []byte) error {
 	header := w.Header()
 	header.Set("Content-Type", "text/html; charset=utf-8")
@@ -108,6 +109,7 @@ func (s *server) handleAsset(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// unzip serves the rare client that does not take gzip.
 func unzip(compressed []byte) ([]byte, error) {
 	reader, err := gzip.NewReader(bytes.NewReader(compressed))
 	if err != nil {

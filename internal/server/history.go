@@ -122,15 +122,8 @@ func parseFilter(raw string) (store.Filter, error) {
 	}
 	var wrong []tandem.FieldError
 	for _, name := range slices.Sorted(maps.Keys(query)) {
-		value, message := query[name][0], ""
-		if parse, ok := filterFields[name]; !ok {
-			message = "is unknown; there are " + strings.Join(filterNames(), ", ")
-		} else if len(query[name]) > 1 {
-			message = "must be given once"
-		} else {
-			message = parse(&filter, value)
-		}
-		if message != "" {
+		value := query[name][0]
+		if message := readFilter(&filter, name, query[name]); message != "" {
 			wrong = append(wrong, tandem.FieldError{Location: "query." + shorten(name), Message: message, Value: shorten(value)})
 		}
 	}
@@ -141,6 +134,20 @@ func parseFilter(raw string) (store.Filter, error) {
 		return filter, invalid(wrong)
 	}
 	return filter, nil
+}
+
+// readFilter reads one query parameter and returns what was expected of it
+// when it cannot be used.
+func readFilter(filter *store.Filter, name string, values []string) (expected string) {
+	parse, ok := filterFields[name]
+	switch {
+	case !ok:
+		return "is unknown; there are " + strings.Join(filterNames(), ", ")
+	case len(values) > 1:
+		return "must be given once"
+	default:
+		return parse(filter, values[0])
+	}
 }
 
 // filterFields reads one query parameter each, and returns what was expected
@@ -175,8 +182,10 @@ var filterFields = map[string]func(f *store.Filter, value string) (expected stri
 	},
 }
 
+// filterNames are in order, for messages.
 func filterNames() []string { return slices.Sorted(maps.Keys(filterFields)) }
 
+// oneOf is empty when value is allowed, else what is.
 func oneOf[T ~string](allowed []T, value T) string {
 	if slices.Contains(allowed, value) {
 		return ""
@@ -188,6 +197,7 @@ func oneOf[T ~string](allowed []T, value T) string {
 	return "must be one of " + strings.Join(names, ", ")
 }
 
+// parseTime takes any offset; the store compares in UTC.
 func parseTime(target *time.Time, value string) string {
 	t, err := time.Parse(time.RFC3339, value)
 	if err != nil {

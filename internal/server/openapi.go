@@ -44,6 +44,7 @@ type anyBody struct {
 	_ struct{} `json:"-" additionalProperties:"true"`
 }
 
+// What the examples of the document show; the figures are made up.
 var (
 	exampleID    = "req_01938f7e2b6a7c5d8e9f0a1b2c3d4e5f"
 	exampleOrder = map[string]any{"data": map[string]any{"user": 1}, "complexity": 2, "task": "compute"}
@@ -109,6 +110,7 @@ func (s *server) document(routes []route) (jsonText, yamlText []byte, err error)
 	return jsonText, yamlText, nil
 }
 
+// indented writes the document for people as well: it is served rarely.
 func indented(doc *huma.OpenAPI) ([]byte, error) {
 	text, err := json.MarshalIndent(doc, "", "  ")
 	if err != nil {
@@ -188,6 +190,7 @@ func headerRefs(more ...string) map[string]*huma.Header {
 	return refs
 }
 
+// idParam is the {id} of a path. Any text is looked up: what is no id is a 404.
 func idParam(description string) *huma.Param {
 	return &huma.Param{Name: "id", In: "path", Required: true, Description: description, Schema: &huma.Schema{Type: huma.TypeString}, Example: exampleID}
 }
@@ -213,6 +216,7 @@ func listParams() []*huma.Param {
 	}
 }
 
+// anys is what huma wants enumerations to be.
 func anys[T any](list []T) []any {
 	values := make([]any, len(list))
 	for i, v := range list {

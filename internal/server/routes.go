@@ -191,6 +191,7 @@ func otherMethods(allow string) handler {
 	}
 }
 
+// notFound answers for every path that is not in the table.
 func notFound(http.ResponseWriter, *http.Request) error {
 	return tandem.Errorf(tandem.CodeNotFound, "There is nothing at this path. /docs lists what there is.")
 }

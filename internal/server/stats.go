@@ -23,6 +23,8 @@ type statistics struct {
 	System       systemStatistics  `json:"system"`
 }
 
+// requestStatistics are about requests and their work. callback_sent and
+// callback_failed are statuses here; callbackService counts callbacks.
 type requestStatistics struct {
 	Total             int64   `json:"total_requests" minimum:"0" doc:"Accepted"`
 	Sync              int64   `json:"sync_requests" minimum:"0"`
@@ -39,6 +41,7 @@ type requestStatistics struct {
 	RequestsPerSecond float64 `json:"requests_per_second" minimum:"0" doc:"Accepted, over the last minute"`
 }
 
+// latencies are the engine's own measurements, in memory: they start anew with the process.
 type latencies struct {
 	SyncResponse     percentiles `json:"sync_response" doc:"From the order to its result"`
 	AsyncAcceptance  percentiles `json:"async_acceptance" doc:"From the order to its commit"`
@@ -46,6 +49,7 @@ type latencies struct {
 	AcceptToCallback percentiles `json:"accept_to_callback" doc:"From the commit to the receiver's 2xx"`
 }
 
+// percentiles of one duration.
 type percentiles struct {
 	P50   float64 `json:"p50" minimum:"0" doc:"Milliseconds; 0 when nothing was measured"`
 	P95   float64 `json:"p95" minimum:"0"`
@@ -53,6 +57,7 @@ type percentiles struct {
 	Count int64   `json:"count" minimum:"0" doc:"How many were measured"`
 }
 
+// callbackService is about callbacks, whatever their request's work did.
 type callbackService struct {
 	Domains      map[string]domain        `json:"domains" doc:"Destination (host:port) → its circuit breaker; at most 1,000, failing ones first"`
 	Global       globalCallbacks          `json:"global_stats"`
@@ -60,6 +65,7 @@ type callbackService struct {
 	Attempts     map[tandem.Outcome]int64 `json:"attempts" doc:"Outcome → attempts"`
 }
 
+// domain is one destination and the state of its circuit breaker.
 type domain struct {
 	State           string     `json:"state" enum:"closed,half-open,open"`
 	FailureCount    int        `json:"failure_count" minimum:"0" doc:"In a row"`
@@ -69,6 +75,7 @@ type domain struct {
 	Waiting         int        `json:"waiting" minimum:"0" doc:"Calls that wait for a place"`
 }
 
+// globalCallbacks sums up; the destinations are those listed, not all there ever were.
 type globalCallbacks struct {
 	Sent         int64 `json:"sent" minimum:"0" doc:"Delivered, those that report failed work included"`
 	Failed       int64 `json:"failed" minimum:"0" doc:"Given up"`
@@ -77,10 +84,12 @@ type globalCallbacks struct {
 	InFlight     int   `json:"in_flight" minimum:"0" doc:"Exchanges now"`
 }
 
+// rateLimiting says so plainly while there is no limit.
 type rateLimiting struct {
 	Enabled bool `json:"enabled"`
 }
 
+// queueStatistics are gauges: what is still to be done.
 type queueStatistics struct {
 	Depth     int64                `json:"depth" minimum:"0" doc:"Unfinished requests; what capacity bounds"`
 	OldestAge float64              `json:"oldest_age_seconds" minimum:"0" doc:"How long the job that has waited longest has been due; 0: none waits"`
@@ -88,6 +97,7 @@ type queueStatistics struct {
 	Lanes     map[store.Lane]int64 `json:"lanes" doc:"Jobs waiting or handed out, by kind of slot"`
 }
 
+// systemStatistics are about this process alone.
 type systemStatistics struct {
 	UptimeSeconds float64   `json:"uptime_seconds" minimum:"0" doc:"Since the process started"`
 	Timestamp     time.Time `json:"timestamp" doc:"Now, UTC"`
@@ -97,6 +107,7 @@ type systemStatistics struct {
 	Goroutines    uint64    `json:"goroutines" minimum:"1" doc:"Of the process"`
 }
 
+// memory in bytes, as runtime/metrics counts it.
 type memory struct {
 	HeapBytes  uint64 `json:"heap_bytes" doc:"Live objects and those not yet swept"`
 	TotalBytes uint64 `json:"total_bytes" doc:"All memory that the Go runtime holds"`
@@ -183,6 +194,7 @@ func callbackFigures(c *store.Stats, destinations []engine.Destination) callback
 	return figures
 }
 
+// orNull keeps "never" apart from the year 1.
 func orNull(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil

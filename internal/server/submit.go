@@ -94,5 +94,5 @@ func writeJSON(w http.ResponseWriter, status int, body []byte) {
 	header["Content-Type"] = contentTypeJSON
 	header["Cache-Control"] = noStore
 	w.WriteHeader(status)
-	_, _ = w.Write(body) // fails only when the caller has gone
+	_, _ = w.Write(body) //nolint:gosec // JSON, with nosniff; it fails only when the caller has gone
 }

@@ -64,6 +64,7 @@ func (b *inbox) put(a arrival) {
 	b.arrivals[a.ID] = &a
 }
 
+// find returns a copy, which later arrivals do not change.
 func (b *inbox) find(id string) (arrival, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -73,7 +74,8 @@ func (b *inbox) find(id string) (arrival, bool) {
 	return arrival{}, false
 }
 
-// handleReceive takes a callback in.
+// handleReceive takes a callback in. What is beyond the part kept is read and
+// dropped, so that the sender sees its whole callback taken.
 func (s *server) handleReceive(r *http.Request) (receipt, error) {
 	id := r.Header.Get(tandem.HeaderWebhookID)
 	if !isToken(id) {
@@ -87,11 +89,12 @@ func (s *server) handleReceive(r *http.Request) (receipt, error) {
 		return receipt{}, bodyError(err)
 	}
 	a := arrival{ID: id, LastAt: time.Now().UTC().Truncate(time.Millisecond), Headers: map[string]string{}, Truncated: len(body) > inboxBody}
-	if a.Truncated {
+	switch {
+	case a.Truncated:
 		a.Body = string(body[:inboxBody])
-	} else if json.Valid(body) {
+	case json.Valid(body):
 		a.Body = json.RawMessage(body)
-	} else {
+	default:
 		a.Body = string(body)
 	}
 	for _, name := range []string{contentTypeKey, "User-Agent", tandem.HeaderWebhookID, tandem.HeaderWebhookTimestamp, tandem.HeaderWebhookSignature} {

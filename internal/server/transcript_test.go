@@ -87,8 +87,8 @@ func (p *replay) bind(want, got string) string {
 			p.real[theirs[i]] = ours[i]
 		}
 	}
-	for guides, real := range p.real {
-		got = strings.ReplaceAll(got, real, guides)
+	for theirs, ours := range p.real {
+		got = strings.ReplaceAll(got, ours, theirs)
 	}
 	return got
 }
