@@ -50,7 +50,8 @@ func TestStats(t *testing.T) {
 	}
 	for _, name := range []string{"sync_response", "async_acceptance", "processing", "accept_to_callback"} {
 		p := got["latency"][name].(map[string]any)
-		if p["p50"].(float64) <= 0 || p["p99"].(float64) < p["p50"].(float64) || p["count"].(float64) < 1 {
+		if p["p99"].(float64) <= 0 || p["p99"].(float64) < p["p50"].(float64) || // a task that fails at once takes 0.000 ms
+			p["count"].(float64) < 1 {
 			t.Errorf("latency.%s: %v", name, p)
 		}
 	}
