@@ -122,8 +122,16 @@ type tally []atomic.Int64
 // goes to the log and the caller learns only that.
 func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	var known *tandem.Error
-	if !errors.As(err, &known) {
-		known = s.unknown(r, err)
+	switch {
+	case r.Context().Err() != nil && errors.Is(err, context.Canceled):
+		// Whatever was cut short by it, the reason is that nobody waits any more.
+		known = &tandem.Error{Code: tandem.CodeClientClosed, Message: "The caller has gone.", Err: err}
+	case !errors.As(err, &known):
+		known = &tandem.Error{
+			Code:    tandem.CodeInternal,
+			Message: "Something went wrong here. The log has the cause under the X-Request-ID of this answer.",
+			Err:     err,
+		}
 	}
 	i, k := kindOf(known.Code)
 	s.tally[i].Add(1)
@@ -144,14 +152,6 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		w.Header().Set("Connection", "close") // the rest of the body is not worth reading
 	}
 	writeProblem(w, p)
-}
-
-// unknown makes a *tandem.Error of an error that is none.
-func (s *server) unknown(r *http.Request, err error) *tandem.Error {
-	if r.Context().Err() != nil && errors.Is(err, context.Canceled) {
-		return &tandem.Error{Code: tandem.CodeClientClosed, Message: "The caller has gone."}
-	}
-	return &tandem.Error{Code: tandem.CodeInternal, Message: "Something went wrong here. The log has the cause under the X-Request-ID of this answer.", Err: err}
 }
 
 // logLevel keeps what callers do wrong out of an operator's sight.

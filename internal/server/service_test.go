@@ -208,6 +208,10 @@ func unavailable() error {
 	return &tandem.Error{Code: tandem.CodeStoreUnavailable, Message: "The database does not take writes.", Err: errors.New("disk I/O error: secret path")}
 }
 
+// validating is held while the validator works: it renders schemas of the shared
+// document and is not safe for use from several goroutines.
+var validating sync.Mutex
+
 // document is the validator of the published document, made once.
 var document = sync.OnceValues(func() (validator.Validator, error) {
 	text, err := os.ReadFile(goldenDocument)
@@ -288,7 +292,9 @@ func check(t testing.TB, r *http.Request, response *http.Response, body []byte) 
 		t.Fatalf("read the document: %v", err)
 	}
 	response.Body = io.NopCloser(bytes.NewReader(body))
+	validating.Lock()
 	_, problems := v.ValidateHttpResponse(r, response)
+	validating.Unlock()
 	for _, p := range problems {
 		t.Errorf("%s: the answer is not as documented: %s: %s %v\n%.300s", what, p.Message, p.Reason, p.SchemaValidationErrors, body)
 	}
