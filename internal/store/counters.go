@@ -13,8 +13,9 @@ import (
 // counters are what Stats returns: a copy in memory of the table of the same name,
 // changed after each commit by what that commit added.
 type counters struct {
-	mu     sync.Mutex
-	values map[string]int64 // guarded by mu; as many as there are modes, statuses, outcomes, codes, lanes and tasks
+	mu      sync.Mutex       // guards the fields below
+	values  map[string]int64 // as many as there are modes, statuses, outcomes, codes, lanes and tasks
+	commits Commits          // not in the table
 }
 
 // Names of counters: a group, a slash, and the member.
@@ -60,7 +61,8 @@ func (c *counters) load(ctx context.Context, conn *sql.Conn) error {
 	return rows.Err()
 }
 
-func (c *counters) add(deltas map[string]int64) {
+// committed adds what a transaction of so many writes has added to the table.
+func (c *counters) committed(deltas map[string]int64, writes int, took time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for name, delta := range deltas {
@@ -68,6 +70,16 @@ func (c *counters) add(deltas map[string]int64) {
 			c.values[name] += delta
 		}
 	}
+	c.commits.Count++
+	c.commits.Writes += int64(writes)
+	c.commits.Time += took
+}
+
+// failed counts a transaction that was rolled back.
+func (c *counters) failed() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.commits.Failed++
 }
 
 func (c *counters) value(name string) int64 {
@@ -103,6 +115,7 @@ func (c *counters) stats() Stats {
 		Work:       map[tandem.Mode]WorkTime{},
 		Queue:      map[Lane]int64{},
 		Unfinished: c.values[counterUnfinished],
+		Commits:    c.commits,
 	}
 	for name, value := range c.values {
 		group, member, _ := strings.Cut(name, "/")

@@ -265,7 +265,7 @@ func TestDiskFull(t *testing.T) {
 	if told == nil || told.Code != tandem.CodeStoreUnavailable || strings.Contains(told.Message, "SQL") {
 		t.Errorf("full: %v, want %s in plain words", err, tandem.CodeStoreUnavailable)
 	}
-	if mustStats(t, s).Unavailable == nil {
+	if got := mustStats(t, s); got.Unavailable == nil || got.Commits.Failed == 0 {
 		t.Error("the store is full and does not say so")
 	}
 	if len(accepted) == 0 {

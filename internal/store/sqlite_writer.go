@@ -167,7 +167,7 @@ func (s *SQLite) finish(o *op, err error) {
 		return
 	}
 	var known *tandem.Error
-	if err != nil && !errors.As(err, &known) {
+	if err != nil && !errors.As(err, &known) && !errors.Is(err, ErrExists) {
 		err = unavailable(err)
 	}
 	o.done(err)
@@ -187,6 +187,7 @@ func (s *SQLite) commit(ops []*op) error {
 	s.connMu.Lock()
 	defer s.connMu.Unlock()
 	t := &tx{store: s, deltas: map[string]int64{}}
+	started := time.Now()
 	err := t.run(ops)
 	if err != nil {
 		if _, rollback := t.exec(`ROLLBACK`); rollback != nil {
@@ -195,8 +196,9 @@ func (s *SQLite) commit(ops []*op) error {
 		for _, undo := range slices.Backward(t.undo) {
 			undo()
 		}
+		s.counters.failed()
 	} else {
-		s.counters.add(t.deltas)
+		s.counters.committed(t.deltas, len(ops), time.Since(started))
 	}
 	s.note(err)
 	return err

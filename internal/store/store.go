@@ -13,6 +13,7 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"time"
 
 	"tandem"
@@ -25,7 +26,7 @@ type Store interface {
 	// Accept commits a new request: pending in a lane that hands it out (async), or
 	// processing in LaneNone (sync: the caller does the work itself). It returns nil
 	// only when the row is durable. After an error there is no row, unless ctx
-	// ended first: then there may be one.
+	// ended first: then there may be one. ErrExists asks for another id.
 	Accept(ctx context.Context, r *tandem.Request, lane Lane) error
 
 	// Finish commits how the work of a sync request ended, and returns when that is durable.
@@ -58,6 +59,10 @@ type Store interface {
 	// Close commits what waits and lets go of the database. Work must have returned.
 	Close() error
 }
+
+// ErrExists says that a request of the same id, or of the same order (see
+// tandem.IDOrder), is there already.
+var ErrExists = errors.New("a request of this id exists")
 
 // Lane is a queue of jobs that compete for the same slots.
 type Lane string
@@ -161,6 +166,15 @@ type Stats struct {
 	Capacity    int64          // --max-queue
 	OldestDue   time.Time      // when the job that has waited longest became due; zero: none waits
 	Unavailable error          // the last write failed and none has succeeded since; nil: all is well
+	Commits     Commits        // since the store was opened
+}
+
+// Commits says how transactions that write have gone.
+type Commits struct {
+	Count  int64         // that succeeded
+	Failed int64         // that failed and left nothing behind
+	Writes int64         // accepted requests, results, attempts and the like, in those that succeeded
+	Time   time.Duration // spent on those that succeeded, their fsync included
 }
 
 // WorkTime is a total from which an average is made.
