@@ -1,6 +1,7 @@
 package tandem
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -121,26 +122,42 @@ func ID(uuid7 [16]byte) string { return idPrefix + hex.EncodeToString(uuid7[:]) 
 // IDTime returns the time inside a request id, UTC, to the millisecond. An id
 // that tandem cannot have made is an error.
 func IDTime(id string) (time.Time, error) {
-	digits, ok := strings.CutPrefix(id, idPrefix)
-	raw, err := hex.DecodeString(digits)
-	if !ok || err != nil || len(raw) != 16 || digits != strings.ToLower(digits) {
-		return time.Time{}, fmt.Errorf("request id %.60q: want %s and 32 lower-case hex digits", id, idPrefix)
+	order, err := IDOrder(id)
+	if err != nil {
+		return time.Time{}, err
 	}
-	var ms int64
-	for _, b := range raw[:6] {
-		ms = ms<<8 | int64(b)
-	}
-	return time.UnixMilli(ms).UTC(), nil
+	return time.UnixMilli(order >> orderBits).UTC(), nil
 }
 
-// IDBefore returns a string that sorts before every id made at t or later, and
-// after every id made earlier (times in whole milliseconds). Times outside what an
-// id can hold (1970 to the year 10889) are clamped.
-func IDBefore(t time.Time) string {
-	const most = 1<<48 - 1
+// orderBits is how many bits of an id's order divide its millisecond.
+const orderBits = 12
+
+// IDOrder returns a number by which requests sort as their ids do: the
+// millisecond, and the 12 bits after it that a process uses to keep the ids of one
+// millisecond apart and in order (RFC 9562, section 6.2, method 3). No process makes
+// two ids of one order; two processes may. An id that tandem cannot have made is an error.
+func IDOrder(id string) (int64, error) {
+	digits, ok := strings.CutPrefix(id, idPrefix)
+	var raw [16]byte
+	n, err := 0, error(nil)
+	if ok = ok && len(digits) == 2*len(raw); ok {
+		n, err = hex.Decode(raw[:], []byte(digits))
+	}
+	const version = 7
+	if !ok || err != nil || n != len(raw) || raw[6]>>4 != version || digits != strings.ToLower(digits) {
+		return 0, fmt.Errorf("request id %.60q: want %s and the 32 lower-case hex digits of a UUID version 7", id, idPrefix)
+	}
+	head := binary.BigEndian.Uint64(raw[:8])
+	return int64(head>>16<<orderBits | head&(1<<orderBits-1)), nil //nolint:gosec // 60 bits
+}
+
+// OrderOf returns the least order of an id made at t or later. Times outside what
+// an id can hold (1970 to the year 10889) are clamped.
+func OrderOf(t time.Time) int64 {
+	const most = 1 << 48
 	ms := min(max(t.UnixMilli(), 0), most)
 	if t.After(time.UnixMilli(ms)) { // a part of a millisecond: ids of ms itself are earlier than t
 		ms = min(ms+1, most)
 	}
-	return fmt.Sprintf("%s%012x", idPrefix, ms)
+	return ms << orderBits
 }

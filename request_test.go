@@ -193,6 +193,7 @@ func TestIDTimeRefuses(t *testing.T) {
 		"req_" + strings.ToUpper(good[4:]),
 		"req_017f22e2-79b0-7cc3-98c4-dc0c0c07398f",
 		"req_017f22e279b07cc398c4dc0c0c07398g",
+		"req_017f22e279b06cc398c4dc0c0c07398f", // a UUID of version 6
 		"msg_017f22e279b07cc398c4dc0c0c07398f",
 		"req_req_017f22e279b07cc398c4dc0c0c07398f",
 		strings.Repeat("req_", 1<<20),
@@ -208,11 +209,11 @@ func TestIDTimeRefuses(t *testing.T) {
 	}
 }
 
-// TestIDBefore states the promise: an id sorts at or after IDBefore(t) exactly if it was made at t or later.
-func TestIDBefore(t *testing.T) {
+// TestOrderOf states the promise: an id's order is at least OrderOf(t) exactly if it was made at t or later.
+func TestOrderOf(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
-		const hour = int64(time.Hour / time.Millisecond) // at the edges bounds are clamped; see TestIDBeforeClamps
+		const hour = int64(time.Hour / time.Millisecond) // at the edges bounds are clamped; see TestOrderOfClamps
 		ms := rapid.Int64Range(hour, mostMillis-hour).Draw(t, "ms")
 		// Near the id's own millisecond, where a mistake would be, or anywhere.
 		offset := rapid.OneOf(
@@ -221,34 +222,51 @@ func TestIDBefore(t *testing.T) {
 		).Draw(t, "offset")
 		made := time.UnixMilli(ms)
 		at := made.Add(time.Duration(offset))
-		id, bound := drawID(t, ms), tandem.IDBefore(at)
-		if got, want := bound < id, !made.Before(at); got != want {
-			t.Fatalf("id of %v sorts after the bound of %v: %v, want %v (%s, %s)", made, at, got, want, id, bound)
+		order, err := tandem.IDOrder(drawID(t, ms))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := tandem.OrderOf(at) <= order, !made.Before(at); got != want {
+			t.Fatalf("id of %v is at or after the bound of %v: %v, want %v", made, at, got, want)
 		}
 	})
 }
 
-func TestIDBeforeClamps(t *testing.T) {
+func TestOrderOfClamps(t *testing.T) {
 	t.Parallel()
-	first, last := tandem.IDBefore(time.UnixMilli(0)), tandem.IDBefore(time.UnixMilli(mostMillis))
-	if want := "req_000000000000"; first != want {
-		t.Errorf("bound of 1970 %s, want %s", first, want)
-	}
-	if want := "req_ffffffffffff"; last != want {
-		t.Errorf("bound of the last millisecond %s, want %s", last, want)
+	first, last := tandem.OrderOf(time.UnixMilli(0)), tandem.OrderOf(time.UnixMilli(mostMillis))
+	if first != 0 || last != mostMillis<<12 {
+		t.Errorf("bounds of the first and last millisecond: %d and %d", first, last)
 	}
 	for _, at := range []time.Time{{}, time.UnixMilli(-1), time.Unix(-1e10, 0)} {
-		if got := tandem.IDBefore(at); got != first {
-			t.Errorf("bound of %v %s, want %s", at, got, first)
+		if got := tandem.OrderOf(at); got != first {
+			t.Errorf("bound of %v %d, want %d", at, got, first)
 		}
 	}
 	for _, at := range []time.Time{
 		time.UnixMilli(mostMillis).Add(1), time.UnixMilli(mostMillis + 1), time.Date(20000, 1, 1, 0, 0, 0, 0, time.UTC),
 	} {
-		if got := tandem.IDBefore(at); got != last {
-			t.Errorf("bound of %v %s, want %s", at, got, last)
+		if got := tandem.OrderOf(at); got != last+1<<12 {
+			t.Errorf("bound of %v %d, want %d: after every id", at, got, last+1<<12)
 		}
 	}
+}
+
+// TestIDOrderIsTheOrderOfIDs: ids that a process may make compare as their orders do.
+func TestIDOrderIsTheOrderOfIDs(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		ms := rapid.Int64Range(0, mostMillis-1).Draw(t, "ms")
+		a, b := drawID(t, ms), drawID(t, ms+rapid.Int64Range(0, 1).Draw(t, "later"))
+		orderA, errA := tandem.IDOrder(a)
+		orderB, errB := tandem.IDOrder(b)
+		if errA != nil || errB != nil {
+			t.Fatal(errA, errB)
+		}
+		if orderA != orderB && (orderA < orderB) != (a < b) {
+			t.Fatalf("%s has order %d, %s has %d", a, orderA, b, orderB)
+		}
+	})
 }
 
 // TestIDOrder states that ids sort by the millisecond they were made in.

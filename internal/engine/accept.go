@@ -70,6 +70,7 @@ func (e *Engine) Do(ctx context.Context, order Order) (tandem.Request, error) {
 	if err := e.finish(ctx, &r, outcome); err != nil {
 		return tandem.Request{}, err
 	}
+	e.vitals.end(Ending{tandem.ModeSync, task.Name, outcome.ErrorCode})
 	e.vitals.latency[latencySync].record(time.Now(), time.Since(arrived))
 	return r, outcomeError(r.ID, outcome)
 }
@@ -145,7 +146,7 @@ func (e *Engine) Submit(ctx context.Context, order Order) (tandem.Request, error
 	}
 	bounded, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	if err := e.cfg.Store.Accept(bounded, &r, task.Lane); err != nil {
+	if err := e.commit(bounded, &r, task.Lane); err != nil {
 		if ctx.Err() != nil {
 			return tandem.Request{}, &tandem.Error{Code: tandem.CodeClientClosed, Message: "The client has gone.", Err: err}
 		}
@@ -183,25 +184,44 @@ func (e *Engine) check(order Order) (Task, error) {
 	return task, nil
 }
 
+// commit stores a new request. An id that is taken, which takes a clock that was
+// set back between two processes, is replaced by a new one.
+func (e *Engine) commit(ctx context.Context, r *tandem.Request, lane store.Lane) error {
+	const tries = 10
+	for try := 1; ; try++ {
+		err := e.cfg.Store.Accept(ctx, r, lane)
+		if !errors.Is(err, store.ErrExists) || try == tries {
+			return err
+		}
+		if err := identify(r); err != nil {
+			return err
+		}
+	}
+}
+
 // newRequest makes the row of an order as it is before its work.
 func newRequest(mode tandem.Mode, order Order) (tandem.Request, error) {
-	raw, err := uuid.NewV7()
-	if err != nil {
-		return tandem.Request{}, &tandem.Error{Code: tandem.CodeInternal, Message: "No request id could be made.", Err: err}
-	}
-	id := tandem.ID(raw)
-	created, err := tandem.IDTime(id)
-	if err != nil {
-		return tandem.Request{}, &tandem.Error{Code: tandem.CodeInternal, Message: "No request id could be made.", Err: err}
-	}
 	r := tandem.Request{
-		ID: id, Mode: mode, Task: order.Task, Status: tandem.StatusProcessing,
-		Data: order.Data, Complexity: order.Complexity, CreatedAt: created,
+		Mode: mode, Task: order.Task, Status: tandem.StatusProcessing,
+		Data: order.Data, Complexity: order.Complexity,
 	}
 	if mode == tandem.ModeAsync {
 		r.Status, r.CallbackStatus, r.CallbackURL = tandem.StatusPending, tandem.CallbackPending, order.CallbackURL
 	}
-	return r, nil
+	return r, identify(&r)
+}
+
+// identify gives a request a new id, and the time inside it.
+func identify(r *tandem.Request) error {
+	raw, err := uuid.NewV7()
+	if err == nil {
+		r.ID = tandem.ID(raw)
+		r.CreatedAt, err = tandem.IDTime(r.ID)
+	}
+	if err != nil {
+		return &tandem.Error{Code: tandem.CodeInternal, Message: "No request id could be made.", Err: err}
+	}
+	return nil
 }
 
 // outcomeError is what the caller of Do is told about work that failed; nil if it did not.

@@ -71,10 +71,15 @@ func scan(row interface{ Scan(...any) error }) (seq int64, r tandem.Request, err
 // Request returns one request with its attempts.
 func (s *SQLite) Request(ctx context.Context, id string) (tandem.Request, error) {
 	var r tandem.Request
-	err := s.read(ctx, func(q querier) error {
-		seq, found, err := scan(q.QueryRowContext(ctx, `SELECT `+columns+` FROM requests WHERE id = ?`, id))
+	unknown := tandem.Errorf(tandem.CodeNotFound, "There is no request %.60q; it may have been older than the retention.", id)
+	order, err := tandem.IDOrder(id)
+	if err != nil {
+		return r, unknown
+	}
+	err = s.read(ctx, func(q querier) error {
+		seq, found, err := scan(q.QueryRowContext(ctx, `SELECT `+columns+` FROM requests WHERE seq = ? AND id = ?`, order, id))
 		if errors.Is(err, sql.ErrNoRows) {
-			return tandem.Errorf(tandem.CodeNotFound, "there is no request %.60q; it may have been older than the retention", id)
+			return unknown
 		}
 		if err != nil {
 			return err
@@ -193,23 +198,24 @@ func (s *SQLite) nextDue(ctx context.Context, lane Lane, now time.Time) (time.Ti
 // Requests returns a page of the history.
 //
 // A filter on mode, status or task becomes a union over every combination of
-// the three, each a range of requests_history in order of id. SQLite merges
+// the three, each a range of requests_history in order of seq. SQLite merges
 // them row by row and stops at the limit, so a page costs the same however
 // rare its rows are among the rest.
 func (s *SQLite) Requests(ctx context.Context, f Filter) (Page, error) {
-	from, before := tandem.IDBefore(f.Since), "req_g" // after every id: digits end at f
+	from, before := tandem.OrderOf(f.Since), int64(math.MaxInt64)
 	if !f.Until.IsZero() {
-		before = tandem.IDBefore(f.Until)
+		before = tandem.OrderOf(f.Until)
 	}
 	if f.Cursor != "" {
 		last, err := base64.RawURLEncoding.DecodeString(f.Cursor)
+		var order int64
 		if err == nil {
-			_, err = tandem.IDTime(string(last))
+			order, err = tandem.IDOrder(string(last))
 		}
 		if err != nil {
 			return Page{}, tandem.Errorf(tandem.CodeInvalidCursor, "cursor %.60q is not one that this server gave out; start again without it", f.Cursor)
 		}
-		before = min(before, string(last))
+		before = min(before, order)
 	}
 	query, args := pageQuery(f, s.counters.members(groupTask), from, before)
 	var page Page
@@ -243,9 +249,9 @@ func (s *SQLite) Requests(ctx context.Context, f Filter) (Page, error) {
 
 // pageQuery returns the statement for a filter and its arguments up to LIMIT
 // ? OFFSET ?; "" when nothing can match.
-func pageQuery(f Filter, tasks []string, from, before string) (string, []any) {
+func pageQuery(f Filter, tasks []string, from, before int64) (string, []any) {
 	if f.Mode == "" && f.Status == "" && f.Task == "" {
-		return `SELECT ` + columns + ` FROM requests WHERE id >= ? AND id < ? ORDER BY id DESC LIMIT ? OFFSET ?`, []any{from, before}
+		return `SELECT ` + columns + ` FROM requests WHERE seq >= ? AND seq < ? ORDER BY seq DESC LIMIT ? OFFSET ?`, []any{from, before}
 	}
 	modes, statuses := tandem.Modes, tandem.Statuses
 	if f.Mode != "" {
@@ -266,8 +272,8 @@ func pageQuery(f Filter, tasks []string, from, before string) (string, []any) {
 			}
 			for _, task := range tasks {
 				arms = append(arms, `
-		SELECT seq AS row, id AS at FROM requests INDEXED BY requests_history
-		WHERE mode = ? AND status = ? AND task = ? AND id >= ? AND id < ?`)
+		SELECT seq AS row FROM requests INDEXED BY requests_history
+		WHERE mode = ? AND status = ? AND task = ? AND seq >= ? AND seq < ?`)
 				args = append(args, string(mode), string(status), task, from, before)
 			}
 		}
@@ -278,9 +284,9 @@ func pageQuery(f Filter, tasks []string, from, before string) (string, []any) {
 	return `
 	WITH page AS MATERIALIZED (` + strings.Join(arms, `
 		UNION ALL`) + `
-		ORDER BY at DESC
+		ORDER BY row DESC
 		LIMIT ? OFFSET ?)
-	SELECT ` + columns + ` FROM page JOIN requests ON seq = row ORDER BY at DESC`, args
+	SELECT ` + columns + ` FROM page JOIN requests ON seq = row ORDER BY row DESC`, args
 }
 
 // Stats returns the counters. It waits for the commit under way, so that what
@@ -293,7 +299,7 @@ func (s *SQLite) Stats(ctx context.Context) (Stats, error) {
 	if failure := s.failure.Load(); failure != nil {
 		stats.Unavailable = *failure
 	}
-	now := micros(time.Now())
+	now := micros(s.clock.now())
 	err := s.read(ctx, func(q querier) error {
 		for _, lane := range Lanes {
 			var at sql.NullInt64
@@ -322,10 +328,10 @@ const (
 // Retain deletes finished requests that were made before the given time.
 func (s *SQLite) Retain(ctx context.Context, before time.Time) (int, error) {
 	deleted := 0
-	after, rows := "", chunkRows
+	after, rows := int64(-1), chunkRows
 	for {
-		seqs, last, err := s.finished(ctx, after, tandem.IDBefore(before), rows)
-		if err == nil && last == "" {
+		seqs, last, err := s.finished(ctx, after, tandem.OrderOf(before), rows)
+		if err == nil && last == after {
 			return deleted, nil
 		}
 		var n int
@@ -358,15 +364,16 @@ func nextChunk(rows int, took time.Duration) int {
 	}
 }
 
-// finished lists rows after one id and before another of which nothing is left
-// to do, and the id up to which it has looked; "" at the end.
-func (s *SQLite) finished(ctx context.Context, after, before string, limit int) (seqs []int64, last string, err error) {
+// finished lists rows after one seq and before another of which nothing is left
+// to do, and the seq up to which it has looked; that is after itself at the end.
+func (s *SQLite) finished(ctx context.Context, after, before int64, limit int) (seqs []int64, last int64, err error) {
+	last = after
 	err = s.read(ctx, func(q querier) error {
 		rows, err := q.QueryContext(ctx, `
-			SELECT seq, id, lane IS NULL AND status NOT IN ('pending', 'processing'), length(data) + coalesce(length(result), 0)
+			SELECT seq, lane IS NULL AND status NOT IN ('pending', 'processing'), length(data) + coalesce(length(result), 0)
 			FROM requests
-			WHERE id > ? AND id < ?
-			ORDER BY id
+			WHERE seq > ? AND seq < ?
+			ORDER BY seq
 			LIMIT ?`, after, before, limit)
 		if err != nil {
 			return err
@@ -377,9 +384,10 @@ func (s *SQLite) finished(ctx context.Context, after, before string, limit int) 
 			var seq int64
 			var over bool
 			var size int
-			if err := rows.Scan(&seq, &last, &over, &size); err != nil {
+			if err := rows.Scan(&seq, &over, &size); err != nil {
 				return err
 			}
+			last = seq
 			if over {
 				seqs = append(seqs, seq)
 				bytes += size
@@ -418,7 +426,7 @@ func (s *SQLite) deleteRows(ctx context.Context, seqs []int64) (deleted int, too
 // trim keeps the in-memory database within memoryRows finished rows and
 // memoryBytes, oldest first.
 func (s *SQLite) trim(ctx context.Context) error {
-	after := ""
+	after := int64(-1)
 	for {
 		var pages, free, size int64
 		err := s.read(ctx, func(q querier) error {
@@ -433,8 +441,8 @@ func (s *SQLite) trim(ctx context.Context) error {
 		if over <= 0 && (pages-free)*size <= memoryBytes {
 			return nil
 		}
-		seqs, last, err := s.finished(ctx, after, "req_g", chunkRows)
-		if err != nil || last == "" {
+		seqs, last, err := s.finished(ctx, after, math.MaxInt64, chunkRows)
+		if err != nil || last == after {
 			return err
 		}
 		after = last

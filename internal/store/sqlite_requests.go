@@ -3,8 +3,12 @@ package store
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"time"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 
 	"tandem"
 )
@@ -20,9 +24,13 @@ func (s *SQLite) Accept(ctx context.Context, r *tandem.Request, lane Lane) error
 			RetryAfter: 5 * time.Second,
 		}
 	}
-	it := &item{request: *r, loaded: true, lane: lane, due: time.Now(), size: len(r.Data)}
+	seq, err := tandem.IDOrder(r.ID)
+	if err != nil {
+		return fmt.Errorf("accept: %w", err)
+	}
+	it := &item{seq: seq, request: *r, loaded: true, lane: lane, size: len(r.Data)}
 	result := make(chan error, 1)
-	err := s.submit(ctx, &op{
+	err = s.submit(ctx, &op{
 		apply: func(tx *tx) error { return insert(tx, it) },
 		done: func(err error) {
 			if err == nil && lane != LaneNone {
@@ -42,27 +50,26 @@ func (s *SQLite) Accept(ctx context.Context, r *tandem.Request, lane Lane) error
 	}
 }
 
-// insert writes the row of a new request and gives the item its seq.
+// insert writes the row of a new request, due now.
 func insert(tx *tx, it *item) error {
-	stmt, err := tx.store.prepared(`
-		INSERT INTO requests (id, mode, task, status, callback_status, complexity, started_at, lane, due_at, callback_url, data)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`)
-	if err != nil {
-		return err
-	}
 	r := &it.request
+	it.due = tx.store.clock.now()
 	lane, due := sql.NullString{}, sql.NullInt64{}
 	if it.lane != LaneNone {
 		lane, due = sql.NullString{String: string(it.lane), Valid: true}, sql.NullInt64{Int64: micros(it.due), Valid: true}
 		tx.count(queueCounter(it.lane), 1)
 	}
-	result, err := stmt.Exec(r.ID, string(r.Mode), r.Task, string(r.Status), string(r.CallbackStatus), r.Complexity,
+	_, err := tx.exec(`
+		INSERT INTO requests (seq, id, mode, task, status, callback_status, complexity, started_at, lane, due_at, callback_url, data)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		it.seq, r.ID, string(r.Mode), r.Task, string(r.Status), string(r.CallbackStatus), r.Complexity,
 		nullMicros(r.StartedAt), lane, due, r.CallbackURL, []byte(r.Data))
+	var code *sqlite.Error
+	if errors.As(err, &code) && code.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY {
+		return fmt.Errorf("insert %s: %w (%w)", r.ID, ErrExists, err)
+	}
 	if err != nil {
 		return fmt.Errorf("insert %s: %w", r.ID, err)
-	}
-	if it.seq, err = result.LastInsertId(); err != nil {
-		return err
 	}
 	tx.count(groupAccepted+string(r.Mode), 1)
 	tx.count(groupTask+r.Task, 1)
@@ -74,14 +81,18 @@ func insert(tx *tx, it *item) error {
 
 // Finish commits how the work of a sync request ended.
 func (s *SQLite) Finish(ctx context.Context, id string, outcome Outcome) error {
+	seq, err := tandem.IDOrder(id)
+	if err != nil {
+		return fmt.Errorf("finish: %w", err)
+	}
 	found := false
-	err := s.do(ctx, func(tx *tx) error {
+	err = s.do(ctx, func(tx *tx) error {
 		n, err := tx.exec(`
 			UPDATE requests
 			SET status = ?, result = ?, processing_us = ?, started_at = ?, completed_at = ?, error_code = ?, error_message = ?
-			WHERE id = ? AND mode = 'sync' AND status = 'processing'`,
+			WHERE seq = ? AND id = ? AND mode = 'sync' AND status = 'processing'`,
 			string(outcome.Status()), []byte(outcome.Result), outcome.Processing.Microseconds(),
-			nullMicros(outcome.StartedAt), nullMicros(outcome.CompletedAt), outcome.ErrorCode, outcome.ErrorMessage, id)
+			nullMicros(outcome.StartedAt), nullMicros(outcome.CompletedAt), outcome.ErrorCode, outcome.ErrorMessage, seq, id)
 		if err != nil {
 			return fmt.Errorf("finish %s: %w", id, err)
 		}
@@ -127,7 +138,7 @@ func markProcessing(tx *tx, it *item, started time.Time) error {
 }
 
 // settle writes what a step returned: the request as it is now, where it waits
-// next, and the attempt.
+// next, which it leaves in it.due, and the attempt.
 func settle(tx *tx, it *item, after *tandem.Request, next *Next) error {
 	before := it.request.Status
 	if it.marked {
@@ -135,7 +146,8 @@ func settle(tx *tx, it *item, after *tandem.Request, next *Next) error {
 	}
 	lane, due := sql.NullString{}, sql.NullInt64{}
 	if next.Verdict == Again {
-		lane, due = sql.NullString{String: string(next.Lane), Valid: true}, sql.NullInt64{Int64: micros(next.At), Valid: true}
+		it.due = tx.store.clock.dueAt(next.At)
+		lane, due = sql.NullString{String: string(next.Lane), Valid: true}, sql.NullInt64{Int64: micros(it.due), Valid: true}
 		tx.count(queueCounter(next.Lane), 1)
 	}
 	tx.count(queueCounter(it.lane), -1)

@@ -30,6 +30,8 @@ type tx struct {
 	store  *SQLite
 	deltas map[string]int64 // :: counter → what this transaction adds
 	undo   []func()         // takes back what apply changed in memory, if the transaction fails
+
+	setBack time.Duration // due times were brought forward by this; 0: they were not
 }
 
 // exec runs a statement and returns how many rows it changed.
@@ -200,6 +202,11 @@ func (s *SQLite) commit(ops []*op) error {
 	} else {
 		s.counters.committed(t.deltas, len(ops), time.Since(started))
 	}
+	if err == nil && t.setBack > 0 {
+		s.clock.right()
+		s.queue.forget()
+		s.cfg.Log.Warn("the clock was set back; what waits is due as before", "by", t.setBack)
+	}
 	s.note(err)
 	return err
 }
@@ -207,6 +214,11 @@ func (s *SQLite) commit(ops []*op) error {
 func (t *tx) run(ops []*op) error {
 	if _, err := t.exec(`BEGIN IMMEDIATE`); err != nil {
 		return fmt.Errorf("begin: %w", err)
+	}
+	if back := t.store.clock.setBack(); back > 0 {
+		if err := bringForward(t, back); err != nil {
+			return err
+		}
 	}
 	for _, o := range ops {
 		if err := o.apply(t); err != nil {

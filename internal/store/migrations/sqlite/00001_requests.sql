@@ -1,10 +1,12 @@
 -- +goose Up
 
 -- One row per request: its history and its place in the queue. Times are
--- microseconds since 1970; created_at is inside id (UUID version 7).
+-- microseconds since 1970; created_at is inside id (UUID version 7). The key is
+-- the order of the id (tandem.IDOrder): rows are found by id, listed by time and
+-- appended at the end of the table through the table itself, without an index.
 CREATE TABLE requests (
     seq               INTEGER PRIMARY KEY,
-    id                TEXT    NOT NULL UNIQUE,
+    id                TEXT    NOT NULL,
     mode              TEXT    NOT NULL,
     task              TEXT    NOT NULL,
     status            TEXT    NOT NULL,
@@ -26,8 +28,9 @@ CREATE TABLE requests (
 -- The queue: what is due in a lane, oldest first. Holds unfinished rows only.
 CREATE INDEX requests_queue ON requests (lane, due_at, seq) WHERE lane IS NOT NULL;
 
--- The history at any filter: every combination of the three is a range in order of time.
-CREATE INDEX requests_history ON requests (mode, status, task, id);
+-- The history at any filter: every combination of the three is a range in order
+-- of seq, which SQLite appends to every index.
+CREATE INDEX requests_history ON requests (mode, status, task);
 
 -- The log of callbacks. An expiry repeats the number of the last try, with its own outcome.
 CREATE TABLE attempts (
