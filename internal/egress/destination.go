@@ -262,6 +262,18 @@ type Destination struct {
 	Waiting      int       // calls waiting for a place
 }
 
+// Breakers counts the destinations remembered by the state of their breaker,
+// every state included.
+func (c *Client) Breakers() map[string]int {
+	count := map[string]int{string(limit.StateClosed): 0, string(limit.StateHalfOpen): 0, string(limit.StateOpen): 0}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, d := range c.destinations.All() {
+		count[string(d.breaker.Status().State)]++
+	}
+	return count
+}
+
 // Destinations returns at most limit destinations, those with failures first,
 // then those in use, then the most recently used.
 func (c *Client) Destinations(limit int) []Destination {

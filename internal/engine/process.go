@@ -24,6 +24,7 @@ func (e *Engine) step(claiming context.Context, job store.Job) store.Next {
 	task, ok := e.tasks[job.Request.Task]
 	if !ok {
 		// Accepted by a configuration that still had the task.
+		e.vitals.end(Ending{tandem.ModeAsync, UnknownTask, tandem.FailedTask})
 		return worked(store.Outcome{ErrorCode: tandem.FailedTask, CompletedAt: now(),
 			ErrorMessage: fmt.Sprintf("This server has no task %q any more.", job.Request.Task)})
 	}
@@ -39,6 +40,7 @@ func (e *Engine) step(claiming context.Context, job store.Job) store.Next {
 	if outcome.ErrorCode == tandem.FailedInterrupted {
 		return handBack(job.Lane)
 	}
+	e.vitals.end(Ending{tandem.ModeAsync, task.Name, outcome.ErrorCode})
 	return worked(outcome)
 }
 

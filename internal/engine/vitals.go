@@ -55,10 +55,11 @@ type vitals struct {
 
 	mu      sync.Mutex // guards the fields below
 	seconds [rateSeconds]struct{ unix, count int64 }
+	ended   map[Ending]int64
 }
 
 func newVitals(now time.Time) *vitals {
-	v := &vitals{latency: make(map[string]*series), started: now}
+	v := &vitals{latency: make(map[string]*series), started: now, ended: make(map[Ending]int64)}
 	for _, kind := range []string{latencySync, latencyAccept, latencyProcess, latencyDeliver} {
 		v.latency[kind] = &series{}
 	}
@@ -97,8 +98,10 @@ func (v *vitals) read(now time.Time) Vitals {
 // series is one kind of latency in a ring of windows, which are merged when they
 // are read: recording stays cheap.
 type series struct {
-	mu      sync.Mutex // guards the windows
+	mu      sync.Mutex // guards the fields below
 	windows [windowCount]window
+	buckets [len(bounds) + 1]uint64 // since the start, each without those before it; the last is above every bound
+	sum     time.Duration           // since the start
 }
 
 // window holds the times recorded in one windowLength.
@@ -121,6 +124,12 @@ func (s *series) record(now time.Time, latency time.Duration) {
 	latency = min(max(latency, 0), maxLatency)
 	// It cannot fail: latency is within the bounds of the histogram.
 	_ = w.times.RecordValue(latency.Microseconds())
+	i := 0
+	for i < len(bounds) && latency > bounds[i] {
+		i++
+	}
+	s.buckets[i]++
+	s.sum += latency
 }
 
 func (s *series) read(now time.Time) Percentiles {
