@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"sync"
@@ -451,6 +452,33 @@ func TestBreakerOpensAndRecovers(t *testing.T) {
 		t.Errorf("after a probe that went well: %+v", seen)
 	}
 	post(t, client, target)
+}
+
+func TestBreakersAreCounted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		cfg := demo()
+		cfg.BreakerFailures, cfg.BreakerOpen = 1, time.Minute
+		cfg.Resolver = &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
+			return nil, errors.New("no resolver here")
+		}}
+		client := newClient(t, cfg)
+		for _, url := range []string{"http://a.example/", "http://b.example/"} {
+			if got := post(t, client, url); got.Outcome != tandem.OutcomeConnect {
+				t.Fatalf("Post = %+v", got)
+			}
+		}
+		reserve(t, client, "http://c.example/").Release()
+		for _, want := range []map[string]int{
+			{"closed": 1, "half-open": 0, "open": 2},
+			{"closed": 1, "half-open": 2, "open": 0},
+		} {
+			if got := client.Breakers(); !maps.Equal(got, want) {
+				t.Errorf("breakers %v, want %v", got, want)
+			}
+			until(t, time.Now().Add(cfg.BreakerOpen+time.Second))
+		}
+	})
 }
 
 // Those that wait for a place when the breaker opens must not wait on.

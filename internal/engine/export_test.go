@@ -56,6 +56,7 @@ func NewGauge(now time.Time) Gauge { return Gauge{newVitals(now)} }
 
 func (g Gauge) Accepted(now time.Time)    { g.v.accepted(now) }
 func (g Gauge) Read(now time.Time) Vitals { return g.v.read(now) }
+func (g Gauge) Totals() Totals            { return g.v.totals() }
 func (g Gauge) Processing(now time.Time, d time.Duration) {
 	g.v.latency[latencyProcess].record(now, d)
 }
