@@ -44,3 +44,7 @@ const (
 
 // NextChunk exposes the sizing of deletions.
 func NextChunk(rows int, took time.Duration) int { return nextChunk(rows, took) }
+
+// ShiftClock moves the wall clock that the store reads; what passes by the
+// monotonic clock stays as it is.
+func (s *SQLite) ShiftClock(by time.Duration) { s.clock.shift.Add(int64(by)) }

@@ -72,6 +72,7 @@ type SQLite struct {
 	accepting atomic.Int64          // calls of Accept under way, for MaxQueue
 	trimming  chan struct{}         // one token: the in-memory database wants trimming
 
+	clock    clock
 	counters counters
 	queue    queue
 }
@@ -98,6 +99,7 @@ func OpenSQLite(ctx context.Context, cfg Config) (*SQLite, error) {
 		failing:  make(chan struct{}, 1),
 		trimming: make(chan struct{}, 1),
 	}
+	s.clock.right()
 	s.queue.init(s)
 	if err := s.open(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open database %s: %w", cfg.URL, explain(err)), s.release())
@@ -246,7 +248,7 @@ func (s *SQLite) recover(ctx context.Context) error {
 			UPDATE requests
 			SET status = 'failed', error_code = ?, error_message = ?, completed_at = ?
 			WHERE mode = 'sync' AND status = 'processing'`,
-			tandem.FailedInterrupted, "the server stopped while this request was running", micros(time.Now()))
+			tandem.FailedInterrupted, "the server stopped while this request was running", micros(s.clock.now()))
 		if err != nil {
 			return err
 		}
@@ -263,6 +265,13 @@ func (s *SQLite) recover(ctx context.Context) error {
 		}
 		tx.count(nowCounter(tandem.StatusProcessing), -again)
 		tx.count(nowCounter(tandem.StatusPending), again)
+		if back, err := behindHistory(tx); err != nil {
+			return err
+		} else if back >= minStep {
+			if err := bringForward(tx, back); err != nil {
+				return err
+			}
+		}
 		if interrupted+again > 0 {
 			s.cfg.Log.Info("recovered after a crash", "sync_interrupted", interrupted, "async_again", again)
 		}

@@ -24,8 +24,8 @@ const (
 	// markDelay is how long work has to run before its row says processing.
 	// Shorter work is spared the write.
 	markDelay = 10 * time.Millisecond
-	// lookInterval is how often the queue looks at the wall clock while it
-	// waits for something due later, in case the clock was set or the machine slept.
+	// lookInterval is how often the queue looks at the wall clock, in case the
+	// clock was set or the machine slept.
 	lookInterval = time.Second
 	// retrySettle is the pause before a result that could not be committed is tried again.
 	retrySettle = time.Second
@@ -101,15 +101,16 @@ func (s *SQLite) Work(ctx context.Context, capacity Capacity, step Step) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for ctx.Err() == nil {
-		next, err := q.refill(ctx)
+		next, err := q.look(ctx)
 		if err != nil && ctx.Err() == nil {
 			s.cfg.Log.Error("refill the queue; trying again in a second", "error", err)
-			next = time.Now().Add(lookInterval)
+			next = time.Time{}
 		}
-		timer.Stop() // and never fires, unless something is due later
+		wait := lookInterval
 		if !next.IsZero() {
-			timer.Reset(min(max(time.Until(next), 0), lookInterval))
+			wait = min(max(next.Sub(s.clock.now()), 0), lookInterval)
 		}
+		timer.Reset(wait)
 		select {
 		case <-ctx.Done():
 		case <-q.wake:
@@ -136,7 +137,7 @@ func (q *queue) push(it *item) {
 	if _, ok := l.held[it.seq]; ok {
 		return // refill saw the row before us
 	}
-	if it.due.After(time.Now()) {
+	if it.due.After(q.store.clock.now()) {
 		if l.nextDue.IsZero() || it.due.Before(l.nextDue) {
 			l.nextDue = it.due
 			poke(q.wake)
@@ -243,9 +244,6 @@ func (q *queue) job(l *lane, it *item) (*item, bool) {
 	if mark != nil && !mark.Stop() {
 		<-marked // it is in the writer's channel, ahead of what follows
 	}
-	if next.At.IsZero() {
-		next.At = time.Now()
-	}
 	after, err := next.apply(&job)
 	if err != nil {
 		s.cfg.Log.Error("a job ended against the rules; it stays in the queue", "error", err)
@@ -259,7 +257,7 @@ func (q *queue) job(l *lane, it *item) (*item, bool) {
 	if next.Lane == LaneDeliver {
 		after.Data, size = nil, len(after.Result) // a callback carries the result alone
 	}
-	return &item{seq: it.seq, request: after, loaded: true, lane: next.Lane, due: next.At, size: size}, true
+	return &item{seq: it.seq, request: after, loaded: true, lane: next.Lane, due: it.due, size: size}, true
 }
 
 // later has the lane look at its index again in a while, for a row that
@@ -267,7 +265,7 @@ func (q *queue) job(l *lane, it *item) (*item, bool) {
 func (q *queue) later(l *lane) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if at := time.Now().Add(lookInterval); l.nextDue.IsZero() || at.Before(l.nextDue) {
+	if at := q.store.clock.now().Add(lookInterval); l.nextDue.IsZero() || at.Before(l.nextDue) {
 		l.nextDue = at
 	}
 	poke(q.wake)
@@ -293,6 +291,27 @@ func (q *queue) settle(it *item, after *tandem.Request, next *Next) bool {
 	}
 }
 
+// look brings forward what waits if the clock was set back, and refills the
+// lanes. It returns when the next row becomes due, the zero time when none is known.
+func (q *queue) look(ctx context.Context) (time.Time, error) {
+	if q.store.clock.setBack() > 0 {
+		if err := q.store.do(ctx, func(*tx) error { return nil }); err != nil { // every transaction begins with it
+			return time.Time{}, fmt.Errorf("follow the clock: %w", err)
+		}
+	}
+	return q.refill(ctx)
+}
+
+// forget has all lanes look at the index again: its due times have changed.
+func (q *queue) forget() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, l := range q.lanes {
+		l.overflow, l.nextDue = true, time.Time{}
+	}
+	poke(q.wake)
+}
+
 // refill reads due rows from the index into the lanes that run low, and returns
 // when the next row becomes due, the zero time when none is known.
 func (q *queue) refill(ctx context.Context) (time.Time, error) {
@@ -310,7 +329,7 @@ func (q *queue) refill(ctx context.Context) (time.Time, error) {
 }
 
 func (q *queue) refillLane(ctx context.Context, l *lane) (time.Time, error) {
-	now := time.Now()
+	now := q.store.clock.now()
 	q.mu.Lock()
 	due := !l.nextDue.IsZero() && !l.nextDue.After(now)
 	if due {
