@@ -12,7 +12,7 @@ import (
 
 // banner is what serve says when it is ready: where it listens, what it keeps, what
 // it allows, and what to type next. Plain text, at most 80 columns but for long values.
-func (c *serveCommand) banner(address net.Addr, s *service) string {
+func (c *serveCommand) banner(address net.Addr, s *service, program string) string {
 	var b strings.Builder
 	line := func(name, format string, args ...any) {
 		fmt.Fprintf(&b, "  %-10s %s\n", name, fmt.Sprintf(format, args...))
@@ -30,15 +30,16 @@ func (c *serveCommand) banner(address net.Addr, s *service) string {
 	}
 	if c.Mode == modeProduction {
 		line("WARNING", "there are no API keys yet: whoever reaches this port may use it")
+	} else if !onlyThisMachine(address) {
+		line("WARNING", "others reach this port, and can have private addresses called")
 	}
 	if s.made {
-		line("secret", "%s", s.secret.Reveal())
 		if store.Memory(c.DB) {
-			line("", "signs every callback until the next start; to verify it:")
+			line("secret", "signs callbacks until the next start")
 		} else {
-			line("", "signs every callback; kept in the database, not shown again; to verify it:")
+			line("secret", "signs callbacks; kept in the database, shown this once")
 		}
-		fmt.Fprintf(&b, "\ntandem sink --secret %s\n", s.secret.Reveal())
+		fmt.Fprintf(&b, "\nreceive callbacks and verify them:\n%s sink --secret %s\n", program, s.secret.Reveal())
 	}
 	fmt.Fprintf(&b, "\n%s\n", c.tryIt(base))
 	return b.String()
@@ -48,7 +49,7 @@ func (c *serveCommand) banner(address net.Addr, s *service) string {
 func (c *serveCommand) allowed() []string {
 	if c.Mode == modeDemo {
 		return []string{
-			"callbacks to private addresses and any port (never metadata services)",
+			"callbacks to private addresses, any port; no metadata services",
 			"/test-callback, a receiver to try callbacks with",
 			"requests without API key, without rate limit",
 		}
@@ -66,6 +67,12 @@ func (c *serveCommand) allowed() []string {
 	return allowed
 }
 
+// onlyThisMachine reports whether nobody else can reach the address.
+func onlyThisMachine(address net.Addr) bool {
+	tcp, ok := address.(*net.TCPAddr)
+	return ok && tcp.IP.IsLoopback()
+}
+
 // join writes each value after a separator.
 func join[T any](separator string, values []T) string {
 	var b strings.Builder
@@ -80,11 +87,11 @@ func (c *serveCommand) tryIt(base string) string {
 	if c.Mode != modeDemo {
 		return fmt.Sprintf(`try it:
 curl -X POST %s/sync -H 'Content-Type: application/json' \
-  -d '{"data":{"name":"Ada"}}'`, base)
+  -d '{"data":{"n":1}}'`, base)
 	}
 	return fmt.Sprintf(`try it, then look at the history:
 curl -X POST %s/async -H 'Content-Type: application/json' \
-  -d '{"data":{"name":"Ada"},"callback_url":"%s/test-callback"}'
+  -d '{"data":{"n":1},"callback_url":"%s/test-callback"}'
 curl '%s/requests?limit=1'`, base, base, base)
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math"
 	"net"
 	"net/netip"
 	"net/url"
@@ -19,6 +18,9 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"tandem"
+	"tandem/internal/egress"
+	"tandem/internal/engine"
+	"tandem/internal/server"
 )
 
 // The modes.
@@ -26,6 +28,8 @@ const (
 	modeDemo       = "demo"
 	modeProduction = "production"
 )
+
+const day = 24 * time.Hour
 
 // commandLine is the grammar of the command line.
 type commandLine struct {
@@ -153,7 +157,11 @@ func resolve(parsed *kong.Context, parent *kong.Path, flag *kong.Flag) (any, err
 	}
 	for _, candidate := range parent.Command.Flags {
 		if file, ok := parsed.FlagValue(candidate).(configFile); ok {
-			return file.value(flag.Name), nil
+			value := file.value(flag.Name)
+			if _, list := value.([]any); list && !flag.IsSlice() {
+				return nil, badArgument("", "configuration file: %s: want one value, found a list", flag.Name)
+			}
+			return value, nil
 		}
 	}
 	return nil, nil //nolint:nilnil // as above
@@ -178,7 +186,11 @@ func (f *configFile) Decode(ctx *kong.DecodeContext) error {
 	if err != nil {
 		return err
 	}
-	if err := yaml.Unmarshal(text, f); err != nil {
+	var mistyped *yaml.TypeError
+	switch err := yaml.Unmarshal(text, f); {
+	case errors.As(err, &mistyped): // its text names Go types, on several lines
+		return fmt.Errorf("%s: want settings such as \"listen: 127.0.0.1:8000\", one a line", name)
+	case err != nil:
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	return nil
@@ -238,11 +250,14 @@ func (c *serveCommand) Validate() error {
 		}
 		return badArgument("--db file:tandem.db, a path, or :memory:", "--db %s: unknown kind of database", redact(c.DB))
 	}
-	for i, host := range c.AllowCallbackHost {
-		c.AllowCallbackHost[i] = strings.TrimSuffix(strings.ToLower(host), ".")
-	}
 	if err := c.validBounds(); err != nil {
 		return err
+	}
+	if err := c.validCallbacks(); err != nil {
+		return err
+	}
+	if err := server.ValidOrigins(c.CORSOrigin); err != nil {
+		return badArgument("an origin is a scheme, a host and perhaps a port: https://app.example.com", "--cors-origin: %w", err)
 	}
 	var err error
 	if c.secret, err = readSecret(c.SigningSecret); err != nil {
@@ -258,8 +273,8 @@ func (c *serveCommand) validBounds() error {
 		value, lo, hi int64
 	}{
 		{"workers", int64(c.Workers), 0, 10_000},
-		{"io-workers", int64(c.IOWorkers), 1, 100_000},
-		{"max-queue", c.MaxQueue, 1, math.MaxInt64},
+		{"io-workers", int64(c.IOWorkers), 1, 10_000},
+		{"max-queue", c.MaxQueue, 1, 1_000_000_000},
 		{"max-data", c.MaxData, 1, 16 << 20},
 		{"max-depth", int64(c.MaxDepth), 1, 1_000},
 		{"callback-attempts", int64(c.CallbackAttempts), 1, 1_000},
@@ -270,20 +285,45 @@ func (c *serveCommand) validBounds() error {
 		}
 	}
 	for _, bound := range []struct {
-		flag      string
-		value, lo time.Duration
+		flag          string
+		value, lo, hi time.Duration
 	}{
-		{"task-timeout", c.TaskTimeout, time.Millisecond},
-		{"retention", c.Retention, 0},
-		{"callback-backoff", c.CallbackBackoff, time.Millisecond},
-		{"callback-timeout", c.CallbackTimeout, time.Millisecond},
-		{"callback-max-age", c.CallbackMaxAge, time.Millisecond},
+		{"task-timeout", c.TaskTimeout, time.Millisecond, day},
+		{"retention", c.Retention, 0, 100 * 365 * day},
+		{"callback-backoff", c.CallbackBackoff, time.Millisecond, day},
+		{"callback-timeout", c.CallbackTimeout, time.Millisecond, time.Hour},
+		{"callback-max-age", c.CallbackMaxAge, time.Millisecond, 365 * day},
 	} {
-		if bound.value < bound.lo {
-			return badArgument("", "--%s %v: want at least %v", bound.flag, bound.value, bound.lo)
+		if bound.value < bound.lo || bound.value > bound.hi {
+			return badArgument("", "--%s %v: want %v to %v", bound.flag, bound.value, bound.lo, bound.hi)
 		}
 	}
 	return nil
+}
+
+// validCallbacks asks those who use the flags about callbacks whether they can.
+func (c *serveCommand) validCallbacks() error {
+	if slices.Contains(c.AllowCallbackPort, 0) {
+		return badArgument("", "--allow-callback-port 0: want 1 to 65535")
+	}
+	if _, err := egress.NewDialer(c.policy(), 0, nil); err != nil {
+		return badArgument("--allow-callback-host takes a name such as hooks.example.com, --allow-callback-cidr addresses such as 10.0.0.0/8", "%w", err)
+	}
+	if err := c.schedule().Validate(); err != nil {
+		return badArgument("", "%w", err)
+	}
+	return nil
+}
+
+// policy says where callbacks may go, our own address aside.
+func (c *serveCommand) policy() egress.Policy {
+	demo := c.Mode == modeDemo
+	return egress.Policy{AllowPrivate: demo, AnyPort: demo, Ports: c.AllowCallbackPort, CIDRs: c.AllowCallbackCIDR, Hosts: c.AllowCallbackHost}
+}
+
+// schedule says when a failed callback is tried again.
+func (c *serveCommand) schedule() engine.Schedule {
+	return engine.Schedule{Attempts: c.CallbackAttempts, Backoff: c.CallbackBackoff, MaxAge: c.CallbackMaxAge}
 }
 
 // validAddress checks HOST:PORT without looking a name up.

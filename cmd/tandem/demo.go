@@ -93,7 +93,7 @@ func (c *demoCommand) Run(ctx context.Context, t *terminal) error {
 			return &failure{code: exitCheckFailed, err: fmt.Errorf("callbacks are missing or wrong: %+v", c)}
 		}
 	}
-	t.printf("\nNext: `tandem serve`, then open http://127.0.0.1:8000/docs\n")
+	t.printf("\nNext: %s serve\nand open http://127.0.0.1:8000/docs\n", t.program)
 	return nil
 }
 
@@ -293,7 +293,7 @@ func demoTable(results []figures) string {
 			return cell(f.counts)
 		}
 	}
-	fmt.Fprintf(&b, "  %-24s%26s%26s\n", "", "sleep: waits 200 ms", "compute: 75 ms of CPU")
+	fmt.Fprintf(&b, "  %-24s%26s%26s\n", "", "sleep: waits 200 ms", "compute: ~75 ms of CPU")
 	fmt.Fprintf(&b, "  %-24s%13s%13s%13s%13s\n", "", "sync", "async", "sync", "async")
 	row("response time p50", func(f figures) string { return milliseconds(f.percentile(50)) })
 	row("response time p99", func(f figures) string { return milliseconds(f.percentile(99)) })

@@ -15,11 +15,23 @@ type healthCommand struct {
 	Timeout time.Duration `default:"3s" help:"How long to wait for the answer."`
 }
 
-// Run prints one line; the exit code is 0 when the server answers 200.
-func (c *healthCommand) Run(ctx context.Context, t *terminal) error {
+// Validate refuses what cannot be asked; kong calls it.
+func (c *healthCommand) Validate() error {
 	address, err := url.Parse(c.URL)
 	if err != nil || address.Host == "" || (address.Scheme != "http" && address.Scheme != "https") {
 		return badArgument("", "--url %s: want http://HOST:PORT", redact(c.URL))
+	}
+	if c.Timeout <= 0 {
+		return badArgument("", "--timeout %v: want more than 0", c.Timeout)
+	}
+	return nil
+}
+
+// Run prints one line; the exit code is 0 when the server answers 200.
+func (c *healthCommand) Run(ctx context.Context, t *terminal) error {
+	address, err := url.Parse(c.URL)
+	if err != nil {
+		return fmt.Errorf("read --url: %w", err)
 	}
 	if address.Path == "" || address.Path == "/" {
 		address.Path = "/readyz"

@@ -18,7 +18,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/signal"
+	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -32,14 +35,14 @@ const (
 )
 
 func main() {
-	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(run(os.Args, os.Stdout, os.Stderr))
 }
 
-// run carries out one command line and returns the exit code.
+// run carries out one command line, which begins with the program's name, and returns the exit code.
 func run(args []string, stdout, stderr io.Writer) int {
 	ctx, signals := watchSignals()
 	defer signals.stop()
-	err := dispatch(ctx, args, &terminal{out: stdout, err: stderr, halt: signals.second})
+	err := dispatch(ctx, args[1:], &terminal{out: stdout, err: stderr, program: invocation(args[0]), halt: signals.second})
 	if err == nil {
 		return 0
 	}
@@ -56,7 +59,21 @@ func run(args []string, stdout, stderr io.Writer) int {
 // terminal is what a command has of the world outside.
 type terminal struct {
 	out, err io.Writer
+	program  string          // how to call tandem once more, in lines that are meant to be pasted
 	halt     <-chan struct{} // closed by the second signal: stop at once
+}
+
+// invocation is how the shell that called the program finds it again: by its short name, as it was
+// typed, or in the way of the README when `go run` built it in a folder that will be gone.
+func invocation(name string) string {
+	if strings.Contains(filepath.ToSlash(name), "/go-build") {
+		return "go run ./cmd/tandem"
+	}
+	short := filepath.Base(name)
+	if found, err := exec.LookPath(short); err == nil && found == name {
+		return short
+	}
+	return name
 }
 
 // printf writes to standard output. A reader that has gone away is not our

@@ -68,7 +68,9 @@ func TestScript(t *testing.T) {
 				}
 				env.Setenv(name, address)
 			}
-			return nil
+			_, port, err := net.SplitHostPort(env.Getenv("ADDR"))
+			env.Setenv("PORT", port)
+			return err
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"await":       scriptAwait,

@@ -32,7 +32,7 @@ func (c *serveCommand) Run(ctx context.Context, t *terminal) error {
 		}
 		return err
 	}
-	t.printf("%s", c.banner(address, tandem))
+	t.printf("%s", c.banner(address, tandem, t.program))
 	log.Info("serving", "address", address.String(), "mode", c.Mode)
 	err = tandem.run(ctx, t.halt)
 	if err != nil {
@@ -50,13 +50,7 @@ func (c *serveCommand) Run(ctx context.Context, t *terminal) error {
 // parts turns flags into the configuration of every part.
 func (c *serveCommand) parts(address net.Addr, log *slog.Logger) parts {
 	demo := c.Mode == modeDemo
-	policy := egress.Policy{
-		AllowPrivate: demo,
-		AnyPort:      demo,
-		Ports:        c.AllowCallbackPort,
-		CIDRs:        c.AllowCallbackCIDR,
-		Hosts:        c.AllowCallbackHost,
-	}
+	policy := c.policy()
 	// A callback to ourselves would let a stranger reach this API from within.
 	if own, err := netip.ParseAddrPort(address.String()); err == nil && !demo {
 		policy.Own = []netip.AddrPort{own}
@@ -69,7 +63,7 @@ func (c *serveCommand) parts(address net.Addr, log *slog.Logger) parts {
 			IOWorkers:   c.IOWorkers,
 			TaskTimeout: c.TaskTimeout,
 			Retention:   c.Retention,
-			Retry:       engine.Schedule{Attempts: c.CallbackAttempts, Backoff: c.CallbackBackoff, MaxAge: c.CallbackMaxAge},
+			Retry:       c.schedule(),
 		},
 		server: server.Config{
 			Mode:         c.Mode,

@@ -136,6 +136,15 @@ func (s *server) withCORS(next http.Handler) (http.Handler, error) {
 	return middleware.Wrap(next), nil
 }
 
+// ValidOrigins says what is wrong with a list for [Config].CORSOrigins, before anything is started for it.
+func ValidOrigins(origins []string) error {
+	if len(origins) == 0 {
+		return nil
+	}
+	_, err := cors.NewMiddleware(cors.Config{Origins: origins})
+	return err
+}
+
 // Limits of a connection. A caller that is slower than this is cut off, with a
 // 408 if it had at least sent its header.
 const (
