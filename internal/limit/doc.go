@@ -1,9 +1,9 @@
 // Package limit decides whether one more call may pass, per key: a circuit
-// breaker ([Breaker]) and the bounded table that remembers one of them per key
-// ([Keyed]).
+// breaker ([Breaker]), a rate limit ([Rate]), and the bounded table that remembers one
+// value per key ([Keyed]).
 //
 // It hides the state machine of sony/gobreaker and the bookkeeping of what was
 // used last. It promises that nothing in it grows without bound, that nothing
 // in it waits or starts a goroutine, and that a key in use is never forgotten.
-// Egress calls it for every destination.
+// Egress asks it about every destination, server about every client.
 package limit

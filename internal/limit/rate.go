@@ -1,0 +1,265 @@
+package limit
+
+import (
+	"container/list"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	mostCalls  = 1_000_000
+	mostWindow = 24 * time.Hour
+
+	finest       = 64    // cells of a window in which the calls of a larger quota are counted
+	perShared    = 16    // places in the table for each history that newcomers share
+	dropsPerTake = 2     // clients that one call may forget: faster than they come
+	dropsPerLook = 1_000 // the same for one look at the figures
+)
+
+// Quota is a number of calls that may pass in any window of time. The zero Quota
+// is no limit.
+type Quota struct {
+	Calls  int
+	Window time.Duration // whole seconds, which is what the headers can say
+}
+
+// ParseQuota reads 50/60s; off and 0 are no limit.
+func ParseQuota(text string) (Quota, error) {
+	if text == "off" || text == "0" {
+		return Quota{}, nil
+	}
+	calls, window, _ := strings.Cut(text, "/")
+	n, err := strconv.Atoi(calls)
+	length, err2 := time.ParseDuration(window)
+	quota := Quota{n, length}
+	if err != nil || err2 != nil || quota.IsZero() {
+		return Quota{}, errors.New("want CALLS/WINDOW such as 50/60s, or off")
+	}
+	return quota, quota.Validate()
+}
+
+// Validate reports what is out of range.
+func (q Quota) Validate() error {
+	switch {
+	case q.IsZero():
+		return nil
+	case q.Calls < 1 || q.Calls > mostCalls:
+		return fmt.Errorf("%d calls: want 1 to %d", q.Calls, mostCalls)
+	case q.Window < time.Second || q.Window > mostWindow || q.Window%time.Second != 0:
+		return fmt.Errorf("a window of %v: want whole seconds from 1s to %v", q.Window, mostWindow)
+	}
+	return nil
+}
+
+// IsZero reports that there is no limit.
+func (q Quota) IsZero() bool { return q == Quota{} }
+
+// String is what ParseQuota reads.
+func (q Quota) String() string {
+	if q.IsZero() {
+		return "off"
+	}
+	return fmt.Sprintf("%d/%ds", q.Calls, q.Window/time.Second)
+}
+
+// Rate lets each client make at most a quota of calls in any window, wherever the
+// window begins. Calls that are refused use nothing up. It may be used from any
+// number of goroutines.
+//
+// The last calls of a client are remembered one by one while the quota is at most
+// 64; then a client that keeps to the quota is never refused. Of a larger quota,
+// calls in the same 64th of a window are remembered as one run that counts until
+// its last call is too old: never too many pass, and at least 64/65 of the quota do.
+//
+// Memory is bounded, and what is remembered of a client that called within the
+// window is never dropped to make room: a flood of addresses must not buy
+// anybody a new allowance. When the table is full of such clients, newcomers
+// share histories by a secret hash of their address. Sharing can refuse a call that
+// would have passed, and never lets one pass that should not.
+type Rate struct {
+	quota    Quota
+	width    time.Duration // of the cells whose calls are one run; 0: each call is one
+	capacity int
+	seed     maphash.Seed // secret: nobody can choose with whom to share
+
+	mu      sync.Mutex // guards the fields below
+	origin  time.Time  // of the first call; times are kept as durations since then
+	now     time.Duration
+	clients map[netip.Addr]*list.Element // of *client
+	order   list.List                    // of *client, longest without a call that passed first
+	shared  []history                    // of newcomers to a full table; nil until it was full once
+	allowed int64
+	limited int64
+}
+
+// client is one place of the table.
+type client struct {
+	key netip.Addr
+	history
+}
+
+// NewRate makes a limiter that remembers at most capacity clients (less than 1
+// counts as 1) and room for some more that share. The quota must be valid and not zero.
+func NewRate(quota Quota, capacity int) *Rate {
+	r := &Rate{quota: quota, capacity: max(capacity, 1), seed: maphash.MakeSeed(), clients: make(map[netip.Addr]*list.Element)}
+	if quota.Calls > finest {
+		r.width = quota.Window / finest
+	}
+	return r
+}
+
+// Verdict is whether one call may pass, and what its client has left.
+type Verdict struct {
+	OK        bool
+	Remaining int           // calls that would pass now
+	Reset     time.Duration // until more than Remaining would pass; more than 0
+}
+
+// Take asks for one call of the client at an address. All of an IPv6 network /64
+// is one client: that is the least that anybody is given. A time before one that
+// was seen already counts as that one.
+func (r *Rate) Take(address netip.Addr, now time.Time) Verdict {
+	key := clientOf(address)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	at := r.advance(now)
+	r.forget(dropsPerTake)
+
+	place, known := r.clients[key]
+	room := len(r.clients) < r.capacity
+	var calls *history
+	if known {
+		calls = &place.Value.(*client).history
+	} else {
+		calls = r.newcomer(key, room)
+	}
+
+	calls.expire(at - r.quota.Window)
+	ok := calls.total < r.quota.Calls
+	if ok {
+		calls.add(at, r.width)
+		r.allowed++
+	} else {
+		r.limited++
+	}
+	switch {
+	case ok && known:
+		r.order.MoveToBack(place)
+	case ok && room:
+		r.clients[key] = r.order.PushBack(&client{key, *calls})
+	}
+	return Verdict{OK: ok, Remaining: r.quota.Calls - calls.total, Reset: calls.runs[0].last + r.quota.Window - at}
+}
+
+// RateStats is what a [Rate] has done since it was made.
+type RateStats struct {
+	Quota            Quota
+	Clients          int // in the table
+	Capacity         int // of the table
+	Allowed, Limited int64
+}
+
+// Stats returns where the limiter stands.
+func (r *Rate) Stats(now time.Time) RateStats {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.origin.IsZero() {
+		r.advance(now)
+	}
+	r.forget(dropsPerLook)
+	return RateStats{r.quota, len(r.clients), r.capacity, r.allowed, r.limited}
+}
+
+// advance moves the clock, which never goes back: callers may read the time in one
+// order and arrive in another.
+func (r *Rate) advance(now time.Time) time.Duration {
+	if r.origin.IsZero() {
+		r.origin = now
+	}
+	r.now = max(r.now, now.Sub(r.origin))
+	return r.now
+}
+
+// forget drops at most so many clients of whom no call counts any more. Those
+// that called last are at the back, so the first that still counts ends it.
+func (r *Rate) forget(most int) {
+	for range most {
+		oldest := r.order.Front()
+		if oldest == nil {
+			return
+		}
+		c := oldest.Value.(*client)
+		if c.runs[len(c.runs)-1].last > r.now-r.quota.Window {
+			return
+		}
+		r.order.Remove(oldest)
+		delete(r.clients, c.key)
+	}
+}
+
+// newcomer returns the history of a client without a place in the table: one of its own
+// if there is room, else the one it shares. What was shared goes along to a place,
+// because it holds the calls that the client made meanwhile.
+func (r *Rate) newcomer(key netip.Addr, room bool) *history {
+	switch {
+	case r.shared == nil && room:
+		return &history{}
+	case r.shared == nil:
+		r.shared = make([]history, max(r.capacity/perShared, 1))
+	}
+	shared := &r.shared[maphash.Comparable(r.seed, key)%uint64(len(r.shared))]
+	if !room {
+		return shared
+	}
+	shared.expire(r.now - r.quota.Window)
+	return &history{slices.Clone(shared.runs), shared.total}
+}
+
+// clientOf is the address that stands for a client.
+func clientOf(address netip.Addr) netip.Addr {
+	if address = address.Unmap().WithZone(""); !address.Is6() {
+		return address
+	}
+	return netip.PrefixFrom(address, 64).Masked().Addr()
+}
+
+// history is the calls of a client, or of some that share, that passed within the
+// last window.
+type history struct {
+	runs  []run // oldest first; at most 65
+	total int   // of their counts
+}
+
+// run is one call, or some of the same cell of time.
+type run struct {
+	last  time.Duration // when the last of them passed
+	count int
+}
+
+// expire drops what passed at or before a time: windows are half open.
+func (h *history) expire(before time.Duration) {
+	gone := 0
+	for gone < len(h.runs) && h.runs[gone].last <= before {
+		h.total -= h.runs[gone].count
+		gone++
+	}
+	h.runs = slices.Delete(h.runs, 0, gone)
+}
+
+// add remembers one more call.
+func (h *history) add(at, width time.Duration) {
+	h.total++
+	if newest := len(h.runs) - 1; newest >= 0 && width > 0 && h.runs[newest].last/width == at/width {
+		h.runs[newest].last = at
+		h.runs[newest].count++
+		return
+	}
+	h.runs = append(h.runs, run{at, 1})
+}
