@@ -48,3 +48,7 @@ func NextChunk(rows int, took time.Duration) int { return nextChunk(rows, took) 
 // ShiftClock moves the wall clock that the store reads; what passes by the
 // monotonic clock stays as it is.
 func (s *SQLite) ShiftClock(by time.Duration) { s.clock.shift.Add(int64(by)) }
+
+// OnCommitted has f called between the commit of a job's result and handing its
+// request on. To be set before Work.
+func (s *SQLite) OnCommitted(f func(id string, from Lane)) { s.queue.committed = f }

@@ -48,7 +48,7 @@ type lane struct {
 	capacity int                // jobs that may run at once; 0 until Work
 	running  int                // jobs handed out and not yet committed
 	ready    []*item            // due, first in first out; at most maxReady
-	held     map[int64]struct{} // seqs in ready or running: the index must not hand them out a second time
+	held     map[int64]struct{} // seqs in ready, running, or being committed into this lane: the index must not hand them out a second time
 	gone     map[int64]struct{} // seqs committed while refill reads the index, which may still show them due; nil otherwise
 	overflow bool               // the index holds due rows that are not in held
 	nextDue  time.Time          // when the index holds the next row that is not yet due; zero: none known
@@ -68,6 +68,8 @@ type queue struct {
 	runBytes   int64          // held by running jobs
 	readyBytes int64          // held by ready jobs
 	jobs       sync.WaitGroup // running jobs; Add under mu and not once stopping
+
+	committed func(id string, from Lane) // a fault point, nil but in tests: called between the commit of a result and handing its request on
 }
 
 func (q *queue) init(s *SQLite) {
@@ -133,6 +135,10 @@ func (s *SQLite) Work(ctx context.Context, capacity Capacity, step Step) error {
 func (q *queue) push(it *item) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.pushLocked(it)
+}
+
+func (q *queue) pushLocked(it *item) {
 	l := q.lanes[it.lane]
 	if _, ok := l.held[it.seq]; ok {
 		return // refill saw the row before us
@@ -189,8 +195,16 @@ func (q *queue) startLocked(l *lane) {
 	}
 }
 
-// finished gives back what a running job held, and starts others.
-func (q *queue) finished(l *lane, it *item, size int) {
+// run does one job and commits what came of it. Then, in one step, it gives back
+// what the job held and hands its request on: between the two the index might hand it
+// out as well.
+func (q *queue) run(l *lane, it *item) {
+	defer q.jobs.Done()
+	size := it.size
+	next := q.job(l, it)
+	if q.committed != nil {
+		q.committed(it.request.ID, l.name)
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	l.running--
@@ -199,33 +213,26 @@ func (q *queue) finished(l *lane, it *item, size int) {
 	if l.gone != nil {
 		l.gone[it.seq] = struct{}{}
 	}
+	if next != nil {
+		delete(q.lanes[next.lane].held, it.seq)
+		q.pushLocked(next)
+	}
 	for _, l := range q.lanes { // the bytes given back may let a job of another lane go
 		q.startLocked(l)
 	}
 }
 
-// run does one job and commits what came of it.
-func (q *queue) run(l *lane, it *item) {
-	defer q.jobs.Done()
-	size := it.size
-	next, ok := q.job(l, it)
-	q.finished(l, it, size)
-	if ok {
-		q.push(next)
-	}
-}
-
 // job loads an item if need be, steps it and commits. It returns the item to
-// hand out next, if there is one.
-func (q *queue) job(l *lane, it *item) (*item, bool) {
+// hand out next, held already in its lane, or nil if there is none.
+func (q *queue) job(l *lane, it *item) *item {
 	s := q.store
 	if !it.loaded {
 		if found, err := s.load(it); err != nil {
 			s.cfg.Log.Error("read a request to work on; it stays in the queue", "request_id", it.request.ID, "error", err)
 			q.later(l)
-			return nil, false
+			return nil
 		} else if !found {
-			return nil, false // settled since refill saw it
+			return nil // settled since refill saw it
 		}
 	}
 	job := Job{Lane: l.name, Request: it.request, Started: func() {}}
@@ -248,16 +255,36 @@ func (q *queue) job(l *lane, it *item) (*item, bool) {
 	if err != nil {
 		s.cfg.Log.Error("a job ended against the rules; it stays in the queue", "error", err)
 		q.later(l)
-		return nil, false
+		return nil
 	}
-	if !q.settle(it, &after, &next) || next.Verdict != Again {
-		return nil, false
+	if next.Verdict != Again {
+		q.settle(it, &after, &next)
+		return nil
+	}
+	q.hold(next.Lane, it.seq)
+	if !q.settle(it, &after, &next) {
+		q.drop(next.Lane, it.seq)
+		return nil
 	}
 	size := len(after.Data)
 	if next.Lane == LaneDeliver {
 		after.Data, size = nil, len(after.Result) // a callback carries the result alone
 	}
-	return &item{seq: it.seq, request: after, loaded: true, lane: next.Lane, due: it.due, size: size}, true
+	return &item{seq: it.seq, request: after, loaded: true, lane: next.Lane, due: it.due, size: size}
+}
+
+// hold keeps the index from handing a request out in the lane that it is being
+// committed into; drop takes it back.
+func (q *queue) hold(name Lane, seq int64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.lanes[name].held[seq] = struct{}{}
+}
+
+func (q *queue) drop(name Lane, seq int64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.lanes[name].held, seq)
 }
 
 // later has the lane look at its index again in a while, for a row that

@@ -1,0 +1,58 @@
+package store_test
+
+import (
+	"context"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"tandem"
+	"tandem/internal/store"
+)
+
+// The index shows a row in its next lane as soon as it is committed, which is
+// before the goroutine that committed it has handed it on. It is handed out once.
+func TestHandedOnOnce(t *testing.T) {
+	t.Parallel()
+	s := openFile(t, filepath.Join(t.TempDir(), "tandem.db"))
+	restless, r := newAsync(), newAsync()
+	delivered := make(chan struct{}) // closed when r is, in the index's way
+	s.OnCommitted(func(id string, from store.Lane) {
+		switch {
+		case id != r.ID:
+		case from == store.LaneDeliver:
+			select {
+			case <-delivered:
+			default:
+				close(delivered)
+			}
+		default:
+			select {
+			case <-delivered:
+			case <-time.After(200 * time.Millisecond): // as it should be: nobody else delivers it
+			}
+		}
+	})
+	var times atomic.Int64
+	var ended atomic.Bool
+	work(t, s, func(_ context.Context, job store.Job) store.Next {
+		switch {
+		case job.Lane != store.LaneDeliver:
+			return workEnded(`{}`)
+		case job.Request.ID == r.ID:
+			times.Add(1)
+		case !ended.Load(): // has the lane look at its index again and again
+			return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: time.Now().Add(time.Millisecond)}
+		}
+		return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+	})
+	accept(t, s, restless, store.LaneIO)
+	accept(t, s, r, store.LaneIO)
+	waitStatus(t, s, r.ID, tandem.StatusCallbackSent)
+	ended.Store(true)
+	waitStatus(t, s, restless.ID, tandem.StatusCallbackSent)
+	if n := times.Load(); n != 1 {
+		t.Errorf("delivered %d times, want once", n)
+	}
+}
