@@ -21,7 +21,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strings"
+	"regexp"
 	"sync"
 	"syscall"
 	"time"
@@ -63,10 +63,13 @@ type terminal struct {
 	halt     <-chan struct{} // closed by the second signal: stop at once
 }
 
+// goRun matches the temporary folder and the cache in which `go run` keeps what it has built.
+var goRun = regexp.MustCompile(`/go-build\d*/`)
+
 // invocation is how the shell that called the program finds it again: by its short name, as it was
 // typed, or in the way of the README when `go run` built it in a folder that will be gone.
 func invocation(name string) string {
-	if strings.Contains(filepath.ToSlash(name), "/go-build") {
+	if goRun.MatchString(filepath.ToSlash(name)) {
 		return "go run ./cmd/tandem"
 	}
 	short := filepath.Base(name)
