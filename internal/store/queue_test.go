@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"database/sql"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
@@ -54,5 +55,48 @@ func TestHandedOnOnce(t *testing.T) {
 	waitStatus(t, s, restless.ID, tandem.StatusCallbackSent)
 	if n := times.Load(); n != 1 {
 		t.Errorf("delivered %d times, want once", n)
+	}
+}
+
+// A result whose row has gone is nothing to try for ever, and no fault of the database.
+func TestRowDeletedByHand(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "tandem.db")
+	s, err := store.OpenSQLite(context.Background(), store.Config{URL: path, Log: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	var steps atomic.Int64
+	stepped := make(chan struct{})
+	stop := work(t, s, func(context.Context, store.Job) store.Next {
+		if steps.Add(1) == 1 {
+			defer close(stepped)
+		}
+		outside(t, path, `DELETE FROM requests`)
+		return workEnded(`{}`)
+	})
+	accept(t, s, newAsync(), store.LaneIO)
+	<-stepped
+	stop()
+	if n := steps.Load(); n != 1 {
+		t.Errorf("worked on it %d times, want once", n)
+	}
+	if got := mustStats(t, s); got.Commits.Failed != 0 || got.Unavailable != nil {
+		t.Errorf("%d commits failed, the database is %v; want none, and well", got.Commits.Failed, got.Unavailable)
+	}
+}
+
+// outside runs a statement on a connection of its own, as the sqlite3 shell would.
+func outside(t *testing.T, path, statement string) {
+	t.Helper()
+	db, err := sql.Open("sqlite", path+"?_pragma=busy_timeout(5000)")
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer db.Close()
+	if _, err := db.Exec(statement); err != nil {
+		t.Error(err)
 	}
 }

@@ -299,12 +299,20 @@ func (q *queue) later(l *lane) {
 }
 
 // settle commits a result, and tries again for as long as the database does
-// not take it: giving up would do the work twice. It gives up when the store stops.
+// not take it: giving up would do the work twice. It gives up when the store stops,
+// and reports false also when there is nothing to settle any more.
 func (q *queue) settle(it *item, after *tandem.Request, next *Next) bool {
 	for tries := 0; ; tries++ {
-		err := q.store.do(context.Background(), func(tx *tx) error { return settle(tx, it, after, next) })
+		found := false
+		err := q.store.do(context.Background(), func(tx *tx) (err error) {
+			found, err = settle(tx, it, after, next)
+			return err
+		})
 		if err == nil {
-			return true
+			if !found {
+				q.store.cfg.Log.Error("the row of a request was changed or deleted by somebody else while it was worked on", "request_id", after.ID)
+			}
+			return found
 		}
 		q.mu.Lock()
 		stopping := q.stopping

@@ -138,8 +138,9 @@ func markProcessing(tx *tx, it *item, started time.Time) error {
 }
 
 // settle writes what a step returned: the request as it is now, where it waits
-// next, which it leaves in it.due, and the attempt.
-func settle(tx *tx, it *item, after *tandem.Request, next *Next) error {
+// next, which it leaves in it.due, and the attempt. It reports false, and writes
+// nothing, when the row is not in the job's lane any more: somebody else has changed it.
+func settle(tx *tx, it *item, after *tandem.Request, next *Next) (bool, error) {
 	before := it.request.Status
 	if it.marked {
 		before = tandem.StatusProcessing
@@ -148,9 +149,7 @@ func settle(tx *tx, it *item, after *tandem.Request, next *Next) error {
 	if next.Verdict == Again {
 		it.due = tx.store.clock.dueAt(next.At)
 		lane, due = sql.NullString{String: string(next.Lane), Valid: true}, sql.NullInt64{Int64: micros(it.due), Valid: true}
-		tx.count(queueCounter(next.Lane), 1)
 	}
-	tx.count(queueCounter(it.lane), -1)
 	var n int64
 	var err error
 	if o := next.Outcome; o != nil {
@@ -158,22 +157,28 @@ func settle(tx *tx, it *item, after *tandem.Request, next *Next) error {
 			UPDATE requests
 			SET status = ?, result = ?, processing_us = ?, started_at = ?, completed_at = ?, error_code = ?, error_message = ?,
 			    lane = ?, due_at = ?
-			WHERE seq = ?`,
+			WHERE seq = ? AND lane = ?`,
 			string(after.Status), []byte(o.Result), o.Processing.Microseconds(), nullMicros(o.StartedAt), nullMicros(o.CompletedAt),
-			o.ErrorCode, o.ErrorMessage, lane, due, it.seq)
-		countOutcome(tx, after.Mode, o)
+			o.ErrorCode, o.ErrorMessage, lane, due, it.seq, string(it.lane))
 	} else {
 		n, err = tx.exec(`
 			UPDATE requests
 			SET status = ?, callback_status = ?, callback_attempts = ?, lane = ?, due_at = ?
-			WHERE seq = ?`,
-			string(after.Status), string(after.CallbackStatus), after.CallbackAttempts, lane, due, it.seq)
+			WHERE seq = ? AND lane = ?`,
+			string(after.Status), string(after.CallbackStatus), after.CallbackAttempts, lane, due, it.seq, string(it.lane))
 	}
 	if err != nil {
-		return fmt.Errorf("settle %s: %w", after.ID, err)
+		return false, fmt.Errorf("settle %s: %w", after.ID, err)
 	}
-	if n != 1 {
-		return fmt.Errorf("settle %s: its row has gone", after.ID)
+	if n == 0 {
+		return false, nil
+	}
+	tx.count(queueCounter(it.lane), -1)
+	if next.Verdict == Again {
+		tx.count(queueCounter(next.Lane), 1)
+	}
+	if next.Outcome != nil {
+		countOutcome(tx, after.Mode, next.Outcome)
 	}
 	if after.Status != before {
 		for _, status := range []tandem.Status{tandem.StatusPending, tandem.StatusProcessing} {
@@ -193,9 +198,9 @@ func settle(tx *tx, it *item, after *tandem.Request, next *Next) error {
 		tx.count(counterUnfinished, -1)
 	}
 	if next.Attempt != nil {
-		return insertAttempt(tx, it.seq, next.Attempt)
+		return true, insertAttempt(tx, it.seq, next.Attempt)
 	}
-	return nil
+	return true, nil
 }
 
 func insertAttempt(tx *tx, seq int64, a *tandem.Attempt) error {
