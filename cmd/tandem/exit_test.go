@@ -59,6 +59,9 @@ func TestSignalDrains(t *testing.T) {
 			if got := p.exitCode(t); got != 0 {
 				t.Errorf("exit code %d, want 0\n%s", got, p.stderr.String())
 			}
+			if want := "stopped by signal: " + sig.String(); !strings.Contains(p.stderr.String(), want) {
+				t.Errorf("the log does not tell why it stops (%q)\n%s", want, p.stderr.String())
+			}
 		})
 	}
 }

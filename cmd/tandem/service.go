@@ -43,12 +43,13 @@ type service struct {
 	http     *http.Server
 	secret   tandem.Secret
 	made     bool // secret is new: tell it to somebody
+	log      *slog.Logger
 }
 
 // openService puts the parts together and takes over the listener, on which
 // callers already queue. Nothing runs yet. After an error everything is closed.
 func openService(ctx context.Context, p parts, listener net.Listener) (_ *service, err error) {
-	s := &service{listener: listener}
+	s := &service{listener: listener, log: p.log}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())
@@ -104,6 +105,7 @@ func (s *service) run(ctx context.Context, halt <-chan struct{}) error {
 	})
 	g.Go(func() error {
 		<-running.Done()
+		s.log.Info("stopping: no new work is taken, what runs may finish", "cause", context.Cause(running))
 		s.engine.Drain()
 		if s.http.Shutdown(closing) == nil {
 			return nil
