@@ -3,6 +3,8 @@ package store
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -61,14 +63,27 @@ func (c *counters) load(ctx context.Context, conn *sql.Conn) error {
 	return rows.Err()
 }
 
-// committed adds what a transaction of so many writes has added to the table.
-func (c *counters) committed(deltas map[string]int64, writes int, took time.Duration) {
+// with returns the values with what a transaction adds to them, as a map and as
+// the table keeps it. Only the writer calls it, so nothing changes meanwhile.
+func (c *counters) with(deltas map[string]int64) (map[string]int64, []byte, error) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	next := maps.Clone(c.values)
+	c.mu.Unlock()
 	for name, delta := range deltas {
 		if delta != 0 {
-			c.values[name] += delta
+			next[name] += delta
 		}
+	}
+	counts, err := json.Marshal(next)
+	return next, counts, err
+}
+
+// committed takes over the values of a transaction of so many writes.
+func (c *counters) committed(values map[string]int64, writes int, took time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if values != nil {
+		c.values = values
 	}
 	c.commits.Count++
 	c.commits.Writes += int64(writes)

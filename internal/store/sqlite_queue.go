@@ -27,6 +27,11 @@ const (
 	// lookInterval is how often the queue looks at the wall clock, in case the
 	// clock was set or the machine slept.
 	lookInterval = time.Second
+	// pressing is how many requests a commit has to accept, on average, for jobs to
+	// step back: those who ask are waiting, and who is called back is not. Then a lane
+	// runs fewJobs at once, until half of MaxQueue is used up.
+	pressing = 16
+	fewJobs  = 4
 	// retrySettle is the pause before a result that could not be committed is tried again.
 	retrySettle = time.Second
 )
@@ -172,7 +177,8 @@ func (q *queue) enqueue(l *lane, it *item) {
 
 // startLocked starts as many ready jobs as capacity and memory allow.
 func (q *queue) startLocked(l *lane) {
-	for !q.stopping && len(l.ready) > 0 && l.running < l.capacity {
+	capacity := q.allowed(l)
+	for !q.stopping && len(l.ready) > 0 && l.running < capacity {
 		it := l.ready[0]
 		if q.runBytes > 0 && q.runBytes+int64(it.size) > q.budget {
 			break
@@ -193,6 +199,18 @@ func (q *queue) startLocked(l *lane) {
 	if l.overflow && len(l.ready) <= maxReady/4 && l.capacity > 0 {
 		poke(q.wake)
 	}
+}
+
+// allowed is how many jobs of a lane may run now. A burst is accepted at the
+// price of the work: at full load both get slower, and only one of them has
+// somebody waiting. The fuller the queue, the less that holds.
+func (q *queue) allowed(l *lane) int {
+	if q.store.pressure.Load() < pressing {
+		return l.capacity
+	}
+	half := q.store.cfg.MaxQueue / 2
+	over := max(q.store.counters.value(counterUnfinished)-half, 0)
+	return min(max(fewJobs, int(int64(l.capacity)*over/max(half, 1))), l.capacity)
 }
 
 // run does one job and commits what came of it. Then, in one step, it gives back

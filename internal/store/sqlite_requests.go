@@ -31,7 +31,8 @@ func (s *SQLite) Accept(ctx context.Context, r *tandem.Request, lane Lane) error
 	it := &item{seq: seq, request: *r, loaded: true, lane: lane, size: len(r.Data)}
 	result := make(chan error, 1)
 	err = s.submit(ctx, &op{
-		apply: func(tx *tx) error { return insert(tx, it) },
+		urgent: lane != LaneNone,
+		apply:  func(tx *tx) error { return insert(tx, it) },
 		done: func(err error) {
 			if err == nil && lane != LaneNone {
 				s.queue.push(it)

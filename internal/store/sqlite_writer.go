@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"time"
 
@@ -21,14 +22,16 @@ const (
 
 // op is one write. The writer commits many in one transaction.
 type op struct {
-	apply func(*tx) error // inside the transaction; run once more, alone, when the batch fails
-	done  func(error)     // after the commit or the failure, on the writer's goroutine: must not block; may be nil
+	apply  func(*tx) error // inside the transaction; run once more, alone, when the batch fails
+	urgent bool            // somebody waits to be accepted: jobs step back
+	done   func(error)     // after the commit or the failure, on the writer's goroutine: must not block; may be nil
 }
 
 // tx is the transaction of a batch.
 type tx struct {
 	store  *SQLite
 	deltas map[string]int64 // :: counter → what this transaction adds
+	values map[string]int64 // :: counter → its value once this is committed; nil: none changes
 	undo   []func()         // takes back what apply changed in memory, if the transaction fails
 
 	setBack time.Duration // due times were brought forward by this; 0: they were not
@@ -82,7 +85,7 @@ func (s *SQLite) submit(ctx context.Context, o *op) error {
 // may still happen.
 func (s *SQLite) do(ctx context.Context, apply func(*tx) error) error {
 	result := make(chan error, 1)
-	if err := s.submit(ctx, &op{apply, func(err error) { result <- err }}); err != nil {
+	if err := s.submit(ctx, &op{apply: apply, done: func(err error) { result <- err }}); err != nil {
 		return err
 	}
 	select {
@@ -120,6 +123,7 @@ func (s *SQLite) write() {
 				batch = append(batch, probeOp)
 			}
 		}
+		runtime.Gosched() // whoever is about to hand in a write does so first: a busy machine makes larger batches
 	fill:
 		for len(batch) < maxBatch {
 			select {
@@ -151,6 +155,13 @@ var probeOp = &op{apply: func(tx *tx) error {
 // commitAll commits a batch; if that fails, each write alone, so that one that
 // cannot be stored never fails its neighbours.
 func (s *SQLite) commitAll(batch []*op) {
+	urgent := 0
+	for _, o := range batch {
+		if o.urgent {
+			urgent++
+		}
+	}
+	s.pressure.Store((s.pressure.Load() + int64(urgent)) / 2)
 	err := s.commit(batch)
 	if err != nil && len(batch) > 1 {
 		for _, o := range batch {
@@ -200,7 +211,7 @@ func (s *SQLite) commit(ops []*op) error {
 		}
 		s.counters.failed()
 	} else {
-		s.counters.committed(t.deltas, len(ops), time.Since(started))
+		s.counters.committed(t.values, len(ops), time.Since(started))
 	}
 	if err == nil && t.setBack > 0 {
 		s.clock.right()
@@ -225,15 +236,14 @@ func (t *tx) run(ops []*op) error {
 			return err
 		}
 	}
-	for name, delta := range t.deltas {
-		if delta == 0 {
-			continue
+	if len(t.deltas) > 0 {
+		var counts []byte
+		var err error
+		if t.values, counts, err = t.store.counters.with(t.deltas); err != nil {
+			return fmt.Errorf("count: %w", err)
 		}
-		_, err := t.exec(`
-			INSERT INTO counters (name, value) VALUES (?, ?)
-			ON CONFLICT (name) DO UPDATE SET value = value + excluded.value`, name, delta)
-		if err != nil {
-			return fmt.Errorf("count %s: %w", name, err)
+		if _, err = t.exec(`UPDATE totals SET counts = ? WHERE only = 1`, string(counts)); err != nil {
+			return fmt.Errorf("count: %w", err)
 		}
 	}
 	if _, err := t.exec(`COMMIT`); err != nil {

@@ -45,11 +45,14 @@ CREATE TABLE attempts (
     PRIMARY KEY (request, number, outcome)
 ) STRICT, WITHOUT ROWID;
 
--- What /stats shows, kept in the same transactions as the rows it counts.
-CREATE TABLE counters (
-    name  TEXT PRIMARY KEY,
-    value INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
+-- What /stats shows, kept in the same transactions as the rows it counts. One
+-- row for all of them, because every transaction changes half a dozen.
+CREATE TABLE totals (
+    only   INTEGER PRIMARY KEY CHECK (only = 1),
+    counts TEXT    NOT NULL             -- a JSON object
+) STRICT;
+INSERT INTO totals (only, counts) VALUES (1, '{}');
+CREATE VIEW counters AS SELECT key AS name, value FROM totals, json_each(counts);
 
 CREATE TABLE settings (
     name  TEXT PRIMARY KEY,
@@ -58,6 +61,7 @@ CREATE TABLE settings (
 
 -- +goose Down
 DROP TABLE settings;
-DROP TABLE counters;
+DROP VIEW counters;
+DROP TABLE totals;
 DROP TABLE attempts;
 DROP TABLE requests;
