@@ -52,3 +52,11 @@ func (s *SQLite) ShiftClock(by time.Duration) { s.clock.shift.Add(int64(by)) }
 // OnCommitted has f called between the commit of a job's result and handing its
 // request on. To be set before Work.
 func (s *SQLite) OnCommitted(f func(id string, from Lane)) { s.queue.committed = f }
+
+// SetPatience is how long a write waits for another program's lock on the database.
+func (s *SQLite) SetPatience(d time.Duration) error {
+	s.connMu.Lock()
+	defer s.connMu.Unlock()
+	_, err := s.conn.ExecContext(context.Background(), fmt.Sprintf(`PRAGMA busy_timeout = %d`, d.Milliseconds()))
+	return err
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -99,4 +100,51 @@ func outside(t *testing.T, path, statement string) {
 	if _, err := db.Exec(statement); err != nil {
 		t.Error(err)
 	}
+}
+
+// locked holds the lock for writing from outside, as the sqlite3 shell would,
+// until the returned function is called.
+func locked(t *testing.T, path string) (unlock func()) {
+	t.Helper()
+	db, err := sql.Open("sqlite", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db.SetMaxOpenConns(1)
+	if _, err := db.Exec(`BEGIN IMMEDIATE`); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// While another program holds the lock on the database nobody's write is to
+// blame, so those that came together fail together instead of each waiting in turn.
+func TestLockedByAnotherProgram(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "tandem.db")
+	s := openFile(t, path)
+	if err := s.SetPatience(100 * time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	unlock := locked(t, path)
+	const n = 50
+	var group sync.WaitGroup
+	for range n {
+		group.Go(func() {
+			if err := s.Accept(context.Background(), newAsync(), store.LaneIO); tandem.CodeOf(err) != tandem.CodeStoreUnavailable {
+				t.Errorf("accept: %v, want %s", err, tandem.CodeStoreUnavailable)
+			}
+		})
+	}
+	group.Wait()
+	if got := mustStats(t, s); got.Commits.Failed >= n || got.Unavailable == nil {
+		t.Errorf("%d commits failed for %d writes, unavailable: %v", got.Commits.Failed, n, got.Unavailable)
+	}
+	unlock()
+	waitFor(t, "the store to find by itself that the lock is free", func() bool { return mustStats(t, s).Unavailable == nil })
+	accept(t, s, newAsync(), store.LaneIO)
 }

@@ -403,9 +403,11 @@ func (s *SQLite) deleteRows(ctx context.Context, seqs []int64) (deleted int, too
 	if len(seqs) == 0 {
 		return 0, 0, nil
 	}
+	var gone int           // the writer's, until do returns nil
+	var held time.Duration // the same
 	err = s.do(ctx, func(tx *tx) error {
 		start := time.Now()
-		deleted = 0
+		gone = 0
 		for _, seq := range seqs {
 			if _, err := tx.exec(`DELETE FROM attempts WHERE request = ?`, seq); err != nil {
 				return err
@@ -414,13 +416,16 @@ func (s *SQLite) deleteRows(ctx context.Context, seqs []int64) (deleted int, too
 			if err != nil {
 				return err
 			}
-			deleted += int(n)
+			gone += int(n)
 		}
-		tx.count(counterRows, -int64(deleted))
-		took = time.Since(start)
+		tx.count(counterRows, -int64(gone))
+		held = time.Since(start)
 		return nil
 	})
-	return deleted, took, err
+	if err != nil {
+		return 0, 0, err
+	}
+	return gone, held, nil
 }
 
 // trim keeps the in-memory database within memoryRows finished rows and

@@ -152,6 +152,9 @@ var probeOp = &op{apply: func(tx *tx) error {
 	return err
 }}
 
+// errLocked is a transaction that could not begin: no write is to blame for that.
+var errLocked = errors.New("begin transaction")
+
 // commitAll commits a batch; if that fails, each write alone, so that one that
 // cannot be stored never fails its neighbours.
 func (s *SQLite) commitAll(batch []*op) {
@@ -163,7 +166,7 @@ func (s *SQLite) commitAll(batch []*op) {
 	}
 	s.pressure.Store((s.pressure.Load() + int64(urgent)) / 2)
 	err := s.commit(batch)
-	if err != nil && len(batch) > 1 {
+	if err != nil && len(batch) > 1 && !errors.Is(err, errLocked) {
 		for _, o := range batch {
 			s.finish(o, s.commit([]*op{o}))
 		}
@@ -224,7 +227,7 @@ func (s *SQLite) commit(ops []*op) error {
 
 func (t *tx) run(ops []*op) error {
 	if _, err := t.exec(`BEGIN IMMEDIATE`); err != nil {
-		return fmt.Errorf("begin: %w", err)
+		return fmt.Errorf("%w: %w", errLocked, err)
 	}
 	if back := t.store.clock.setBack(); back > 0 {
 		if err := bringForward(t, back); err != nil {
