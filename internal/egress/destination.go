@@ -28,6 +28,7 @@ type destination struct {
 	inFlight int           // places given out; at most Config.HostConcurrency
 	queue    list.List     // of *waiter, the longest waiting in front
 	average  time.Duration // moving average of an exchange; 0: none yet
+	moved    time.Time     // when a place was last given back, or was first given out
 
 	// The schedule of calls that are put off; it starts anew when the reason changes.
 	returnAt  time.Time // when the next one may come back, at the earliest
@@ -162,6 +163,9 @@ func (c *Client) grantLocked(d *destination) grant {
 		c.destinations.Release(d.key)
 		return grant{err: c.putOffLocked(d, err)}
 	}
+	if d.inFlight == 0 {
+		d.moved = time.Now()
+	}
 	d.inFlight++
 	return grant{report: report}
 }
@@ -171,6 +175,7 @@ func (c *Client) grantLocked(d *destination) grant {
 func (c *Client) takeBackLocked(d *destination, tell func(limit.Report), report limit.Report) {
 	tell(report)
 	d.inFlight--
+	d.moved = time.Now()
 	c.destinations.Release(d.key)
 	for d.queue.Len() > 0 && d.inFlight < c.cfg.HostConcurrency {
 		w := d.queue.Remove(d.queue.Front()).(*waiter)
@@ -233,6 +238,7 @@ func (c *Client) putOffLocked(d *destination, reason error) *PutOff {
 		pace = max(pace, time.Millisecond)
 	default:
 		wait := time.Duration(d.queue.Len()) * d.average / time.Duration(c.cfg.HostConcurrency)
+		wait = max(wait, now.Sub(d.moved)) // one that hangs from the start has no average to go by
 		wait = min(max(wait, minPutOff), maxPutOff)
 		first, jitter = now.Add(wait), wait/4
 	}
