@@ -32,6 +32,10 @@ const (
 	// runs fewJobs at once, until half of MaxQueue is used up.
 	pressing = 16
 	fewJobs  = 4
+	// restFactor is for how many times as long as it took a lane does not read the
+	// index again for what has become due. Thousands of jobs that it hands out may wait for
+	// a slow destination; their rows would be read for every one that comes due.
+	restFactor = 4
 	// retrySettle is the pause before a result that could not be committed is tried again.
 	retrySettle = time.Second
 )
@@ -57,6 +61,7 @@ type lane struct {
 	gone     map[int64]struct{} // seqs committed while refill reads the index, which may still show them due; nil otherwise
 	overflow bool               // the index holds due rows that are not in held
 	nextDue  time.Time          // when the index holds the next row that is not yet due; zero: none known
+	rested   time.Time          // the index is not read before for what has become due; monotonic
 }
 
 // queue hands out jobs. It lives in memory and may be lost at any moment: the
@@ -384,8 +389,11 @@ func (q *queue) refill(ctx context.Context) (time.Time, error) {
 func (q *queue) refillLane(ctx context.Context, l *lane) (time.Time, error) {
 	now := q.store.clock.now()
 	q.mu.Lock()
-	due := !l.nextDue.IsZero() && !l.nextDue.After(now)
-	if due {
+	if !l.nextDue.IsZero() && !l.nextDue.After(now) {
+		if rest := time.Until(l.rested); rest > 0 && !l.overflow {
+			q.mu.Unlock()
+			return now.Add(rest), nil
+		}
 		l.overflow, l.nextDue = true, time.Time{}
 	}
 	if !l.overflow || l.capacity == 0 || len(l.ready) > maxReady/4 {
@@ -398,6 +406,7 @@ func (q *queue) refillLane(ctx context.Context, l *lane) (time.Time, error) {
 	l.gone = map[int64]struct{}{}
 	q.mu.Unlock()
 
+	started := time.Now()
 	items, err := q.store.due(ctx, l.name, now, limit)
 	var next time.Time
 	if err == nil {
@@ -406,6 +415,7 @@ func (q *queue) refillLane(ctx context.Context, l *lane) (time.Time, error) {
 
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	l.rested = time.Now().Add(restFactor * time.Since(started))
 	gone := l.gone
 	l.gone = nil
 	if err != nil {
