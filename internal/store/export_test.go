@@ -60,3 +60,6 @@ func (s *SQLite) SetPatience(d time.Duration) error {
 	_, err := s.conn.ExecContext(context.Background(), fmt.Sprintf(`PRAGMA busy_timeout = %d`, d.Milliseconds()))
 	return err
 }
+
+// DatabasePath reads a value of --db that names a file.
+func DatabasePath(url string) (string, error) { return databasePath(url) }
