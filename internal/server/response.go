@@ -76,7 +76,7 @@ func (s *server) instrument(next http.Handler) http.Handler {
 // nosniff is shared by every answer and never written to.
 var nosniff = []string{"nosniff"}
 
-// finish turns a panic into a problem and logs the request. It is deferred
+// finish turns a panic into a problem, counts the answer and logs it. It is deferred
 // directly, so that recover sees the panic.
 func (s *server) finish(w *response, r *http.Request) {
 	cause := recover()
@@ -91,9 +91,11 @@ func (s *server) finish(w *response, r *http.Request) {
 		}
 		s.fail(w, r, &tandem.Error{Code: tandem.CodeInternal, Message: "Something went wrong here. The log has the cause under the X-Request-ID of this answer."})
 	}
+	took := time.Since(w.start)
+	s.meters.answered(r.Pattern, w.status, took)
 	if s.log.Enabled(r.Context(), slog.LevelDebug) {
 		s.log.DebugContext(r.Context(), "request", "method", r.Method, "path", r.URL.Path, "status", w.status,
-			"took", time.Since(w.start), "x_request_id", w.Header().Get(headerRequestID))
+			"took", took, "x_request_id", w.Header().Get(headerRequestID))
 	}
 }
 

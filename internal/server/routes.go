@@ -78,6 +78,12 @@ func (s *server) routes() []route {
 			status: http.StatusOK, reply: statistics{}, problems: []tandem.Code{tandem.CodeStoreUnavailable},
 		},
 		{
+			method: http.MethodGet, path: "/metrics", handle: s.handleMetrics(),
+			id: "metrics", tag: tagService, summary: "Show figures for Prometheus",
+			description: "The text format, or what else the Accept header of a scraper prefers. docs/operations.md says what each metric means.",
+			status:      http.StatusOK, media: "text/plain",
+		},
+		{
 			method: http.MethodGet, path: "/healthz", handle: show(s.handleHealth),
 			id: "health", tag: tagService, summary: "Say that the service answers, and which version it is", status: http.StatusOK, reply: health{},
 		},

@@ -88,6 +88,7 @@ type server struct {
 	bodies  *reader
 	inbox   *inbox // nil unless Config.TestCallback
 	tally   tally
+	meters  *meters
 	started time.Time
 	json    []byte // the OpenAPI document
 	yaml    []byte // the same
@@ -106,6 +107,7 @@ func New(cfg Config) (http.Handler, error) {
 	if cfg.TestCallback {
 		s.inbox = newInbox()
 	}
+	s.meters = newMeters(s)
 	routes := s.routes()
 	var err error
 	if s.json, s.yaml, err = s.document(routes); err != nil {

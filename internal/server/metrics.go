@@ -1,0 +1,312 @@
+package server
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"tandem"
+	"tandem/internal/engine"
+	"tandem/internal/store"
+)
+
+// scrapeTimeout bounds how long GET /metrics waits for the store.
+const scrapeTimeout = 2 * time.Second
+
+// httpBuckets are upper bounds in seconds: a 202 is at the lower end, a sync answer anywhere.
+var httpBuckets = []float64{0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30}
+
+// meters are what GET /metrics shows. Answers are counted as they are given;
+// everything else is read from those who know it when somebody asks. It has a registry of
+// its own, so that two servers in one process do not meet.
+type meters struct {
+	registry *prometheus.Registry
+	answers  *prometheus.HistogramVec
+}
+
+func newMeters(s *server) *meters {
+	m := &meters{
+		registry: prometheus.NewRegistry(),
+		answers: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "tandem_http_request_duration_seconds",
+			Help:    "From the header of a request to the end of its answer, by route and class of status.",
+			Buckets: httpBuckets,
+		}, []string{"route", "status"}),
+	}
+	m.registry.MustRegister(
+		m.answers,
+		newFigures(s),
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	)
+	return m
+}
+
+// answered counts one answer. The labels are bounded: patterns come from the
+// table of routes.
+func (m *meters) answered(pattern string, status int, took time.Duration) {
+	m.answers.WithLabelValues(routeOf(pattern), classOf(status)).Observe(took.Seconds())
+}
+
+// routeOf is the path of a pattern of the mux. Unknown paths, and preflights, which never
+// reach the mux, are "other".
+func routeOf(pattern string) string {
+	if _, path, found := strings.Cut(pattern, " "); found {
+		pattern = path
+	}
+	switch pattern {
+	case "", "/":
+		return "other"
+	case "/{$}":
+		return "/"
+	default:
+		return pattern
+	}
+}
+
+// classOf is 2xx for 200 to 299, and so on.
+func classOf(status int) string {
+	classes := [...]string{"2xx", "3xx", "4xx", "5xx"}
+	return classes[min(max(status/100, 2), 5)-2] // 0: the handler left it to net/http, which says 200
+}
+
+// handleMetrics answers in the format that the scraper asks for.
+func (s *server) handleMetrics() handler {
+	scrape := promhttp.HandlerFor(s.meters.registry, promhttp.HandlerOpts{
+		ErrorLog:      slog.NewLogLogger(s.log.Handler(), slog.LevelError),
+		ErrorHandling: promhttp.ContinueOnError,
+	})
+	return func(w http.ResponseWriter, r *http.Request) error {
+		w.Header()["Cache-Control"] = noStore
+		scrape.ServeHTTP(w, r)
+		return nil
+	}
+}
+
+// figure is one metric that is read when somebody asks.
+type figure struct {
+	name, help string
+	labels     []string
+	read       func(now *reading, out put)
+	desc       *prometheus.Desc // made from the others
+}
+
+// reading is what the parts say at one moment.
+type reading struct {
+	at     time.Time
+	store  store.Stats
+	totals engine.Totals
+	tally  tally
+	tasks  []string
+}
+
+// figures is the collector of all of them.
+type figures struct {
+	server *server
+	always []figure
+	stored []figure // left out while the store cannot be read
+}
+
+func newFigures(s *server) *figures {
+	f := &figures{server: s, always: figuresOfProcess(), stored: figuresOfStore()}
+	for _, list := range [][]figure{f.always, f.stored} {
+		for i := range list {
+			list[i].desc = prometheus.NewDesc(list[i].name, list[i].help, list[i].labels, nil)
+		}
+	}
+	return f
+}
+
+// Describe implements prometheus.Collector.
+func (f *figures) Describe(descs chan<- *prometheus.Desc) {
+	for _, list := range [][]figure{f.always, f.stored} {
+		for _, figure := range list {
+			descs <- figure.desc
+		}
+	}
+}
+
+// Collect implements prometheus.Collector. While the store cannot be read, what does
+// not depend on it is shown all the same: that is when somebody looks.
+func (f *figures) Collect(out chan<- prometheus.Metric) {
+	s := f.server
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
+	defer cancel()
+	stats, err := s.cfg.Store.Stats(ctx)
+	now := &reading{at: time.Now(), store: stats, totals: s.cfg.Engine.Totals(), tally: s.tally, tasks: s.cfg.Engine.TaskNames()}
+	lists := [][]figure{f.always, f.stored}
+	if err != nil {
+		s.log.Warn("read the store for /metrics", "error", err)
+		now.store.Unavailable = err
+		lists = lists[:1]
+	}
+	for _, list := range lists {
+		for _, figure := range list {
+			figure.read(now, put{figure.desc, out})
+		}
+	}
+}
+
+// put sends samples of one metric. It panics when labels are missing, which the
+// first scrape of any test shows.
+type put struct {
+	desc *prometheus.Desc
+	out  chan<- prometheus.Metric
+}
+
+func (p put) gauge(value float64, labels ...string) {
+	p.out <- prometheus.MustNewConstMetric(p.desc, prometheus.GaugeValue, value, labels...)
+}
+
+func (p put) counter(value int64, labels ...string) {
+	p.out <- prometheus.MustNewConstMetric(p.desc, prometheus.CounterValue, float64(value), labels...)
+}
+
+// summary is a sum and how many it is made of; there are no quantiles.
+func (p put) summary(count int64, sum float64) {
+	p.out <- prometheus.MustNewConstSummary(p.desc, uint64(count), sum, nil)
+}
+
+func (p put) histogram(h engine.Histogram) {
+	buckets := make(map[float64]uint64, len(h.Buckets))
+	for bound, count := range h.Buckets {
+		buckets[bound.Seconds()] = count
+	}
+	p.out <- prometheus.MustNewConstHistogram(p.desc, h.Count, h.Sum.Seconds(), buckets)
+}
+
+// figuresOfProcess need nothing but this process.
+func figuresOfProcess() []figure {
+	return []figure{
+		{name: "tandem_build_info", help: "Always 1; the labels say which tandem this is.", labels: []string{"version", "revision", "goversion"}, read: func(_ *reading, out put) {
+			out.gauge(1, tandem.Version, revision(), runtime.Version())
+		}},
+		{name: "tandem_store_available", help: "1 while the database can be read and its last write succeeded, else 0.", read: func(now *reading, out put) {
+			available := 0.0
+			if now.store.Unavailable == nil {
+				available = 1
+			}
+			out.gauge(available)
+		}},
+		{name: "tandem_requests_ended_total", help: "Requests whose work ended since the start, by mode, task and outcome.", labels: []string{"mode", "task", "outcome"}, read: readEnded},
+		{name: "tandem_sync_response_seconds", help: "From a sync order to its result.", read: readDuration("sync_response")},
+		{name: "tandem_async_acceptance_seconds", help: "From an async order to its commit.", read: readDuration("async_acceptance")},
+		{name: "tandem_processing_seconds", help: "Time in the task, sync and async.", read: readDuration("processing")},
+		{name: "tandem_accept_to_callback_seconds", help: "From the acceptance of an async request to its receiver's 2xx.", read: readDuration("accept_to_callback")},
+		{name: "tandem_callback_breakers", help: "Destinations remembered, by the state of their circuit breaker.", labels: []string{"state"}, read: func(now *reading, out put) {
+			for state, count := range now.totals.Breakers {
+				out.gauge(float64(count), state)
+			}
+		}},
+		{name: "tandem_http_problems_total", help: "Errors answered since the start, by code.", labels: []string{"code"}, read: func(now *reading, out put) {
+			for i := range now.tally {
+				out.counter(now.tally[i].Load(), string(kinds[i].Code))
+			}
+		}},
+	}
+}
+
+// readEnded also shows what has not happened yet, where it is sure to: a rate
+// needs a sample from before the first one.
+func readEnded(now *reading, out put) {
+	for _, mode := range tandem.Modes {
+		for _, task := range now.tasks {
+			out.counter(now.totals.Ended[engine.Ending{Mode: mode, Task: task}], string(mode), task, string(tandem.StatusCompleted))
+		}
+	}
+	for how, count := range now.totals.Ended {
+		if how.ErrorCode != "" {
+			out.counter(count, string(how.Mode), how.Task, how.ErrorCode)
+		}
+	}
+}
+
+func readDuration(kind string) func(*reading, put) {
+	return func(now *reading, out put) { out.histogram(now.totals.Durations[kind]) }
+}
+
+// figuresOfStore are kept with the requests, and survive a restart, unless their
+// help says otherwise.
+func figuresOfStore() []figure {
+	return []figure{
+		{name: "tandem_requests_accepted_total", help: "Requests recorded since the database was made, by mode.", labels: []string{"mode"}, read: func(now *reading, out put) {
+			for _, mode := range tandem.Modes {
+				out.counter(now.store.Requests[mode], string(mode))
+			}
+		}},
+		{name: "tandem_requests_active", help: "Requests whose work has not ended, by status.", labels: []string{"status"}, read: func(now *reading, out put) {
+			for _, status := range []tandem.Status{tandem.StatusPending, tandem.StatusProcessing} {
+				out.gauge(float64(now.store.Now[status]), string(status))
+			}
+		}},
+		{name: "tandem_queue_jobs", help: "Jobs waiting or handed out, by lane.", labels: []string{"lane"}, read: func(now *reading, out put) {
+			for _, lane := range store.Lanes {
+				out.gauge(float64(now.store.Queue[lane]), string(lane))
+			}
+		}},
+		{name: "tandem_queue_oldest_age_seconds", help: "How long the job that has waited longest has been due; 0 when none waits.", read: func(now *reading, out put) {
+			if now.store.OldestDue.IsZero() {
+				out.gauge(0)
+				return
+			}
+			out.gauge(max(now.at.Sub(now.store.OldestDue).Seconds(), 0))
+		}},
+		{name: "tandem_queue_depth_requests", help: "Unfinished requests: what the capacity bounds.", read: func(now *reading, out put) {
+			out.gauge(float64(now.store.Unfinished))
+		}},
+		{name: "tandem_queue_capacity_requests", help: "The most unfinished requests that are kept (--max-queue).", read: func(now *reading, out put) {
+			out.gauge(float64(now.store.Capacity))
+		}},
+		{name: "tandem_callbacks_ended_total", help: "Callbacks delivered or given up since the database was made.", labels: []string{"outcome"}, read: func(now *reading, out put) {
+			for _, status := range []tandem.CallbackStatus{tandem.CallbackSent, tandem.CallbackFailed} {
+				out.counter(now.store.Callback[status], string(status))
+			}
+		}},
+		{name: "tandem_callback_attempts_total", help: "Tries to deliver a callback since the database was made, by outcome.", labels: []string{"outcome"}, read: func(now *reading, out put) {
+			out.counter(now.store.Attempts[tandem.OutcomeDelivered], string(tandem.OutcomeDelivered))
+			for outcome, count := range now.store.Attempts {
+				if outcome != tandem.OutcomeDelivered {
+					out.counter(count, string(outcome))
+				}
+			}
+		}},
+		{name: "tandem_store_commit_seconds", help: "Commits since the start and the time they took, the fsync included.", read: func(now *reading, out put) {
+			out.summary(now.store.Commits.Count, now.store.Commits.Time.Seconds())
+		}},
+		{name: "tandem_store_commit_writes", help: "Commits since the start and the writes in them: accepted requests, results, attempts and the like.", read: func(now *reading, out put) {
+			out.summary(now.store.Commits.Count, float64(now.store.Commits.Writes))
+		}},
+		{name: "tandem_store_commits_failed_total", help: "Commits that failed since the start; nothing of them was kept.", read: func(now *reading, out put) {
+			out.counter(now.store.Commits.Failed)
+		}},
+	}
+}
+
+// revision is the commit that the binary was built from, with "+" when there were
+// changes beside it; "" when the tool chain does not say.
+func revision() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return ""
+	}
+	var commit, mark string
+	for _, setting := range info.Settings {
+		switch setting.Key {
+		case "vcs.revision":
+			commit = setting.Value
+		case "vcs.modified":
+			if setting.Value == "true" {
+				mark = "+"
+			}
+		}
+	}
+	return commit + mark
+}
