@@ -52,8 +52,8 @@ func (s *slots) part() {
 	s.inside--
 }
 
-// acquire waits for a slot. It returns ctx's cause when ctx ends first; then the
-// caller holds none.
+// acquire waits for a slot. It returns ctx's cause when ctx has ended by then, a slot
+// that came free in the same moment notwithstanding; then the caller holds none.
 func (s *slots) acquire(ctx context.Context, mode tandem.Mode) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -74,7 +74,9 @@ func (s *slots) acquire(ctx context.Context, mode tandem.Mode) error {
 
 	select {
 	case <-w.ready:
-		return nil
+		if ctx.Err() == nil {
+			return nil
+		}
 	case <-ctx.Done():
 	}
 	s.mu.Lock()

@@ -158,3 +158,30 @@ func TestSlotsAreNeverLost(t *testing.T) {
 		t.Errorf("%d free, %d waiting; want %d and 0", slots.Free(), slots.Waiting(), count)
 	}
 }
+
+// A slot that comes free in the moment a waiter's time is up goes to the next
+// one: the waiter would only find that there is no time left to work.
+func TestSlotTooLate(t *testing.T) {
+	t.Parallel()
+	for range 50 { // which of the two a select sees is chance
+		synctest.Test(t, func(t *testing.T) {
+			slots := engine.NewSlots(1, 100)
+			if err := slots.Acquire(t.Context(), tandem.ModeSync); err != nil {
+				t.Fatal(err)
+			}
+			over := errors.New("over")
+			ctx, cancel := context.WithCancelCause(t.Context())
+			late := make(chan error)
+			go func() { late <- slots.Acquire(ctx, tandem.ModeSync) }()
+			synctest.Wait() // it stands in its queue
+			slots.Release()
+			cancel(over)
+			if err := <-late; !errors.Is(err, over) {
+				t.Fatalf("acquired after the end: %v, want %v", err, over)
+			}
+			if err := slots.Acquire(t.Context(), tandem.ModeSync); err != nil { // the slot is not lost
+				t.Fatal(err)
+			}
+		})
+	}
+}
