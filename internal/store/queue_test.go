@@ -148,3 +148,24 @@ func TestLockedByAnotherProgram(t *testing.T) {
 	waitFor(t, "the store to find by itself that the lock is free", func() bool { return mustStats(t, s).Unavailable == nil })
 	accept(t, s, newAsync(), store.LaneIO)
 }
+
+// Jobs step back during a burst, but not for long after it: work that takes its
+// time commits nothing by which the end of the burst would be noticed.
+func TestBurstEnds(t *testing.T) {
+	t.Parallel()
+	s := openFile(t, filepath.Join(t.TempDir(), "tandem.db"))
+	var running atomic.Int64
+	release := make(chan struct{})
+	work(t, s, func(_ context.Context, job store.Job) store.Next {
+		if job.Lane == store.LaneDeliver {
+			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+		}
+		running.Add(1)
+		defer running.Add(-1)
+		<-release
+		return workEnded(`{}`)
+	})
+	defer close(release)
+	acceptMany(t, s, 1000, store.LaneIO)
+	waitFor(t, "every place to be used", func() bool { return running.Load() == int64(everyLane.Jobs[store.LaneIO]) })
+}

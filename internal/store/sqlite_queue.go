@@ -36,6 +36,8 @@ const (
 	// index again for what has become due. Thousands of jobs that it hands out may wait for
 	// a slow destination; their rows would be read for every one that comes due.
 	restFactor = 4
+	// burstPause is how long nothing is accepted when a burst is over.
+	burstPause = 50 * time.Millisecond
 	// retrySettle is the pause before a result that could not be committed is tried again.
 	retrySettle = time.Second
 )
@@ -79,6 +81,10 @@ type queue struct {
 	readyBytes int64          // held by ready jobs
 	jobs       sync.WaitGroup // running jobs; Add under mu and not once stopping
 
+	// Work's own: how many requests were accepted when it last saw a burst go on, and when that was.
+	accepted   int64
+	acceptedAt time.Time
+
 	committed func(id string, from Lane) // a fault point, nil but in tests: called between the commit of a result and handing its request on
 }
 
@@ -121,6 +127,9 @@ func (s *SQLite) Work(ctx context.Context, capacity Capacity, step Step) error {
 		wait := lookInterval
 		if !next.IsZero() {
 			wait = min(max(next.Sub(s.clock.now()), 0), lookInterval)
+		}
+		if q.inBurst() {
+			wait = min(wait, burstPause)
 		}
 		timer.Reset(wait)
 		select {
@@ -210,12 +219,35 @@ func (q *queue) startLocked(l *lane) {
 // price of the work: at full load both get slower, and only one of them has
 // somebody waiting. The fuller the queue, the less that holds.
 func (q *queue) allowed(l *lane) int {
-	if q.store.pressure.Load() < pressing {
+	if !q.inBurst() {
 		return l.capacity
 	}
 	half := q.store.cfg.MaxQueue / 2
 	over := max(q.store.counters.value(counterUnfinished)-half, 0)
 	return min(max(fewJobs, int(int64(l.capacity)*over/max(half, 1))), l.capacity)
+}
+
+func (q *queue) inBurst() bool { return q.store.pressure.Load() >= pressing }
+
+// endBurst lets jobs go on when nothing has been accepted for burstPause. The
+// commits of the few that run cannot be waited for: they may take as long as a task may.
+func (q *queue) endBurst() {
+	if !q.inBurst() {
+		return
+	}
+	now := time.Now()
+	if n := q.store.counters.value(groupAccepted + string(tandem.ModeAsync)); n != q.accepted {
+		q.accepted, q.acceptedAt = n, now
+	}
+	if now.Sub(q.acceptedAt) < burstPause {
+		return
+	}
+	q.store.pressure.Store(0)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, l := range q.lanes {
+		q.startLocked(l)
+	}
 }
 
 // run does one job and commits what came of it. Then, in one step, it gives back
@@ -349,14 +381,15 @@ func (q *queue) settle(it *item, after *tandem.Request, next *Next) bool {
 	}
 }
 
-// look brings forward what waits if the clock was set back, and refills the
-// lanes. It returns when the next row becomes due, the zero time when none is known.
+// look brings forward what waits if the clock was set back, ends a burst, and
+// refills the lanes. It returns when the next row becomes due, the zero time when none is known.
 func (q *queue) look(ctx context.Context) (time.Time, error) {
 	if q.store.clock.setBack() > 0 {
 		if err := q.store.do(ctx, func(*tx) error { return nil }); err != nil { // every transaction begins with it
 			return time.Time{}, fmt.Errorf("follow the clock: %w", err)
 		}
 	}
+	q.endBurst()
 	return q.refill(ctx)
 }
 

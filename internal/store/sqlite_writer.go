@@ -164,7 +164,11 @@ func (s *SQLite) commitAll(batch []*op) {
 			urgent++
 		}
 	}
+	calm := !s.queue.inBurst()
 	s.pressure.Store((s.pressure.Load() + int64(urgent)) / 2)
+	if calm && s.queue.inBurst() {
+		poke(s.queue.wake) // to see it end
+	}
 	err := s.commit(batch)
 	if err != nil && len(batch) > 1 && !errors.Is(err, errLocked) {
 		for _, o := range batch {
