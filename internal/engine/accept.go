@@ -34,7 +34,8 @@ type Order struct {
 // or CodeOverloaded without a RequestID when nothing was begun, and with a
 // RequestID, whose row then tells the same story: CodeTaskFailed, CodeTaskTimeout,
 // CodeOverloaded (no slot in time), CodeClientClosed (ctx ended), CodeDraining
-// (cut off by a shutdown) and CodeStoreUnavailable.
+// (cut off by a shutdown) and CodeStoreUnavailable (how the work ended goes into its
+// row as soon as the database takes it).
 func (e *Engine) Do(ctx context.Context, order Order) (tandem.Request, error) {
 	arrived := time.Now()
 	if !e.gate.enter() {
@@ -112,6 +113,9 @@ func (e *Engine) finish(ctx context.Context, r *tandem.Request, o store.Outcome)
 	defer cancel()
 	if err := e.cfg.Store.Finish(ctx, r.ID, o); err != nil {
 		e.log.Error("store the result of a sync request", "request_id", r.ID, "err", err)
+		if tandem.CodeOf(err) != tandem.CodeNotFound {
+			e.finishLater(r.ID, o)
+		}
 		return storeError("finish request", r.ID, err)
 	}
 	r.Status = o.Status()
@@ -120,6 +124,32 @@ func (e *Engine) finish(ctx context.Context, r *tandem.Request, o store.Outcome)
 	r.StartedAt, r.CompletedAt = o.StartedAt, o.CompletedAt
 	r.ProcessingTimeMS = milliseconds(o.Processing)
 	return nil
+}
+
+// finishLater goes on trying to commit how a sync request ended, whose caller is
+// told that the database does not take it: its row would seem to be processing until
+// the next start. Run waits for it as for a Do, and what is not kept when the grace
+// period is over the next start finds interrupted.
+func (e *Engine) finishLater(id string, o store.Outcome) {
+	e.gate.stay()
+	go func() {
+		defer e.gate.leave()
+		pause := time.NewTicker(finishPause)
+		defer pause.Stop()
+		for {
+			select {
+			case <-e.working.Done():
+				return
+			case <-pause.C:
+			}
+			ctx, cancel := context.WithTimeout(e.working, storeTimeout)
+			err := e.cfg.Store.Finish(ctx, id, o)
+			cancel()
+			if err == nil || tandem.CodeOf(err) == tandem.CodeNotFound { // not found: an earlier try came through after all
+				return
+			}
+		}
+	}()
 }
 
 // Submit accepts an order; when it returns nil the order is on disk and will be

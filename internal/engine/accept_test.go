@@ -287,6 +287,31 @@ func TestStoreFaults(t *testing.T) {
 	}
 }
 
+// A result that the database did not take is kept and committed when it does: the
+// row does not seem to be processing until the next start.
+func TestDoFinishesLater(t *testing.T) {
+	t.Parallel()
+	p := start(t, nil)
+	p.store.sabotage(nil, errors.New("disk on fire"))
+	_, err := p.Do(t.Context(), order("echo"))
+	e := wantCode(t, err, tandem.CodeStoreUnavailable)
+	p.store.sabotage(nil, nil)
+	p.await("the result in its row", func() bool { return p.request(e.RequestID).Status == tandem.StatusCompleted })
+	if r := p.request(e.RequestID); string(r.Result) != string(order("echo").Data) {
+		t.Errorf("stored %s, want the result", r.Result)
+	}
+}
+
+// The end of the grace period ends the tries.
+func TestDrainWithoutDatabase(t *testing.T) {
+	t.Parallel()
+	p := start(t, func(s *setup) { s.engine.Grace = 50 * time.Millisecond })
+	p.store.sabotage(nil, errors.New("disk on fire"))
+	_, err := p.Do(t.Context(), order("echo"))
+	wantCode(t, err, tandem.CodeStoreUnavailable)
+	p.stop()
+}
+
 // The database commits, but too late for the caller: the row must not seem to run for ever.
 func TestDoAcceptTooLate(t *testing.T) {
 	t.Parallel()

@@ -36,6 +36,7 @@ const (
 	maxSyncWaiters   = 4096             // sync orders that wait for a slot of one kind; more are refused at once
 	deliverJobs      = 4096             // callbacks handed out by the store at once, most of them waiting for their destination
 	storeTimeout     = 10 * time.Second // for one commit that a caller waits for
+	finishPause      = time.Second      // between two tries to commit the end of a sync request that was not taken
 	maxDestinations  = 1000             // in Vitals
 	maxRetentionWait = time.Hour        // between two runs of retention
 	minRetentionWait = time.Minute      // the same, when Retention is short
@@ -286,7 +287,7 @@ type gate struct {
 	mu     sync.Mutex // guards the fields below
 	opened bool
 	locked bool
-	inside int           // calls of Do and Submit under way
+	inside int           // calls of Do and Submit under way, and what they left to be done
 	empty  chan struct{} // closed when the gate is locked and nobody is inside
 }
 
@@ -325,6 +326,13 @@ func (g *gate) enter() bool {
 	}
 	g.inside++
 	return true
+}
+
+// stay is enter for what outlasts the call that is inside, locked or not.
+func (g *gate) stay() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.inside++
 }
 
 func (g *gate) leave() {
