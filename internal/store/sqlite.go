@@ -35,6 +35,8 @@ type Config struct {
 	URL      string       // ":memory:", a path, or "file:" and a path
 	MaxQueue int64        // unfinished requests on disk; beyond it Accept refuses; 1,000,000
 	Log      *slog.Logger // slog.Default
+
+	connect func(dsn string) (*sql.DB, error) // nil but in tests that watch what is asked of the database
 }
 
 // Bounds of the in-memory database: finished rows beyond either are trimmed, oldest first.
@@ -91,6 +93,9 @@ func OpenSQLite(ctx context.Context, cfg Config) (*SQLite, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
+	if cfg.connect == nil {
+		cfg.connect = func(dsn string) (*sql.DB, error) { return sql.Open("sqlite", dsn) }
+	}
 	s := &SQLite{
 		cfg:      cfg,
 		memory:   Memory(cfg.URL),
@@ -127,7 +132,7 @@ func (s *SQLite) open(ctx context.Context) error {
 			"journal_size_limit(67108864)")
 	}
 	var err error
-	if s.writeDB, err = sql.Open("sqlite", dsn(name, pragmas...)); err != nil {
+	if s.writeDB, err = s.cfg.connect(dsn(name, pragmas...)); err != nil {
 		return err
 	}
 	s.writeDB.SetMaxOpenConns(1)
@@ -138,7 +143,7 @@ func (s *SQLite) open(ctx context.Context) error {
 		return err
 	}
 	if !s.memory {
-		s.readDB, err = sql.Open("sqlite", dsn(name+"mode=ro", "busy_timeout(5000)", "cache_size(-4000)", "query_only(1)"))
+		s.readDB, err = s.cfg.connect(dsn(name+"mode=ro", "busy_timeout(5000)", "cache_size(-4000)", "query_only(1)"))
 		if err != nil {
 			return err
 		}
@@ -199,7 +204,27 @@ func lockBeside(path string) (*flock.Flock, error) {
 	return lock, file.Close()
 }
 
+// ours makes sure that a database is empty or a tandem's, and that its version can be
+// read: goose takes a table that is damaged for one that is missing.
+func ours(ctx context.Context, db *sql.DB) error {
+	var versions, tables int
+	err := db.QueryRowContext(ctx, `SELECT count(*) FILTER (WHERE name = 'goose_db_version'), count(*) FROM sqlite_schema`).Scan(&versions, &tables)
+	switch {
+	case err != nil:
+		return err
+	case versions > 0:
+		return db.QueryRowContext(ctx, `SELECT max(version_id) FROM goose_db_version`).Scan(&versions)
+	case tables > 0:
+		return errors.New("it is a database of something else; name another file")
+	default:
+		return nil
+	}
+}
+
 func migrate(ctx context.Context, db *sql.DB) error {
+	if err := ours(ctx, db); err != nil {
+		return fmt.Errorf("read its schema: %w", err)
+	}
 	files, err := fs.Sub(migrations, "migrations/sqlite")
 	if err != nil {
 		return err
