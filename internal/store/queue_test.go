@@ -3,7 +3,9 @@ package store_test
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -168,4 +170,43 @@ func TestBurstEnds(t *testing.T) {
 	defer close(release)
 	acceptMany(t, s, 1000, store.LaneIO)
 	waitFor(t, "every place to be used", func() bool { return running.Load() == int64(everyLane.Jobs[store.LaneIO]) })
+}
+
+// A large job is let through although small ones of other lanes would always fill
+// the bytes that are given back.
+func TestLargeJobsAreNotStarved(t *testing.T) {
+	t.Parallel()
+	s := openFile(t, filepath.Join(t.TempDir(), "tandem.db"))
+	large := newAsync()
+	large.Data = json.RawMessage(`{"x":"` + strings.Repeat("x", 1900) + `"}`)
+	const n = 100
+	started := make(chan struct{}, n+1) // a token for each small job
+	var small, before atomic.Int64
+	for range n {
+		r := newAsync()
+		r.Data = json.RawMessage(`{"x":"` + strings.Repeat("x", 900) + `"}`)
+		accept(t, s, r, store.LaneIO)
+	}
+	capacity := store.Capacity{Jobs: map[store.Lane]int{store.LaneCPU: 1, store.LaneIO: 2}, Bytes: 2500}
+	workWith(t, s, capacity, func(_ context.Context, job store.Job) store.Next {
+		if job.Lane == store.LaneCPU {
+			before.Store(small.Load())
+			return workEnded(`{}`)
+		}
+		switch small.Add(1) {
+		case 1:
+			accept(t, s, large, store.LaneCPU)
+		default:
+			started <- struct{}{}
+		}
+		select { // so that one small job always runs
+		case <-started:
+		case <-time.After(20 * time.Millisecond):
+		}
+		return workEnded(`{}`)
+	})
+	waitFor(t, "all work to be done", func() bool { return mustStats(t, s).Ended[tandem.StatusCompleted] == n+1 })
+	if got := before.Load(); got > n/2 {
+		t.Errorf("%d of %d small jobs went first", got, n)
+	}
 }

@@ -79,6 +79,7 @@ type queue struct {
 	stopping   bool           // hand out nothing more
 	runBytes   int64          // held by running jobs
 	readyBytes int64          // held by ready jobs
+	next       *lane          // its first job found too few bytes left and is the next to get some, or small ones would always be quicker; nil: none
 	jobs       sync.WaitGroup // running jobs; Add under mu and not once stopping
 
 	// Work's own: how many requests were accepted when it last saw a burst go on, and when that was.
@@ -194,9 +195,14 @@ func (q *queue) startLocked(l *lane) {
 	capacity := q.allowed(l)
 	for !q.stopping && len(l.ready) > 0 && l.running < capacity {
 		it := l.ready[0]
-		if q.runBytes > 0 && q.runBytes+int64(it.size) > q.budget {
+		if q.next != nil && q.next != l {
 			break
 		}
+		if q.runBytes > 0 && q.runBytes+int64(it.size) > q.budget {
+			q.next = l
+			break
+		}
+		q.next = nil
 		l.ready[0] = nil
 		l.ready = l.ready[1:]
 		if it.loaded {
@@ -212,6 +218,15 @@ func (q *queue) startLocked(l *lane) {
 	}
 	if l.overflow && len(l.ready) <= maxReady/4 && l.capacity > 0 {
 		poke(q.wake)
+	}
+}
+
+func (q *queue) startAllLocked() {
+	if q.next != nil {
+		q.startLocked(q.next)
+	}
+	for _, l := range q.lanes {
+		q.startLocked(l)
 	}
 }
 
@@ -245,9 +260,7 @@ func (q *queue) endBurst() {
 	q.store.pressure.Store(0)
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for _, l := range q.lanes {
-		q.startLocked(l)
-	}
+	q.startAllLocked()
 }
 
 // run does one job and commits what came of it. Then, in one step, it gives back
@@ -272,9 +285,7 @@ func (q *queue) run(l *lane, it *item) {
 		delete(q.lanes[next.lane].held, it.seq)
 		q.pushLocked(next)
 	}
-	for _, l := range q.lanes { // the bytes given back may let a job of another lane go
-		q.startLocked(l)
-	}
+	q.startAllLocked() // the bytes given back may let a job of another lane go
 }
 
 // job loads an item if need be, steps it and commits. It returns the item to
