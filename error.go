@@ -25,6 +25,7 @@ const (
 	CodeRequestTimeout     Code = "REQUEST_TIMEOUT" // the body came too slowly
 	CodeTaskFailed         Code = "TASK_FAILED"
 	CodeTaskTimeout        Code = "TASK_TIMEOUT"
+	CodeRateLimited        Code = "RATE_LIMITED"      // this client has asked too often
 	CodeOverloaded         Code = "OVERLOADED"        // no slot before the deadline
 	CodeQueueFull          Code = "QUEUE_FULL"        // --max-queue unfinished requests
 	CodeDraining           Code = "SHUTTING_DOWN"     // no new work is accepted

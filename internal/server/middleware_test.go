@@ -10,12 +10,14 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"tandem"
+	"tandem/internal/limit"
 	"tandem/internal/server"
 )
 
@@ -198,7 +200,7 @@ func TestCORS(t *testing.T) {
 		t.Errorf("%v", a.header)
 	}
 	exposed := strings.ToLower(a.header.Get("Access-Control-Expose-Headers"))
-	for _, name := range []string{"location", "link", "retry-after", "x-request-id", "x-process-time"} {
+	for _, name := range []string{"location", "link", "retry-after", "x-request-id", "x-process-time", "etag", "ratelimit", "ratelimit-policy"} {
 		if !strings.Contains(exposed, name) {
 			t.Errorf("%s is not exposed: %s", name, exposed)
 		}
@@ -206,7 +208,7 @@ func TestCORS(t *testing.T) {
 	if a := svc.do(http.MethodGet, "/livez", "", "Origin: https://evil.example.com"); a.header.Get("Access-Control-Allow-Origin") != "" {
 		t.Errorf("a stranger is let in: %v", a.header)
 	}
-	preflight := svc.do(http.MethodOptions, "/async", "", "Origin: http://localhost:3000", "Access-Control-Request-Method: POST", "Access-Control-Request-Headers: content-type")
+	preflight := svc.do(http.MethodOptions, "/async", "", "Origin: http://localhost:3000", "Access-Control-Request-Method: POST", "Access-Control-Request-Headers: content-type,if-none-match")
 	if preflight.status/100 != 2 || preflight.header.Get("Access-Control-Allow-Origin") != "http://localhost:3000" ||
 		!strings.Contains(preflight.header.Get("Access-Control-Allow-Headers"), "content-type") {
 		t.Errorf("%d %v", preflight.status, preflight.header)
@@ -233,6 +235,15 @@ func TestConfigIsChecked(t *testing.T) {
 		{"timeout", func(c *server.Config) { c.TaskTimeout = -1 }, false},
 		{"origin without scheme", func(c *server.Config) { c.CORSOrigins = []string{"example.com"} }, false},
 		{"origin with path", func(c *server.Config) { c.CORSOrigins = []string{"https://example.com/x"} }, false},
+		{"rate limit", func(c *server.Config) { c.RateLimit = limit.Quota{Calls: 1, Window: time.Second} }, true},
+		{"rate limit of half a second", func(c *server.Config) { c.RateLimit = limit.Quota{Calls: 1, Window: time.Second / 2} }, false},
+		{"rate limit without calls", func(c *server.Config) { c.RateLimit = limit.Quota{Window: time.Second} }, false},
+		{"proxies", func(c *server.Config) { c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/1")} }, true},
+		{"everybody is a proxy", func(c *server.Config) { c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("::/0")} }, false},
+		{"mapped proxies", func(c *server.Config) {
+			c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("::ffff:10.0.0.0/104")}
+		}, false},
+		{"no range of proxies", func(c *server.Config) { c.TrustedProxies = []netip.Prefix{{}} }, false},
 	}
 	for _, tt := range tests {
 		cfg := good

@@ -26,16 +26,16 @@ const (
 type syncOrder struct {
 	_          struct{}       `json:"-" additionalProperties:"true"`
 	Data       map[string]any `json:"data" minProperties:"1" doc:"The input of the task. At most --max-data bytes (10 KB) and --max-depth levels (10)"`
-	Complexity int            `json:"complexity,omitempty" minimum:"1" maximum:"10" default:"1" doc:"How much work"`
-	Task       string         `json:"task,omitempty" default:"compute" doc:"The task"`
+	Complexity int            `json:"complexity,omitempty" minimum:"1" maximum:"10" default:"1" doc:"How much work; what one unit is depends on the task"`
+	Task       string         `json:"task,omitempty" default:"compute" doc:"The work: compute uses a core for about 75 ms × complexity, sleep waits for 50 ms × complexity, echo returns data at once"`
 }
 
 // asyncOrder documents the body of POST /async.
 type asyncOrder struct {
 	_           struct{}       `json:"-" additionalProperties:"true"`
 	Data        map[string]any `json:"data" minProperties:"1" doc:"The input of the task. At most --max-data bytes (10 KB) and --max-depth levels (10)"`
-	Complexity  int            `json:"complexity,omitempty" minimum:"1" maximum:"10" default:"1" doc:"How much work"`
-	Task        string         `json:"task,omitempty" default:"compute" doc:"The task"`
+	Complexity  int            `json:"complexity,omitempty" minimum:"1" maximum:"10" default:"1" doc:"How much work; what one unit is depends on the task"`
+	Task        string         `json:"task,omitempty" default:"compute" doc:"The work: compute uses a core for about 75 ms × complexity, sleep waits for 50 ms × complexity, echo returns data at once"`
 	CallbackURL string         `json:"callback_url" format:"uri" doc:"Where the result is sent: http or https, without user name and password"`
 }
 
@@ -60,15 +60,21 @@ var (
 // commonHeaders are on every answer.
 var commonHeaders = []string{"X-Process-Time", "Server-Timing", "X-Request-ID"}
 
+// rateHeaders are on every answer of a route with a rate limit, while there is one.
+var rateHeaders = []string{"RateLimit", "RateLimit-Policy"}
+
 // headerDocs describes every header that an answer can have.
 // :: name → type and meaning
 var headerDocs = map[string]struct{ kind, text string }{
-	"X-Process-Time": {huma.TypeNumber, "Seconds from the header of the request to that of the answer"},
-	"Server-Timing":  {huma.TypeString, "The same in milliseconds, as browsers show it"},
-	"X-Request-ID":   {huma.TypeString, "Names this exchange in the log: yours, if it has 1 to 64 letters, digits, dots, dashes or underscores, else a new one"},
-	"Location":       {huma.TypeString, "Where the request is in the history"},
-	"Retry-After":    {huma.TypeInteger, "Seconds after which it is worth asking again"},
-	"Link":           {huma.TypeString, "With rel=\"next\": the page after this one (RFC 8288)"},
+	"X-Process-Time":   {huma.TypeNumber, "Seconds from the header of the request to that of the answer"},
+	"Server-Timing":    {huma.TypeString, "The same in milliseconds, as browsers show it"},
+	"X-Request-ID":     {huma.TypeString, "Names this exchange in the log: yours, if it has 1 to 64 letters, digits, dots, dashes or underscores, else a new one"},
+	"ETag":             {huma.TypeString, "Send it as If-None-Match to learn whether anything has changed"},
+	"Location":         {huma.TypeString, "Where the request is in the history"},
+	"Retry-After":      {huma.TypeInteger, "Seconds after which it is worth asking again"},
+	"RateLimit":        {huma.TypeString, "While there is a limit: r requests are left, and in t seconds there are more (IETF draft)"},
+	"RateLimit-Policy": {huma.TypeString, "While there is a limit: q requests in any w seconds (IETF draft)"},
+	"Link":             {huma.TypeString, "With rel=\"next\": the page after this one (RFC 8288)"},
 }
 
 // document makes the OpenAPI document, as JSON and as YAML.
@@ -135,7 +141,16 @@ func operation(registry huma.Registry, rt route) *huma.Operation {
 		}
 		op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/json": media}}
 	}
-	success := &huma.Response{Description: http.StatusText(rt.status), Headers: headerRefs(rt.headers...)}
+	headers, problems := slices.Clone(rt.headers), append([]tandem.Code{tandem.CodeInternal}, rt.problems...)
+	if rt.limited {
+		headers, problems = append(headers, rateHeaders...), append(problems, tandem.CodeRateLimited)
+	}
+	if rt.tagged {
+		headers = append(headers, "ETag")
+		op.Parameters = append(slices.Clone(op.Parameters), tagParam())
+		op.Responses["304"] = &huma.Response{Description: "It is still what If-None-Match names", Headers: headerRefs("ETag")}
+	}
+	success := &huma.Response{Description: http.StatusText(rt.status), Headers: headerRefs(headers...)}
 	switch {
 	case rt.reply != nil:
 		schema := registry.Schema(reflect.TypeOf(rt.reply), true, rt.id)
@@ -146,25 +161,29 @@ func operation(registry huma.Registry, rt route) *huma.Operation {
 		success.Content = map[string]*huma.MediaType{rt.media: {Schema: &huma.Schema{Type: huma.TypeString}}}
 	}
 	op.Responses[strconv.Itoa(rt.status)] = success
-	for _, code := range append([]tandem.Code{tandem.CodeInternal}, rt.problems...) {
-		addProblem(registry, op, code)
+	for _, code := range problems {
+		addProblem(registry, op, code, rt.limited)
 	}
 	return op
 }
 
 // addProblem adds one code to the answers of an operation; codes of the same
 // status share one.
-func addProblem(registry huma.Registry, op *huma.Operation, code tandem.Code) {
+func addProblem(registry huma.Registry, op *huma.Operation, code tandem.Code, limited bool) {
 	_, k := kindOf(code)
 	status := strconv.Itoa(k.Status)
 	response := op.Responses[status]
 	if response == nil {
-		response = &huma.Response{Headers: headerRefs(), Content: map[string]*huma.MediaType{"application/problem+json": {
+		var headers []string
+		if k.Retry > 0 {
+			headers = append(headers, "Retry-After")
+		}
+		if limited {
+			headers = append(headers, rateHeaders...)
+		}
+		response = &huma.Response{Headers: headerRefs(headers...), Content: map[string]*huma.MediaType{"application/problem+json": {
 			Schema: registry.Schema(reflect.TypeFor[problem](), true, ""), Examples: map[string]*huma.Example{},
 		}}}
-		if k.Retry > 0 {
-			response.Headers = headerRefs("Retry-After")
-		}
 		op.Responses[status] = response
 	}
 	if response.Description != "" {
@@ -193,6 +212,11 @@ func headerRefs(more ...string) map[string]*huma.Header {
 // idParam is the {id} of a path. Any text is looked up: what is no id is a 404.
 func idParam(description string) *huma.Param {
 	return &huma.Param{Name: "id", In: "path", Required: true, Description: description, Schema: &huma.Schema{Type: huma.TypeString}, Example: exampleID}
+}
+
+// tagParam is how a reader names the answer that it has.
+func tagParam() *huma.Param {
+	return &huma.Param{Name: "If-None-Match", In: "header", Description: "The ETag of an answer that you have", Schema: &huma.Schema{Type: huma.TypeString}}
 }
 
 // listParams describes the filters of GET /requests.

@@ -71,6 +71,9 @@ var kinds = []kind{
 	{tandem.CodeTaskTimeout, http.StatusGatewayTimeout, "The work took too long",
 		"The task ran past --task-timeout and was cancelled.",
 		"Ask for less at once, or use POST /async with a longer --task-timeout.", 0},
+	{tandem.CodeRateLimited, http.StatusTooManyRequests, "Too many requests from one client",
+		"This client has made as many POSTs as --rate-limit allows in one window of time. An IPv6 network /64 is one client; so is everybody behind one address.",
+		"Try again after Retry-After, and look at the RateLimit header to stay below. Behind a proxy of your own, the operator has to name it with --trusted-proxy.", time.Second},
 	{tandem.CodeOverloaded, http.StatusServiceUnavailable, "Every slot is taken",
 		"No slot came free before the deadline of this request.",
 		"Try again after Retry-After, or use POST /async, which queues.", time.Second},
@@ -145,7 +148,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		Instance: r.URL.EscapedPath(), Code: k.Code, Errors: known.Fields, RequestID: known.RequestID,
 	}
 	if wait := cmp.Or(known.RetryAfter, k.Retry); wait > 0 {
-		p.RetryAfter = int((wait + time.Second - 1) / time.Second)
+		p.RetryAfter = wholeSeconds(wait)
 		w.Header().Set("Retry-After", strconv.Itoa(p.RetryAfter))
 	}
 	if k.Status == http.StatusRequestEntityTooLarge || k.Status == http.StatusRequestTimeout {

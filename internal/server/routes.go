@@ -1,9 +1,6 @@
 package server
 
 import (
-	"bytes"
-	"encoding/json"
-	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -21,6 +18,8 @@ type handler func(w http.ResponseWriter, r *http.Request) error
 type route struct {
 	method, path string // as http.ServeMux writes them; GET serves HEAD as well
 	handle       handler
+	limited      bool // the rate limit holds for it
+	tagged       bool // its answer has an ETag, and may be a 304
 
 	// What the OpenAPI document says; a route without an id is not in it.
 	id, tag, summary, description string
@@ -45,14 +44,14 @@ var orderProblems = []tandem.Code{
 func (s *server) routes() []route {
 	table := []route{
 		{
-			method: http.MethodPost, path: "/sync", handle: s.handleSync,
+			method: http.MethodPost, path: "/sync", handle: s.handleSync, limited: true,
 			id: "sync", tag: tagWork, summary: "Do work and wait for the result",
 			description: "The request is recorded before its work starts. A caller that hangs up cancels the work.",
 			body:        syncOrder{}, status: http.StatusOK, reply: syncReply{}, example: exampleSync,
 			problems: append(slices.Clone(orderProblems), tandem.CodeTaskFailed, tandem.CodeTaskTimeout, tandem.CodeOverloaded),
 		},
 		{
-			method: http.MethodPost, path: "/async", handle: s.handleAsync,
+			method: http.MethodPost, path: "/async", handle: s.handleAsync, limited: true,
 			id: "async", tag: tagWork, summary: "Accept work and call back with the result",
 			description: "A 202 means that the request is committed to disk. The result is sent to callback_url, signed and retried; it arrives at least once.",
 			body:        asyncOrder{}, status: http.StatusAccepted, reply: asyncReply{}, headers: []string{"Location", "Retry-After"}, example: exampleAsync,
@@ -67,15 +66,16 @@ func (s *server) routes() []route {
 			problems: []tandem.Code{tandem.CodeInvalidCursor, tandem.CodeValidation, tandem.CodeStoreUnavailable},
 		},
 		{
-			method: http.MethodGet, path: "/requests/{id}", handle: show(s.handleEntry),
+			method: http.MethodGet, path: "/requests/{id}", handle: conditional(s.handleEntry, exactTag), tagged: true,
 			id: "show-request", tag: tagHistory, summary: "Show one request with the attempts of its callback",
 			params: []*huma.Param{idParam("The id of the request")}, status: http.StatusOK, reply: entry{},
 			problems: []tandem.Code{tandem.CodeNotFound, tandem.CodeStoreUnavailable},
 		},
 		{
-			method: http.MethodGet, path: "/stats", handle: show(s.handleStats),
+			method: http.MethodGet, path: "/stats", handle: conditional(s.handleStats, s.figuresTag), tagged: true,
 			id: "stats", tag: tagService, summary: "Show figures about requests, callbacks, the queue and the process",
-			status: http.StatusOK, reply: statistics{}, problems: []tandem.Code{tandem.CodeStoreUnavailable},
+			description: "The ETag covers every figure but system.timestamp, uptime_seconds, memory and goroutines, and the start of the process.",
+			status:      http.StatusOK, reply: statistics{}, problems: []tandem.Code{tandem.CodeStoreUnavailable},
 		},
 		{
 			method: http.MethodGet, path: "/metrics", handle: s.handleMetrics(),
@@ -146,13 +146,11 @@ func show[T any](answer func(*http.Request) (T, error)) handler {
 		if err != nil {
 			return err
 		}
-		var body bytes.Buffer // so that an error can still be answered as one
-		encoder := json.NewEncoder(&body)
-		encoder.SetEscapeHTML(false)
-		if err := encoder.Encode(reply); err != nil {
-			return fmt.Errorf("render answer: %w", err)
+		body, err := render(reply)
+		if err != nil {
+			return err
 		}
-		writeJSON(w, http.StatusOK, body.Bytes())
+		writeJSON(w, http.StatusOK, body)
 		return nil
 	}
 }
@@ -163,6 +161,9 @@ func (s *server) mux(routes []route) http.Handler {
 	mux := http.NewServeMux()
 	methods := map[string][]string{} // :: path → methods
 	for _, rt := range routes {
+		if rt.limited {
+			rt.handle = s.limited(rt.handle)
+		}
 		mux.Handle(rt.method+" "+rt.path, s.adapt(rt.handle))
 		methods[rt.path] = append(methods[rt.path], rt.method)
 		if rt.method == http.MethodGet {

@@ -65,7 +65,6 @@ var rootDocs = map[string]string{
 	"Arrival.first_at":                "When it first came, UTC",
 	"Receipt.id":                      "The webhook-id",
 	"SystemStatistics.memory":         "As the Go runtime counts it",
-	"RateLimiting.enabled":            "false: nobody is slowed down",
 	"CallbackService.global_stats":    "All destinations together",
 	"QueueStatistics.capacity":        "--max-queue: beyond it POST answers 503",
 	"RequestStatistics.sync_requests": "Accepted by POST /sync", "RequestStatistics.async_requests": "Accepted by POST /async",

@@ -16,11 +16,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"github.com/jub0bs/cors"
 
 	"tandem/internal/engine"
+	"tandem/internal/limit"
 	"tandem/internal/store"
 )
 
@@ -42,7 +44,11 @@ type Config struct {
 	MaxDepth     int            // levels of `data`; 10; at most 1,000
 	TaskTimeout  time.Duration  // 30 s; bounds how long an answer may take
 	CORSOrigins  []string       // such as https://app.example.com; none: no CORS headers
+	RateLimit    limit.Quota    // of POST /sync and /async together, per client; zero: no limit
 	Log          *slog.Logger   // slog.Default
+
+	// TrustedProxies are the peers whose X-Forwarded-For is believed; none.
+	TrustedProxies []netip.Prefix
 }
 
 // Validate reports what contradicts itself or is out of range.
@@ -59,6 +65,12 @@ func (cfg Config) Validate() error {
 	}
 	if cfg.TaskTimeout < 0 {
 		errs = append(errs, fmt.Errorf("task timeout %s: want a positive duration", cfg.TaskTimeout))
+	}
+	if err := cfg.RateLimit.Validate(); err != nil {
+		errs = append(errs, fmt.Errorf("rate limit: %w", err))
+	}
+	if err := ValidProxies(cfg.TrustedProxies); err != nil {
+		errs = append(errs, fmt.Errorf("trusted proxies: %w", err))
 	}
 	return errors.Join(errs...)
 }
@@ -88,6 +100,7 @@ type server struct {
 	bodies  *reader
 	inbox   *inbox // nil unless Config.TestCallback
 	tally   tally
+	rate    *limit.Rate // nil: there is no limit
 	meters  *meters
 	started time.Time
 	json    []byte // the OpenAPI document
@@ -102,7 +115,7 @@ func New(cfg Config) (http.Handler, error) {
 	cfg = cfg.withDefaults()
 	s := &server{
 		cfg: cfg, log: cfg.Log, started: time.Now(), tally: make(tally, len(kinds)),
-		bodies: newReader(cfg.MaxData, cfg.MaxDepth, cfg.Engine.TaskNames()),
+		bodies: newReader(cfg.MaxData, cfg.MaxDepth, cfg.Engine.TaskNames()), rate: newRate(cfg.RateLimit),
 	}
 	if cfg.TestCallback {
 		s.inbox = newInbox()
@@ -129,8 +142,8 @@ func (s *server) withCORS(next http.Handler) (http.Handler, error) {
 	middleware, err := cors.NewMiddleware(cors.Config{
 		Origins:         s.cfg.CORSOrigins,
 		Methods:         []string{http.MethodGet, http.MethodHead, http.MethodPost},
-		RequestHeaders:  []string{"Content-Type", headerRequestID},
-		ResponseHeaders: []string{"Location", "Link", "Retry-After", headerRequestID, "X-Process-Time"},
+		RequestHeaders:  []string{"Content-Type", "If-None-Match", headerRequestID},
+		ResponseHeaders: []string{"ETag", "Location", "Link", "RateLimit", "RateLimit-Policy", "Retry-After", headerRequestID, "X-Process-Time"},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("configure CORS: %w", err)

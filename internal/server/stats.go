@@ -84,11 +84,6 @@ type globalCallbacks struct {
 	InFlight     int   `json:"in_flight" minimum:"0" doc:"Exchanges now"`
 }
 
-// rateLimiting says so plainly while there is no limit.
-type rateLimiting struct {
-	Enabled bool `json:"enabled"`
-}
-
 // queueStatistics are gauges: what is still to be done.
 type queueStatistics struct {
 	Depth     int64                `json:"depth" minimum:"0" doc:"Unfinished requests; what capacity bounds"`
@@ -121,12 +116,13 @@ func (s *server) handleStats(r *http.Request) (statistics, error) {
 	}
 	vitals, now := s.cfg.Engine.Vitals(), time.Now()
 	return statistics{
-		Requests:  requestFigures(&counted, vitals.RequestsPerSecond),
-		Latency:   latencyFigures(vitals.Latency),
-		Callbacks: callbackFigures(&counted, vitals.Destinations),
-		Errors:    s.errorFigures(counted.Failures),
-		Queue:     queueFigures(&counted, now),
-		System:    s.systemFigures(now),
+		Requests:     requestFigures(&counted, vitals.RequestsPerSecond),
+		Latency:      latencyFigures(vitals.Latency),
+		Callbacks:    callbackFigures(&counted, vitals.Destinations),
+		RateLimiting: s.rateFigures(now),
+		Errors:       s.errorFigures(counted.Failures),
+		Queue:        queueFigures(&counted, now),
+		System:       s.systemFigures(now),
 	}, nil
 }
 

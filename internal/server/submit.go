@@ -89,10 +89,13 @@ func appendAsync(b []byte, id string) []byte {
 
 // writeJSON writes a body that is JSON already. Answers are about one moment
 // and one caller, so nobody may keep them.
-func writeJSON(w http.ResponseWriter, status int, body []byte) {
+func writeJSON(w http.ResponseWriter, status int, body []byte) { writeBody(w, status, noStore, body) }
+
+// writeBody is writeJSON with another word on who may keep the answer.
+func writeBody(w http.ResponseWriter, status int, keep []string, body []byte) {
 	header := w.Header()
 	header["Content-Type"] = contentTypeJSON
-	header["Cache-Control"] = noStore
+	header["Cache-Control"] = keep
 	w.WriteHeader(status)
 	_, _ = w.Write(body) //nolint:gosec // JSON, with nosniff; it fails only when the caller has gone
 }

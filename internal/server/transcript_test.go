@@ -29,13 +29,13 @@ var (
 	fickleKeys  = `processing_time_ms|sync_avg_processing_time_ms|async_avg_processing_time_ms|duration_ms|uptime_seconds|requests_per_second|p50|p95|p99|heap_bytes|total_bytes|goroutines|oldest_age_seconds`
 	fickle      = regexp.MustCompile(`"(` + fickleKeys + `)": [-+.0-9e]+`)
 	moments     = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z`)
-	names       = regexp.MustCompile(`req_[0-9a-f]{32}|cursor=[^&>\s]+`)
+	names       = regexp.MustCompile(`req_[0-9a-f]{32}|"[0-9a-f]{32}"|cursor=[^&>\s]+`)
 	signatures  = regexp.MustCompile(`v1,[A-Za-z0-9+/=]+`)
 	stamps      = regexp.MustCompile(`"Webhook-Timestamp": "\d+"`)
 )
 
 // shownHeaders are the headers that a transcript shows when they are there.
-var shownHeaders = []string{"Content-Type", "Location", "Link", "Allow", "Retry-After"}
+var shownHeaders = []string{"Content-Type", "ETag", "Location", "Link", "Allow", "Retry-After"}
 
 // TestGuide replays every transcript of the guide, in order, against one server,
 // and compares everything but times, figures and ids. With -update it writes

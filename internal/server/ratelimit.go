@@ -1,0 +1,145 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"tandem"
+	"tandem/internal/limit"
+)
+
+// clientsTracked is how many clients the rate limit remembers one by one; more
+// share. Full of clients at 50 calls each it takes about 80 MB, and as a rule far less.
+const clientsTracked = 65_536
+
+// limited lets a client through to next as often as the quota allows. It decides
+// before anything of the body is read: a refusal has to be cheap. Every answer
+// says what is left, in the headers of the IETF draft on RateLimit fields.
+func (s *server) limited(next handler) handler {
+	if s.rate == nil {
+		return next
+	}
+	quota := s.cfg.RateLimit
+	window := int64(quota.Window / time.Second)
+	policy := []string{`"post";q=` + strconv.Itoa(quota.Calls) + `;w=` + strconv.FormatInt(window, 10)}
+	message := fmt.Sprintf("At most %d POSTs in any %d s are taken from one client. Try again after Retry-After.", quota.Calls, window)
+	return func(w http.ResponseWriter, r *http.Request) error {
+		verdict := s.rate.Take(s.client(r), time.Now())
+		var buf [48]byte
+		left := strconv.AppendInt(append(buf[:0], `"post";r=`...), int64(verdict.Remaining), 10)
+		left = strconv.AppendInt(append(left, `;t=`...), int64(wholeSeconds(verdict.Reset)), 10)
+		header := w.Header()
+		header["Ratelimit-Policy"] = policy // shared by every answer and never written to
+		header["Ratelimit"] = []string{string(left)}
+		if !verdict.OK {
+			return &tandem.Error{Code: tandem.CodeRateLimited, Message: message, RetryAfter: verdict.Reset}
+		}
+		return next(w, r)
+	}
+}
+
+// wholeSeconds rounds up: who waits that long has waited long enough.
+func wholeSeconds(d time.Duration) int { return int((d + time.Second - 1) / time.Second) }
+
+// client is the address of who asks: the peer of the connection or, when that is
+// a trusted proxy, whom it speaks for. Proxies add to the right of
+// X-Forwarded-For, so it is read from there, up to the first address that is no
+// trusted proxy. What stands to the left of that is the client's own claim. The
+// zero address, one client like any other, stands for a peer without one.
+func (s *server) client(r *http.Request) netip.Addr {
+	client, ok := parseHop(r.RemoteAddr)
+	if !ok || !s.trusts(client) {
+		return client
+	}
+	for _, line := range slices.Backward(r.Header["X-Forwarded-For"]) {
+		for more := true; more; {
+			var hop string
+			line, hop, more = cutLast(line)
+			if hop == "" {
+				continue // an empty element of a list means nothing
+			}
+			address, ok := parseHop(hop)
+			if !ok {
+				return client // the proxy does not know either
+			}
+			if client = address; !s.trusts(client) {
+				return client
+			}
+		}
+	}
+	return client
+}
+
+// cutLast takes the last element off a list.
+func cutLast(list string) (rest, last string, more bool) {
+	i := strings.LastIndexByte(list, ',')
+	return list[:max(i, 0)], strings.TrimSpace(list[i+1:]), i >= 0
+}
+
+// trusts reports whether an address is a trusted proxy.
+func (s *server) trusts(address netip.Addr) bool {
+	return slices.ContainsFunc(s.cfg.TrustedProxies, func(p netip.Prefix) bool { return p.Contains(address) })
+}
+
+// parseHop reads an address with or without a port, as proxies write them. The
+// result is in the one form that prefixes match: IPv4 as such, no zone.
+func parseHop(text string) (netip.Addr, bool) {
+	if full, err := netip.ParseAddrPort(text); err == nil {
+		return full.Addr().Unmap().WithZone(""), true
+	}
+	address, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(text, "["), "]"))
+	return address.Unmap().WithZone(""), err == nil
+}
+
+// ValidProxies refuses ranges that match nothing, and those that match
+// everybody: then every caller could choose the address that it is counted under.
+func ValidProxies(ranges []netip.Prefix) error {
+	for _, p := range ranges {
+		switch {
+		case !p.IsValid():
+			return errors.New("want address ranges such as 10.0.0.0/8")
+		case p.Bits() == 0:
+			return fmt.Errorf("%v: every caller would be a proxy", p)
+		case p.Addr().Is4In6():
+			return fmt.Errorf("%v: write it as an IPv4 range", p)
+		}
+	}
+	return nil
+}
+
+// rateLimiting is what /stats says about the limit; all zero but Enabled while
+// there is none.
+type rateLimiting struct {
+	Enabled       bool  `json:"enabled" doc:"false: nobody is slowed down"`
+	Limit         int   `json:"limit" minimum:"0" doc:"POSTs of one client in any window"`
+	WindowSeconds int64 `json:"window_seconds" minimum:"0" doc:"Length of the window"`
+	Tracked       int   `json:"clients_tracked" minimum:"0" doc:"Clients whose calls are remembered one by one"`
+	Capacity      int   `json:"capacity" minimum:"0" doc:"The most of them; further clients share allowances while all have called within the window"`
+	Allowed       int64 `json:"allowed" minimum:"0" doc:"POSTs let through since the process started"`
+	Limited       int64 `json:"limited" minimum:"0" doc:"POSTs answered with 429 since the process started"`
+}
+
+func (s *server) rateFigures(now time.Time) rateLimiting {
+	if s.rate == nil {
+		return rateLimiting{}
+	}
+	stats := s.rate.Stats(now)
+	return rateLimiting{
+		Enabled: true, Limit: stats.Quota.Calls, WindowSeconds: int64(stats.Quota.Window / time.Second),
+		Tracked: stats.Clients, Capacity: stats.Capacity, Allowed: stats.Allowed, Limited: stats.Limited,
+	}
+}
+
+// newRate makes the limiter; nil means that there is no limit.
+func newRate(quota limit.Quota) *limit.Rate {
+	if quota.IsZero() {
+		return nil
+	}
+	return limit.NewRate(quota, clientsTracked)
+}
