@@ -95,7 +95,7 @@ func (e *Engine) doWork(ctx context.Context, slots *slots, task Task, r *tandem.
 func (e *Engine) accept(ctx context.Context, r *tandem.Request) error {
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(storeTimeout, e.cfg.TaskTimeout))
 	defer cancel()
-	err := e.cfg.Store.Accept(bounded, r, store.LaneNone)
+	err := e.commit(bounded, r, store.LaneNone)
 	if err == nil {
 		return nil
 	}

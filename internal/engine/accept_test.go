@@ -302,6 +302,26 @@ func TestDoFinishesLater(t *testing.T) {
 	}
 }
 
+// An id that is taken is replaced, for a while.
+func TestTakenIDs(t *testing.T) {
+	t.Parallel()
+	for taken, code := range map[int]tandem.Code{1: "", 9: "", 10: tandem.CodeStoreUnavailable} {
+		for _, ask := range []func(*engine.Engine, context.Context, engine.Order) (tandem.Request, error){(*engine.Engine).Do, (*engine.Engine).Submit} {
+			p := start(t, nil)
+			p.store.taken = taken
+			o := order("echo")
+			o.CallbackURL = newReceiver(t, nil).URL
+			r, err := ask(p.Engine, t.Context(), o)
+			if tandem.CodeOf(err) != code {
+				t.Errorf("%d ids taken: %v, want code %q", taken, err, code)
+			}
+			if code == "" && p.only().ID != r.ID {
+				t.Errorf("%d ids taken: the row is %s, the caller was told %s", taken, p.only().ID, r.ID)
+			}
+		}
+	}
+}
+
 // The end of the grace period ends the tries.
 func TestDrainWithoutDatabase(t *testing.T) {
 	t.Parallel()

@@ -183,6 +183,7 @@ type faultyStore struct {
 	mu     sync.Mutex
 	finish error // what Finish returns instead of finishing
 	accept error // what Accept returns instead of accepting
+	taken  int   // so many calls of Accept find their id taken
 	late   bool  // Accept accepts, but does not say so before its context ends
 }
 
@@ -190,6 +191,13 @@ func (f *faultyStore) sabotage(accept, finish error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.accept, f.finish = accept, finish
+}
+
+func (f *faultyStore) isTaken() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.taken--
+	return f.taken >= 0
 }
 
 func (f *faultyStore) faults() (accept, finish error) {
@@ -201,6 +209,9 @@ func (f *faultyStore) faults() (accept, finish error) {
 func (f *faultyStore) Accept(ctx context.Context, r *tandem.Request, lane store.Lane) error {
 	if fault, _ := f.faults(); fault != nil {
 		return fault
+	}
+	if f.isTaken() {
+		return store.ErrExists
 	}
 	if err := f.Store.Accept(ctx, r, lane); err != nil || !f.late {
 		return err
