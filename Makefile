@@ -5,12 +5,13 @@ LDFLAGS := $(if $(VERSION),-X tandem.Version=$(VERSION))
 BUILD   := CGO_ENABLED=0 go build -trimpath -ldflags '-s -w $(LDFLAGS)'
 TOOL    := go tool -modfile=tools/go.mod
 
-# How long each fuzz target runs, and how often `make crash` kills the server.
-FUZZTIME     ?= 20s
-CRASH_ROUNDS ?= 500
+# How long each fuzz target runs, how often `make crash` kills the server, and how long `make soak` runs.
+FUZZTIME      ?= 20s
+CRASH_ROUNDS  ?= 500
+SOAK_DURATION ?= 10m
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test race lint vuln build cross ci crash bench fuzz clean
+.PHONY: help demo test race lint vuln build cross ci crash soak bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +45,9 @@ ci: ## everything that must hold before a change lands
 
 crash: ## kill the real binary CRASH_ROUNDS times (500) and look for anything lost
 	TANDEM_CRASH_ROUNDS=$(CRASH_ROUNDS) go test ./cmd/tandem -run TestCrash -timeout 60m -count=1 -v
+
+soak: ## run the real binary at half load for SOAK_DURATION (10m): memory, goroutines and files stay level
+	SOAK_DURATION=$(SOAK_DURATION) go test ./cmd/tandem -run TestSoak -timeout 24h -count=1 -v
 
 bench: ## benchmarks of every package
 	go test -run '^$$' -bench . -benchmem ./...
