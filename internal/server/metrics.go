@@ -104,6 +104,7 @@ type reading struct {
 	at     time.Time
 	store  store.Stats
 	totals engine.Totals
+	rate   rateLimiting
 	tally  tally
 	tasks  []string
 }
@@ -141,7 +142,8 @@ func (f *figures) Collect(out chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
 	stats, err := s.cfg.Store.Stats(ctx)
-	now := &reading{at: time.Now(), store: stats, totals: s.cfg.Engine.Totals(), tally: s.tally, tasks: s.cfg.Engine.TaskNames()}
+	at := time.Now()
+	now := &reading{at, stats, s.cfg.Engine.Totals(), s.rateFigures(at), s.tally, s.cfg.Engine.TaskNames()}
 	lists := [][]figure{f.always, f.stored}
 	if err != nil {
 		s.log.Warn("read the store for /metrics", "error", err)
@@ -205,6 +207,16 @@ func figuresOfProcess() []figure {
 			for state, count := range now.totals.Breakers {
 				out.gauge(float64(count), state)
 			}
+		}},
+		{name: "tandem_rate_limit_requests_total", help: "POSTs that the rate limit let through or answered with 429 since the start.", labels: []string{"verdict"}, read: func(now *reading, out put) {
+			out.counter(now.rate.Allowed, "allowed")
+			out.counter(now.rate.Limited, "limited")
+		}},
+		{name: "tandem_rate_limit_tracked_clients", help: "Clients whose calls are remembered one by one; 0 while there is no limit.", read: func(now *reading, out put) {
+			out.gauge(float64(now.rate.Tracked))
+		}},
+		{name: "tandem_rate_limit_capacity_clients", help: "The most clients remembered one by one; further ones share allowances. 0 while there is no limit.", read: func(now *reading, out put) {
+			out.gauge(float64(now.rate.Capacity))
 		}},
 		{name: "tandem_http_problems_total", help: "Errors answered since the start, by code.", labels: []string{"code"}, read: func(now *reading, out put) {
 			for i := range now.tally {

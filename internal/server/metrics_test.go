@@ -11,11 +11,13 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"tandem"
+	"tandem/internal/limit"
 )
 
 // How a scrape reads, line by line.
@@ -128,6 +130,32 @@ func TestMetricsOfAQueue(t *testing.T) {
 	}
 	if age := got["tandem_queue_oldest_age_seconds"]; age <= 0 || age > patience.Seconds() {
 		t.Errorf("the oldest has been due for %v s", age)
+	}
+}
+
+func TestMetricsOfTheRateLimit(t *testing.T) {
+	t.Parallel()
+	svc := start(t, func(s *setup) { s.server.RateLimit = limit.Quota{Calls: 2, Window: time.Hour} })
+	for range 5 {
+		svc.post("/sync", `{"data":{"a":1},"task":"echo"}`)
+	}
+	got := scrape(t, svc)
+	for name, want := range map[string]float64{
+		`tandem_rate_limit_requests_total{verdict="allowed"}`:                    2,
+		`tandem_rate_limit_requests_total{verdict="limited"}`:                    3,
+		`tandem_rate_limit_tracked_clients`:                                      1,
+		`tandem_http_request_duration_seconds_count{route="/sync",status="4xx"}`: 3,
+	} {
+		if got[name] != want {
+			t.Errorf("%s is %v, want %v", name, got[name], want)
+		}
+	}
+	if got["tandem_rate_limit_capacity_clients"] < 1000 {
+		t.Errorf("room for %v clients", got["tandem_rate_limit_capacity_clients"])
+	}
+	free := scrape(t, start(t, nil))
+	if capacity, there := free["tandem_rate_limit_capacity_clients"]; !there || capacity != 0 {
+		t.Errorf("without a limit: room for %v clients (there: %t)", capacity, there)
 	}
 }
 
