@@ -5,6 +5,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"time"
 
 	"tandem"
 	"tandem/internal/store"
@@ -24,6 +25,12 @@ func (c *serveCommand) banner(address net.Addr, s *service, program string) stri
 		line("database", "in memory: nothing survives a stop, a 202 included")
 	} else {
 		line("database", "%s: a 202 is on disk", redact(c.DB))
+	}
+	if !c.quota.IsZero() {
+		line("limit", "%d POSTs per client in any %d s", c.quota.Calls, c.quota.Window/time.Second)
+	}
+	if len(c.TrustedProxy) > 0 {
+		line("proxies", "%s say who the client is", strings.TrimSpace(join(" ", c.TrustedProxy)))
 	}
 	for _, allowed := range c.allowed() {
 		line("allowed", "%s", allowed)
@@ -47,11 +54,15 @@ func (c *serveCommand) banner(address net.Addr, s *service, program string) stri
 
 // allowed lists what the configuration permits beyond the strict policy.
 func (c *serveCommand) allowed() []string {
+	anyRate := ""
+	if c.quota.IsZero() {
+		anyRate = ", without rate limit"
+	}
 	if c.Mode == modeDemo {
 		return []string{
 			"callbacks to private addresses, any port; no metadata services",
 			"/test-callback, a receiver to try callbacks with",
-			"requests without API key, without rate limit",
+			"requests without API key" + anyRate,
 		}
 	}
 	allowed := []string{"callbacks to public addresses, ports 80 and 443" + join(", ", c.AllowCallbackPort)}
@@ -63,6 +74,9 @@ func (c *serveCommand) allowed() []string {
 	}
 	if len(c.CORSOrigin) > 0 {
 		allowed = append(allowed, "pages of"+join(" ", c.CORSOrigin))
+	}
+	if anyRate != "" {
+		allowed = append(allowed, "requests"+anyRate)
 	}
 	return allowed
 }

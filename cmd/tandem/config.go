@@ -20,6 +20,7 @@ import (
 	"tandem"
 	"tandem/internal/egress"
 	"tandem/internal/engine"
+	"tandem/internal/limit"
 	"tandem/internal/server"
 )
 
@@ -57,8 +58,11 @@ type serveCommand struct {
 	MaxData     int64         `default:"10240" placeholder:"BYTES" env:"TANDEM_MAX_DATA" help:"Largest data of a request, at most 16 MiB (default: ${default})."`
 	MaxDepth    int           `default:"10" env:"TANDEM_MAX_DEPTH" help:"Deepest nesting of data."`
 	TaskTimeout time.Duration `default:"30s" env:"TANDEM_TASK_TIMEOUT" help:"Longest run of a task, and longest wait for a sync answer."`
+	RateLimit   string        `placeholder:"CALLS/WINDOW|off" env:"TANDEM_RATE_LIMIT" help:"POSTs that one client may make in any window of time (demo: off, production: 50/60s)."`
 	CORSOrigin  []string      `name:"cors-origin" placeholder:"URL" env:"TANDEM_CORS_ORIGIN" help:"Origins whose pages may call the API (demo: http://localhost:3000, http://127.0.0.1:3000)."`
 	Retention   time.Duration `default:"720h" env:"TANDEM_RETENTION" help:"Finished requests older than this are deleted; 0: never."`
+
+	TrustedProxy []netip.Prefix `placeholder:"CIDR" env:"TANDEM_TRUSTED_PROXY" help:"Proxies whose X-Forwarded-For says who the client is."`
 
 	CallbackAttempts        int            `default:"3" env:"TANDEM_CALLBACK_ATTEMPTS" help:"Tries per callback."`
 	CallbackBackoff         time.Duration  `default:"1s" env:"TANDEM_CALLBACK_BACKOFF" help:"Wait before the second try; doubled for each further one."`
@@ -72,6 +76,7 @@ type serveCommand struct {
 	SigningSecret string `placeholder:"whsec_…|@FILE" env:"TANDEM_SIGNING_SECRET" help:"Signs callbacks. Default: made at the first start, kept in the database, printed once."`
 
 	secret tandem.Secret // SigningSecret, read; zero: the database's
+	quota  limit.Quota   // RateLimit, read
 }
 
 // dispatch reads the command line and runs its command.
@@ -238,6 +243,12 @@ func (c *serveCommand) Validate() error {
 			c.DB = "file:tandem.db"
 		}
 	}
+	if c.RateLimit == "" {
+		c.RateLimit = "off"
+		if production {
+			c.RateLimit = "50/60s"
+		}
+	}
 	if len(c.CORSOrigin) == 0 && !production {
 		c.CORSOrigin = []string{"http://localhost:3000", "http://127.0.0.1:3000"}
 	}
@@ -259,7 +270,13 @@ func (c *serveCommand) Validate() error {
 	if err := server.ValidOrigins(c.CORSOrigin); err != nil {
 		return badArgument("an origin is a scheme, a host and perhaps a port: https://app.example.com", "--cors-origin: %w", err)
 	}
+	if err := server.ValidProxies(c.TrustedProxy); err != nil {
+		return badArgument("name the addresses of your proxies only", "--trusted-proxy %w", err)
+	}
 	var err error
+	if c.quota, err = limit.ParseQuota(c.RateLimit); err != nil {
+		return badArgument("", "--rate-limit %s: %w", c.RateLimit, err)
+	}
 	if c.secret, err = readSecret(c.SigningSecret); err != nil {
 		return badArgument("tandem prints a fresh one at the first start without --signing-secret", "--signing-secret: %w", err)
 	}

@@ -72,6 +72,9 @@ func (c *serveCommand) parts(address net.Addr, log *slog.Logger) parts {
 			MaxDepth:     c.MaxDepth,
 			TaskTimeout:  c.TaskTimeout,
 			CORSOrigins:  c.CORSOrigin,
+			RateLimit:    c.quota,
+
+			TrustedProxies: c.TrustedProxy,
 		},
 		secret: c.secret,
 		log:    log,

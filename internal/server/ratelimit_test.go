@@ -3,6 +3,7 @@ package server_test
 import (
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -182,4 +183,33 @@ func TestRateLimitClients(t *testing.T) {
 			}
 		})
 	}
+}
+
+// BenchmarkAsyncLimited is POST /async with a quota that is never reached, beside BenchmarkAsyncPlain.
+func BenchmarkAsyncLimited(b *testing.B) {
+	svc := start(b, func(s *setup) {
+		s.engine.IOWorkers, s.engine.TaskTimeout = 1, time.Hour
+		s.server.RateLimit = limit.Quota{Calls: 1_000_000, Window: time.Second}
+	})
+	post(b, svc.Config.Handler)
+}
+
+// BenchmarkAsyncRefused is POST /async of a client far over its quota.
+func BenchmarkAsyncRefused(b *testing.B) {
+	svc := start(b, func(s *setup) { s.server.RateLimit = limit.Quota{Calls: 1, Window: 24 * time.Hour} })
+	svc.post("/async", benchBody)
+	b.ReportAllocs()
+	b.ResetTimer()
+	b.RunParallel(func(p *testing.PB) {
+		for p.Next() {
+			w := &discard{header: make(http.Header, 8)}
+			r := httptest.NewRequest(http.MethodPost, "/async", strings.NewReader(benchBody))
+			r.RemoteAddr = "127.0.0.1:1"
+			svc.Config.Handler.ServeHTTP(w, r)
+			if w.status != http.StatusTooManyRequests {
+				b.Errorf("answered with %d", w.status)
+				return
+			}
+		}
+	})
 }
