@@ -18,15 +18,16 @@ import (
 	"tandem/internal/store"
 )
 
-// scrapeTimeout bounds how long GET /metrics waits for the store.
+// scrapeTimeout bounds how long GET /metrics reads from the store, once the
+// commit under way is over.
 const scrapeTimeout = 2 * time.Second
 
 // httpBuckets are upper bounds in seconds: a 202 is at the lower end, a sync answer anywhere.
 var httpBuckets = []float64{0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30}
 
 // meters are what GET /metrics shows. Answers are counted as they are given;
-// everything else is read from those who know it when somebody asks. It has a registry of
-// its own, so that two servers in one process do not meet.
+// everything else is read from those who know it when somebody asks. They have a registry of
+// their own, so that two servers in one process do not meet.
 type meters struct {
 	registry *prometheus.Registry
 	answers  *prometheus.HistogramVec
