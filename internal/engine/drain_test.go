@@ -3,6 +3,7 @@ package engine_test
 import (
 	"context"
 	"net/http"
+	"sync"
 	"testing"
 	"time"
 
@@ -186,18 +187,49 @@ func TestInterruptedDeliveryDoesNotCount(t *testing.T) {
 	}
 }
 
+// Engines are started and stopped in the middle of their work, again and again
+// and in every way: every call ends, and nothing stays behind (TestMain).
 func TestStartAndStopOften(t *testing.T) {
 	t.Parallel()
 	rc := newReceiver(t, nil)
-	for range 20 {
-		p := start(t, nil)
-		p.submit("echo", rc.URL)
-		halted := make(chan struct{}) // closed when Halt has returned
-		go func() {
-			defer close(halted)
-			p.Halt()
-		}()
-		p.stop()
-		<-halted
+	for _, way := range []string{"halted", "drained", "stopped", "all at once"} {
+		t.Run(way, func(t *testing.T) {
+			t.Parallel()
+			for range 75 {
+				t.Run("", func(t *testing.T) { // one after the other: each is gone before the next
+					startAndStop(t, way, rc.URL)
+				})
+			}
+		})
 	}
+}
+
+func startAndStop(t *testing.T, way, url string) {
+	t.Helper()
+	p := start(t, nil)
+	p.submit("echo", url)
+	var calling sync.WaitGroup
+	for i := range 6 {
+		calling.Go(func() {
+			o := order([]string{"echo", "sleep", "panicky-cpu"}[i%3])
+			o.CallbackURL = url
+			var err error
+			if i%2 == 0 {
+				_, err = p.Do(context.Background(), o)
+			} else {
+				_, err = p.Submit(context.Background(), o)
+			}
+			if code := tandem.CodeOf(err); err != nil && code != tandem.CodeDraining && code != tandem.CodeTaskFailed {
+				t.Errorf("while stopping: %v", err)
+			}
+		})
+	}
+	if way == "halted" || way == "all at once" {
+		calling.Go(p.Halt)
+	}
+	if way == "drained" || way == "all at once" {
+		calling.Go(p.Drain)
+	}
+	p.stop()
+	calling.Wait()
 }
