@@ -139,9 +139,14 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	i, k := kindOf(known.Code)
 	s.tally[i].Add(1)
 	if k.Status >= http.StatusInternalServerError || known.Err != nil {
-		s.log.LogAttrs(r.Context(), logLevel(k.Status), "request failed", slog.String("code", string(k.Code)),
-			slog.String("x_request_id", w.Header().Get(headerRequestID)), slog.String("request_id", known.RequestID),
-			slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Any("error", err))
+		attrs := []slog.Attr{
+			slog.String("code", string(k.Code)), slog.String("method", r.Method), slog.String("path", r.URL.Path),
+			slog.String("x_request_id", w.Header().Get(headerRequestID)), slog.Any("error", err),
+		}
+		if known.RequestID != "" {
+			attrs = append(attrs, slog.String("request_id", known.RequestID))
+		}
+		s.log.LogAttrs(r.Context(), logLevel(k.Status), "request failed", attrs...)
 	}
 	p := problem{
 		Type: "/problems/" + string(k.Code), Title: k.Title, Status: k.Status, Detail: known.Message,
@@ -157,16 +162,15 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	writeProblem(w, p)
 }
 
-// logLevel keeps what callers do wrong out of an operator's sight.
+// logLevel makes a defect stand out. What callers do wrong, work that fails and
+// refusals while there is too much to do are counted (tandem_http_problems_total)
+// and would otherwise flood the log when it is needed most; the store itself says when it
+// takes no writes.
 func logLevel(status int) slog.Level {
-	switch {
-	case status == http.StatusInternalServerError:
+	if status == http.StatusInternalServerError {
 		return slog.LevelError
-	case status > http.StatusInternalServerError:
-		return slog.LevelWarn
-	default:
-		return slog.LevelDebug
 	}
+	return slog.LevelDebug
 }
 
 // writeProblem is apart from writeJSON because problems have a media type of

@@ -192,7 +192,7 @@ func lockBeside(path string) (*flock.Flock, error) {
 	lock := flock.New(path+".lock", flock.SetPermissions(0o600))
 	ok, err := lock.TryLock()
 	if err != nil {
-		return nil, fmt.Errorf("lock %s.lock: %w", path, err)
+		return nil, fmt.Errorf("lock beside it (does its folder exist?): %w", err)
 	}
 	if !ok {
 		return nil, errors.New("another tandem is using it; stop that one first, or name another file with --db")
