@@ -19,8 +19,10 @@ import (
 const clientsTracked = 65_536
 
 // limited lets a client through to next as often as the quota allows. It decides
-// before anything of the body is read: a refusal has to be cheap. Every answer
-// says what is left, in the headers of the IETF draft on RateLimit fields.
+// before anything of the body is read: a refusal has to be cheap. What net/http then
+// drops of a small body, so that the connection can be used again, is its business; a
+// large one ends the connection. Every answer says what is left, in the headers of
+// the IETF draft on RateLimit fields.
 func (s *server) limited(next handler) handler {
 	if s.rate == nil {
 		return next

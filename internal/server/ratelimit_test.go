@@ -1,7 +1,10 @@
 package server_test
 
 import (
+	"bufio"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -106,15 +109,46 @@ func TestNoRateLimit(t *testing.T) {
 	}
 }
 
-// A caller at its limit is answered before its body is read: here none comes.
+// A caller at its limit is answered before its body is read: here none comes, and
+// the server would wait for it longer than the test. (Up to 256 KB net/http drops
+// itself before it sends an answer.)
 func TestRateLimitComesBeforeTheBody(t *testing.T) {
 	t.Parallel()
-	svc := limitedTo(t, 1, nil)
+	svc := limitedTo(t, 1, func(s *setup) { s.tune = func(h *http.Server) { h.ReadTimeout = time.Hour } })
 	svc.post("/sync", `{"data":{"a":1},"task":"echo"}`)
 	for _, path := range []string{"/sync", "/async"} {
 		response, err := svc.raw("POST " + path + " HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 100000000\r\n\r\n")
 		if err != nil || response.StatusCode != http.StatusTooManyRequests {
 			t.Errorf("%s: %v, %v", path, response, err)
+		}
+	}
+}
+
+// A refusal does not cost the connection: what follows the body is a request of its own.
+func TestRateLimitKeepsTheConnection(t *testing.T) {
+	t.Parallel()
+	svc := limitedTo(t, 1, nil)
+	order := `{"data":{"a":1},"task":"echo"}`
+	call := "POST /sync HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 30\r\n"
+	conn, err := net.Dial("tcp", svc.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	answers := bufio.NewReader(conn)
+	for i, want := range []int{http.StatusOK, http.StatusTooManyRequests, http.StatusTooManyRequests} {
+		if _, err := io.WriteString(conn, call+"\r\n"+order); err != nil {
+			t.Fatal(err)
+		}
+		response, err := http.ReadResponse(answers, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, response.Body); err != nil || response.StatusCode != want || response.Close {
+			t.Errorf("call %d: %s, close %v, %v", i+1, response.Status, response.Close, err)
 		}
 	}
 }
