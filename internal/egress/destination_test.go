@@ -215,13 +215,22 @@ func TestPutOffTimes(t *testing.T) {
 		cfg := demo()
 		cfg.HostConcurrency, cfg.MaxWaiting, cfg.MaxDestinations = 1, 1, 1
 		client := newClient(t, cfg)
-		place := reserve(t, client, someURL)
+		place, reserved := reserve(t, client, someURL), time.Now()
 		ctx, cancel := context.WithCancel(t.Context())
 		w := &waiters{client: client}
 		w.start(ctx, "waits", someURL)
 		for range 50 {
 			if wait := time.Until(putOff(t, client, someURL).Until); wait < 100*time.Millisecond || wait > 200*time.Millisecond {
 				t.Errorf("put off for %v, want 100 ms and some jitter", wait)
+			}
+		}
+		// The longer nothing moves, the later they come back: thousands of calls to a
+		// host that hangs would else be asking all the time.
+		for _, hung := range []time.Duration{8 * time.Second, 20 * time.Second, 40 * time.Second} {
+			until(t, reserved.Add(hung))
+			least := min(hung, 30*time.Second)
+			if wait := time.Until(putOff(t, client, someURL).Until); wait < least || wait > least*5/4 {
+				t.Errorf("after %v put off for %v, want %v and some jitter", hung, wait, least)
 			}
 		}
 		cancel()

@@ -43,7 +43,7 @@ func TestClockSetBack(t *testing.T) {
 	for _, r := range []*tandem.Request{before, after} {
 		waitStatus(t, s, r.ID, tandem.StatusCallbackSent)
 		mu.Lock()
-		if made := tries[r.ID]; len(made) != 2 || made[1].Sub(made[0]) < wait {
+		if made := tries[r.ID]; len(made) != 2 || made[1].Sub(made[0]) < wait-wait/100 { // clocks may be slewed
 			t.Errorf("tries at %v, want two that are at least %v apart", made, wait)
 		}
 		mu.Unlock()
