@@ -32,6 +32,10 @@ const patience = 30 * time.Second
 var binary string
 
 func TestMain(m *testing.M) {
+	if address := os.Getenv(floorVariable); address != "" {
+		fmt.Fprintln(os.Stderr, serveFloor(address))
+		os.Exit(1) //nolint:forbidigo // it serves until it is killed
+	}
 	os.Exit(func() int { //nolint:forbidigo // what TestMain is for, when something is to be removed after the tests
 		dir, err := os.MkdirTemp("", "tandem-test-")
 		if err != nil {
