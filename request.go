@@ -148,7 +148,7 @@ func IDOrder(id string) (int64, error) {
 		return 0, fmt.Errorf("request id %.60q: want %s and the 32 lower-case hex digits of a UUID version 7", id, idPrefix)
 	}
 	head := binary.BigEndian.Uint64(raw[:8])
-	return int64(head>>16<<orderBits | head&(1<<orderBits-1)), nil //nolint:gosec // 60 bits
+	return int64(head>>16<<orderBits | head&(1<<orderBits-1)), nil
 }
 
 // OrderOf returns the least order of an id made at t or later. Times outside what

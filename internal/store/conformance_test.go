@@ -360,6 +360,8 @@ func conformLanes(t *testing.T, s store.Store) {
 
 func conformCapacity(t *testing.T, s store.Store) {
 	var running, most atomic.Int64
+	full := make(chan struct{}) // closed when as many run as may
+	var once sync.Once
 	workWith(t, s, store.Capacity{Jobs: map[store.Lane]int{store.LaneIO: 3, store.LaneDeliver: 100}}, func(_ context.Context, job store.Job) store.Next {
 		if job.Lane == store.LaneDeliver {
 			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
@@ -368,7 +370,10 @@ func conformCapacity(t *testing.T, s store.Store) {
 		defer running.Add(-1)
 		for seen := most.Load(); n > seen && !most.CompareAndSwap(seen, n); seen = most.Load() {
 		}
-		pause(time.Millisecond)
+		if n == 3 {
+			once.Do(func() { close(full) })
+		}
+		<-full
 		return workEnded(`{}`)
 	})
 	acceptMany(t, s, 60, store.LaneIO)
@@ -380,6 +385,8 @@ func conformCapacity(t *testing.T, s store.Store) {
 
 func conformBytes(t *testing.T, s store.Store) {
 	var running, most atomic.Int64
+	full := make(chan struct{}) // closed when as many run as may
+	var once sync.Once
 	capacity := store.Capacity{Jobs: map[store.Lane]int{store.LaneIO: 50, store.LaneDeliver: 50}, Bytes: 2500}
 	workWith(t, s, capacity, func(_ context.Context, job store.Job) store.Next {
 		if job.Lane == store.LaneDeliver {
@@ -389,7 +396,10 @@ func conformBytes(t *testing.T, s store.Store) {
 		defer running.Add(-1)
 		for seen := most.Load(); n > seen && !most.CompareAndSwap(seen, n); seen = most.Load() {
 		}
-		pause(time.Millisecond)
+		if n == 2 {
+			once.Do(func() { close(full) })
+		}
+		<-full
 		return workEnded(`{}`)
 	})
 	large := json.RawMessage(`{"x":"` + strings.Repeat("x", 992) + `"}`) // 1,000 bytes: two fit
