@@ -24,13 +24,21 @@ func TestThreadsHaveTheLowestPriority(t *testing.T) {
 	t.Parallel()
 	ordinary := nice(t)
 	do, stop := engine.StartThreads(2)
-	got := 0
-	do(func() { got = nice(t) })
+	got, policy := 0, uint32(0)
+	do(func() {
+		got = nice(t)
+		attr, err := unix.SchedGetAttr(0, 0)
+		if err != nil {
+			t.Errorf("read the scheduling policy: %v", err)
+			return
+		}
+		policy = attr.Policy
+	})
 	stop()
 	want := 19
 	if engine.CanYieldByPriority() {
-		if got != want {
-			t.Errorf("nice %d on a compute thread, want %d", got, want)
+		if got != want || policy != unix.SCHED_IDLE {
+			t.Errorf("nice %d and policy %d on a compute thread, want %d and SCHED_IDLE", got, policy, want)
 		}
 	} else if got != ordinary {
 		t.Errorf("nice %d on a compute thread under a quota, want %d", got, ordinary)
