@@ -72,7 +72,7 @@ type SQLite struct {
 	failing   chan struct{}         // one token while the last commit failed
 	failure   atomic.Pointer[error] // the last commit failed with this; nil: it succeeded
 	accepting atomic.Int64          // calls of Accept under way, for MaxQueue
-	pressure  atomic.Int64          // requests accepted per commit, a moving average
+	pressure  atomic.Int64          // requests accepted per commit, a moving average times pressureCommits
 	trimming  chan struct{}         // one token: the in-memory database wants trimming
 
 	clock    clock

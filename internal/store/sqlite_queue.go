@@ -27,11 +27,14 @@ const (
 	// lookInterval is how often the queue looks at the wall clock, in case the
 	// clock was set or the machine slept.
 	lookInterval = time.Second
-	// pressing is how many requests a commit has to accept, on average, for jobs to
-	// step back: those who ask are waiting, and who is called back is not. Then a lane
-	// runs fewJobs at once, until half of MaxQueue is used up.
-	pressing = 16
-	fewJobs  = 4
+	// pressing is how many requests a commit has to accept, on average over some
+	// pressureCommits, for jobs to step back: those who ask are waiting, and who is called
+	// back is not. Then a lane runs fewJobs at once, until half of MaxQueue is used up. The
+	// average is a long one because callers who were answered together ask again
+	// together: between two waves of them there are commits of jobs alone.
+	pressing        = 8
+	pressureCommits = 32
+	fewJobs         = 4
 	// restFactor is for how many times as long as it took a lane does not read the
 	// index again for what has become due. Thousands of jobs that it hands out may wait for
 	// a slow destination; their rows would be read for every one that comes due.
@@ -242,7 +245,7 @@ func (q *queue) allowed(l *lane) int {
 	return min(max(fewJobs, int(int64(l.capacity)*over/max(half, 1))), l.capacity)
 }
 
-func (q *queue) inBurst() bool { return q.store.pressure.Load() >= pressing }
+func (q *queue) inBurst() bool { return q.store.pressure.Load() >= pressing*pressureCommits }
 
 // endBurst lets jobs go on when nothing has been accepted for burstPause. The
 // commits of the few that run cannot be waited for: they may take as long as a task may.

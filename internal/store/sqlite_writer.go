@@ -165,7 +165,7 @@ func (s *SQLite) commitAll(batch []*op) {
 		}
 	}
 	calm := !s.queue.inBurst()
-	s.pressure.Store((s.pressure.Load() + int64(urgent)) / 2)
+	s.pressure.Store(s.pressure.Load() - s.pressure.Load()/pressureCommits + int64(urgent))
 	if calm && s.queue.inBurst() {
 		poke(s.queue.wake) // to see it end
 	}
