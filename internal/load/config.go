@@ -70,4 +70,5 @@ type Progress struct {
 	P50MS       float64       // response time of the last second
 	P99MS       float64       //
 	Draining    bool          // everything is sent, callbacks are awaited
+	Done        bool          // the phase is over: the last that is told of it, once per phase
 }
