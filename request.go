@@ -43,7 +43,8 @@ var Statuses = []Status{
 // :: status → statuses it may become
 var transitions = map[Status][]Status{
 	StatusPending: {StatusProcessing},
-	// back to pending: handed back by a shutdown, or found running after a crash.
+	// back to pending: handed back by a shutdown, found running after a crash, or,
+	// a submission, put off because the external service did not answer well.
 	StatusProcessing:     {StatusPending, StatusCompleted, StatusFailed},
 	StatusCompleted:      {StatusCallbackSent, StatusCallbackFailed},
 	StatusCallbackSent:   {},
@@ -67,6 +68,10 @@ const (
 	CallbackFailed  CallbackStatus = "failed"  // given up
 )
 
+// TaskSubmission is the task of a request that came as a submission (POST
+// /api/submit). No order can name it.
+const TaskSubmission = "submission"
+
 // Reasons a request failed, as its ErrorCode in the history. They are stable.
 const (
 	FailedTask         = "task_failed"   // the task returned an error
@@ -87,6 +92,7 @@ type Request struct {
 	CallbackStatus   CallbackStatus  `json:"callback_status,omitempty"` // async only
 	Data             json.RawMessage `json:"input_data"`                // the caller's JSON object, as received
 	Complexity       int             `json:"complexity"`                // 1..10
+	BatchID          string          `json:"batch_id,omitempty"`        // submissions that came together
 	Result           json.RawMessage `json:"result,omitempty"`          // what the task returned
 	ProcessingTimeMS float64         `json:"processing_time_ms"`        // time in the task, milliseconds; 0 until it ended
 	CallbackURL      string          `json:"callback_url,omitempty"`    // async only

@@ -272,10 +272,10 @@ func makeDatabase(t *testing.T, path string) {
 	s, err := store.OpenSQLite(t.Context(), store.Config{URL: path, Log: slog.New(slog.DiscardHandler)})
 	spoilt(t, err)
 	for range 500 {
-		spoilt(t, s.Accept(t.Context(), &tandem.Request{
+		spoilt(t, s.Accept(t.Context(), store.LaneIO, &tandem.Request{
 			ID: tandem.ID(uuid.Must(uuid.NewV7())), Mode: tandem.ModeAsync, Task: "echo", Status: tandem.StatusPending, CallbackStatus: tandem.CallbackPending,
 			CallbackURL: "http://127.0.0.1:9/", Data: json.RawMessage(`{"x":"` + strings.Repeat("x", 1000) + `"}`), Complexity: 1,
-		}, store.LaneIO))
+		}))
 	}
 	spoilt(t, s.Close())
 	spoilt(t, os.Remove(path+".lock"))

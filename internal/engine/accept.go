@@ -111,10 +111,11 @@ func (e *Engine) accept(ctx context.Context, r *tandem.Request) error {
 func (e *Engine) finish(ctx context.Context, r *tandem.Request, o store.Outcome) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
 	defer cancel()
-	if err := e.cfg.Store.Finish(ctx, r.ID, o); err != nil {
+	job, next := store.Job{Request: *r}, store.Next{Outcome: &o}
+	if err := e.cfg.Store.Finish(ctx, job, next); err != nil {
 		e.log.Error("store the result of a sync request", "request_id", r.ID, "err", err)
 		if tandem.CodeOf(err) != tandem.CodeNotFound {
-			e.finishLater(r.ID, o)
+			e.finishLater(job, next)
 		}
 		return storeError("finish request", r.ID, err)
 	}
@@ -130,7 +131,7 @@ func (e *Engine) finish(ctx context.Context, r *tandem.Request, o store.Outcome)
 // told that the database does not take it: its row would seem to be processing until
 // the next start. Run waits for it as for a Do, and what is not kept when the grace
 // period is over the next start finds interrupted.
-func (e *Engine) finishLater(id string, o store.Outcome) {
+func (e *Engine) finishLater(job store.Job, next store.Next) {
 	e.gate.stay()
 	go func() {
 		defer e.gate.leave()
@@ -143,7 +144,7 @@ func (e *Engine) finishLater(id string, o store.Outcome) {
 			case <-pause.C:
 			}
 			ctx, cancel := context.WithTimeout(e.working, storeTimeout)
-			err := e.cfg.Store.Finish(ctx, id, o)
+			err := e.cfg.Store.Finish(ctx, job, next)
 			cancel()
 			if err == nil || tandem.CodeOf(err) == tandem.CodeNotFound { // not found: an earlier try came through after all
 				return
@@ -219,7 +220,7 @@ func (e *Engine) check(order Order) (Task, error) {
 func (e *Engine) commit(ctx context.Context, r *tandem.Request, lane store.Lane) error {
 	const tries = 10
 	for try := 1; ; try++ {
-		err := e.cfg.Store.Accept(ctx, r, lane)
+		err := e.cfg.Store.Accept(ctx, lane, r)
 		if !errors.Is(err, store.ErrExists) || try == tries {
 			return err
 		}

@@ -206,25 +206,25 @@ func (f *faultyStore) faults() (accept, finish error) {
 	return f.accept, f.finish
 }
 
-func (f *faultyStore) Accept(ctx context.Context, r *tandem.Request, lane store.Lane) error {
+func (f *faultyStore) Accept(ctx context.Context, lane store.Lane, requests ...*tandem.Request) error {
 	if fault, _ := f.faults(); fault != nil {
 		return fault
 	}
 	if f.isTaken() {
 		return store.ErrExists
 	}
-	if err := f.Store.Accept(ctx, r, lane); err != nil || !f.late {
+	if err := f.Store.Accept(ctx, lane, requests...); err != nil || !f.late {
 		return err
 	}
 	<-ctx.Done()
 	return ctx.Err()
 }
 
-func (f *faultyStore) Finish(ctx context.Context, id string, o store.Outcome) error {
+func (f *faultyStore) Finish(ctx context.Context, job store.Job, next store.Next) error {
 	if _, fault := f.faults(); fault != nil {
 		return fault
 	}
-	return f.Store.Finish(ctx, id, o)
+	return f.Store.Finish(ctx, job, next)
 }
 
 // task makes a task in the io lane.

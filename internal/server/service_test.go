@@ -173,11 +173,11 @@ func (f *faultyStore) check(method string) error {
 	return fault()
 }
 
-func (f *faultyStore) Accept(ctx context.Context, r *tandem.Request, lane store.Lane) error {
+func (f *faultyStore) Accept(ctx context.Context, lane store.Lane, requests ...*tandem.Request) error {
 	if err := f.check("Accept"); err != nil {
 		return err
 	}
-	return f.Store.Accept(ctx, r, lane)
+	return f.Store.Accept(ctx, lane, requests...)
 }
 
 func (f *faultyStore) Request(ctx context.Context, id string) (tandem.Request, error) {

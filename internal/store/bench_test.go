@@ -19,7 +19,7 @@ func BenchmarkAccept(b *testing.B) {
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			if err := s.Accept(context.Background(), newAsync(), store.LaneIO); err != nil {
+			if err := s.Accept(context.Background(), store.LaneIO, newAsync()); err != nil {
 				b.Error(err)
 			}
 		}
@@ -47,7 +47,7 @@ func BenchmarkCycle(b *testing.B) {
 	b.ResetTimer()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			if err := s.Accept(context.Background(), newAsync(), store.LaneIO); err != nil {
+			if err := s.Accept(context.Background(), store.LaneIO, newAsync()); err != nil {
 				b.Error(err)
 			}
 		}

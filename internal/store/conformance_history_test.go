@@ -63,7 +63,7 @@ func conformFilters(t *testing.T, s store.Store) {
 		r.Task = []string{"compute", "echo", "sleep"}[i%5%3]
 		accept(t, s, r, lane)
 		if i%6 == 0 {
-			if err := s.Finish(context.Background(), r.ID, store.Outcome{}); err != nil {
+			if err := s.Finish(context.Background(), store.Job{Request: *r}, store.Next{Outcome: &store.Outcome{}}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -132,7 +132,7 @@ func conformRetention(t *testing.T, s store.Store) {
 		r := newSync()
 		accept(t, s, r, store.LaneNone)
 		if len(finished) <= len(running)*6 {
-			if err := s.Finish(ctx, r.ID, store.Outcome{}); err != nil {
+			if err := s.Finish(ctx, store.Job{Request: *r}, store.Next{Outcome: &store.Outcome{}}); err != nil {
 				t.Fatal(err)
 			}
 			finished = append(finished, r.ID)

@@ -31,6 +31,11 @@ func TestConformance(t *testing.T) {
 		"accept keeps every field":             conformAccept,
 		"a repeated id is refused alone":       conformDuplicate,
 		"sync life":                            conformSync,
+		"several together or none":             conformTogether,
+		"a submission is its caller's":         conformSubmission,
+		"a submission put off":                 conformPutOff,
+		"callers that break the rules":         conformFinishRules,
+		"figures of submissions":               conformSubmissionFigures,
 		"async life":                           conformAsync,
 		"failed work still calls back":         conformFailedWork,
 		"retries, put-offs and giving up":      conformRetries,
@@ -95,7 +100,7 @@ func conformDuplicate(t *testing.T, s store.Store) {
 			if i == 20 {
 				r.ID = first.ID
 			}
-			err := s.Accept(context.Background(), r, store.LaneIO)
+			err := s.Accept(context.Background(), store.LaneIO, r)
 			if errors.Is(err, store.ErrExists) != (i == 20) || err != nil && i != 20 {
 				t.Errorf("accept %d: %v", i, err)
 			}
@@ -120,10 +125,10 @@ func conformSync(t *testing.T, s store.Store) {
 		t.Errorf("while running: %+v", got)
 	}
 	now := time.Now().UTC().Truncate(time.Microsecond)
-	if err := s.Finish(ctx, good.ID, store.Outcome{Result: json.RawMessage(`{"a":1}`), StartedAt: now, CompletedAt: now, Processing: 42 * time.Millisecond}); err != nil {
+	if err := s.Finish(ctx, store.Job{Request: *good}, store.Next{Outcome: &store.Outcome{Result: json.RawMessage(`{"a":1}`), StartedAt: now, CompletedAt: now, Processing: 42 * time.Millisecond}}); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Finish(ctx, bad.ID, store.Outcome{ErrorCode: tandem.FailedTask, ErrorMessage: "no", StartedAt: now, CompletedAt: now}); err != nil {
+	if err := s.Finish(ctx, store.Job{Request: *bad}, store.Next{Outcome: &store.Outcome{ErrorCode: tandem.FailedTask, ErrorMessage: "no", StartedAt: now, CompletedAt: now}}); err != nil {
 		t.Fatal(err)
 	}
 	want := *good
@@ -134,12 +139,13 @@ func conformSync(t *testing.T, s store.Store) {
 	if got := mustRequest(t, s, bad.ID); got.Status != tandem.StatusFailed || got.ErrorCode != tandem.FailedTask || got.ErrorMessage != "no" {
 		t.Errorf("failed: %+v", got)
 	}
-	if err := s.Finish(ctx, good.ID, store.Outcome{}); tandem.CodeOf(err) != tandem.CodeNotFound {
+	if err := s.Finish(ctx, store.Job{Request: *good}, store.Next{Outcome: &store.Outcome{}}); tandem.CodeOf(err) != tandem.CodeNotFound {
 		t.Errorf("finished twice: %v, want %s", err, tandem.CodeNotFound)
 	}
-	async := newAsync()
+	async, claim := newAsync(), newSync()
 	accept(t, s, async, store.LaneIO)
-	if err := s.Finish(ctx, async.ID, store.Outcome{}); tandem.CodeOf(err) != tandem.CodeNotFound {
+	claim.ID = async.ID
+	if err := s.Finish(ctx, store.Job{Request: *claim}, store.Next{Outcome: &store.Outcome{}}); tandem.CodeOf(err) != tandem.CodeNotFound {
 		t.Errorf("finished an async request: %v, want %s", err, tandem.CodeNotFound)
 	}
 }
@@ -490,7 +496,7 @@ func conformClosed(t *testing.T, s store.Store) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Accept(context.Background(), newAsync(), store.LaneIO); tandem.CodeOf(err) != tandem.CodeStoreUnavailable {
+	if err := s.Accept(context.Background(), store.LaneIO, newAsync()); tandem.CodeOf(err) != tandem.CodeStoreUnavailable {
 		t.Errorf("accept after close: %v, want %s", err, tandem.CodeStoreUnavailable)
 	}
 	if err := s.Close(); err != nil {
@@ -503,7 +509,7 @@ func conformCancelled(t *testing.T, s store.Store) {
 	gone := errors.New("gone")
 	cancel(gone)
 	for range 50 { // the row may be there or not; the answer is the caller's own reason, or success
-		if err := s.Accept(ctx, newAsync(), store.LaneIO); err != nil && !errors.Is(err, gone) {
+		if err := s.Accept(ctx, store.LaneIO, newAsync()); err != nil && !errors.Is(err, gone) {
 			t.Errorf("accept: %v", err)
 		}
 	}
@@ -551,7 +557,7 @@ func acceptMany(t testing.TB, s store.Store, n int, lane store.Lane) {
 	for range 64 {
 		group.Go(func() {
 			for left.Add(-1) >= 0 {
-				if err := s.Accept(context.Background(), newAsync(), lane); err != nil {
+				if err := s.Accept(context.Background(), lane, newAsync()); err != nil {
 					t.Error(err)
 					return
 				}

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"maps"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -25,6 +26,11 @@ const (
 	counterUnfinished = "unfinished/all" // gauge
 	counterRows       = "rows/all"       // gauge: rows of the history
 
+	counterSubmissionRows   = "submission/rows"       // gauge: submissions in the history
+	counterSubmissionsEnded = "submission/completed"  // that ended well
+	counterSubmissionWork   = "submission/work_count" // that ended, well or not
+	counterSubmissionTime   = "submission/work_us"    // their time in the external call, microseconds
+
 	groupAccepted  = "accepted/"   // by mode
 	groupTask      = "task/"       // accepted, by task
 	groupNow       = "now/"        // gauge by status
@@ -35,7 +41,24 @@ const (
 	groupQueue     = "queue/"      // gauge by lane
 	groupWorkCount = "work_count/" // by mode
 	groupWorkTime  = "work_us/"    // by mode, microseconds
+	groupRecent    = "recent/"     // submissions accepted, by hour since 1970; the last recentHours only
 )
+
+// recentHours is how many hours groupRecent has, the current one included.
+const recentHours = 24
+
+// hourOf numbers the hours since 1970.
+func hourOf(t time.Time) int64 { return t.Unix() / 3600 }
+
+func recentCounter(t time.Time) string { return groupRecent + strconv.FormatInt(hourOf(t), 10) }
+
+// isRecent reports whether a counter counts one of the last recentHours.
+func isRecent(counter string, now time.Time) bool {
+	digits, ok := strings.CutPrefix(counter, groupRecent)
+	hour, err := strconv.ParseInt(digits, 10, 64)
+	age := hourOf(now) - hour
+	return ok && err == nil && age >= 0 && age < recentHours
+}
 
 func nowCounter(status tandem.Status) string   { return groupNow + string(status) }
 func endedCounter(status tandem.Status) string { return groupEnded + string(status) }
@@ -65,13 +88,16 @@ func (c *counters) load(ctx context.Context, conn *sql.Conn) error {
 
 // with returns the values with what a transaction adds to them, as a map and as
 // the table keeps it. Only the writer calls it, so nothing changes meanwhile.
-func (c *counters) with(deltas map[string]int64) (map[string]int64, []byte, error) {
+func (c *counters) with(deltas map[string]int64, now time.Time) (map[string]int64, []byte, error) {
 	c.mu.Lock()
 	next := maps.Clone(c.values)
 	c.mu.Unlock()
 	for name, delta := range deltas {
 		if delta != 0 {
 			next[name] += delta
+		}
+		if _, fresh := c.values[name]; !fresh && strings.HasPrefix(name, groupRecent) { // a new hour: the oldest goes
+			maps.DeleteFunc(next, func(name string, _ int64) bool { return strings.HasPrefix(name, groupRecent) && !isRecent(name, now) })
 		}
 	}
 	counts, err := json.Marshal(next)
@@ -117,7 +143,7 @@ func (c *counters) members(group string) []string {
 }
 
 // stats sorts the counters into the groups of Stats.
-func (c *counters) stats() Stats {
+func (c *counters) stats(now time.Time) Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	stats := Stats{
@@ -131,6 +157,15 @@ func (c *counters) stats() Stats {
 		Queue:      map[Lane]int64{},
 		Unfinished: c.values[counterUnfinished],
 		Commits:    c.commits,
+		Submissions: Submissions{
+			Accepted: c.values[groupTask+tandem.TaskSubmission],
+			Kept:     c.values[counterSubmissionRows],
+			Ended:    c.values[counterSubmissionsEnded],
+			Work: WorkTime{
+				Count: c.values[counterSubmissionWork],
+				Total: time.Duration(c.values[counterSubmissionTime]) * time.Microsecond,
+			},
+		},
 	}
 	for name, value := range c.values {
 		group, member, _ := strings.Cut(name, "/")
@@ -149,6 +184,10 @@ func (c *counters) stats() Stats {
 			stats.Attempts[tandem.Outcome(member)] = value
 		case groupQueue:
 			stats.Queue[Lane(member)] = value
+		case groupRecent:
+			if isRecent(name, now) {
+				stats.Submissions.Recent += value
+			}
 		case groupWorkCount:
 			stats.Work[tandem.Mode(member)] = WorkTime{
 				Count: value,

@@ -42,6 +42,9 @@ const (
 	MemoryRows    = memoryRows
 )
 
+// Counters returns how many counters begin with a group's name.
+func (s *SQLite) Counters(group string) int { return len(s.counters.members(group)) }
+
 // NextChunk exposes the sizing of deletions.
 func NextChunk(rows int, took time.Duration) int { return nextChunk(rows, took) }
 

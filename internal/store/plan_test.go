@@ -255,10 +255,15 @@ func live(t *testing.T, path string, all *statements) {
 			return store.Next{Verdict: store.Dead, Attempt: attempt(2, tandem.OutcomeGone)}
 		}
 	})
-	for range 29 {
+	submission := newSubmission("batch_a")
+	accept(t, s, submission, store.LaneIO)
+	if err := s.Finish(t.Context(), submissionJob(submission), called("")); err != nil {
+		t.Fatal(err)
+	}
+	for range 28 {
 		r := newSync()
 		accept(t, s, r, store.LaneNone)
-		if err := s.Finish(t.Context(), r.ID, store.Outcome{Result: json.RawMessage(`1`)}); err != nil {
+		if err := s.Finish(t.Context(), store.Job{Request: *r}, store.Next{Outcome: &store.Outcome{Result: json.RawMessage(`1`)}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -281,6 +286,9 @@ func live(t *testing.T, path string, all *statements) {
 // look reads the history at every combination of filters.
 func look(t *testing.T, s store.Store) {
 	t.Helper()
+	if _, err := s.Requests(t.Context(), store.Filter{Batch: "batch_a", Limit: 10}); err != nil {
+		t.Fatal(err)
+	}
 	for _, mode := range append(tandem.Modes, "") {
 		for _, status := range append(tandem.Statuses, "") {
 			for _, task := range []string{"", "echo"} {
@@ -305,7 +313,7 @@ func fill(t *testing.T, s *store.SQLite, all *statements) {
 	if err := s.LimitPages(pages); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "the database to be full", func() bool { return s.Accept(t.Context(), newSync(), store.LaneNone) != nil })
+	waitFor(t, "the database to be full", func() bool { return s.Accept(t.Context(), store.LaneNone, newSync()) != nil })
 	waitFor(t, "a probe", func() bool {
 		return slices.ContainsFunc(all.list(), func(text string) bool { return strings.Contains(text, "probe") })
 	})
@@ -322,7 +330,7 @@ func liveInMemory(t *testing.T, all *statements) {
 	work(t, s, func(context.Context, store.Job) store.Next { return workEnded(`{}`) })
 	r := newSync()
 	accept(t, s, r, store.LaneNone)
-	if err := s.Finish(t.Context(), r.ID, store.Outcome{Result: json.RawMessage(`1`)}); err != nil {
+	if err := s.Finish(t.Context(), store.Job{Request: *r}, store.Next{Outcome: &store.Outcome{Result: json.RawMessage(`1`)}}); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := s.Retain(t.Context(), time.Now().Add(time.Hour)); n != 1 || err != nil {

@@ -137,7 +137,7 @@ func TestLockedByAnotherProgram(t *testing.T) {
 	var group sync.WaitGroup
 	for range n {
 		group.Go(func() {
-			if err := s.Accept(context.Background(), newAsync(), store.LaneIO); tandem.CodeOf(err) != tandem.CodeStoreUnavailable {
+			if err := s.Accept(context.Background(), store.LaneIO, newAsync()); tandem.CodeOf(err) != tandem.CodeStoreUnavailable {
 				t.Errorf("accept: %v, want %s", err, tandem.CodeStoreUnavailable)
 			}
 		})

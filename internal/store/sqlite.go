@@ -82,7 +82,7 @@ type SQLite struct {
 
 // OpenSQLite opens or creates the database, brings its schema up to date and
 // recovers what the last process left: an interrupted sync request becomes
-// failed, an interrupted async one pending again. Errors are for people.
+// failed, an interrupted async one or submission pending again. Errors are for people.
 func OpenSQLite(ctx context.Context, cfg Config) (*SQLite, error) {
 	if cfg.MaxQueue == 0 {
 		cfg.MaxQueue = 1_000_000
@@ -273,7 +273,7 @@ func (s *SQLite) recover(ctx context.Context) error {
 		interrupted, err := tx.exec(`
 			UPDATE requests
 			SET status = 'failed', error_code = ?, error_message = ?, completed_at = ?
-			WHERE mode = 'sync' AND status = 'processing'`,
+			WHERE mode = 'sync' AND status = 'processing' AND lane IS NULL`,
 			tandem.FailedInterrupted, "the server stopped while this request was running", micros(s.clock.now()))
 		if err != nil {
 			return err
@@ -289,6 +289,14 @@ func (s *SQLite) recover(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		resumed, err := tx.exec(`
+			UPDATE requests
+			SET status = 'pending', due_at = ?
+			WHERE mode = 'sync' AND status = 'processing'`, micros(s.clock.now()))
+		if err != nil {
+			return err
+		}
+		again += resumed
 		tx.count(nowCounter(tandem.StatusProcessing), -again)
 		tx.count(nowCounter(tandem.StatusPending), again)
 		if back, err := behindHistory(tx); err != nil {
@@ -299,7 +307,7 @@ func (s *SQLite) recover(ctx context.Context) error {
 			}
 		}
 		if interrupted+again > 0 {
-			s.cfg.Log.Info("recovered after a crash", "sync_interrupted", interrupted, "async_again", again)
+			s.cfg.Log.Info("recovered after a crash", "interrupted", interrupted, "again", again)
 		}
 		return nil
 	}}})

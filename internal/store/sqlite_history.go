@@ -48,20 +48,21 @@ func (s *SQLite) read(ctx context.Context, f func(querier) error) error {
 
 // columns are what scan reads, in its order.
 const columns = `seq, id, mode, task, status, callback_status, complexity, callback_attempts, processing_us,
-	started_at, completed_at, error_code, error_message, callback_url, data, result`
+	started_at, completed_at, error_code, error_message, callback_url, batch_id, data, result`
 
 func scan(row interface{ Scan(...any) error }) (seq int64, r tandem.Request, err error) {
 	var mode, status, callback string
 	var processing int64
 	var started, completed sql.NullInt64
+	var batch sql.NullString
 	var data, result []byte
 	err = row.Scan(&seq, &r.ID, &mode, &r.Task, &status, &callback, &r.Complexity, &r.CallbackAttempts, &processing,
-		&started, &completed, &r.ErrorCode, &r.ErrorMessage, &r.CallbackURL, &data, &result)
+		&started, &completed, &r.ErrorCode, &r.ErrorMessage, &r.CallbackURL, &batch, &data, &result)
 	if err != nil {
 		return 0, r, err
 	}
 	r.Mode, r.Status, r.CallbackStatus = tandem.Mode(mode), tandem.Status(status), tandem.CallbackStatus(callback)
-	r.Data, r.Result = data, result
+	r.BatchID, r.Data, r.Result = batch.String, data, result
 	r.ProcessingTimeMS = float64(processing) / 1000
 	r.StartedAt, r.CompletedAt = fromMicros(started), fromMicros(completed)
 	r.CreatedAt, err = tandem.IDTime(r.ID)
@@ -120,7 +121,7 @@ func attempts(ctx context.Context, q querier, seq int64) ([]tandem.Attempt, erro
 // jobColumns are what scan reads of a row that is handed out: of data and
 // result only the one that the job needs, and that only if it is at most ? bytes.
 const jobColumns = `seq, id, mode, task, status, callback_status, complexity, callback_attempts, processing_us,
-	started_at, completed_at, error_code, error_message, callback_url,
+	started_at, completed_at, error_code, error_message, callback_url, batch_id,
 	CASE WHEN lane = 'deliver' OR length(data) > ? THEN x'' ELSE data END,
 	CASE WHEN lane = 'deliver' AND length(result) <= ? THEN result END`
 
@@ -250,6 +251,10 @@ func (s *SQLite) Requests(ctx context.Context, f Filter) (Page, error) {
 // pageQuery returns the statement for a filter and its arguments up to LIMIT
 // ? OFFSET ?; "" when nothing can match.
 func pageQuery(f Filter, tasks []string, from, before int64) (string, []any) {
+	if f.Batch != "" {
+		return `SELECT ` + columns + ` FROM requests INDEXED BY requests_batch WHERE batch_id = ? AND seq >= ? AND seq < ? ORDER BY seq DESC LIMIT ? OFFSET ?`,
+			[]any{f.Batch, from, before}
+	}
 	if f.Mode == "" && f.Status == "" && f.Task == "" {
 		return `SELECT ` + columns + ` FROM requests WHERE seq >= ? AND seq < ? ORDER BY seq DESC LIMIT ? OFFSET ?`, []any{from, before}
 	}
@@ -293,7 +298,7 @@ func pageQuery(f Filter, tasks []string, from, before int64) (string, []any) {
 // it returns is never older than a row that the caller has seen.
 func (s *SQLite) Stats(ctx context.Context) (Stats, error) {
 	s.connMu.Lock()
-	stats := s.counters.stats()
+	stats := s.counters.stats(s.clock.now())
 	s.connMu.Unlock()
 	stats.Capacity = s.cfg.MaxQueue
 	if failure := s.failure.Load(); failure != nil {
@@ -330,14 +335,14 @@ func (s *SQLite) Retain(ctx context.Context, before time.Time) (int, error) {
 	deleted := 0
 	after, rows := int64(-1), chunkRows
 	for {
-		seqs, last, err := s.finished(ctx, after, tandem.OrderOf(before), rows)
+		old, last, err := s.finished(ctx, after, tandem.OrderOf(before), rows)
 		if err == nil && last == after {
 			return deleted, nil
 		}
 		var n int
 		var took time.Duration
 		if err == nil {
-			n, took, err = s.deleteRows(ctx, seqs)
+			n, took, err = s.deleteRows(ctx, old)
 		}
 		deleted += n
 		switch {
@@ -366,11 +371,11 @@ func nextChunk(rows int, took time.Duration) int {
 
 // finished lists rows after one seq and before another of which nothing is left
 // to do, and the seq up to which it has looked; that is after itself at the end.
-func (s *SQLite) finished(ctx context.Context, after, before int64, limit int) (seqs []int64, last int64, err error) {
+func (s *SQLite) finished(ctx context.Context, after, before int64, limit int) (old []oldRow, last int64, err error) {
 	last = after
 	err = s.read(ctx, func(q querier) error {
 		rows, err := q.QueryContext(ctx, `
-			SELECT seq, lane IS NULL AND status NOT IN ('pending', 'processing'), length(data) + coalesce(length(result), 0)
+			SELECT seq, task, lane IS NULL AND status NOT IN ('pending', 'processing'), length(data) + coalesce(length(result), 0)
 			FROM requests
 			WHERE seq > ? AND seq < ?
 			ORDER BY seq
@@ -381,26 +386,32 @@ func (s *SQLite) finished(ctx context.Context, after, before int64, limit int) (
 		defer rows.Close()
 		bytes := 0
 		for rows.Next() && bytes < chunkBytes {
-			var seq int64
+			var row oldRow
 			var over bool
 			var size int
-			if err := rows.Scan(&seq, &over, &size); err != nil {
+			if err := rows.Scan(&row.seq, &row.task, &over, &size); err != nil {
 				return err
 			}
-			last = seq
+			last = row.seq
 			if over {
-				seqs = append(seqs, seq)
+				old = append(old, row)
 				bytes += size
 			}
 		}
 		return rows.Err()
 	})
-	return seqs, last, err
+	return old, last, err
+}
+
+// oldRow is a finished row that may be deleted.
+type oldRow struct {
+	seq  int64
+	task string
 }
 
 // deleteRows deletes rows with their attempts, and returns how long that held the writer.
-func (s *SQLite) deleteRows(ctx context.Context, seqs []int64) (deleted int, took time.Duration, err error) {
-	if len(seqs) == 0 {
+func (s *SQLite) deleteRows(ctx context.Context, old []oldRow) (deleted int, took time.Duration, err error) {
+	if len(old) == 0 {
 		return 0, 0, nil
 	}
 	var gone int           // the writer's, until do returns nil
@@ -408,15 +419,18 @@ func (s *SQLite) deleteRows(ctx context.Context, seqs []int64) (deleted int, too
 	err = s.do(ctx, func(tx *tx) error {
 		start := time.Now()
 		gone = 0
-		for _, seq := range seqs {
-			if _, err := tx.exec(`DELETE FROM attempts WHERE request = ?`, seq); err != nil {
+		for _, row := range old {
+			if _, err := tx.exec(`DELETE FROM attempts WHERE request = ?`, row.seq); err != nil {
 				return err
 			}
-			n, err := tx.exec(`DELETE FROM requests WHERE seq = ? AND lane IS NULL`, seq)
+			n, err := tx.exec(`DELETE FROM requests WHERE seq = ? AND lane IS NULL`, row.seq)
 			if err != nil {
 				return err
 			}
 			gone += int(n)
+			if row.task == tandem.TaskSubmission {
+				tx.count(counterSubmissionRows, -n)
+			}
 		}
 		tx.count(counterRows, -int64(gone))
 		held = time.Since(start)
@@ -446,12 +460,12 @@ func (s *SQLite) trim(ctx context.Context) error {
 		if over <= 0 && (pages-free)*size <= memoryBytes {
 			return nil
 		}
-		seqs, last, err := s.finished(ctx, after, math.MaxInt64, chunkRows)
+		old, last, err := s.finished(ctx, after, math.MaxInt64, chunkRows)
 		if err != nil || last == after {
 			return err
 		}
 		after = last
-		if _, _, err := s.deleteRows(ctx, seqs); err != nil {
+		if _, _, err := s.deleteRows(ctx, old); err != nil {
 			return err
 		}
 	}

@@ -13,10 +13,10 @@ import (
 	"tandem"
 )
 
-// Accept commits a new request.
-func (s *SQLite) Accept(ctx context.Context, r *tandem.Request, lane Lane) error {
-	waiting := s.accepting.Add(1)
-	defer s.accepting.Add(-1)
+// Accept commits new requests.
+func (s *SQLite) Accept(ctx context.Context, lane Lane, requests ...*tandem.Request) error {
+	waiting := s.accepting.Add(int64(len(requests)))
+	defer s.accepting.Add(-int64(len(requests)))
 	if s.counters.value(counterUnfinished)+waiting > s.cfg.MaxQueue {
 		return &tandem.Error{
 			Code:       tandem.CodeQueueFull,
@@ -24,18 +24,34 @@ func (s *SQLite) Accept(ctx context.Context, r *tandem.Request, lane Lane) error
 			RetryAfter: 5 * time.Second,
 		}
 	}
-	seq, err := tandem.IDOrder(r.ID)
-	if err != nil {
-		return fmt.Errorf("accept: %w", err)
+	items := make([]item, len(requests))
+	pending := 0
+	for i, r := range requests {
+		seq, err := tandem.IDOrder(r.ID)
+		if err != nil {
+			return fmt.Errorf("accept: %w", err)
+		}
+		items[i] = item{seq: seq, request: *r, loaded: true, lane: lane, size: len(r.Data)}
+		if r.Status == tandem.StatusPending {
+			pending++
+		}
 	}
-	it := &item{seq: seq, request: *r, loaded: true, lane: lane, size: len(r.Data)}
 	result := make(chan error, 1)
-	err = s.submit(ctx, &op{
-		urgent: lane != LaneNone,
-		apply:  func(tx *tx) error { return insert(tx, it) },
+	err := s.submit(ctx, &op{
+		urgent: pending > 0,
+		apply: func(tx *tx) error {
+			for i := range items {
+				if err := insert(tx, &items[i]); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
 		done: func(err error) {
 			if err == nil && lane != LaneNone {
-				s.queue.push(it)
+				for i := range items {
+					s.queue.push(&items[i])
+				}
 			}
 			result <- err
 		},
@@ -51,20 +67,28 @@ func (s *SQLite) Accept(ctx context.Context, r *tandem.Request, lane Lane) error
 	}
 }
 
-// insert writes the row of a new request, due now.
+// insert writes the row of a new request, due now or, if its caller works on it, later.
 func insert(tx *tx, it *item) error {
 	r := &it.request
 	it.due = tx.store.clock.now()
+	if r.Task == tandem.TaskSubmission {
+		tx.count(counterSubmissionRows, 1)
+		tx.count(recentCounter(it.due), 1)
+	}
+	if r.Status == tandem.StatusProcessing {
+		it.due = it.due.Add(CallerLease)
+	}
 	lane, due := sql.NullString{}, sql.NullInt64{}
 	if it.lane != LaneNone {
 		lane, due = sql.NullString{String: string(it.lane), Valid: true}, sql.NullInt64{Int64: micros(it.due), Valid: true}
 		tx.count(queueCounter(it.lane), 1)
 	}
 	_, err := tx.exec(`
-		INSERT INTO requests (seq, id, mode, task, status, callback_status, complexity, started_at, lane, due_at, callback_url, data)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		INSERT INTO requests (seq, id, mode, task, status, callback_status, complexity, started_at, lane, due_at, callback_url, data, batch_id)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 		it.seq, r.ID, string(r.Mode), r.Task, string(r.Status), string(r.CallbackStatus), r.Complexity,
-		nullMicros(r.StartedAt), lane, due, r.CallbackURL, []byte(r.Data))
+		nullMicros(r.StartedAt), lane, due, r.CallbackURL, []byte(r.Data),
+		sql.NullString{String: r.BatchID, Valid: r.BatchID != ""})
 	var code *sqlite.Error
 	if errors.As(err, &code) && code.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY {
 		return fmt.Errorf("insert %s: %w (%w)", r.ID, ErrExists, err)
@@ -80,44 +104,54 @@ func insert(tx *tx, it *item) error {
 	return nil
 }
 
-// Finish commits how the work of a sync request ended.
-func (s *SQLite) Finish(ctx context.Context, id string, outcome Outcome) error {
-	seq, err := tandem.IDOrder(id)
+// Finish commits what came of work that the caller of Accept did itself.
+func (s *SQLite) Finish(ctx context.Context, job Job, next Next) error {
+	seq, err := tandem.IDOrder(job.Request.ID)
 	if err != nil {
 		return fmt.Errorf("finish: %w", err)
 	}
-	found := false
-	err = s.do(ctx, func(tx *tx) error {
-		n, err := tx.exec(`
-			UPDATE requests
-			SET status = ?, result = ?, processing_us = ?, started_at = ?, completed_at = ?, error_code = ?, error_message = ?
-			WHERE seq = ? AND id = ? AND mode = 'sync' AND status = 'processing'`,
-			string(outcome.Status()), []byte(outcome.Result), outcome.Processing.Microseconds(),
-			nullMicros(outcome.StartedAt), nullMicros(outcome.CompletedAt), outcome.ErrorCode, outcome.ErrorMessage, seq, id)
-		if err != nil {
-			return fmt.Errorf("finish %s: %w", id, err)
-		}
-		if found = n == 1; found {
-			tx.count(nowCounter(tandem.StatusProcessing), -1)
-			tx.count(counterUnfinished, -1)
-			countOutcome(tx, tandem.ModeSync, &outcome)
-		}
-		return nil
-	})
-	if err == nil && !found {
-		return tandem.Errorf(tandem.CodeNotFound, "request %s is not a sync request that is running", id)
+	after, err := next.apply(&job)
+	if err != nil {
+		return fmt.Errorf("finish: %w", err)
 	}
-	return err
+	it := &item{seq: seq, request: job.Request, lane: job.Lane}
+	found := false // the writer's, until do returns nil
+	err = s.do(ctx, func(tx *tx) (err error) {
+		found, err = settle(tx, it, &after, &next)
+		return err
+	})
+	switch {
+	case err != nil:
+		return err
+	case !found:
+		return tandem.Errorf(tandem.CodeNotFound, "request %s is not being worked on by whoever asked for it", job.Request.ID)
+	case next.Verdict == Again:
+		s.queue.push(&item{seq: seq, request: after, loaded: true, lane: next.Lane, due: it.due, size: len(after.Data)})
+	}
+	return nil
 }
 
-func countOutcome(tx *tx, mode tandem.Mode, outcome *Outcome) {
+func countOutcome(tx *tx, r *tandem.Request, outcome *Outcome) {
 	tx.count(endedCounter(outcome.Status()), 1)
 	if outcome.ErrorCode != "" {
 		tx.count(failureCounter(outcome.ErrorCode), 1)
 	}
 	if !outcome.StartedAt.IsZero() {
-		tx.count(groupWorkCount+string(mode), 1)
-		tx.count(groupWorkTime+string(mode), outcome.Processing.Microseconds())
+		tx.count(groupWorkCount+string(r.Mode), 1)
+		tx.count(groupWorkTime+string(r.Mode), outcome.Processing.Microseconds())
+	}
+	if r.Task == tandem.TaskSubmission {
+		countSubmission(tx, outcome)
+	}
+}
+
+func countSubmission(tx *tx, outcome *Outcome) {
+	if outcome.ErrorCode == "" {
+		tx.count(counterSubmissionsEnded, 1)
+	}
+	if !outcome.StartedAt.IsZero() {
+		tx.count(counterSubmissionWork, 1)
+		tx.count(counterSubmissionTime, outcome.Processing.Microseconds())
 	}
 }
 
@@ -140,7 +174,8 @@ func markProcessing(tx *tx, it *item, started time.Time) error {
 
 // settle writes what a step returned: the request as it is now, where it waits
 // next, which it leaves in it.due, and the attempt. It reports false, and writes
-// nothing, when the row is not in the job's lane any more: somebody else has changed it.
+// nothing, when the row is not in the job's lane and status any more: somebody else has
+// changed it.
 func settle(tx *tx, it *item, after *tandem.Request, next *Next) (bool, error) {
 	before := it.request.Status
 	if it.marked {
@@ -153,20 +188,28 @@ func settle(tx *tx, it *item, after *tandem.Request, next *Next) (bool, error) {
 	}
 	var n int64
 	var err error
-	if o := next.Outcome; o != nil {
+	switch o := next.Outcome; {
+	case o != nil && it.lane == LaneNone: // its caller's alone: no index of the queue is touched
+		n, err = tx.exec(`
+			UPDATE requests
+			SET status = ?, result = ?, processing_us = ?, started_at = ?, completed_at = ?, error_code = ?, error_message = ?
+			WHERE seq = ? AND id = ? AND lane IS NULL AND status = 'processing'`,
+			string(after.Status), []byte(o.Result), o.Processing.Microseconds(), nullMicros(o.StartedAt), nullMicros(o.CompletedAt),
+			o.ErrorCode, o.ErrorMessage, it.seq, after.ID)
+	case o != nil:
 		n, err = tx.exec(`
 			UPDATE requests
 			SET status = ?, result = ?, processing_us = ?, started_at = ?, completed_at = ?, error_code = ?, error_message = ?,
 			    lane = ?, due_at = ?
-			WHERE seq = ? AND lane = ?`,
+			WHERE seq = ? AND lane = ? AND status = ?`,
 			string(after.Status), []byte(o.Result), o.Processing.Microseconds(), nullMicros(o.StartedAt), nullMicros(o.CompletedAt),
-			o.ErrorCode, o.ErrorMessage, lane, due, it.seq, string(it.lane))
-	} else {
+			o.ErrorCode, o.ErrorMessage, lane, due, it.seq, string(it.lane), string(before))
+	default:
 		n, err = tx.exec(`
 			UPDATE requests
 			SET status = ?, callback_status = ?, callback_attempts = ?, lane = ?, due_at = ?
-			WHERE seq = ? AND lane = ?`,
-			string(after.Status), string(after.CallbackStatus), after.CallbackAttempts, lane, due, it.seq, string(it.lane))
+			WHERE seq = ? AND lane = ? AND status = ?`,
+			string(after.Status), string(after.CallbackStatus), after.CallbackAttempts, lane, due, it.seq, string(it.lane), string(before))
 	}
 	if err != nil {
 		return false, fmt.Errorf("settle %s: %w", after.ID, err)
@@ -174,12 +217,14 @@ func settle(tx *tx, it *item, after *tandem.Request, next *Next) (bool, error) {
 	if n == 0 {
 		return false, nil
 	}
-	tx.count(queueCounter(it.lane), -1)
+	if it.lane != LaneNone {
+		tx.count(queueCounter(it.lane), -1)
+	}
 	if next.Verdict == Again {
 		tx.count(queueCounter(next.Lane), 1)
 	}
 	if next.Outcome != nil {
-		countOutcome(tx, after.Mode, next.Outcome)
+		countOutcome(tx, after, next.Outcome)
 	}
 	if after.Status != before {
 		for _, status := range []tandem.Status{tandem.StatusPending, tandem.StatusProcessing} {
@@ -195,7 +240,9 @@ func settle(tx *tx, it *item, after *tandem.Request, next *Next) (bool, error) {
 		}
 	}
 	if next.Verdict != Again {
-		tx.count(groupCallback+string(after.CallbackStatus), 1)
+		if after.CallbackStatus != "" {
+			tx.count(groupCallback+string(after.CallbackStatus), 1)
+		}
 		tx.count(counterUnfinished, -1)
 	}
 	if next.Attempt != nil {

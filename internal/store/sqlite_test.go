@@ -54,7 +54,7 @@ func TestRecovery(t *testing.T) {
 	accept(t, s, waiting, store.LaneNone) // pending, in no lane that is worked on here
 	accept(t, s, answering, store.LaneNone)
 	accept(t, s, answered, store.LaneNone)
-	if err := s.Finish(context.Background(), answered.ID, store.Outcome{Result: json.RawMessage(`1`)}); err != nil {
+	if err := s.Finish(context.Background(), store.Job{Request: *answered}, store.Next{Outcome: &store.Outcome{Result: json.RawMessage(`1`)}}); err != nil {
 		t.Fatal(err)
 	}
 
@@ -215,14 +215,14 @@ func TestQueueCap(t *testing.T) {
 	var group sync.WaitGroup
 	for range 50 {
 		group.Go(func() {
-			if err := s.Accept(context.Background(), newAsync(), store.LaneIO); err != nil && tandem.CodeOf(err) != tandem.CodeQueueFull {
+			if err := s.Accept(context.Background(), store.LaneIO, newAsync()); err != nil && tandem.CodeOf(err) != tandem.CodeQueueFull {
 				t.Error(err)
 			}
 		})
 	}
 	group.Wait()
 	for err == nil { // those that were refused while others were under way may have left room
-		err = s.Accept(context.Background(), newAsync(), store.LaneIO)
+		err = s.Accept(context.Background(), store.LaneIO, newAsync())
 	}
 	if code := tandem.CodeOf(err); code != tandem.CodeQueueFull {
 		t.Errorf("at the cap: %v, want %s", err, tandem.CodeQueueFull)
@@ -236,7 +236,7 @@ func TestQueueCap(t *testing.T) {
 		}
 		return workEnded(`{}`)
 	})
-	waitFor(t, "room", func() bool { return s.Accept(context.Background(), newAsync(), store.LaneIO) == nil })
+	waitFor(t, "room", func() bool { return s.Accept(context.Background(), store.LaneIO, newAsync()) == nil })
 }
 
 // A full disk: no accept succeeds, the store says so, and once there is room it
@@ -256,7 +256,7 @@ func TestDiskFull(t *testing.T) {
 	for {
 		r := newAsync()
 		r.Data = big
-		if err = s.Accept(context.Background(), r, store.LaneIO); err != nil {
+		if err = s.Accept(context.Background(), store.LaneIO, r); err != nil {
 			break
 		}
 		accepted = append(accepted, r.ID)

@@ -246,7 +246,7 @@ func (t *tx) run(ops []*op) error {
 	if len(t.deltas) > 0 {
 		var counts []byte
 		var err error
-		if t.values, counts, err = t.store.counters.with(t.deltas); err != nil {
+		if t.values, counts, err = t.store.counters.with(t.deltas, t.store.clock.now()); err != nil {
 			return fmt.Errorf("count: %w", err)
 		}
 		if _, err = t.exec(`UPDATE totals SET counts = ? WHERE only = 1`, string(counts)); err != nil {

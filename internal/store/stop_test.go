@@ -76,7 +76,7 @@ func startAndStop(t *testing.T, url string, moment time.Duration) (accepted, ref
 	for range 3 {
 		asking.Go(func() {
 			for {
-				err := s.Accept(context.Background(), newAsync(), store.LaneIO)
+				err := s.Accept(context.Background(), store.LaneIO, newAsync())
 				mu.Lock()
 				if err != nil {
 					refused++

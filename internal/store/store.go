@@ -23,14 +23,18 @@ import (
 // Errors that a caller can act on are *tandem.Error: CodeQueueFull,
 // CodeStoreUnavailable, CodeNotFound, CodeInvalidCursor.
 type Store interface {
-	// Accept commits a new request: pending in a lane that hands it out (async), or
-	// processing in LaneNone (sync: the caller does the work itself). It returns nil
-	// only when the row is durable. After an error there is no row, unless ctx
-	// ended first: then there may be one. ErrExists asks for another id.
-	Accept(ctx context.Context, r *tandem.Request, lane Lane) error
+	// Accept commits new requests, all of them or none: pending in a lane that
+	// hands them out (async), or processing, because the caller does the work itself. Of the
+	// latter those in LaneNone are never handed out (sync), and those in another lane
+	// only if they are not finished within CallerLease, or found after a crash
+	// (submissions). It returns nil only when the rows are durable. After an error there
+	// is no row, unless ctx ended first: then there may be all. ErrExists asks for other ids.
+	Accept(ctx context.Context, lane Lane, requests ...*tandem.Request) error
 
-	// Finish commits how the work of a sync request ended, and returns when that is durable.
-	Finish(ctx context.Context, id string, outcome Outcome) error
+	// Finish commits what came of work that the caller of Accept did itself, and
+	// returns when that is durable: job is the lane and the request as they were accepted, next
+	// what a Step would have returned. CodeNotFound: somebody else has finished it.
+	Finish(ctx context.Context, job Job, next Next) error
 
 	// Work hands out due jobs and commits what step returns for each, until ctx
 	// ends; then it hands out nothing more, waits for the steps that run, commits
@@ -78,6 +82,10 @@ const (
 // Lanes lists the lanes that hand out jobs.
 var Lanes = []Lane{LaneCPU, LaneIO, LaneDeliver}
 
+// CallerLease is how long a request that was accepted processing in a lane is left
+// to its caller. Then it is handed out: whoever wanted to finish it has not been able to.
+const CallerLease = time.Minute
+
 // Capacity bounds what is handed out at once.
 type Capacity struct {
 	Jobs  map[Lane]int // :: lane → jobs whose step may run at the same time; a lane without an entry hands out nothing
@@ -100,7 +108,7 @@ type Verdict int
 
 // The verdicts.
 const (
-	Done  Verdict = iota // nothing left to do: the callback was delivered
+	Done  Verdict = iota // nothing left to do: the callback was delivered, or the work ended and nobody is to be called
 	Again                // hand out the request again, in Lane at At
 	Dead                 // nothing left to do: the callback is given up
 )
@@ -110,7 +118,7 @@ type Next struct {
 	Verdict Verdict
 	Lane    Lane            // of Again. The job's own lane without an Outcome: handed back or put off
 	At      time.Time       // of Again: not before; the zero time means now
-	Outcome *Outcome        // the work ended: set by cpu and io jobs, then Again in LaneDeliver
+	Outcome *Outcome        // the work ended: set by cpu and io jobs. Then Again in LaneDeliver, or Done for a request without a callback
 	Attempt *tandem.Attempt // one try was made (or it expired); nil: the job was put off and nothing is counted
 }
 
@@ -137,6 +145,7 @@ type Filter struct {
 	Mode         tandem.Mode
 	Status       tandem.Status
 	Task         string
+	Batch        string    // not together with Mode, Status or Task
 	Since, Until time.Time // Since <= created_at < Until
 	Limit        int       // 1..1000
 	Offset       int       // 0..10000; not together with Cursor
@@ -161,6 +170,8 @@ type Stats struct {
 	Attempts map[tandem.Outcome]int64        // total attempts by outcome
 	Work     map[tandem.Mode]WorkTime        // time in the task, of work that ended
 
+	Submissions Submissions
+
 	Queue       map[Lane]int64 // gauge: jobs waiting or handed out, by lane
 	Unfinished  int64          // gauge: what --max-queue bounds
 	Capacity    int64          // --max-queue
@@ -175,6 +186,15 @@ type Commits struct {
 	Failed int64         // that failed and left nothing behind
 	Writes int64         // accepted requests, results, attempts and the like, in those that succeeded
 	Time   time.Duration // spent on those that succeeded, their fsync included
+}
+
+// Submissions are the counters of requests whose task is tandem.TaskSubmission.
+type Submissions struct {
+	Accepted int64    // total
+	Kept     int64    // gauge: those in the history
+	Recent   int64    // accepted in the current hour (UTC) and the 23 before it
+	Ended    int64    // total that completed
+	Work     WorkTime // of those that ended, well or not
 }
 
 // WorkTime is a total from which an average is made.

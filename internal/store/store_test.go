@@ -65,6 +65,7 @@ func checkFile(t testing.TB, path string) {
 	recounts := map[string]string{
 		"unfinished/all":  `SELECT count(*) FROM requests WHERE lane IS NOT NULL OR status IN ('pending', 'processing')`,
 		"rows/all":        `SELECT count(*) FROM requests`,
+		"submission/rows": `SELECT count(*) FROM requests WHERE task = 'submission'`,
 		"now/pending":     `SELECT count(*) FROM requests WHERE status = 'pending'`,
 		"now/processing":  `SELECT count(*) FROM requests WHERE status = 'processing'`,
 		"queue/cpu":       `SELECT count(*) FROM requests WHERE lane = 'cpu'`,
@@ -161,7 +162,7 @@ func mustRequest(t testing.TB, s store.Store, id string) tandem.Request {
 
 func accept(t testing.TB, s store.Store, r *tandem.Request, lane store.Lane) {
 	t.Helper()
-	if err := s.Accept(context.Background(), r, lane); err != nil {
+	if err := s.Accept(context.Background(), lane, r); err != nil {
 		t.Fatal(fmt.Errorf("accept %s: %w", r.ID, err))
 	}
 }

@@ -12,8 +12,9 @@ import (
 func (n *Next) apply(job *Job) (tandem.Request, error) {
 	r := job.Request
 	if n.Outcome != nil {
-		if job.Lane == LaneDeliver || n.Verdict != Again || n.Lane != LaneDeliver {
-			return r, fmt.Errorf("work of %s ended in lane %q with verdict %d for lane %q: want Again in %q", r.ID, job.Lane, n.Verdict, n.Lane, LaneDeliver)
+		calls := r.CallbackStatus != "" // then the callback comes next
+		if job.Lane == LaneDeliver || calls && (n.Verdict != Again || n.Lane != LaneDeliver) || !calls && n.Verdict != Done {
+			return r, fmt.Errorf("work of %s ended in lane %q with verdict %d for lane %q: want Again in %q, or Done without a callback", r.ID, job.Lane, n.Verdict, n.Lane, LaneDeliver)
 		}
 		if r.Status == tandem.StatusPending { // ended before anyone had noted that it began
 			r.Status = tandem.StatusProcessing
@@ -29,7 +30,7 @@ func (n *Next) apply(job *Job) (tandem.Request, error) {
 	}
 	switch n.Verdict {
 	case Again:
-		if n.Lane != job.Lane {
+		if n.Lane != job.Lane || n.Lane == LaneNone {
 			return r, fmt.Errorf("%s put off from lane %q to lane %q without an outcome", r.ID, job.Lane, n.Lane)
 		}
 		if r.Status == tandem.StatusProcessing {
