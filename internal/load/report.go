@@ -13,6 +13,12 @@ const (
 	PhaseMixed = "mixed" // both, at the ratio of Settings.SyncRatio
 )
 
+// The values of Settings.Completion: how the generator learns that async work has ended.
+const (
+	CompletionCallback = "callback" // by the callback
+	CompletionPoll     = "poll"     // by GET /requests/{id}, because no callback can reach it
+)
+
 // Report is everything a run measured. Every field says its unit in its name;
 // times of day are UTC. What was not measured is absent rather than zero.
 type Report struct {
@@ -59,7 +65,7 @@ type Settings struct {
 	DrainSeconds      float64 `json:"drain_seconds"`   // the longest wait for callbacks after the last request of a phase
 	Seed              uint64  `json:"seed"`
 	On429             string  `json:"on_429"`         // count or respect
-	Completion        string  `json:"completion"`     // callback, or poll where none can reach the generator
+	Completion        string  `json:"completion"`     // CompletionCallback or CompletionPoll
 	CallbackURL       string  `json:"callback_url"`   // base; empty when polling
 	Signed            bool    `json:"signed"`         // signatures were verified
 	SinkFailRate      float64 `json:"sink_fail_rate"` // 0..1, of callbacks answered badly on purpose
@@ -152,20 +158,22 @@ type ServerUse struct {
 	MaxMemoryBytes int64   `json:"max_memory_bytes"` // resident, the largest seen
 }
 
-// Comparison sets the async phase against the sync phase of the same run. Ratios above 1 say that async is faster or does more.
+// Comparison sets the async phase against the sync phase of the same run. Ratios
+// above 1 say that async is faster or does more; one that could not be measured is absent.
 type Comparison struct {
-	ResponseP50Ratio   float64 `json:"response_p50_ratio"`   // sync response p50 / async acceptance p50
-	ResponseP99Ratio   float64 `json:"response_p99_ratio"`   //
-	AcceptedRatio      float64 `json:"accepted_ratio"`       // async / sync, accepted per second
-	CompletedRatio     float64 `json:"completed_ratio"`      // async / sync, completed per second
-	EndToEndP50Ratio   float64 `json:"end_to_end_p50_ratio"` // sync response p50 / async end-to-end p50
-	SameCompletion     bool    `json:"same_completion"`      // CompletedRatio is within 10 % of 1: async makes the work itself no faster
+	ResponseP50Ratio   float64 `json:"response_p50_ratio,omitempty"`   // sync response p50 / async acceptance p50
+	ResponseP99Ratio   float64 `json:"response_p99_ratio,omitempty"`   //
+	AcceptedRatio      float64 `json:"accepted_ratio,omitempty"`       // async / sync, accepted per second
+	CompletedRatio     float64 `json:"completed_ratio,omitempty"`      // async / sync, completed per second
+	EndToEndP50Ratio   float64 `json:"end_to_end_p50_ratio,omitempty"` // sync response p50 / async end-to-end p50
+	SameCompletion     bool    `json:"same_completion"`                // CompletedRatio is within 10 % of 1: async makes the work itself no faster
 	CPUPerRequestSync  float64 `json:"cpu_milliseconds_per_sync_request,omitempty"`
 	CPUPerRequestAsync float64 `json:"cpu_milliseconds_per_async_request,omitempty"`
 }
 
-// Insight is a sentence for people and the figures it rests on.
+// Insight is a sentence for people and the figures it rests on, each of which stands in it.
 type Insight struct {
+	Topic   string   `json:"topic"` // answer, throughput, result, callbacks, errors, cost or choice
 	Text    string   `json:"text"`
 	Figures []string `json:"figures"` // names of metrics (see Metrics), such as async.accept.p99
 }
@@ -174,9 +182,10 @@ type Insight struct {
 type ThresholdResult struct {
 	Expression string  `json:"expression"` // as given, such as async.accept.p99<10ms
 	Metric     string  `json:"metric"`     // async.accept.p99
+	Measured   bool    `json:"measured"`   // false: nothing was there to measure, such as the time to callbacks that never came
 	Value      float64 `json:"value"`      // in Unit
-	Unit       string  `json:"unit"`       // ms, per_second, percent or count
-	Pass       bool    `json:"pass"`
+	Unit       string  `json:"unit"`       // of the metric: ms, per_second, percent, count, cores or mb
+	Pass       bool    `json:"pass"`       // false when not measured
 }
 
 // Generator is what the generator itself spent, and how punctual it was.

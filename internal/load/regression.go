@@ -1,0 +1,359 @@
+package load
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// NamedReport is a report and the file it came from.
+type NamedReport struct {
+	Name   string
+	Report *Report
+}
+
+// Comparisons sets groups of runs against the first one.
+type Comparisons struct {
+	Base     string   // name of the first group
+	Runs     int      // how many it has
+	Against  []Versus // one per further group
+	Warnings []string // what makes the runs unlike each other
+}
+
+// Versus is one group of runs against the base.
+type Versus struct {
+	Name    string
+	Runs    int
+	Paired  bool // the spread is over pairs of runs, in the order given
+	Changes []Change
+}
+
+// Change is a metric in both groups. Ratio is new to base; Low and High are
+// the spread of that ratio over the repeats, and equal to it when each group has one run.
+type Change struct {
+	Metric         string
+	Unit           string
+	HigherIsBetter bool
+	Base, New      float64 // medians over the runs
+	Ratio          float64 // +Inf when the base is zero and the new figure is not
+	Low, High      float64
+	WithinNoise    bool // the spread contains 1: the repeats do not agree that there is a difference
+	Regression     bool // worse than the bound, in the best case of the spread
+	single         bool // one run each: there is no spread
+}
+
+// judged are the metrics that are compared: what callers feel and what gets done.
+// The slowest of all, minima and the server's own account vary too much between equal runs.
+var judged = []string{
+	"response.p50", "response.p99", "accept.p50", "accept.p99", "end_to_end.p50", "end_to_end.p99",
+	"accepted_per_second", "completed_per_second", "success_rate", "missing", "errors",
+}
+
+// CompareReports sets runs against each other. Repeats of the same thing are
+// files whose names differ only in a number at the end (base-1.json, base-2.json, new-1.json, …);
+// where that gives one group only, every file is a group. The first group is the base.
+// maxRegression is the share by which a figure may be worse, such as 0.1; negative: no bound.
+// With a bound, runs that are unlike each other, interrupted or invalid are an error;
+// without one they are a warning.
+func CompareReports(reports []NamedReport, maxRegression float64) (*Comparisons, error) {
+	if len(reports) < 2 {
+		return nil, errors.New("compare reports: want two or more")
+	}
+	if math.IsNaN(maxRegression) || math.IsInf(maxRegression, 0) {
+		return nil, fmt.Errorf("compare reports: a regression of %v is no share", maxRegression)
+	}
+	groups := group(reports)
+	base := groups[0]
+	result := &Comparisons{Base: base.name, Runs: len(base.reports), Warnings: unlike(reports)}
+	if maxRegression >= 0 && len(result.Warnings) > 0 {
+		return nil, fmt.Errorf("compare reports: no regression can be judged: %s", strings.Join(result.Warnings, "; "))
+	}
+	for _, other := range groups[1:] {
+		versus := Versus{Name: other.name, Runs: len(other.reports), Paired: len(base.reports) == len(other.reports)}
+		for _, side := range sides {
+			for _, name := range judged {
+				if change, ok := changed(base, other, side.prefix+"."+name); ok {
+					change.bound(maxRegression)
+					versus.Changes = append(versus.Changes, change)
+				}
+			}
+		}
+		if len(versus.Changes) == 0 {
+			return nil, fmt.Errorf("compare reports: %s and %s have no metric in common", base.name, other.name)
+		}
+		result.Against = append(result.Against, versus)
+	}
+	return result, nil
+}
+
+// Regressions lists the metrics that are worse than the bound, beyond the spread.
+func (c *Comparisons) Regressions() []Change {
+	var found []Change
+	for _, versus := range c.Against {
+		for _, change := range versus.Changes {
+			if change.Regression {
+				found = append(found, change)
+			}
+		}
+	}
+	return found
+}
+
+// repeats are runs of the same thing.
+type repeats struct {
+	name    string
+	reports []NamedReport
+}
+
+// group finds the repeats, in the order of their first file.
+func group(reports []NamedReport) []repeats {
+	var groups []repeats
+	for _, report := range reports {
+		name := withoutNumber(report.Name)
+		at := slices.IndexFunc(groups, func(g repeats) bool { return g.name == name })
+		if at < 0 {
+			groups, at = append(groups, repeats{name: name}), len(groups)
+		}
+		groups[at].reports = append(groups[at].reports, report)
+	}
+	if len(groups) > 1 {
+		return groups
+	}
+	groups = nil
+	for _, report := range reports {
+		groups = append(groups, repeats{name: report.Name, reports: []NamedReport{report}})
+	}
+	return groups
+}
+
+// withoutNumber is the name of a file without extension, number and what joins them.
+func withoutNumber(name string) string {
+	stem := strings.TrimSuffix(name, filepath.Ext(name))
+	short := strings.TrimRight(strings.TrimRight(stem, "0123456789"), "-_. ")
+	if short == "" || strings.HasSuffix(short, string(filepath.Separator)) {
+		return stem // the number is all of the name
+	}
+	return short
+}
+
+// values reads a metric from every run of a group; it is not ok when one has none.
+func (g repeats) values(metric string) (values []Metric, ok bool) {
+	for _, report := range g.reports {
+		at := slices.IndexFunc(Metrics(report.Report), func(m Metric) bool { return m.Name == metric })
+		if at < 0 {
+			return nil, false
+		}
+		values = append(values, Metrics(report.Report)[at])
+	}
+	return values, true
+}
+
+// changed compares one metric.
+func changed(base, other repeats, metric string) (Change, bool) {
+	before, ok := base.values(metric)
+	after, okToo := other.values(metric)
+	if !ok || !okToo {
+		return Change{}, false
+	}
+	change := Change{
+		Metric: metric, Unit: before[0].Unit, HigherIsBetter: before[0].HigherIsBetter,
+		Base: median(before), New: median(after), single: len(before) == 1 && len(after) == 1,
+	}
+	change.Ratio = proportion(change.New, change.Base)
+	change.Low, change.High = math.Inf(1), math.Inf(-1)
+	for i, b := range before {
+		for j, a := range after {
+			if len(before) == len(after) && i != j {
+				continue // pairs: what the machine did to one it did to the other
+			}
+			ratio := proportion(a.Value, b.Value)
+			change.Low, change.High = min(change.Low, ratio), max(change.High, ratio)
+		}
+	}
+	// The ratio of the medians may lie outside the ratios of the pairs.
+	change.Low, change.High = min(change.Low, change.Ratio), max(change.High, change.Ratio)
+	change.WithinNoise = change.Low <= 1 && change.High >= 1
+	return change, true
+}
+
+// bound decides whether the change is a regression.
+func (c *Change) bound(most float64) {
+	if most < 0 {
+		return
+	}
+	if c.HigherIsBetter {
+		c.Regression = c.High < 1-most
+		return
+	}
+	c.Regression = c.Low > 1+most
+}
+
+// proportion of two figures that cannot be negative; none to none is 1.
+func proportion(a, b float64) float64 {
+	switch {
+	case a == b:
+		return 1
+	case b == 0:
+		return math.Inf(1)
+	default:
+		return a / b
+	}
+}
+
+func median(metrics []Metric) float64 {
+	var values []float64
+	for _, metric := range metrics {
+		values = append(values, metric.Value)
+	}
+	slices.SortFunc(values, cmp.Compare)
+	middle := len(values) / 2
+	if len(values)%2 == 1 {
+		return values[middle]
+	}
+	return (values[middle-1] + values[middle]) / 2
+}
+
+// unlike says what differs between runs that should differ in one thing only.
+func unlike(reports []NamedReport) []string {
+	var found []string
+	first := reports[0]
+	for _, report := range reports {
+		if report.Report.Interrupted {
+			found = append(found, report.Name+" was interrupted")
+		}
+		if !report.Report.Valid {
+			found = append(found, report.Name+" is invalid")
+		}
+		for _, setting := range settings {
+			if a, b := setting.of(first.Report), setting.of(report.Report); a != b {
+				found = append(found, fmt.Sprintf("%s is %s in %s and %s in %s", setting.name, a, first.Name, b, report.Name))
+			}
+		}
+	}
+	return found
+}
+
+// settings are what has to be equal for figures to be comparable. Seed, limits
+// of waiting and addresses may differ.
+var settings = []struct {
+	name string
+	of   func(*Report) string
+}{
+	{"task", func(r *Report) string { return fmt.Sprintf("%q", r.Settings.Task) }},
+	{"complexity", func(r *Report) string { return fmt.Sprint(r.Settings.Complexity) }},
+	{"data_bytes", func(r *Report) string { return fmt.Sprint(r.Settings.DataBytes) }},
+	{"concurrency", func(r *Report) string { return fmt.Sprint(r.Settings.Concurrency) }},
+	{"rate_per_second", func(r *Report) string { return fmt.Sprint(r.Settings.RatePerSecond) }},
+	{"ramp_from_per_second", func(r *Report) string { return fmt.Sprint(r.Settings.RampFromPerSecond) }},
+	{"requests", func(r *Report) string { return fmt.Sprint(r.Settings.Requests) }},
+	{"duration_seconds", func(r *Report) string { return fmt.Sprint(r.Settings.DurationSeconds) }},
+	{"sync_ratio", func(r *Report) string {
+		if r.phase(PhaseMixed) == nil {
+			return ""
+		}
+		return fmt.Sprint(r.Settings.SyncRatio)
+	}},
+	{"completion", func(r *Report) string { return r.Settings.Completion }},
+	{"on_429", func(r *Report) string { return r.Settings.On429 }},
+	{"sink_fail_rate", func(r *Report) string { return fmt.Sprint(r.Settings.SinkFailRate) }},
+	{"sink_delay_seconds", func(r *Report) string { return fmt.Sprint(r.Settings.SinkDelaySeconds) }},
+	{"cores of the generator", func(r *Report) string { return fmt.Sprint(r.Generator.Cores) }},
+}
+
+// WriteComparisons writes the comparison for people, as plain text of at most 78 columns.
+func WriteComparisons(w io.Writer, c *Comparisons) error {
+	var t table
+	for i, versus := range c.Against {
+		if i > 0 {
+			t.line("")
+		}
+		t.paragraph("", fmt.Sprintf("%s (%s) against %s (%s)", versus.Name, runs(versus.Runs), c.Base, runs(c.Runs)))
+		t.line("\n%-32s%10s%10s%7s%11s", "", "base", "new", "ratio", "spread")
+		for _, change := range versus.Changes {
+			t.line("%-32s%10s%10s%7s%11s  %s", change.Metric, change.show(change.Base), change.show(change.New),
+				showRatio(change.Ratio), change.spread(), change.verdict())
+		}
+		t.line("")
+		t.paragraph("", versus.meaning(c.Runs))
+	}
+	var worse []string
+	for _, change := range c.Regressions() {
+		worse = append(worse, fmt.Sprintf("%s: %s instead of %s, in the best case %s of the base", change.Metric, change.show(change.New), change.show(change.Base), change.best()))
+	}
+	t.list("Worse than allowed", worse)
+	t.list("What makes the runs unlike each other", c.Warnings)
+	if _, err := io.WriteString(w, t.text.String()); err != nil {
+		return fmt.Errorf("write comparison: %w", err)
+	}
+	return nil
+}
+
+// runs counts runs in words.
+func runs(n int) string {
+	if n == 1 {
+		return "one run"
+	}
+	return fmt.Sprintf("%d runs", n)
+}
+
+// meaning explains the spread.
+func (v Versus) meaning(base int) string {
+	switch {
+	case v.Runs == 1 && base == 1:
+		return "One run each: how much of a difference is chance cannot be told. Repeat the runs, in turn, to know the spread."
+	case v.Paired:
+		return "The spread is over pairs of runs in the order given. Noise: the pairs do not agree on a direction."
+	default:
+		return "The spread is over every run against every run. Noise: they do not agree on a direction."
+	}
+}
+
+func (c Change) show(value float64) string { return Metric{Unit: c.Unit, Value: value}.show() }
+
+func (c Change) spread() string {
+	if c.single {
+		return ""
+	}
+	return strings.TrimSuffix(showRatio(c.Low), "×") + "–" + strings.TrimSuffix(showRatio(c.High), "×")
+}
+
+// best is the end of the spread that is kinder to the new figure.
+func (c Change) best() string {
+	if c.HigherIsBetter {
+		return showRatio(c.High)
+	}
+	return showRatio(c.Low)
+}
+
+// showRatio writes a ratio to base.
+func showRatio(ratio float64) string {
+	switch {
+	case math.IsInf(ratio, 1):
+		return "∞"
+	case ratio >= 99.5:
+		return fmt.Sprintf("%.0f×", ratio)
+	default:
+		return fmt.Sprintf("%.2f×", ratio)
+	}
+}
+
+// verdict is one word about a change.
+func (c Change) verdict() string {
+	switch {
+	case c.Regression:
+		return "WORSE"
+	case c.Ratio == 1:
+		return "same"
+	case c.WithinNoise:
+		return "noise"
+	case c.Ratio > 1 == c.HigherIsBetter:
+		return "better"
+	default:
+		return "worse"
+	}
+}
