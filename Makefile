@@ -4,6 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 LDFLAGS := $(if $(VERSION),-X tandem.Version=$(VERSION))
 BUILD   := CGO_ENABLED=0 go build -trimpath -ldflags '-s -w $(LDFLAGS)'
 TOOL    := go tool -modfile=tools/go.mod
+AIR     := go run github.com/air-verse/air@v1.67.4
 
 # How long each fuzz target runs, how often `make crash` kills the server, and how long `make soak` runs.
 FUZZTIME      ?= 20s
@@ -11,13 +12,16 @@ CRASH_ROUNDS  ?= 500
 SOAK_DURATION ?= 10m
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test race lint vuln build cross ci crash soak bench fuzz clean
+.PHONY: help demo dev test race lint vuln build cross ci crash soak bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## both ways of asking for work, side by side
 	go run ./cmd/tandem demo
+
+dev: ## the server in demo mode, built and started again whenever a source file changes (.air.toml)
+	DEBUG=true $(AIR)
 
 test: ## all tests
 	go test ./...
