@@ -206,9 +206,12 @@ func (c *Client) exchange(ctx context.Context, t *target, header http.Header, bo
 	if request.Header == nil {
 		request.Header = make(http.Header)
 	}
-	// Never sent. It tells net/http that a POST may be repeated on a new connection
-	// when a kept one was closed under it: receivers know repeats by the webhook-id.
-	request.Header["Idempotency-Key"] = nil
+	// It tells net/http that a POST may be repeated on a new connection when a kept
+	// one was closed under it. Nothing is sent of one that is nil: receivers of callbacks know
+	// repeats by the webhook-id.
+	if _, given := request.Header["Idempotency-Key"]; !given {
+		request.Header["Idempotency-Key"] = nil
+	}
 
 	// The transport alone, without an http.Client: no redirects, no cookies.
 	answer, err := c.transport.RoundTrip(request)

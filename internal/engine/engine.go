@@ -60,6 +60,7 @@ type Config struct {
 	IOWorkers   int             // slots for tasks that wait; 256
 	TaskTimeout time.Duration   // sync: from the order's arrival; async: from the start of its task; 30 s
 	Retry       Schedule        // when failed callbacks are tried again
+	External    External        // what submissions are passed on to
 	Retention   time.Duration   // finished requests older than this are deleted; 0: kept for ever
 	Grace       time.Duration   // how long Run lets running work finish once its ctx has ended; 20 s
 	Log         *slog.Logger    // slog.Default
@@ -81,6 +82,10 @@ func (cfg Config) withDefaults() (Config, error) {
 	}
 	cfg.Retry = cfg.Retry.withDefaults()
 	if err := cfg.Retry.Validate(); err != nil {
+		return cfg, fmt.Errorf("engine: %w", err)
+	}
+	var err error
+	if cfg.External, err = cfg.External.withDefaults(); err != nil {
 		return cfg, fmt.Errorf("engine: %w", err)
 	}
 	if cfg.IOWorkers == 0 {
@@ -269,7 +274,7 @@ func tasksByName(more []Task) (map[string]Task, error) {
 		switch {
 		case task.Name == "" || task.Name != strings.ToLower(task.Name):
 			return nil, fmt.Errorf("engine: task name %q: must be lower case and not empty", task.Name)
-		case taken:
+		case taken || task.Name == tandem.TaskSubmission:
 			return nil, fmt.Errorf("engine: two tasks named %q", task.Name)
 		case task.Lane != store.LaneCPU && task.Lane != store.LaneIO:
 			return nil, fmt.Errorf("engine: task %q: lane %q: must be %s or %s", task.Name, task.Lane, store.LaneCPU, store.LaneIO)

@@ -181,16 +181,24 @@ func (p *plant) only() tandem.Request {
 type faultyStore struct {
 	store.Store
 	mu     sync.Mutex
-	finish error // what Finish returns instead of finishing
-	accept error // what Accept returns instead of accepting
-	taken  int   // so many calls of Accept find their id taken
-	late   bool  // Accept accepts, but does not say so before its context ends
+	finish error  // what Finish returns instead of finishing
+	accept error  // what Accept returns instead of accepting
+	taken  int    // so many calls of Accept find their id taken
+	before func() // called by Accept first, if set
+	late   bool   // Accept accepts, but does not say so before its context ends
 }
 
 func (f *faultyStore) sabotage(accept, finish error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.accept, f.finish = accept, finish
+}
+
+// onAccept has f called at the beginning of every Accept.
+func (f *faultyStore) onAccept(before func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.before = before
 }
 
 func (f *faultyStore) isTaken() bool {
@@ -207,6 +215,12 @@ func (f *faultyStore) faults() (accept, finish error) {
 }
 
 func (f *faultyStore) Accept(ctx context.Context, lane store.Lane, requests ...*tandem.Request) error {
+	f.mu.Lock()
+	before := f.before
+	f.mu.Unlock()
+	if before != nil {
+		before()
+	}
 	if fault, _ := f.faults(); fault != nil {
 		return fault
 	}

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"tandem"
+	"tandem/internal/egress"
 	"tandem/internal/store"
 )
 
@@ -16,6 +17,8 @@ var (
 	RunCompute     = runCompute
 	Canonical      = canonical
 	DefaultThreads = defaultThreads
+
+	SubmissionDelay = submissionDelay
 )
 
 // MaxSyncWaiters is how many sync orders may wait for slots of one kind.
@@ -23,6 +26,9 @@ const MaxSyncWaiters = maxSyncWaiters
 
 // Step does one job, without a store that hands it out.
 func (e *Engine) Step(ctx context.Context, job store.Job) store.Next { return e.step(ctx, job) }
+
+// Simulate makes one call of a simulator.
+func Simulate(ctx context.Context, x External) egress.Result { return x.simulate(ctx) }
 
 // Slots are slots on their own.
 type Slots struct{ s *slots }

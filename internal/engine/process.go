@@ -21,6 +21,9 @@ func (e *Engine) step(claiming context.Context, job store.Job) store.Next {
 	if job.Lane == store.LaneDeliver {
 		return e.deliver(claiming, &job.Request)
 	}
+	if job.Request.Task == tandem.TaskSubmission {
+		return e.repeatCall(claiming, job)
+	}
 	task, ok := e.tasks[job.Request.Task]
 	if !ok {
 		// Accepted by a configuration that still had the task.

@@ -13,9 +13,10 @@ const UnknownTask = "unknown"
 // Totals is what the engine has counted since it was made, for those who watch
 // it over a long time; [Vitals] is about the last few minutes.
 type Totals struct {
-	Ended     map[Ending]int64     // requests whose work has ended
-	Durations map[string]Histogram // by the keys of Vitals.Latency
-	Breakers  map[string]int       // :: state → destinations remembered; a gauge
+	Ended     map[Ending]int64         // requests whose work has ended
+	Durations map[string]Histogram     // by the keys of Vitals.Latency
+	Calls     map[tandem.Outcome]int64 // of the external service, by outcome
+	Breakers  map[string]int           // :: state → destinations remembered; a gauge
 }
 
 // Ending is a way for work to end. There are as many as there are modes, tasks
@@ -56,6 +57,13 @@ func (v *vitals) end(how Ending) {
 	v.ended[how]++
 }
 
+// called counts one call of the external service.
+func (v *vitals) called(outcome tandem.Outcome) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.calls[outcome]++
+}
+
 func (v *vitals) totals() Totals {
 	out := Totals{Durations: make(map[string]Histogram, len(v.latency))}
 	for kind, series := range v.latency {
@@ -63,7 +71,7 @@ func (v *vitals) totals() Totals {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	out.Ended = maps.Clone(v.ended)
+	out.Ended, out.Calls = maps.Clone(v.ended), maps.Clone(v.calls)
 	return out
 }
 
