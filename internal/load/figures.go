@@ -51,7 +51,7 @@ func showNumber(n float64) string {
 	case size == 0:
 		return "0"
 	case size < 0.995:
-		return strconv.FormatFloat(n, 'g', 2, 64)
+		return strconv.FormatFloat(n, 'f', min(9, 1-int(math.Floor(math.Log10(size)))), 64)
 	case size < 9.995:
 		return strconv.FormatFloat(n, 'f', 2, 64)
 	case size < 99.95:
@@ -113,7 +113,7 @@ func showSeconds(seconds float64) string { return showMS(seconds * 1000) }
 
 // plain takes what would steer a terminal out of a stranger's text, and bounds its length.
 func plain(text string) string {
-	const most = 200
+	const most = 600
 	var clean strings.Builder
 	for i, r := range text {
 		if i >= most {

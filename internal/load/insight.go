@@ -92,11 +92,8 @@ func (a *account) value(name string) float64 { return a.metrics[name].Value }
 // figures and names them; nothing is said about what was not measured.
 func insights(r *Report) []Insight {
 	a := account{
-		report: r, comparison: compare(r), metrics: map[string]Metric{},
+		report: r, comparison: compare(r), metrics: byName(r),
 		sync: r.phase(PhaseSync), async: r.phase(PhaseAsync),
-	}
-	for _, metric := range Metrics(r) {
-		a.metrics[metric.Name] = metric
 	}
 	a.answer()
 	a.throughput()
@@ -145,6 +142,8 @@ func (a *account) throughput() {
 		switch {
 		case ratio <= 0: // one of them completed nothing: the errors and missing callbacks say why
 			return ""
+		case same(ratio) && a.keepsUp():
+			return fmt.Sprintf("Both ways keep up with what was asked: sync completes %s, async %s. What they can do at most is a question for a run without --rate.", waits, leaves)
 		case same(ratio) && a.computes():
 			return fmt.Sprintf("The work is CPU-bound, and both ways complete it equally fast: sync %s, async %s. Async changes who waits, not how fast the work is done.", waits, leaves)
 		case same(ratio):
@@ -158,6 +157,13 @@ func (a *account) throughput() {
 			return fmt.Sprintf("Sync completes %s as much: %s against %s. Storing, handing out and delivering each request is what async spends the difference on.", showTimes(1/ratio), waits, leaves)
 		}
 	})
+}
+
+// keepsUp reports whether an open loop's rate was done as fast as it was asked for,
+// in which case it says nothing about what is possible.
+func (a *account) keepsUp() bool {
+	s := a.report.Settings
+	return s.RatePerSecond > 0 && s.RampFromPerSecond == 0 && a.value("sync.completed_per_second")*alike >= s.RatePerSecond
 }
 
 // computes reports whether the task uses the processor for most of its time.
@@ -239,12 +245,12 @@ func (a *account) callbacks() {
 	}
 	if c.Duplicate > 0 {
 		a.add(TopicCallbacks, func(s *sentence) string {
-			return fmt.Sprintf("%s callbacks came again. Delivery is at least once: a receiver drops repeats by their webhook-id.", s.fig("async.duplicate"))
+			return fmt.Sprintf("%s of the callbacks were repeats. Delivery is at least once: a receiver drops repeats by their webhook-id.", s.fig("async.duplicate"))
 		})
 	}
 	if c.BadSignature > 0 {
 		a.add(TopicCallbacks, func(s *sentence) string {
-			return fmt.Sprintf("%s callbacks had a signature that does not verify: another secret, or a forgery.", s.fig("async.bad_signature"))
+			return fmt.Sprintf("%s of the callbacks had a signature that does not verify: another secret, or a forgery.", s.fig("async.bad_signature"))
 		})
 	}
 }
@@ -255,13 +261,13 @@ func (a *account) errors() {
 		refused, failed := a.value(side.prefix+".refused"), a.value(side.prefix+".errors")
 		if refused > 0 {
 			a.add(TopicErrors, func(s *sentence) string {
-				return fmt.Sprintf("In %s, %s answers to %s requests were 429 or 503: the figures are those of a service at its limit.",
+				return fmt.Sprintf("In %s, %s answers to %s requests were 429 or 503 (not now): the figures are those of a service at its limit.",
 					side.words, s.fig(side.prefix+".refused"), s.fig(side.prefix+".sent"))
 			})
 		}
 		if failed > refused {
 			a.add(TopicErrors, func(s *sentence) string {
-				return fmt.Sprintf("In %s, there were %s errors in %s requests; %s of what was sent was completed.",
+				return fmt.Sprintf("In %s, %s of %s requests ended in an error; %s of what was sent was completed.",
 					side.words, s.fig(side.prefix+".errors"), s.fig(side.prefix+".sent"), s.fig(side.prefix+".success_rate"))
 			})
 		}

@@ -18,19 +18,18 @@ const (
 
 // WriteTable writes the report for people, as plain text of at most 78 columns.
 func WriteTable(w io.Writer, r *Report) error {
-	t := table{metrics: map[string]Metric{}}
-	for _, metric := range Metrics(r) {
-		t.metrics[metric.Name] = metric
-	}
+	t := table{metrics: byName(r)}
 	t.head(r)
-	t.sides("Side against side", []string{"sync", "async"}, r)
-	t.sides("Mixed: both at once, "+showPercent(100*r.Settings.SyncRatio)+" of the requests sync", []string{"mixed.sync", "mixed.async"}, r)
-	t.refusals(r)
-	t.sentences("What the figures say", r.Insights, func(topic string) bool { return topic != TopicChoice })
-	t.sentences("When to choose which", r.Insights, func(topic string) bool { return topic == TopicChoice })
+	t.comparison("Side against side", [2]string{"sync", "async"}, r)
+	t.comparison(mixedTitle(r), [2]string{"mixed.sync", "mixed.async"}, r)
+	t.list("What went wrong", failures(r))
+	findings, choices := sentences(r.Insights)
+	t.list("What the figures say", findings)
+	t.list("When to choose which", choices)
 	t.thresholds(r)
 	t.list("What a reader has to know", r.Warnings)
-	t.foot(r)
+	t.line("")
+	t.paragraph("", describeGenerator(r))
 	if _, err := io.WriteString(w, t.text.String()); err != nil {
 		return fmt.Errorf("write table: %w", err)
 	}
@@ -94,22 +93,50 @@ func wrap(text string, room int) func(func(string) bool) {
 // head says what was done to whom, and first of all whether it counts.
 func (t *table) head(r *Report) {
 	if r.Interrupted {
-		t.paragraph("INTERRUPTED: ", "the run was stopped before its end. What follows is a part, and no threshold was evaluated.")
+		t.paragraph("INTERRUPTED: ", interruptedText)
 	}
 	if !r.Valid {
-		reasons := strings.Join(r.InvalidReasons, "; ")
-		if reasons == "" {
-			reasons = "the report does not say why"
-		}
-		t.paragraph("INVALID: ", "do not rely on these figures: "+reasons+".")
+		t.paragraph("INVALID: ", invalidText(r))
 	}
 	if r.Interrupted || !r.Valid {
 		t.line("")
 	}
-	t.paragraph("Target    ", describeTarget(r))
-	t.paragraph("Run       ", describeRun(r))
-	t.paragraph("Work      ", describeWork(r))
-	t.paragraph("Results   ", describeCompletion(r))
+	for _, fact := range facts(r) {
+		t.paragraph(fmt.Sprintf("%-10s", fact.Name), fact.Text)
+	}
+}
+
+// interruptedText says what an interrupted run is worth.
+const interruptedText = "the run was stopped before its end. What follows is a part, and no threshold was evaluated."
+
+// invalidText says why the figures do not count.
+func invalidText(r *Report) string {
+	if len(r.InvalidReasons) == 0 {
+		return "do not rely on these figures; the report does not say why."
+	}
+	return "do not rely on these figures: " + strings.Join(r.InvalidReasons, "; ") + "."
+}
+
+// fact is a line of the head.
+type fact struct{ Name, Text string }
+
+// facts say what was done, to whom and how it was measured.
+func facts(r *Report) []fact {
+	return []fact{
+		{"Target", describeTarget(r)},
+		{"Run", describeRun(r)},
+		{"Work", describeWork(r)},
+		{"Results", describeCompletion(r)},
+		{"Times", describeTimes(r)},
+	}
+}
+
+// describeTimes says from where times count, and what that leaves out.
+func describeTimes(r *Report) string {
+	if r.Settings.RatePerSecond > 0 {
+		return "from the planned send, so what a request waits because the service is slow is in them"
+	}
+	return "from the send. While the service stalls its callers send nothing, so callers who do not wait for each other would see worse; --rate measures that"
 }
 
 // describeTarget names the service.
@@ -170,110 +197,137 @@ func describeCompletion(r *Report) string {
 	}
 }
 
-// A row is a label and the metrics of a side, which may be called differently on the two.
+// row is a label and the metrics of the two sides, which may be called differently there.
 type row struct {
 	label       string
 	sync, async string
-	better      string // word for the ratio: "sooner" of times; "" of rates
+	ratio       bool // say what async makes of it
+	asyncOnly   bool // leave it out when async has no figure
 }
 
 // rows are what stands side by side. A row without any figure is left out, and so is a heading without rows.
 var rows = []struct {
 	heading string
+	whole   bool // figures of the phase as a whole
 	rows    []row
 }{
-	{"Immediate answer", []row{
-		{"half of the callers within", "response.p50", "accept.p50", "sooner"},
-		{"95 of 100 within", "response.p95", "accept.p95", "sooner"},
-		{"99 of 100 within", "response.p99", "accept.p99", "sooner"},
-		{"the slowest", "response.max", "accept.max", ""},
+	{heading: "Immediate answer", rows: []row{
+		{label: "half of the callers within", sync: "response.p50", async: "accept.p50", ratio: true},
+		{label: "95 of 100 within", sync: "response.p95", async: "accept.p95", ratio: true},
+		{label: "99 of 100 within", sync: "response.p99", async: "accept.p99", ratio: true},
+		{label: "the slowest", sync: "response.max", async: "accept.max"},
 	}},
-	{"The result itself", []row{
-		{"half of them within", "response.p50", "end_to_end.p50", "sooner"},
-		{"99 of 100 within", "response.p99", "end_to_end.p99", "sooner"},
-		{"of that, the work (p50)", "processing.p50", "processing.p50", ""},
-		{"and the delivery (p50)", "", "delivery_lag.p50", ""},
+	{heading: "The result itself", rows: []row{
+		{label: "half of them within", sync: "response.p50", async: "end_to_end.p50", ratio: true, asyncOnly: true},
+		{label: "99 of 100 within", sync: "response.p99", async: "end_to_end.p99", ratio: true, asyncOnly: true},
+		{label: "of that, the work (p50)", sync: "processing.p50", async: "processing.p50"},
+		{label: "and the delivery (p50)", async: "delivery_lag.p50"},
 	}},
-	{"Throughput", []row{
-		{"accepted per second", "accepted_per_second", "accepted_per_second", "rate"},
-		{"completed per second", "completed_per_second", "completed_per_second", "rate"},
+	{heading: "Throughput", rows: []row{
+		{label: "accepted per second", sync: "accepted_per_second", async: "accepted_per_second", ratio: true},
+		{label: "completed per second", sync: "completed_per_second", async: "completed_per_second", ratio: true},
 	}},
-	{"Outcome", []row{
-		{"requests sent", "sent", "sent", ""},
-		{"completed at the caller", "success_rate", "success_rate", ""},
-		{"the work failed", "work_failed", "work_failed", ""},
-		{"errors", "errors", "errors", ""},
+	{heading: "Outcome", rows: []row{
+		{label: "requests sent", sync: "sent", async: "sent"},
+		{label: "completed at the caller", sync: "success_rate", async: "success_rate"},
+		{label: "the work failed", sync: "work_failed", async: "work_failed"},
+		{label: "errors", sync: "errors", async: "errors"},
 	}},
-	{"Callbacks", []row{
-		{"expected", "", "expected", ""},
-		{"delivered", "", "delivered", ""},
-		{"missing", "", "missing", ""},
-		{"duplicate", "", "duplicate", ""},
-		{"with a bad signature", "", "bad_signature", ""},
-		{"seen by polling instead", "", "polled", ""},
+	{heading: "Callbacks", rows: []row{
+		{label: "expected", async: "expected"},
+		{label: "delivered", async: "delivered"},
+		{label: "missing", async: "missing"},
+		{label: "duplicate", async: "duplicate"},
+		{label: "with a bad signature", async: "bad_signature"},
+		{label: "seen by polling instead", async: "polled"},
 	}},
-	{"The server", []row{
-		{"CPU time per request", "server.cpu_per_request", "server.cpu_per_request", ""},
-		{"cores used", "server.cpu", "server.cpu", ""},
-		{"memory at most", "server.memory", "server.memory", ""},
+	{heading: "The server", whole: true, rows: []row{
+		{label: "CPU time per request", sync: "server.cpu_per_request", async: "server.cpu_per_request", ratio: true},
+		{label: "cores used", sync: "server.cpu", async: "server.cpu"},
+		{label: "memory at most", sync: "server.memory", async: "server.memory"},
 	}},
 }
 
-// sides sets two sides beside each other.
-func (t *table) sides(title string, prefixes []string, r *Report) {
+// group is a heading and what stands side by side under it.
+type groupOfFigures struct {
+	Heading string
+	Rows    []figures
+}
+
+// figures is one line of a comparison, in words.
+type figures struct{ Label, Sync, Async, Versus string }
+
+// sideBySide sets two sides beside each other, by the prefixes of their metrics.
+func sideBySide(metrics map[string]Metric, prefixes [2]string, r *Report) []groupOfFigures {
+	var groups []groupOfFigures
+	for _, rows := range rows {
+		group := groupOfFigures{Heading: rows.heading}
+		for _, row := range rows.rows {
+			one, hasOne := metrics[prefixes[0]+"."+row.sync]
+			other, hasOther := metrics[prefixes[1]+"."+row.async]
+			switch {
+			case !hasOne && !hasOther:
+				continue
+			case row.asyncOnly && !hasOther:
+				continue // what sync has for it stands in another group already
+			case row.async == "polled" && r.Settings.Completion != CompletionPoll:
+				continue
+			case rows.whole && prefixes[0] != PhaseSync:
+				continue // the server's account of a phase is not told apart by side
+			}
+			line := figures{Label: row.label}
+			if hasOne {
+				line.Sync = one.show()
+			}
+			if hasOther {
+				line.Async = other.show()
+			}
+			if hasOne && hasOther && row.ratio && (one.Unit != UnitPerSecond || prefixes[0] == PhaseSync) { // --sync-ratio decides the rates of a mixed phase
+				line.Versus = versus(one, other)
+			}
+			group.Rows = append(group.Rows, line)
+		}
+		if len(group.Rows) > 0 {
+			groups = append(groups, group)
+		}
+	}
+	return groups
+}
+
+// comparison writes two sides beside each other; a side that did not run has no column.
+func (t *table) comparison(title string, prefixes [2]string, r *Report) {
 	_, one := t.metrics[prefixes[0]+".sent"]
 	_, other := t.metrics[prefixes[1]+".sent"]
 	if !one && !other {
 		return
 	}
-	t.heading(title)
-	t.line("%s", cells("", "sync", "async", "async is"))
-	for _, group := range rows {
-		var lines []string
-		for _, row := range group.rows {
-			if line, ok := t.row(row, prefixes, r.Settings.Completion); ok {
-				lines = append(lines, line)
-			}
+	columns := func(f figures) []string {
+		switch {
+		case !other:
+			return []string{f.Sync}
+		case !one:
+			return []string{f.Async}
+		default:
+			return []string{f.Sync, f.Async, f.Versus}
 		}
-		if len(lines) > 0 {
-			t.line("%s", group.heading)
-			t.line("%s", strings.Join(lines, "\n"))
+	}
+	t.heading(title)
+	t.line("%s", cells("", columns(figures{Sync: "sync", Async: "async", Versus: "async is"})))
+	for _, group := range sideBySide(t.metrics, prefixes, r) {
+		t.line("%s", group.Heading)
+		for _, row := range group.Rows {
+			t.line("%s", cells("  "+row.Label, columns(row)))
 		}
 	}
 }
 
 // cells writes a label and columns, aligned to the right.
-func cells(label string, columns ...string) string {
+func cells(label string, columns []string) string {
 	line := label + strings.Repeat(" ", max(0, labelWidth-utf8.RuneCountInString(label)))
 	for _, column := range columns {
 		line += strings.Repeat(" ", max(1, columnWidth-utf8.RuneCountInString(column))) + column
 	}
-	return strings.TrimRight(line, " ")
-}
-
-// row is one line; it is not ok when neither side has the figure, or when it says nothing here.
-func (t *table) row(row row, prefixes []string, completion string) (string, bool) {
-	one, hasOne := t.metrics[prefixes[0]+"."+row.sync]
-	other, hasOther := t.metrics[prefixes[1]+"."+row.async]
-	switch {
-	case !hasOne && !hasOther:
-		return "", false
-	case row.async == "polled" && completion != CompletionPoll:
-		return "", false
-	case row.async == "end_to_end.p50" && !hasOther, row.async == "end_to_end.p99" && !hasOther:
-		return "", false // the sync side alone stands under Immediate answer
-	}
-	left, right, ratio := "", "", ""
-	if hasOne {
-		left = one.show()
-	}
-	if hasOther {
-		right = other.show()
-	}
-	if hasOne && hasOther && row.better != "" {
-		ratio = versus(one, other)
-	}
-	return cells("  "+row.label, left, right, ratio), true
+	return line
 }
 
 // versus says in two words what async makes of sync's figure.
@@ -282,23 +336,37 @@ func versus(sync, async Metric) string {
 		return ""
 	}
 	ratio := async.Value / sync.Value
-	if same(ratio) {
+	waiting := sync.Unit == UnitMilliseconds && !strings.Contains(sync.Name, ".server.")
+	switch {
+	case same(ratio):
 		return "the same"
-	}
-	if sync.Unit == UnitMilliseconds {
-		if ratio < 1 {
-			return showTimes(1/ratio) + " sooner"
-		}
+	case waiting && ratio < 1:
+		return showTimes(1/ratio) + " sooner"
+	case waiting:
 		return showTimes(ratio) + " later"
-	}
-	if ratio > 1 {
+	case ratio < 1:
+		return showNumber(ratio) + "× as much"
+	default:
 		return showTimes(ratio) + " as much"
 	}
-	return showTimes(1/ratio) + " less"
 }
 
-// refusals lists what went wrong, by category.
-func (t *table) refusals(r *Report) {
+// mixedTitle names the mixed phase.
+func mixedTitle(r *Report) string {
+	return "Mixed: both at once, " + showPercent(100*r.Settings.SyncRatio) + " of the requests sync"
+}
+
+// byName finds metrics by their names.
+func byName(r *Report) map[string]Metric {
+	metrics := map[string]Metric{}
+	for _, metric := range Metrics(r) {
+		metrics[metric.Name] = metric
+	}
+	return metrics
+}
+
+// failures lists what went wrong, by category.
+func failures(r *Report) []string {
 	var lines []string
 	for _, phase := range r.Phases {
 		for _, side := range []struct {
@@ -308,30 +376,35 @@ func (t *table) refusals(r *Report) {
 			if side.side == nil {
 				continue
 			}
+			name := phase.Name
+			if name != side.name {
+				name += ", " + side.name
+			}
 			for _, category := range slices.Sorted(maps.Keys(side.side.Errors)) {
-				lines = append(lines, fmt.Sprintf("%s phase, %s: %s × %s", phase.Name, side.name, showCount(side.side.Errors[category]), category))
+				lines = append(lines, fmt.Sprintf("%s: %s × %s", name, showCount(side.side.Errors[category]), category))
 			}
 		}
 		if phase.Callbacks == nil {
 			continue
 		}
 		for _, status := range slices.Sorted(maps.Keys(phase.Callbacks.MissingByStatus)) {
-			lines = append(lines, fmt.Sprintf("%s phase, missing callbacks: %s of %s looked up have the status %s",
-				phase.Name, showCount(phase.Callbacks.MissingByStatus[status]), showCount(phase.Callbacks.MissingSampled), status))
+			lines = append(lines, fmt.Sprintf("%s: of %s requests without a callback that were looked up, %s have the status %s",
+				phase.Name, showCount(phase.Callbacks.MissingSampled), showCount(phase.Callbacks.MissingByStatus[status]), status))
 		}
 	}
-	t.list("What went wrong", lines)
+	return lines
 }
 
-// sentences lists the insights of some topics.
-func (t *table) sentences(title string, all []Insight, wanted func(topic string) bool) {
-	var texts []string
-	for _, insight := range all {
-		if wanted(insight.Topic) {
-			texts = append(texts, insight.Text)
+// sentences tells findings from advice.
+func sentences(insights []Insight) (findings, choices []string) {
+	for _, insight := range insights {
+		if insight.Topic == TopicChoice {
+			choices = append(choices, insight.Text)
+		} else {
+			findings = append(findings, insight.Text)
 		}
 	}
-	t.list(title, texts)
+	return findings, choices
 }
 
 // list writes a section of points; none, no section.
@@ -366,12 +439,6 @@ func (t ThresholdResult) found() string {
 		return "(nothing was measured)"
 	}
 	return "(" + Metric{Unit: t.Unit, Value: t.Value}.show() + ")"
-}
-
-// foot says how punctual the generator was.
-func (t *table) foot(r *Report) {
-	t.line("")
-	t.paragraph("", describeGenerator(r))
 }
 
 // describeGenerator says what the generator spent itself.
