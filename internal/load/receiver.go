@@ -109,8 +109,7 @@ func (c Counts) Missing() int64 { return c.Expected - c.Delivered }
 // wait for register a key of their own making, before they send the request whose callback_url
 // ends in it: the request id is not known then, and a callback can overtake the 202.
 type Receiver struct {
-	cfg     ReceiverConfig
-	reading chan struct{} // a place per body in memory
+	taker
 
 	mu     sync.Mutex      // guards the fields below
 	keys   map[string]bool // :: key → delivered
@@ -120,10 +119,24 @@ type Receiver struct {
 	idle   chan struct{} // closed when nothing is missing; nil while nobody waits
 }
 
+// taker is what every receiver has: it reads and checks a callback, and answers it.
+type taker struct {
+	cfg     ReceiverConfig
+	reading chan struct{} // a place per body in memory
+}
+
 // NewReceiver makes a receiver; it returns an error when cfg contradicts itself.
 func NewReceiver(cfg ReceiverConfig) (*Receiver, error) {
+	taker, err := newTaker(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &Receiver{taker: taker, keys: make(map[string]bool)}, nil
+}
+
+func newTaker(cfg ReceiverConfig) (taker, error) {
 	if err := cfg.Behaviour.Validate(); err != nil {
-		return nil, fmt.Errorf("configure receiver: %w", err)
+		return taker{}, fmt.Errorf("configure receiver: %w", err)
 	}
 	if cfg.MaxKeys <= 0 {
 		cfg.MaxKeys = defaultMaxKeys
@@ -134,11 +147,7 @@ func NewReceiver(cfg ReceiverConfig) (*Receiver, error) {
 	if cfg.OnArrival == nil {
 		cfg.OnArrival = func(Arrival) {}
 	}
-	return &Receiver{
-		cfg:     cfg,
-		reading: make(chan struct{}, maxReading),
-		keys:    make(map[string]bool),
-	}, nil
+	return taker{cfg: cfg, reading: make(chan struct{}, maxReading)}, nil
 }
 
 // Expect registers a key. Call it before the request is sent. The key is the
@@ -215,14 +224,9 @@ func (r *Receiver) wakeLocked() {
 
 // ServeHTTP takes one callback.
 func (r *Receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
-	if req.Method != http.MethodPost {
-		w.Header().Set("Allow", http.MethodPost)
-		http.Error(w, "callbacks come by POST", http.StatusMethodNotAllowed)
-		return
-	}
-	arrival, ok := r.read(w, req)
+	arrival, ok := r.take(w, req)
 	if !ok {
-		return // the sender left in the middle of its body: nothing has arrived
+		return
 	}
 	bad := r.cfg.Behaviour.misbehaves(rand.Float64())
 	r.settle(&arrival, bad)
@@ -230,9 +234,20 @@ func (r *Receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	r.answer(w, req, arrival)
 }
 
+// take reads a callback. It is not ok when there is nothing to settle: it was no
+// POST, which is answered, or the sender left in the middle of its body, so that nothing has arrived.
+func (r *taker) take(w http.ResponseWriter, req *http.Request) (Arrival, bool) {
+	if req.Method != http.MethodPost {
+		w.Header().Set("Allow", http.MethodPost)
+		http.Error(w, "callbacks come by POST", http.StatusMethodNotAllowed)
+		return Arrival{}, false
+	}
+	return r.read(w, req)
+}
+
 // read takes the body and checks it; the body is forgotten when read returns.
 // It is not ok when the sender has gone.
-func (r *Receiver) read(w http.ResponseWriter, req *http.Request) (Arrival, bool) {
+func (r *taker) read(w http.ResponseWriter, req *http.Request) (Arrival, bool) {
 	select {
 	case r.reading <- struct{}{}:
 		defer func() { <-r.reading }()
@@ -341,7 +356,7 @@ func (b Behaviour) status() int {
 }
 
 // answer writes what settle decided.
-func (r *Receiver) answer(w http.ResponseWriter, req *http.Request, a Arrival) {
+func (r *taker) answer(w http.ResponseWriter, req *http.Request, a Arrival) {
 	if r.cfg.Behaviour.Delay > 0 {
 		timer := time.NewTimer(r.cfg.Behaviour.Delay)
 		defer timer.Stop()

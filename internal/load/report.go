@@ -82,13 +82,15 @@ type Phase struct {
 	Async       *Side      `json:"async,omitempty"`
 	Callbacks   *Callbacks `json:"callbacks,omitempty"` // of Async
 	Server      *ServerUse `json:"server,omitempty"`    // where /metrics could be read
-	Lag         Latency    `json:"scheduling_lag"`      // planned send to actual send: the generator's own lateness; open loop
+	Lag         Latency    `json:"scheduling_lag"`      // open loop: planned send to actual send, whoever is to blame; response times hold it
+	OwnLag      Latency    `json:"generator_lag"`       // the part of Lag that is the generator's own: a place in flight was free, and it was late all the same
 }
 
 // Side is one way of asking within a phase.
 type Side struct {
-	Planned            int64            `json:"planned"`                // requests the schedule held; closed loop: the same as Sent
-	Sent               int64            `json:"sent"`                   // requests put on the wire
+	Planned            int64            `json:"planned"`                // requests the schedule held, less those that an interruption spared; closed loop: the same as Sent
+	Sent               int64            `json:"sent"`                   // requests put on the wire; Sent + Retried = Accepted + all Errors
+	Retried            int64            `json:"retried"`                // refusals (429, 503) that were waited out and tried again; each is in Errors too
 	Accepted           int64            `json:"accepted"`               // answered 200 (sync) or 202 (async)
 	Completed          int64            `json:"completed"`              // results at the caller: the 200, or the first good callback that says completed
 	WorkFailed         int64            `json:"work_failed"`            // results at the caller that say that the work failed
@@ -138,13 +140,14 @@ type Step struct {
 type Callbacks struct {
 	Expected        int64            `json:"expected"`          // requests answered 202
 	Delivered       int64            `json:"delivered"`         // of those, with a good callback before the drain ended
-	Missing         int64            `json:"missing"`           // of those, without
+	Missing         int64            `json:"missing"`           // of those, without; when polling: those whose result was not seen
 	Duplicate       int64            `json:"duplicate"`         // good callbacks beyond the first
 	BadSignature    int64            `json:"bad_signature"`     //
 	Malformed       int64            `json:"malformed"`         //
 	Unknown         int64            `json:"unknown"`           // for keys that nobody asked for
 	BeforeAnswer    int64            `json:"before_answer"`     // arrived before the 202 was read
-	Late            int64            `json:"late"`              // of an earlier phase, after its drain had ended
+	Late            int64            `json:"late"`              // of the missing, came after the drain had ended, while a later phase ran
+	Unanswered      int64            `json:"unanswered"`        // for requests that got no 202 (a timeout, say) and were carried out all the same
 	Misbehaved      int64            `json:"misbehaved"`        // answered badly by us, on purpose
 	Polled          int64            `json:"polled"`            // results seen by polling /requests/{id}, never counted as delivered
 	MissingByStatus map[string]int64 `json:"missing_by_status"` // :: status in /requests/{id} → missing ones, from a bounded sample; "unknown" where it could not be read
@@ -194,6 +197,6 @@ type Generator struct {
 	CPUShare       float64 `json:"cpu_share_of_machine"` // 0..1, of all cores, averaged over the phases
 	MaxMemoryBytes int64   `json:"max_memory_bytes"`     // resident; 0 where the platform does not tell
 	Cores          int     `json:"cores"`                // GOMAXPROCS
-	LagP99MS       float64 `json:"lag_p99_milliseconds"` // worst phase
+	LagP99MS       float64 `json:"lag_p99_milliseconds"` // its own (Phase.OwnLag), in the worst phase
 	SharesMachine  bool    `json:"shares_machine"`       // the target is on this machine: its CPU and ours compete
 }

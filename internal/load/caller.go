@@ -1,0 +1,174 @@
+package load
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"tandem"
+)
+
+// maxAnswer is how much of an answer to a request is read: the largest data that a
+// service may be told to take, echoed, and something around it.
+const maxAnswer = 20 << 20
+
+// recipe is what the requests of a run have in common, made once.
+type recipe struct {
+	sync, async *http.Request // without body
+	front       []byte        // of the body, up to its data
+	data        []byte        // "": a number, another in every request
+	callback    string        // what stands before a key in callback_url; it needs no JSON escapes
+}
+
+func (s *service) recipe(cfg *Config, callback string) (*recipe, error) {
+	request := func(path string) (*http.Request, error) {
+		u, err := url.Parse(s.base + path)
+		if err != nil {
+			return nil, fmt.Errorf("make request: %w", err)
+		}
+		return &http.Request{
+			Method: http.MethodPost, URL: u, Host: u.Host, Header: s.header,
+			Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		}, nil
+	}
+	sync, err := request("/sync")
+	if err != nil {
+		return nil, err
+	}
+	async, err := request("/async")
+	if err != nil {
+		return nil, err
+	}
+	r := &recipe{sync: sync, async: async, data: cfg.Data, callback: callback, front: []byte(`{"complexity":`)}
+	r.front = strconv.AppendInt(r.front, int64(cfg.Complexity), 10)
+	if cfg.Task != "" {
+		task, err := json.Marshal(cfg.Task)
+		if err != nil {
+			return nil, fmt.Errorf("encode task: %w", err)
+		}
+		r.front = append(append(r.front, `,"task":`...), task...)
+	}
+	r.front = append(r.front, `,"data":`...)
+	return r, nil
+}
+
+// appendData appends the data of a request.
+func (r *recipe) appendData(body []byte, number int64) []byte {
+	if r.data != nil {
+		return append(body, r.data...)
+	}
+	body = append(body, `{"number":`...)
+	return append(strconv.AppendInt(body, number, 10), '}')
+}
+
+// body makes the body of a request; key is nil for a sync one.
+func (r *recipe) body(number int64, key []byte) []byte {
+	// The transport may still read a body when its answer is here already, so each is a new one.
+	body := make([]byte, 0, len(r.front)+len(r.data)+len(r.callback)+len(key)+64)
+	body = r.appendData(append(body, r.front...), number)
+	if key != nil {
+		body = append(append(body, `,"callback_url":"`...), r.callback...)
+		body = append(append(body, key...), '"')
+	}
+	return append(body, '}')
+}
+
+// answer is what came of one request on the wire.
+type answer struct {
+	category   string // "": accepted
+	id         string // request_id
+	processing time.Duration
+	workFailed bool          // the service says that the work failed
+	refused    bool          // 429 or 503
+	wait       time.Duration // the service asks to be left alone for so long
+	detail     string        // of an error, for people
+}
+
+// caller sends requests one after the other.
+type caller struct {
+	transport *http.Transport
+	timeout   time.Duration
+	buffer    bytes.Buffer // the last answer
+}
+
+// post sends a request and reads the whole answer.
+func (c *caller) post(ctx context.Context, prototype *http.Request, body []byte, want int) answer {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	req := prototype.WithContext(ctx)
+	req.ContentLength = int64(len(body))
+	req.Body = io.NopCloser(bytes.NewReader(body))
+	req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+	res, err := c.transport.RoundTrip(req)
+	if err != nil {
+		return answer{category: failureOf(err), detail: err.Error()}
+	}
+	defer res.Body.Close()
+	c.buffer.Reset()
+	n, err := c.buffer.ReadFrom(io.LimitReader(res.Body, maxAnswer))
+	switch {
+	case err != nil:
+		return answer{category: failureOf(err), detail: "read answer: " + err.Error()}
+	case n == maxAnswer:
+		return answer{category: "bad_body", detail: fmt.Sprintf("an answer of %d bytes or more", maxAnswer)}
+	}
+	return judge(res, c.buffer.Bytes(), want)
+}
+
+// judge reads an answer.
+func judge(res *http.Response, body []byte, want int) answer {
+	if res.StatusCode != want {
+		return refusal(res, body)
+	}
+	var accepted struct {
+		RequestID        string  `json:"request_id"`
+		ProcessingTimeMS float64 `json:"processing_time_ms"`
+	}
+	err := json.Unmarshal(body, &accepted)
+	if err == nil && accepted.RequestID == "" {
+		err = errors.New("it has no request_id")
+	}
+	if err != nil {
+		return answer{category: "bad_body", detail: "an answer that is not what the contract says: " + err.Error()}
+	}
+	return answer{
+		id:         accepted.RequestID,
+		processing: time.Duration(accepted.ProcessingTimeMS * float64(time.Millisecond)),
+		wait:       retryAfterIfAccepted(res),
+	}
+}
+
+// retryAfterIfAccepted: the Retry-After of a 202 says when to poll; to the next request only RateLimit speaks.
+func retryAfterIfAccepted(res *http.Response) time.Duration {
+	if remaining, reset, ok := rateLimit(res.Header.Get("RateLimit")); ok && remaining == 0 {
+		return time.Duration(min(reset, 1e6)) * time.Second
+	}
+	return 0
+}
+
+// refusal reads an answer that is not the one asked for.
+func refusal(res *http.Response, body []byte) answer {
+	var problem struct {
+		Code   tandem.Code `json:"code"`
+		Detail string      `json:"detail"`
+	}
+	_ = json.Unmarshal(body, &problem) // not every answer on the way is the service's own
+	a := answer{
+		category:   "http_" + strconv.Itoa(res.StatusCode),
+		refused:    res.StatusCode == http.StatusTooManyRequests || res.StatusCode == http.StatusServiceUnavailable,
+		wait:       retryAfter(res.Header, time.Now()),
+		workFailed: problem.Code == tandem.CodeTaskFailed || problem.Code == tandem.CodeTaskTimeout,
+		detail:     string(problem.Code),
+	}
+	if problem.Detail != "" {
+		a.detail += ": " + problem.Detail
+	}
+	return a
+}

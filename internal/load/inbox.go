@@ -1,0 +1,340 @@
+package load
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	mathrand "math/rand/v2"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"tandem"
+)
+
+// Bounds of an [inbox].
+const (
+	maxOutstanding = 4 << 20 // callbacks expected at once, about 40 bytes each
+	maxKnownIDs    = 10_000  // request ids remembered of callbacks that are expected, to look up the missing ones
+)
+
+// errTooManyOutstanding ends a phase: more callbacks cannot be told apart.
+var errTooManyOutstanding = fmt.Errorf("%d callbacks are expected and have not come", maxOutstanding)
+
+// The states of a number, in two bits. What is known beyond them is in inbox.open,
+// for as long as a callback is expected.
+const (
+	stateExpected  = 0 // or missing, when it is not in inbox.open any more
+	stateDelivered = 1
+	stateRefused   = 2
+)
+
+// inbox receives the callbacks of a run. A request's key is the run's random
+// prefix and a number; numbers follow each other, so what must be remembered of a request that
+// is over is two bits, and a repeat is known as one for as long as the run lasts.
+type inbox struct {
+	taker
+	prefix string
+	since  func(time.Time) time.Duration // on the clock of the run
+	offset time.Duration                 // the service's clock minus ours
+
+	mu     sync.Mutex // guards the fields below, and the counters of the phases
+	next   uint64     // number
+	states []uint64   // two bits per number
+	open   map[uint64]expectation
+	early  map[uint64]landing // callbacks that overtook their 202; at most as many as requests are in flight
+	ids    map[uint64]string  // request ids of some of open
+	phases []*running         // in the order of their numbers
+	left   int64              // answered 202 and without callback
+	idle   chan struct{}      // closed when left is 0; nil while nobody waits
+	dice   *mathrand.Rand
+}
+
+// expectation is a request whose callback has not come.
+type expectation struct {
+	planned  time.Duration // on the clock of the run
+	answered bool          // its 202 was read
+}
+
+// landing is a good callback.
+type landing struct {
+	at         time.Duration // on the clock of the run
+	endToEnd   time.Duration
+	processing time.Duration
+	delivery   time.Duration
+	failed     bool // it says that the work failed
+}
+
+func newInbox(cfg ReceiverConfig, seed uint64, since func(time.Time) time.Duration) (*inbox, error) {
+	taker, err := newTaker(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &inbox{
+		taker: taker, prefix: keyPrefix(), since: since,
+		open: make(map[uint64]expectation), early: make(map[uint64]landing), ids: make(map[uint64]string),
+		dice: mathrand.New(mathrand.NewPCG(seed, 0)),
+	}, nil
+}
+
+// keyPrefix makes a run's keys its own, so that a callback of an earlier run is unknown.
+func keyPrefix() string {
+	var random [6]byte
+	rand.Read(random[:]) // never fails (crypto/rand)
+	return hex.EncodeToString(random[:]) + "-"
+}
+
+// appendKey appends the key of a number.
+func (b *inbox) appendKey(to []byte, number uint64) []byte {
+	return strconv.AppendUint(append(to, b.prefix...), number, 10)
+}
+
+// number reads a key.
+func (b *inbox) number(key string) (uint64, bool) {
+	digits, ok := strings.CutPrefix(key, b.prefix)
+	if !ok || digits == "" || len(digits) > 1 && digits[0] == '0' {
+		return 0, false
+	}
+	number, err := strconv.ParseUint(digits, 10, 64)
+	return number, err == nil
+}
+
+// begin has the following numbers belong to a phase.
+func (b *inbox) begin(p *running) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p.firstNumber = b.next
+	b.phases = append(b.phases, p)
+}
+
+// expect registers a request that is about to be sent.
+func (b *inbox) expect(planned time.Duration) (uint64, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.open) >= maxOutstanding {
+		return 0, errTooManyOutstanding
+	}
+	number := b.next
+	b.next++
+	if number%32 == 0 {
+		b.states = append(b.states, 0)
+	}
+	b.open[number] = expectation{planned: planned}
+	return number, nil
+}
+
+func (b *inbox) stateLocked(number uint64) uint64 {
+	return b.states[number/32] >> (number % 32 * 2) & 3
+}
+
+func (b *inbox) settleLocked(number, state uint64) {
+	shift := number % 32 * 2
+	b.states[number/32] = b.states[number/32]&^(3<<shift) | state<<shift
+	delete(b.open, number)
+	delete(b.early, number)
+	delete(b.ids, number)
+}
+
+// answered says that the 202 of a request was read.
+func (b *inbox) answered(number uint64, id string) {
+	b.mu.Lock()
+	p := b.phases[len(b.phases)-1]
+	p.callbacks.Expected++
+	early, overtaken := b.early[number]
+	if overtaken {
+		p.callbacks.BeforeAnswer++
+		p.callbacks.Delivered++
+		b.settleLocked(number, stateDelivered)
+	} else {
+		b.left++
+		b.open[number] = expectation{planned: b.open[number].planned, answered: true}
+		if len(b.ids) < maxKnownIDs {
+			b.ids[number] = id
+		}
+	}
+	b.mu.Unlock()
+	if overtaken {
+		p.landed(early)
+	}
+}
+
+// refused says that a request got no 202. It may have been carried out all the same.
+func (b *inbox) refused(number uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, came := b.early[number]; came {
+		b.phases[len(b.phases)-1].callbacks.Unanswered++
+		b.settleLocked(number, stateDelivered)
+		return
+	}
+	b.settleLocked(number, stateRefused)
+}
+
+// ServeHTTP takes one callback.
+func (b *inbox) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	arrival, ok := b.take(w, req)
+	if !ok {
+		return
+	}
+	if p, landing := b.settle(&arrival); p != nil {
+		p.landed(landing)
+	}
+	b.answer(w, req, arrival)
+}
+
+// polled settles a request whose result was seen by polling.
+func (b *inbox) polled(number uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.phases[len(b.phases)-1].callbacks.Polled++
+	b.settleLocked(number, stateDelivered)
+	b.left--
+	b.wakeLocked()
+}
+
+// settle decides the answer to a callback and counts it. It returns the phase to
+// which a result has come, nil when none has.
+func (b *inbox) settle(a *Arrival) (*running, landing) {
+	number, ours := b.number(a.Key)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.phases) == 0 {
+		a.Status = http.StatusNotFound
+		return nil, landing{}
+	}
+	a.Known = ours && number < b.next
+	p := b.phases[len(b.phases)-1]
+	for i := len(b.phases) - 1; a.Known && p.firstNumber > number; i-- {
+		p = b.phases[i]
+	}
+	counts := &p.callbacks
+	bad := b.cfg.Behaviour.misbehaves(b.dice.Float64())
+	switch {
+	case a.Signature != nil:
+		a.Status = http.StatusUnauthorized
+		counts.BadSignature++
+	case a.Malformed != nil:
+		if a.Status == 0 {
+			a.Status = http.StatusBadRequest
+		}
+		counts.Malformed++
+	case !a.Known:
+		a.Status = http.StatusNotFound
+		counts.Unknown++
+	case bad && !b.cfg.Behaviour.delivers():
+		a.Status = b.cfg.Behaviour.status()
+		counts.Misbehaved++
+	default:
+		a.Status = http.StatusOK
+		if bad {
+			a.Status = b.cfg.Behaviour.status()
+		}
+		return b.acceptLocked(p, number, a)
+	}
+	return nil, landing{}
+}
+
+// acceptLocked counts a good callback for a key that is known.
+func (b *inbox) acceptLocked(p *running, number uint64, a *Arrival) (*running, landing) {
+	_, early := b.early[number]
+	expected, open := b.open[number]
+	switch state := b.stateLocked(number); {
+	case early || state == stateDelivered:
+		a.Duplicate = true
+		p.callbacks.Duplicate++
+	case state == stateRefused:
+		p.callbacks.Unanswered++
+		b.settleLocked(number, stateDelivered)
+	case !open:
+		p.callbacks.Late++
+		b.settleLocked(number, stateDelivered)
+	case !expected.answered:
+		b.early[number] = b.landing(expected, a)
+	default:
+		b.settleLocked(number, stateDelivered)
+		p.callbacks.Delivered++
+		b.left--
+		b.wakeLocked()
+		return p, b.landing(expected, a)
+	}
+	return nil, landing{}
+}
+
+// landing is what a callback says about its request.
+func (b *inbox) landing(expected expectation, a *Arrival) landing {
+	at := b.since(a.At)
+	return landing{
+		at: at, endToEnd: at - expected.planned,
+		processing: time.Duration(a.Callback.ProcessingTimeMS * float64(time.Millisecond)),
+		delivery:   a.At.Sub(a.Callback.Timestamp.Add(-b.offset)),
+		failed:     a.Callback.Type != tandem.EventCompleted,
+	}
+}
+
+// wakeLocked tells who waits when nothing is missing any more.
+func (b *inbox) wakeLocked() {
+	if b.idle != nil && b.left == 0 {
+		close(b.idle)
+		b.idle = nil
+	}
+}
+
+// allIn returns a channel that is closed when no callback is missing.
+func (b *inbox) allIn() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.idle == nil {
+		b.idle = make(chan struct{})
+	}
+	idle := b.idle
+	b.wakeLocked()
+	return idle
+}
+
+// outstanding is how many callbacks are missing so far.
+func (b *inbox) outstanding() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.left
+}
+
+// end closes the last phase: what has not come is missing, and late if it comes
+// after all. It returns ids of some of the missing.
+func (b *inbox) end() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var ids []string
+	for number, id := range b.ids {
+		if len(ids) == maxLookups {
+			break
+		}
+		if b.open[number].answered {
+			ids = append(ids, id)
+		}
+	}
+	b.phases[len(b.phases)-1].callbacks.Missing = b.left
+	b.left = 0
+	clear(b.open)
+	clear(b.early)
+	clear(b.ids)
+	return ids
+}
+
+// counters returns what came back for a phase, so far.
+func (b *inbox) counters(p *running) Callbacks {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return p.callbacks
+}
+
+// failureOf names what went wrong with a request that got no whole answer.
+func failureOf(err error) string {
+	var timeout interface{ Timeout() bool }
+	if errors.As(err, &timeout) && timeout.Timeout() {
+		return "timeout"
+	}
+	return "connect"
+}

@@ -1,0 +1,262 @@
+package load
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	probeTimeout = 10 * time.Second // of everything that is asked beside the load
+	probes       = 5                // readings of the service's clock; the quickest counts
+	maxPage      = 4 << 20          // bytes of an answer outside the load
+	maxLookups   = 100              // missing callbacks whose request is looked up
+)
+
+// TargetError says why a run could not start: the service cannot be put under load,
+// or no callback can be received.
+type TargetError struct {
+	Err  error
+	Hint string // what to do about it
+}
+
+// Error returns the text of the cause.
+func (e *TargetError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *TargetError) Unwrap() error { return e.Err }
+
+// service is the target. One transport carries the load, another what is asked
+// beside it, so that neither waits for the other's connections.
+type service struct {
+	base   string // without a slash at the end
+	header http.Header
+	load   *http.Transport
+	aside  *http.Client
+}
+
+func newService(cfg *Config) *service {
+	s := &service{
+		base: strings.TrimRight(cfg.URL, "/"),
+		header: http.Header{
+			"Content-Type": {"application/json"},
+			"User-Agent":   {cfg.Tool},
+		},
+		load:  newTransport(cfg.Concurrency, cfg.Timeout),
+		aside: &http.Client{Transport: newTransport(2, probeTimeout), Timeout: probeTimeout},
+	}
+	if cfg.APIKey != "" {
+		s.header["Authorization"] = []string{"Bearer " + cfg.APIKey}
+	}
+	return s
+}
+
+// newTransport makes a transport that keeps its connections. It knows no proxy:
+// behind one, the proxy would be measured. HTTP/1.1 only, so that a caller is a connection.
+func newTransport(connections int, timeout time.Duration) *http.Transport {
+	dialer := &net.Dialer{Timeout: min(timeout, probeTimeout)}
+	return &http.Transport{
+		DialContext:         dialer.DialContext,
+		MaxIdleConns:        connections,
+		MaxIdleConnsPerHost: connections,
+		IdleConnTimeout:     time.Minute,
+		TLSHandshakeTimeout: min(timeout, probeTimeout),
+		DisableCompression:  true,
+	}
+}
+
+func (s *service) close() {
+	s.load.CloseIdleConnections()
+	s.aside.CloseIdleConnections()
+}
+
+// get asks for a page beside the load.
+func (s *service) get(ctx context.Context, path string) (status int, header http.Header, body []byte, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.base+path, http.NoBody)
+	if err != nil {
+		return 0, nil, nil, fmt.Errorf("make request: %w", err)
+	}
+	req.Header = s.header
+	res, err := s.aside.Do(req)
+	if err != nil {
+		return 0, nil, nil, err
+	}
+	defer res.Body.Close()
+	body, err = io.ReadAll(io.LimitReader(res.Body, maxPage))
+	if err != nil {
+		return 0, nil, nil, fmt.Errorf("read answer: %w", err)
+	}
+	return res.StatusCode, res.Header, body, nil
+}
+
+// probe asks the service who it is and what time it has.
+func (s *service) probe(ctx context.Context, target *Target) error {
+	best := time.Duration(-1)
+	for range probes {
+		var health struct {
+			Status    string    `json:"status"`
+			Timestamp time.Time `json:"timestamp"`
+			Version   string    `json:"version"`
+		}
+		asked := time.Now()
+		status, _, body, err := s.get(ctx, "/healthz")
+		trip := time.Since(asked)
+		if err != nil {
+			return s.unreachable(err)
+		}
+		if status == http.StatusUnauthorized || status == http.StatusForbidden {
+			return &TargetError{fmt.Errorf("%s/healthz answered %d", s.base, status), "give a key with --api-key"}
+		}
+		if err := json.Unmarshal(body, &health); err != nil || status != http.StatusOK || health.Version == "" || health.Timestamp.IsZero() {
+			return &TargetError{
+				fmt.Errorf("%s is not a tandem service: GET /healthz answered %d without a version and a timestamp", s.base, status),
+				"give the base URL of the API, such as http://127.0.0.1:8000",
+			}
+		}
+		target.Version = health.Version
+		if best >= 0 && trip >= best {
+			continue
+		}
+		best = trip
+		offset := health.Timestamp.Sub(asked.Add(trip / 2))
+		// A clock that is read in milliseconds is half of one slow on average.
+		if health.Timestamp.Nanosecond()%int(time.Millisecond) == 0 {
+			offset += time.Millisecond / 2
+		}
+		if offset.Abs() <= trip/2+time.Millisecond {
+			offset = 0 // cannot be told from the same clock
+		}
+		target.ClockOffsetMS = float64(offset) / float64(time.Millisecond)
+	}
+	var stats struct {
+		System struct {
+			Mode string `json:"mode"`
+		} `json:"system"`
+	}
+	if status, _, body, err := s.get(ctx, "/stats"); err == nil && status == http.StatusOK && json.Unmarshal(body, &stats) == nil {
+		target.Mode = stats.System.Mode
+	}
+	_, err := s.vitals(ctx)
+	target.MetricsRead = err == nil
+	return nil
+}
+
+// unreachable explains why a service cannot be reached.
+func (s *service) unreachable(err error) error {
+	hint := "is the service running, and is the address right? See `tandem serve`"
+	var certificate *tls.CertificateVerificationError
+	var authority x509.UnknownAuthorityError
+	var record tls.RecordHeaderError
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &certificate), errors.As(err, &authority):
+		hint = "its certificate is not trusted by this machine"
+	case errors.As(err, &record), strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
+		hint = "it does not speak TLS: try http:// instead of https://"
+	case errors.As(err, &dns):
+		hint = "the name is not known: check the URL"
+	}
+	if asked, ok := errors.AsType[*url.Error](err); ok {
+		err = asked.Err // its text repeats the method and the URL
+	}
+	return &TargetError{fmt.Errorf("reach %s: %w", s.base, err), hint}
+}
+
+// vitals are what the service says it has used.
+type vitals struct {
+	cpu    float64 // seconds
+	memory int64   // bytes
+}
+
+// vitals reads two lines of /metrics.
+func (s *service) vitals(ctx context.Context) (vitals, error) {
+	status, _, body, err := s.get(ctx, "/metrics")
+	if err != nil {
+		return vitals{}, err
+	}
+	cpu, okCPU := sample(body, "process_cpu_seconds_total")
+	memory, okMemory := sample(body, "process_resident_memory_bytes")
+	if status != http.StatusOK || !okCPU || !okMemory {
+		return vitals{}, fmt.Errorf("/metrics answered %d without CPU time and memory", status)
+	}
+	return vitals{cpu, int64(memory)}, nil
+}
+
+// sample finds a metric without labels in the text format of Prometheus.
+func sample(page []byte, name string) (float64, bool) {
+	for line := range bytes.Lines(page) {
+		if value, ok := bytes.CutPrefix(line, []byte(name+" ")); ok {
+			number, err := strconv.ParseFloat(strings.TrimSpace(string(value)), 64)
+			return number, err == nil
+		}
+	}
+	return 0, false
+}
+
+// lookup asks what has become of a request.
+func (s *service) lookup(ctx context.Context, id string) (found lookedUp, again time.Duration, err error) {
+	status, header, body, err := s.get(ctx, "/requests/"+url.PathEscape(id))
+	if err != nil {
+		return lookedUp{}, 0, err
+	}
+	again = retryAfter(header, time.Now())
+	if status != http.StatusOK {
+		return lookedUp{}, again, fmt.Errorf("/requests/%s answered %d", id, status)
+	}
+	if err := json.Unmarshal(body, &found); err != nil {
+		return lookedUp{}, again, fmt.Errorf("/requests/%s: %w", id, err)
+	}
+	return found, again, nil
+}
+
+// lookedUp is what a run wants to know of a request in the history.
+type lookedUp struct {
+	Status           string  `json:"status"`
+	ProcessingTimeMS float64 `json:"processing_time_ms"`
+}
+
+// retryAfter reads how long a service asks to be left alone; 0: it does not say.
+// RateLimit (the IETF draft) counts when nothing remains.
+func retryAfter(header http.Header, now time.Time) time.Duration {
+	wait := time.Duration(0)
+	if text := header.Get("Retry-After"); text != "" {
+		if seconds, err := strconv.Atoi(text); err == nil {
+			wait = time.Duration(min(max(seconds, 0), 1e6)) * time.Second
+		} else if at, err := http.ParseTime(text); err == nil {
+			wait = max(0, at.Sub(now))
+		}
+	}
+	if remaining, reset, ok := rateLimit(header.Get("RateLimit")); ok && remaining == 0 {
+		wait = max(wait, time.Duration(min(reset, 1e6))*time.Second)
+	}
+	return wait
+}
+
+// rateLimit reads the first policy of `"post";r=49;t=12`.
+func rateLimit(text string) (remaining, reset int, ok bool) {
+	policy, _, _ := strings.Cut(text, ",")
+	remaining, reset = -1, -1
+	for parameter := range strings.SplitSeq(policy, ";") {
+		name, value, _ := strings.Cut(strings.TrimSpace(parameter), "=")
+		number, err := strconv.Atoi(value)
+		switch {
+		case err != nil || number < 0:
+		case name == "r":
+			remaining = number
+		case name == "t":
+			reset = number
+		}
+	}
+	return remaining, reset, remaining >= 0 && reset >= 0
+}

@@ -1,0 +1,8 @@
+//go:build !unix
+
+package load
+
+import "time"
+
+// usage is not told by this platform.
+func usage() (cpu time.Duration, memory int64) { return 0, 0 }
