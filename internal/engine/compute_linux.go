@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,17 +19,24 @@ const lowestPriority = 19
 // waits, whatever its priority.
 func canYieldByPriority() bool { return !hasCPUQuota(os.DirFS("/")) }
 
+// longestSlice is the longest turn that a thread can ask for (sched_setattr(2), Linux 6.12; ignored before).
+const longestSlice = 100 * time.Millisecond
+
 // lowerPriority gives the calling thread, which must be locked to its goroutine,
 // the lowest priority. Linux applies it to the one thread, unlike other systems.
 //
 // The nice value alone gives a share: since Linux 6.6 a thread that wakes up waits
 // for the end of a niced one's slice, some milliseconds at every hand-over. A thread of
-// SCHED_IDLE gives way at once (sched(7)), and takes what is left all the same.
+// SCHED_IDLE gives way at once (sched(7)), and takes what is left all the same, but only
+// within its own group of processes: a session (sched_autogroup), a container, a service. To
+// whoever is outside, the kernel's threads that finish an fsync among them, the group as a
+// whole counts. Its slice is that of its threads, and who has a shorter one goes first.
 func lowerPriority() error {
-	if err := unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), lowestPriority); err != nil {
+	long := &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_BATCH, Nice: lowestPriority, Runtime: uint64(longestSlice)}
+	if err := unix.SchedSetAttr(0, long, 0); err != nil {
 		return fmt.Errorf("lower the priority of a thread: %w", err)
 	}
-	idle := &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}
+	idle := &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE} // leaves nice value and slice as they are
 	if err := unix.SchedSetAttr(0, idle, 0); err != nil {
 		return fmt.Errorf("make a thread give way at once: %w", err)
 	}

@@ -4,6 +4,8 @@ import (
 	"runtime"
 	"testing"
 	"testing/fstest"
+	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -20,11 +22,27 @@ func nice(t *testing.T) int {
 	return 20 - raw // the system call returns 20 - nice
 }
 
+// slice is the turn of the calling thread, which is of SCHED_IDLE: Linux tells it of other policies
+// only, and keeps it when the policy is changed in this way. It is 0 if we may not change it.
+func slice(t *testing.T) time.Duration {
+	t.Helper()
+	param := struct{ priority int32 }{}
+	_, _, errno := unix.Syscall(unix.SYS_SCHED_SETSCHEDULER, 0, unix.SCHED_BATCH, uintptr(unsafe.Pointer(&param)))
+	if errno == unix.EPERM {
+		return 0
+	}
+	attr, err := unix.SchedGetAttr(0, 0)
+	if errno != 0 || err != nil {
+		t.Fatalf("read the slice: %v, %v", errno, err)
+	}
+	return time.Duration(attr.Runtime)
+}
+
 func TestThreadsHaveTheLowestPriority(t *testing.T) {
 	t.Parallel()
 	ordinary := nice(t)
 	do, stop := engine.StartThreads(2)
-	got, policy := 0, uint32(0)
+	got, policy, turn := 0, uint32(0), time.Duration(0)
 	do(func() {
 		got = nice(t)
 		attr, err := unix.SchedGetAttr(0, 0)
@@ -32,13 +50,20 @@ func TestThreadsHaveTheLowestPriority(t *testing.T) {
 			t.Errorf("read the scheduling policy: %v", err)
 			return
 		}
-		policy = attr.Policy
+		policy, turn = attr.Policy, slice(t)
 	})
 	stop()
 	want := 19
 	if engine.CanYieldByPriority() {
 		if got != want || policy != unix.SCHED_IDLE {
 			t.Errorf("nice %d and policy %d on a compute thread, want %d and SCHED_IDLE", got, policy, want)
+		}
+		ours, err := unix.SchedGetAttr(0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ours.Runtime > 0 && turn != 0 && turn != 100*time.Millisecond { // 0: a kernel that does not let it be chosen
+			t.Errorf("a compute thread has a slice of %v, want 100 ms", turn)
 		}
 	} else if got != ordinary {
 		t.Errorf("nice %d on a compute thread under a quota, want %d", got, ordinary)
