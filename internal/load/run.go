@@ -47,7 +47,7 @@ func (r *run) now() time.Duration { return time.Since(r.began) }
 
 // Run puts a service under load and reports what came of it. It asks the
 // service who it is first; when that fails, or the receiver cannot be opened, the error is a
-// [*TargetError]. When ctx ends, so does the run, and the report has what was measured until
+// [*StartError]. When ctx ends, so does the run, and the report has what was measured until
 // then: Interrupted, and no threshold evaluated. Run returns when all it started has stopped.
 func Run(ctx context.Context, cfg Config) (*Report, error) {
 	if err := cfg.Validate(); err != nil {
@@ -326,7 +326,7 @@ func (r *run) openInbox(ctx context.Context) (func(), error) {
 	}
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", r.listenAddress())
 	if err != nil {
-		return nil, &TargetError{fmt.Errorf("listen for callbacks: %w", err), "another port can be had with --callback-port"}
+		return nil, &StartError{fmt.Errorf("listen for callbacks: %w", err), "another port can be had with --callback-port"}
 	}
 	base := cfg.Callback.PublicURL
 	if base == "" {
@@ -386,7 +386,7 @@ func (r *run) reachable(ctx context.Context, listening net.Addr) (string, error)
 	}
 	conn, err := (&net.Dialer{Timeout: probeTimeout}).DialContext(ctx, "udp", net.JoinHostPort(u.Hostname(), port))
 	if err != nil {
-		return "", &TargetError{fmt.Errorf("find the address that the service can call: %w", err), "give it with --callback-url"}
+		return "", &StartError{fmt.Errorf("find the address that the service can call: %w", err), "give it with --callback-url"}
 	}
 	defer conn.Close()
 	host, _, err := net.SplitHostPort(conn.LocalAddr().String())

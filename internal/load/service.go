@@ -24,18 +24,18 @@ const (
 	maxLookups   = 100              // missing callbacks whose request is looked up
 )
 
-// TargetError says why a run could not start: the service cannot be put under load,
+// StartError says why a run could not start: the service cannot be put under load,
 // or no callback can be received.
-type TargetError struct {
+type StartError struct {
 	Err  error
 	Hint string // what to do about it
 }
 
 // Error returns the text of the cause.
-func (e *TargetError) Error() string { return e.Err.Error() }
+func (e *StartError) Error() string { return e.Err.Error() }
 
 // Unwrap returns the cause.
-func (e *TargetError) Unwrap() error { return e.Err }
+func (e *StartError) Unwrap() error { return e.Err }
 
 // service is the target. One transport carries the load, another what is asked
 // beside it, so that neither waits for the other's connections.
@@ -116,10 +116,10 @@ func (s *service) probe(ctx context.Context, target *Target) error {
 			return s.unreachable(err)
 		}
 		if status == http.StatusUnauthorized || status == http.StatusForbidden {
-			return &TargetError{fmt.Errorf("%s/healthz answered %d", s.base, status), "give a key with --api-key"}
+			return &StartError{fmt.Errorf("%s/healthz answered %d", s.base, status), "give a key with --api-key"}
 		}
 		if err := json.Unmarshal(body, &health); err != nil || status != http.StatusOK || health.Version == "" || health.Timestamp.IsZero() {
-			return &TargetError{
+			return &StartError{
 				fmt.Errorf("%s is not a tandem service: GET /healthz answered %d without a version and a timestamp", s.base, status),
 				"give the base URL of the API, such as http://127.0.0.1:8000",
 			}
@@ -170,7 +170,7 @@ func (s *service) unreachable(err error) error {
 	if asked, ok := errors.AsType[*url.Error](err); ok {
 		err = asked.Err // its text repeats the method and the URL
 	}
-	return &TargetError{fmt.Errorf("reach %s: %w", s.base, err), hint}
+	return &StartError{fmt.Errorf("reach %s: %w", s.base, err), hint}
 }
 
 // vitals are what the service says it has used.
