@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"math"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -120,12 +121,17 @@ type Verdict struct {
 	OK        bool
 	Remaining int           // calls that would pass now
 	Reset     time.Duration // until more than Remaining would pass; more than 0
+	Wait      time.Duration // until what was refused would pass; 0: it has passed, or never would
 }
 
 // Take asks for one call of the client at an address. All of an IPv6 network /64
 // is one client: that is the least that anybody is given. A time before one that
 // was seen already counts as that one.
-func (r *Rate) Take(address netip.Addr, now time.Time) Verdict {
+func (r *Rate) Take(address netip.Addr, now time.Time) Verdict { return r.TakeAll(address, now, 1) }
+
+// TakeAll asks for n calls at once, of which all pass or none. When n is 0 it asks
+// whether one would pass, and takes none.
+func (r *Rate) TakeAll(address netip.Addr, now time.Time, n int) Verdict {
 	key := clientOf(address)
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -142,20 +148,28 @@ func (r *Rate) Take(address netip.Addr, now time.Time) Verdict {
 	}
 
 	calls.expire(at - r.quota.Window)
-	ok := calls.total < r.quota.Calls
-	if ok {
-		calls.add(at, r.width)
-		r.allowed++
-	} else {
-		r.limited++
+	asked := max(n, 1)
+	ok := calls.total+asked <= r.quota.Calls
+	if !ok {
+		r.limited += int64(asked)
+	} else if n > 0 {
+		calls.add(at, n, r.width)
+		r.allowed += int64(n)
+		switch {
+		case known:
+			r.order.MoveToBack(place)
+		case room:
+			r.clients[key] = r.order.PushBack(&client{key, *calls})
+		}
 	}
-	switch {
-	case ok && known:
-		r.order.MoveToBack(place)
-	case ok && room:
-		r.clients[key] = r.order.PushBack(&client{key, *calls})
+	verdict := Verdict{OK: ok, Remaining: r.quota.Calls - calls.total, Reset: r.quota.Window}
+	if calls.total > 0 {
+		verdict.Reset = calls.runs[0].last + r.quota.Window - at
 	}
-	return Verdict{OK: ok, Remaining: r.quota.Calls - calls.total, Reset: calls.runs[0].last + r.quota.Window - at}
+	if !ok {
+		verdict.Wait = max(calls.without(calls.total+asked-r.quota.Calls)+r.quota.Window-at, 0)
+	}
+	return verdict
 }
 
 // RateStats is what a [Rate] has done since it was made.
@@ -196,7 +210,7 @@ func (r *Rate) forget(most int) {
 			return
 		}
 		c := oldest.Value.(*client)
-		if c.runs[len(c.runs)-1].last > r.now-r.quota.Window {
+		if n := len(c.runs); n > 0 && c.runs[n-1].last > r.now-r.quota.Window { // none: they have expired while somebody asked
 			return
 		}
 		r.order.Remove(oldest)
@@ -253,13 +267,24 @@ func (h *history) expire(before time.Duration) {
 	h.runs = slices.Delete(h.runs, 0, gone)
 }
 
-// add remembers one more call.
-func (h *history) add(at, width time.Duration) {
-	h.total++
+// without returns when the call passed with which the oldest n are gone; if there are
+// not so many, a time that is long over.
+func (h *history) without(n int) time.Duration {
+	for _, r := range h.runs {
+		if n -= r.count; n <= 0 {
+			return r.last
+		}
+	}
+	return math.MinInt64 / 2
+}
+
+// add remembers n more calls.
+func (h *history) add(at time.Duration, n int, width time.Duration) {
+	h.total += n
 	if newest := len(h.runs) - 1; newest >= 0 && width > 0 && h.runs[newest].last/width == at/width {
 		h.runs[newest].last = at
-		h.runs[newest].count++
+		h.runs[newest].count += n
 		return
 	}
-	h.runs = append(h.runs, run{at, 1})
+	h.runs = append(h.runs, run{at, n})
 }

@@ -3,6 +3,7 @@ package limit_test
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -37,11 +38,11 @@ func TestRateSlides(t *testing.T) {
 		{0, limit.Verdict{OK: true, Remaining: 2, Reset: 60 * time.Second}},
 		{10 * time.Second, limit.Verdict{OK: true, Remaining: 1, Reset: 50 * time.Second}},
 		{10 * time.Second, limit.Verdict{OK: true, Remaining: 0, Reset: 50 * time.Second}},
-		{10 * time.Second, limit.Verdict{OK: false, Remaining: 0, Reset: 50 * time.Second}},
-		{60*time.Second - 1, limit.Verdict{OK: false, Remaining: 0, Reset: 1}},
+		{10 * time.Second, limit.Verdict{OK: false, Remaining: 0, Reset: 50 * time.Second, Wait: 50 * time.Second}},
+		{60*time.Second - 1, limit.Verdict{OK: false, Remaining: 0, Reset: 1, Wait: 1}},
 		{60 * time.Second, limit.Verdict{OK: true, Remaining: 0, Reset: 10 * time.Second}}, // the first has left, refusals used nothing
-		{65 * time.Second, limit.Verdict{OK: false, Remaining: 0, Reset: 5 * time.Second}},
-		{64 * time.Second, limit.Verdict{OK: false, Remaining: 0, Reset: 5 * time.Second}}, // read before, arrived after
+		{65 * time.Second, limit.Verdict{OK: false, Remaining: 0, Reset: 5 * time.Second, Wait: 5 * time.Second}},
+		{64 * time.Second, limit.Verdict{OK: false, Remaining: 0, Reset: 5 * time.Second, Wait: 5 * time.Second}}, // read before, arrived after
 		{70 * time.Second, limit.Verdict{OK: true, Remaining: 1, Reset: 50 * time.Second}},
 		{500 * time.Second, limit.Verdict{OK: true, Remaining: 2, Reset: 60 * time.Second}},
 	} {
@@ -103,10 +104,57 @@ func TestRateClients(t *testing.T) {
 	}
 }
 
-// arrival is one call of a random sequence.
+// Several calls pass together or not at all, and who is refused learns when they would.
+func TestRateTakesAllOrNone(t *testing.T) {
+	t.Parallel()
+	for _, calls := range []int{10, 100} { // one by one, and in cells of 64ths
+		r := limit.NewRate(quota(calls, 64*time.Second), plenty)
+		whole := 64 * time.Second
+		for i, step := range []struct {
+			at   time.Duration
+			n    int // tenths of the quota
+			want limit.Verdict
+		}{
+			{0, 0, limit.Verdict{OK: true, Remaining: 10, Reset: whole}},
+			{0, 2, limit.Verdict{OK: true, Remaining: 8, Reset: whole}},
+			{10 * time.Second, 5, limit.Verdict{OK: true, Remaining: 3, Reset: 54 * time.Second}},
+			{20 * time.Second, 4, limit.Verdict{OK: false, Remaining: 3, Reset: 44 * time.Second, Wait: 44 * time.Second}}, // two more are needed
+			{20 * time.Second, 6, limit.Verdict{OK: false, Remaining: 3, Reset: 44 * time.Second, Wait: 54 * time.Second}},
+			{20 * time.Second, 11, limit.Verdict{OK: false, Remaining: 3, Reset: 44 * time.Second}}, // never
+			{20 * time.Second, 3, limit.Verdict{OK: true, Remaining: 0, Reset: 44 * time.Second}},
+			{20 * time.Second, 0, limit.Verdict{OK: false, Remaining: 0, Reset: 44 * time.Second, Wait: 44 * time.Second}},
+			{64 * time.Second, 0, limit.Verdict{OK: true, Remaining: 2, Reset: 10 * time.Second}},
+			{64 * time.Second, 2, limit.Verdict{OK: true, Remaining: 0, Reset: 10 * time.Second}},
+			{74 * time.Second, 6, limit.Verdict{OK: false, Remaining: 5, Reset: 10 * time.Second, Wait: 10 * time.Second}},
+			{74 * time.Second, 5, limit.Verdict{OK: true, Remaining: 0, Reset: 10 * time.Second}},
+		} {
+			step.want.Remaining *= calls / 10
+			if diff := cmp.Diff(step.want, r.TakeAll(address(1), epoch.Add(step.at), step.n*calls/10)); diff != "" {
+				t.Errorf("quota %d, step %d (-want +got):\n%s", calls, i, diff)
+			}
+		}
+	}
+}
+
+// To ask costs nothing and leaves no trace.
+func TestRateAsked(t *testing.T) {
+	t.Parallel()
+	r := limit.NewRate(quota(1, time.Second), 1)
+	for i := range uint32(10) {
+		if v := r.TakeAll(address(i), epoch, 0); !v.OK || v.Remaining != 1 {
+			t.Errorf("client %d: %+v", i, v)
+		}
+	}
+	if got := r.Stats(epoch); got.Clients != 0 || got.Allowed != 0 || got.Limited != 0 {
+		t.Errorf("%+v", got)
+	}
+}
+
+// arrival is one call of a random sequence, or several at once.
 type arrival struct {
 	client uint32
 	at     time.Duration
+	n      int
 }
 
 // arrivals draws calls in stretches of one pace each: bursts, the pace of the
@@ -121,8 +169,9 @@ func arrivals(t *rapid.T, q limit.Quota, clients int) []arrival {
 	for range rapid.IntRange(1, 20).Draw(t, "stretches") {
 		gap, first := pace.Draw(t, "gap"), rapid.IntRange(0, clients-1).Draw(t, "client")
 		together := rapid.IntRange(1, clients).Draw(t, "clients")
+		n := rapid.SampledFrom([]int{1, 1, 1, 0, 2, 10}).Draw(t, "at once")
 		for i := range rapid.IntRange(1, 2*q.Calls).Draw(t, "calls") {
-			calls = append(calls, arrival{uint32((first + i%together) % clients), at})
+			calls = append(calls, arrival{uint32((first + i%together) % clients), at, n})
 			at += gap
 		}
 	}
@@ -151,9 +200,9 @@ func TestRateNeverLetsTooManyPass(t *testing.T) {
 		now := calls[0].at
 		for _, a := range calls {
 			now = max(now, a.at)
-			v := r.Take(address(a.client), epoch.Add(a.at))
+			v := r.TakeAll(address(a.client), epoch.Add(a.at), a.n)
 			if v.OK {
-				passed[a.client] = append(passed[a.client], now)
+				passed[a.client] = append(passed[a.client], slices.Repeat([]time.Duration{now}, a.n)...)
 			}
 			if n, _ := counted(passed[a.client], now, q.Window); n > q.Calls {
 				t.Fatalf("%d passed in the window up to %v", n, now)
@@ -179,13 +228,20 @@ func TestRateIsExact(t *testing.T) {
 		for _, a := range calls {
 			now = max(now, a.at)
 			n, _ := counted(passed[a.client], now, q.Window)
-			want := limit.Verdict{OK: n < q.Calls}
+			want := limit.Verdict{OK: n+max(a.n, 1) <= q.Calls}
 			if want.OK {
-				passed[a.client] = append(passed[a.client], now)
+				passed[a.client] = append(passed[a.client], slices.Repeat([]time.Duration{now}, a.n)...)
 			}
 			n, oldest := counted(passed[a.client], now, q.Window)
-			want.Remaining, want.Reset = q.Calls-n, oldest+q.Window-now
-			if diff := cmp.Diff(want, r.Take(address(a.client), epoch.Add(a.at))); diff != "" {
+			want.Remaining, want.Reset = q.Calls-n, q.Window
+			if n > 0 {
+				want.Reset = oldest + q.Window - now
+			}
+			if last := n + max(a.n, 1) - q.Calls; !want.OK && last <= n { // the last that has to go
+				all := passed[a.client]
+				want.Wait = all[len(all)-n+last-1] + q.Window - now
+			}
+			if diff := cmp.Diff(want, r.TakeAll(address(a.client), epoch.Add(a.at), a.n)); diff != "" {
 				t.Fatalf("at %v (-want +got):\n%s", now, diff)
 			}
 		}
@@ -204,7 +260,7 @@ func TestRateRefusesOnlyAtTheQuota(t *testing.T) {
 		now := calls[0].at
 		for _, a := range calls {
 			now = max(now, a.at)
-			if r.Take(address(a.client), epoch.Add(a.at)).OK {
+			if r.Take(address(a.client), epoch.Add(a.at)).OK { // one by one
 				passed[a.client] = append(passed[a.client], now)
 			} else if n, _ := counted(passed[a.client], now, q.Window+q.Window/64); n < q.Calls {
 				t.Fatalf("refused at %v with %d of %d", now, n, q.Calls)
