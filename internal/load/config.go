@@ -61,7 +61,7 @@ type Config struct {
 
 // CallbackConfig says how results come back.
 type CallbackConfig struct {
-	Listen    string    // host:port of the receiver; port 0 takes a free one; "": that, where the service can reach it
+	Listen    string    // host:port of the receiver; port 0 takes a free one, without host: where the service can reach it; "": both
 	PublicURL string    // how the service reaches the receiver; "": http:// and the listening address
 	Poll      bool      // no callback can reach us: poll GET /requests/{id}, and give the service a callback_url that reaches nobody
 	Behaviour Behaviour // of the receiver, to see retries and the breaker at work

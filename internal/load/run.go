@@ -1,6 +1,7 @@
 package load
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -354,16 +355,14 @@ func (r *run) openInbox(ctx context.Context) (func(), error) {
 	}, nil
 }
 
-// listenAddress is where callbacks are awaited: on the loopback interface when
-// the service is on it, on all others otherwise.
+// listenAddress is where callbacks are awaited. Where no host is named: on the loopback
+// interface when the service is on it and calls without a proxy, on all otherwise.
 func (r *run) listenAddress() string {
-	if r.cfg.Callback.Listen != "" {
-		return r.cfg.Callback.Listen
+	address := cmp.Or(r.cfg.Callback.Listen, ":0")
+	if strings.HasPrefix(address, ":") && r.cfg.Callback.PublicURL == "" && isLoopback(r.cfg.URL) {
+		return "127.0.0.1" + address
 	}
-	if isLoopback(r.cfg.URL) {
-		return "127.0.0.1:0"
-	}
-	return ":0"
+	return address
 }
 
 // reachable is how the service reaches the receiver: an address that stands for
