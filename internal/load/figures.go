@@ -3,6 +3,7 @@ package load
 import (
 	"fmt"
 	"math"
+	"regexp"
 	"strconv"
 	"strings"
 	"unicode"
@@ -110,6 +111,12 @@ func showBytes(n int64) string {
 
 // showSeconds writes a time that is given in seconds.
 func showSeconds(seconds float64) string { return showMS(seconds * 1000) }
+
+// unit matches the blank between a number and its unit.
+var unit = regexp.MustCompile(`(\d) (ms|µs|s|min|kB|MB|B|%)\b`)
+
+// together puts a blank that breaks no line between each number and its unit.
+func together(text string) string { return unit.ReplaceAllString(text, "$1\u00a0$2") }
 
 // plain takes what would steer a terminal out of a stranger's text, and bounds its length.
 func plain(text string) string {

@@ -55,8 +55,8 @@ func (t *table) heading(text string) {
 // paragraph writes a text behind a mark, broken at blanks.
 func (t *table) paragraph(mark, text string) {
 	room := tableWidth - utf8.RuneCountInString(mark)
-	for line := range wrap(plain(text), room) {
-		t.line("%s%s", mark, line)
+	for line := range wrap(together(plain(text)), room) {
+		t.line("%s%s", mark, strings.ReplaceAll(line, "\u00a0", " "))
 		mark = strings.Repeat(" ", utf8.RuneCountInString(mark))
 	}
 }
@@ -65,7 +65,7 @@ func (t *table) paragraph(mark, text string) {
 func wrap(text string, room int) func(func(string) bool) {
 	return func(yield func(string) bool) {
 		line := ""
-		for _, word := range strings.Fields(text) {
+		for word := range strings.FieldsFuncSeq(text, func(r rune) bool { return r == ' ' }) {
 			for runes := []rune(word); len(runes) > room; runes = []rune(word) {
 				if line != "" && !yield(line) || !yield(string(runes[:room])) {
 					return
@@ -429,16 +429,16 @@ func (t *table) thresholds(r *Report) {
 		if threshold.Pass {
 			verdict = "kept    "
 		}
-		t.paragraph("  "+verdict, threshold.Expression+"   "+threshold.found())
+		t.paragraph("  "+verdict, threshold.Expression+" ("+threshold.Shown()+")")
 	}
 }
 
-// found says what was measured.
-func (t ThresholdResult) found() string {
+// Shown is what was measured, for people.
+func (t ThresholdResult) Shown() string {
 	if !t.Measured {
-		return "(nothing was measured)"
+		return "nothing was measured"
 	}
-	return "(" + Metric{Unit: t.Unit, Value: t.Value}.show() + ")"
+	return Metric{Unit: t.Unit, Value: t.Value}.show()
 }
 
 // describeGenerator says what the generator spent itself.
