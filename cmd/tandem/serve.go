@@ -2,11 +2,9 @@ package main
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 
 	"tandem/internal/egress"
 	"tandem/internal/engine"
@@ -79,27 +77,4 @@ func (c *serveCommand) parts(address net.Addr, log *slog.Logger) parts {
 		secret: c.secret,
 		log:    log,
 	}
-}
-
-// newLogger writes JSON for machines; text when a person watches, or debugs.
-func newLogger(w io.Writer, debug bool) *slog.Logger {
-	options := &slog.HandlerOptions{Level: slog.LevelInfo}
-	if debug {
-		options.Level = slog.LevelDebug
-	}
-	if debug || isTerminal(w) {
-		return slog.New(slog.NewTextHandler(w, options))
-	}
-	return slog.New(slog.NewJSONHandler(w, options))
-}
-
-// isTerminal reports whether w is a character device; nothing else than the
-// form of the log depends on it.
-func isTerminal(w io.Writer) bool {
-	file, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := file.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }

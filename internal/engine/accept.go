@@ -67,12 +67,18 @@ func (e *Engine) Do(ctx context.Context, order Order) (tandem.Request, error) {
 		return tandem.Request{}, err
 	}
 	e.vitals.accepted(arrived)
+	if e.telling() {
+		e.tell("🚀 sync: on disk, its caller waits", &r, "task", r.Task, "took", time.Since(arrived), "in_flight", e.gate.count())
+	}
 	outcome := e.doWork(ctx, slots, task, &r)
 	if err := e.finish(ctx, &r, outcome); err != nil {
 		return tandem.Request{}, err
 	}
 	e.vitals.end(Ending{tandem.ModeSync, task.Name, outcome.ErrorCode})
 	e.vitals.latency[latencySync].record(time.Now(), time.Since(arrived))
+	if e.telling() {
+		e.tell("✅ sync: "+string(r.Status), &r, "task", r.Task, "work", outcome.Processing, "took", time.Since(arrived))
+	}
 	return r, outcomeError(r.ID, outcome)
 }
 
@@ -185,6 +191,9 @@ func (e *Engine) Submit(ctx context.Context, order Order) (tandem.Request, error
 	}
 	e.vitals.accepted(arrived)
 	e.vitals.latency[latencyAccept].record(time.Now(), time.Since(arrived))
+	if e.telling() {
+		e.tell("📝 async: on disk, the work goes to the background", &r, "task", r.Task, "took", time.Since(arrived), "in_flight", e.gate.count())
+	}
 	return r, nil
 }
 

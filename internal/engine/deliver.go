@@ -53,6 +53,9 @@ func (e *Engine) afterPost(r *tandem.Request, number int, result egress.Result, 
 		Outcome:    result.Outcome,
 		Error:      result.Message,
 	}
+	if e.telling() {
+		e.tell("🌐 callback: "+string(result.Outcome), r, "attempt", number, "took", result.Duration, "since_acceptance", ended.Sub(r.CreatedAt))
+	}
 	switch {
 	case result.Outcome == tandem.OutcomeDelivered:
 		e.vitals.latency[latencyDeliver].record(ended, ended.Sub(r.CreatedAt))
@@ -63,6 +66,9 @@ func (e *Engine) afterPost(r *tandem.Request, number int, result egress.Result, 
 	}
 	at := ended.Add(e.cfg.Retry.Delay(number, rand.Float64(), result.RetryAfter))
 	attempt.NextAt = earlier(at, deadline).UTC()
+	if e.telling() {
+		e.tell("⏳ callback: waits for the next attempt", r, "until", attempt.NextAt)
+	}
 	return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: attempt.NextAt, Attempt: attempt}
 }
 

@@ -64,6 +64,9 @@ type Config struct {
 	Retention   time.Duration   // finished requests older than this are deleted; 0: kept for ever
 	Grace       time.Duration   // how long Run lets running work finish once its ctx has ended; 20 s
 	Log         *slog.Logger    // slog.Default
+
+	// SubmissionLog gets a line per submission; nil: there is none. The engine neither runs nor closes it.
+	SubmissionLog *SubmissionLog
 }
 
 // withDefaults returns cfg with its zero fields filled in, or says what is wrong with it.
@@ -331,6 +334,13 @@ func (g *gate) enter() bool {
 	}
 	g.inside++
 	return true
+}
+
+// count is how many are inside.
+func (g *gate) count() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.inside
 }
 
 // stay is enter for what outlasts the call that is inside, locked or not.

@@ -37,6 +37,9 @@ func (e *Engine) step(claiming context.Context, job store.Job) store.Next {
 	}
 	defer slots.release()
 	job.Started()
+	if e.telling() {
+		e.tell("🚀 async: the work begins", &job.Request, "task", task.Name, "waited", time.Since(job.Request.CreatedAt))
+	}
 	ctx, cancel := context.WithTimeoutCause(e.working, e.cfg.TaskTimeout, errTaskTimeout)
 	defer cancel()
 	outcome := e.process(ctx, task, &job.Request)
@@ -44,6 +47,9 @@ func (e *Engine) step(claiming context.Context, job store.Job) store.Next {
 		return handBack(job.Lane)
 	}
 	e.vitals.end(Ending{tandem.ModeAsync, task.Name, outcome.ErrorCode})
+	if e.telling() {
+		e.tell("✅ async: "+string(outcome.Status()), &job.Request, "task", task.Name, "work", outcome.Processing)
+	}
 	return worked(outcome)
 }
 

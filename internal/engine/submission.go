@@ -114,9 +114,12 @@ func (e *Engine) submitOnce(ctx context.Context, slots *slots, batchID string, d
 		r.BatchID = batchID
 		all[i].Request, requests[i] = r, &all[i].Request
 	}
+	e.tellSubmissions(requests)
 	calling, giveUp := context.WithCancelCause(e.working)
 	defer giveUp(nil)
-	kept, decided := false, make(chan struct{}) // kept may be read once decided is closed
+	var kept bool
+	var saving time.Duration
+	decided := make(chan struct{}) // closed when the two above may be read
 	var calls sync.WaitGroup
 	for i := range all {
 		calls.Go(func() {
@@ -124,7 +127,9 @@ func (e *Engine) submitOnce(ctx context.Context, slots *slots, batchID string, d
 			next := e.firstCall(calling, slots, s)
 			<-decided
 			if kept {
+				s.Saving = saving
 				e.finishSubmission(ctx, s, next)
+				e.submissionDone(s, arrived)
 			}
 		})
 	}
@@ -132,14 +137,16 @@ func (e *Engine) submitOnce(ctx context.Context, slots *slots, batchID string, d
 	if kept = err == nil; !kept {
 		giveUp(errNotSaved)
 	}
-	saving := time.Since(arrived)
+	saving = time.Since(arrived)
+	if kept && e.telling() {
+		e.tell("💾 submission: on disk", requests[0], "rows", len(requests), "took", saving)
+	}
 	close(decided)
 	calls.Wait()
 	if err != nil {
 		return nil, err
 	}
-	for i := range all {
-		all[i].Saving = saving
+	for range all {
 		e.vitals.accepted(arrived)
 	}
 	return all, nil
@@ -208,9 +215,13 @@ func (e *Engine) repeatCall(claiming context.Context, job store.Job) store.Next 
 	}
 	defer slots.release()
 	job.Started()
-	next, _ := e.callExternal(e.working, &job.Request)
+	started := time.Now()
+	next, called := e.callExternal(e.working, &job.Request)
 	if next.Outcome != nil {
 		e.vitals.end(Ending{tandem.ModeSync, tandem.TaskSubmission, next.Outcome.ErrorCode})
+	}
+	if called || next.Outcome != nil {
+		e.repeatDone(&job.Request, next.Outcome, time.Since(started))
 	}
 	return next
 }
@@ -231,6 +242,9 @@ func (e *Engine) callExternal(ctx context.Context, r *tandem.Request) (next stor
 		return handBack(store.LaneIO), false
 	}
 	e.vitals.called(result.Outcome)
+	if e.telling() {
+		e.tell("🌐 external service: "+string(result.Outcome), r, "took", result.Duration, "status_code", result.StatusCode)
+	}
 	ended := result.StartedAt.Add(result.Duration)
 	o := store.Outcome{
 		StartedAt: onRecord(result.StartedAt), CompletedAt: onRecord(ended), Processing: result.Duration.Truncate(time.Microsecond),

@@ -1,0 +1,79 @@
+package engine
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"tandem"
+	"tandem/internal/store"
+)
+
+// In debug mode the log tells the life of a request in steps, each with a mark:
+//
+//	🚀 work begins          💾 it is on disk         🌐 somebody else was called
+//	✅ work has ended       ⏳ waits for later       📝 went to the background
+//
+// Only these lines name people: they show what was submitted.
+
+// telling reports whether steps are told. Whoever is on a hot path asks before it collects what there is to tell.
+func (e *Engine) telling() bool { return e.log.Enabled(context.Background(), slog.LevelDebug) }
+
+// tell writes one step.
+func (e *Engine) tell(step string, r *tandem.Request, attrs ...any) {
+	about := []any{"request_id", r.ID}
+	if r.BatchID != "" {
+		about = append(about, "batch_id", r.BatchID)
+	}
+	e.log.Debug(step, append(about, attrs...)...)
+}
+
+// tellSubmissions says what runs at the same time.
+func (e *Engine) tellSubmissions(requests []*tandem.Request) {
+	if !e.telling() {
+		return
+	}
+	for _, r := range requests {
+		e.tell("🚀 submission: saved and passed on at the same time", r,
+			"side_by_side", len(requests), "in_flight", e.gate.count(), "submitted", string(r.Data))
+	}
+}
+
+// submissionDone tells what has become of a submission when its caller is answered, and
+// leaves its line for the log.
+func (e *Engine) submissionDone(s *Submission, arrived time.Time) {
+	r, ended := &s.Request, time.Now()
+	total := ended.Sub(arrived)
+	e.cfg.SubmissionLog.Append(SubmissionLine{
+		Time: onRecord(ended), SubmissionID: r.ID, BatchID: r.BatchID, Status: r.Status, ErrorCode: r.ErrorCode,
+		SaveMS: milliseconds(s.Saving), ExternalMS: milliseconds(s.Calling), TotalMS: milliseconds(total), Names: r.Data,
+	})
+	if !e.telling() {
+		return
+	}
+	if r.Status == tandem.StatusPending {
+		e.tell("⏳ submission: the call is repeated in the background", r, "took", total)
+	} else {
+		e.tell("✅ submission: "+string(r.Status), r, "took", total, "one_after_the_other", total+min(s.Saving, s.Calling))
+	}
+	if e.cfg.SubmissionLog != nil {
+		e.tell("📝 submission: its line for the log is written in the background", r)
+	}
+}
+
+// repeatDone is submissionDone for a call that the background made; o is nil if there will be another one.
+func (e *Engine) repeatDone(r *tandem.Request, o *store.Outcome, calling time.Duration) {
+	ended := time.Now()
+	line := SubmissionLine{
+		Time: onRecord(ended), SubmissionID: r.ID, BatchID: r.BatchID, Status: tandem.StatusPending,
+		ExternalMS: milliseconds(calling), TotalMS: milliseconds(ended.Sub(r.CreatedAt)), Names: r.Data,
+	}
+	mark := "⏳"
+	if o != nil {
+		line.Status, line.ErrorCode, mark = o.Status(), o.ErrorCode, "✅"
+	}
+	e.cfg.SubmissionLog.Append(line)
+	if e.telling() {
+		e.tell(mark+" submission, in the background: "+string(line.Status), r, "since_its_arrival", ended.Sub(r.CreatedAt))
+	}
+}
