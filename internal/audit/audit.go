@@ -1,0 +1,348 @@
+// Package audit is the security suite for a deployment of tandem, wherever it runs: a table of
+// checks, each of which asks over HTTP and says what came back. It sees what a stranger, a caller and
+// an operator see, and knows nothing of the inside but the table of addresses that production uses.
+//
+// It promises to be safe to run against production: one request at a time, at most [Config].Rate a
+// second and [Config].MaxRequests in all; nothing is deleted; the work that it asks for is a handful of
+// `echo` tasks; Retry-After is honoured. Callback URLs that a deployment must refuse are handed in for the
+// refusal; where one is accepted all the same, the check stops after a few. A check that cannot be decided says so
+// and is no pass.
+//
+// cmd/tandem calls it: [Checks] is the list, [Run] carries it out, [Report] is what came of it.
+package audit
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"tandem"
+)
+
+// Level says how much is asked.
+type Level string
+
+// The levels. The full one includes the quick one, and tries every vector instead of a sample.
+const (
+	LevelQuick Level = "quick"
+	LevelFull  Level = "full"
+)
+
+// Group is what a check is about.
+type Group string
+
+// The groups, in the order of the report.
+const (
+	GroupRate     Group = "rate-limiting"
+	GroupSSRF     Group = "ssrf"
+	GroupInput    Group = "input-validation"
+	GroupErrors   Group = "error-handling"
+	GroupAuth     Group = "authentication"
+	GroupTenants  Group = "tenant-isolation"
+	GroupHeaders  Group = "headers"
+	GroupCORS     Group = "cors"
+	GroupTLS      Group = "tls"
+	GroupLimits   Group = "limits"
+	GroupBreaker  Group = "breaker"
+	GroupServices Group = "statistics-and-health"
+)
+
+// Need is what a check cannot be decided without.
+type Need string
+
+// What checks need.
+const (
+	NeedCaller    Need = "--api-key (the deployment asks for one)"
+	NeedKey       Need = "--api-key"
+	NeedSecondKey Need = "--second-api-key"
+	NeedStats     Need = "--admin-key (to read /stats)"
+	NeedReceiver  Need = "--receiver and --callback-url"
+	NeedTLS       Need = "an https:// URL"
+)
+
+// Outcome is how a check ended.
+type Outcome string
+
+// The outcomes. Only a fail makes the audit fail, and an undecided check is no pass.
+const (
+	Pass      Outcome = "pass"
+	Fail      Outcome = "fail"
+	Undecided Outcome = "undecided"
+	Skipped   Outcome = "skipped-by-level"
+)
+
+// Check is one line of the table.
+type Check struct {
+	ID    string // stable
+	Group Group
+	Title string // what must hold
+	Level Level
+	Needs []Need
+	Mend  string // what to do when it fails
+	Run   func(ctx context.Context, t *Target) Finding
+
+	// stage puts checks behind those of a lower one: they open a breaker, look back at all
+	// answers, or use a rate limit up.
+	stage int
+}
+
+// Finding is what a check has seen.
+type Finding struct {
+	Outcome  Outcome
+	Evidence []string // what was sent and what came back, one exchange a line; redacted
+}
+
+// Config says what to audit. Zero fields take the defaults named.
+type Config struct {
+	URL         string         // base of the deployment: http or https, host, maybe a path
+	Level       Level          // LevelQuick
+	Only        []string       // groups and ids of checks to run; empty: all
+	APIKey      string         // an ordinary caller's; "": none
+	SecondKey   string         // another tenant's; ""
+	AdminKey    string         // one that may read /stats; ""
+	Secret      tandem.Secret  // verifies the signature of callbacks; zero: only their form is looked at
+	Receiver    *Receiver      // served by the caller at CallbackURL; nil: there is none
+	CallbackURL string         // how the deployment reaches Receiver
+	MaxRequests int            // requests in all; quick 400, full 2,000
+	Rate        int            // requests per second; 20
+	Patience    time.Duration  // for a callback, a slow answer or the end of a connection; 20 s
+	Settle      time.Duration  // how long something must not happen to be believed; 3 s
+	RootCAs     *x509.CertPool // trusted for https; the system's
+	Tool        string         // name and version, for the report and the User-Agent; "tandem audit"
+	Dial        DialFunc       // how the deployment is reached; a net.Dialer
+	Progress    func(string)   // told what is being done; nil: nobody
+}
+
+// DialFunc opens a connection, as net.Dialer does.
+type DialFunc = func(ctx context.Context, network, address string) (net.Conn, error)
+
+// Validate reports what cannot be audited, as something a user can mend.
+func (cfg Config) Validate() error {
+	if _, err := parseBase(cfg.URL); err != nil {
+		return fmt.Errorf("url %s: %w", redactURL(cfg.URL), err)
+	}
+	if cfg.Level != "" && cfg.Level != LevelQuick && cfg.Level != LevelFull {
+		return fmt.Errorf("level %q: want %s or %s", cfg.Level, LevelQuick, LevelFull)
+	}
+	if (cfg.Receiver == nil) != (cfg.CallbackURL == "") {
+		return errors.New("a receiver and its callback URL come together")
+	}
+	if cfg.CallbackURL != "" {
+		if _, err := parseBase(cfg.CallbackURL); err != nil {
+			return fmt.Errorf("callback URL %s: %w", redactURL(cfg.CallbackURL), err)
+		}
+	}
+	for _, key := range []string{cfg.APIKey, cfg.SecondKey, cfg.AdminKey} {
+		if strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			return errors.New("an API key has printable ASCII characters only")
+		}
+	}
+	_, err := selected(cfg.Only)
+	return err
+}
+
+// parseBase reads the address of a service.
+func parseBase(text string) (*url.URL, error) {
+	base, err := url.Parse(text)
+	if err != nil || base.Host == "" || base.Scheme != "http" && base.Scheme != "https" || base.User != nil || base.RawQuery != "" || base.Fragment != "" {
+		return nil, errors.New("want http://HOST:PORT or https://HOST, without user, query and fragment")
+	}
+	base.Path = strings.TrimSuffix(base.Path, "/")
+	return base, nil
+}
+
+func (cfg Config) withDefaults() Config {
+	if cfg.Level == "" {
+		cfg.Level = LevelQuick
+	}
+	if cfg.MaxRequests == 0 {
+		cfg.MaxRequests = 400
+		if cfg.Level == LevelFull {
+			cfg.MaxRequests = 2000
+		}
+	}
+	if cfg.Rate == 0 {
+		cfg.Rate = 20
+	}
+	if cfg.Patience == 0 {
+		cfg.Patience = 20 * time.Second
+	}
+	if cfg.Settle == 0 {
+		cfg.Settle = 3 * time.Second
+	}
+	if cfg.Tool == "" {
+		cfg.Tool = "tandem audit"
+	}
+	if cfg.Dial == nil {
+		cfg.Dial = new(net.Dialer).DialContext
+	}
+	if cfg.Progress == nil {
+		cfg.Progress = func(string) {}
+	}
+	return cfg
+}
+
+// Checks returns the table, in the order of the report.
+func Checks() []Check {
+	return slices.Concat(
+		rateChecks(), ssrfChecks(), inputChecks(), errorChecks(), authChecks(), tenantChecks(),
+		headerChecks(), corsChecks(), tlsChecks(), limitChecks(), breakerChecks(), serviceChecks(),
+	)
+}
+
+// selected returns the checks that one of the names means: all of them without any.
+func selected(names []string) ([]Check, error) {
+	all := Checks()
+	if len(names) == 0 {
+		return all, nil
+	}
+	for _, name := range names {
+		if !slices.ContainsFunc(all, func(c Check) bool { return c.ID == name || string(c.Group) == name }) {
+			return nil, fmt.Errorf("there is no check or group %q", name)
+		}
+	}
+	return slices.DeleteFunc(all, func(c Check) bool {
+		return !slices.Contains(names, c.ID) && !slices.Contains(names, string(c.Group))
+	}), nil
+}
+
+// Run audits. It returns an error when the deployment cannot be reached, is no tandem, refuses a key
+// that was handed in, or when ctx ends; the report then has what was found until then, and is nil if
+// nothing was asked.
+func Run(ctx context.Context, cfg Config) (*Report, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("configure the audit: %w", err)
+	}
+	cfg = cfg.withDefaults()
+	checks, err := selected(cfg.Only)
+	if err != nil {
+		return nil, err
+	}
+	t, err := newTarget(cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer t.close()
+	started := time.Now()
+	if err := t.probe(ctx); err != nil {
+		return nil, err
+	}
+	entries := make([]Entry, len(checks))
+	for i, check := range checks {
+		entries[i] = entryOf(check)
+	}
+	order := make([]int, len(checks))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return checks[a].stage - checks[b].stage })
+	for _, i := range order {
+		if ctx.Err() != nil {
+			break
+		}
+		cfg.Progress(checks[i].ID)
+		finding := t.decide(ctx, checks[i])
+		if ctx.Err() != nil {
+			break // what it saw was cut short
+		}
+		entries[i].set(finding, t.redact)
+	}
+	report := t.report(entries, started)
+	if ctx.Err() != nil {
+		return report, context.Cause(ctx)
+	}
+	return report, nil
+}
+
+// decide runs a check if everything that it needs is there.
+func (t *Target) decide(ctx context.Context, check Check) Finding {
+	if check.Level == LevelFull && t.cfg.Level != LevelFull {
+		return Finding{Skipped, []string{"runs with --level full"}}
+	}
+	var missing []string
+	for _, need := range check.Needs {
+		if !t.has(need) {
+			missing = append(missing, string(need))
+		}
+	}
+	if missing != nil {
+		return Finding{Undecided, []string{"needs " + strings.Join(missing, " and ")}}
+	}
+	return check.Run(ctx, t)
+}
+
+// has reports whether something that checks need is there.
+func (t *Target) has(need Need) bool {
+	switch need {
+	case NeedCaller:
+		return t.open || t.cfg.APIKey != ""
+	case NeedKey:
+		return t.cfg.APIKey != ""
+	case NeedSecondKey:
+		return t.cfg.SecondKey != ""
+	case NeedStats:
+		return t.statsOpen || t.cfg.AdminKey != ""
+	case NeedReceiver:
+		return t.cfg.Receiver != nil
+	case NeedTLS:
+		return t.base.Scheme == "https"
+	default:
+		return false
+	}
+}
+
+// verdict collects what a check sees. One failure decides it; one doubt keeps it
+// from passing.
+type verdict struct{ failed, unknown, passed []string }
+
+// expect judges one exchange: an answer that did not come decides nothing.
+func (v *verdict) expect(a Answer, ok bool, wrong string) {
+	switch {
+	case a.Err != nil:
+		v.unknown = append(v.unknown, a.String())
+	case ok:
+		v.passed = append(v.passed, a.String())
+	default:
+		v.failed = append(v.failed, a.String()+": "+wrong)
+	}
+}
+
+func (v *verdict) fail(format string, args ...any) {
+	v.failed = append(v.failed, fmt.Sprintf(format, args...))
+}
+
+func (v *verdict) doubt(format string, args ...any) {
+	v.unknown = append(v.unknown, fmt.Sprintf(format, args...))
+}
+
+func (v *verdict) pass(format string, args ...any) {
+	v.passed = append(v.passed, fmt.Sprintf(format, args...))
+}
+
+// finding is the sum, with the lines that it rests on.
+func (v *verdict) finding() Finding {
+	switch {
+	case v.failed != nil:
+		return Finding{Fail, shortList(v.failed, 5)}
+	case v.unknown != nil:
+		return Finding{Undecided, shortList(v.unknown, 3)}
+	case v.passed != nil:
+		return Finding{Pass, shortList(v.passed, 2)}
+	default:
+		return Finding{Undecided, []string{"nothing was asked"}}
+	}
+}
+
+// shortList keeps the first lines and says how many there are beside them.
+func shortList(lines []string, most int) []string {
+	if len(lines) <= most {
+		return lines
+	}
+	return append(slices.Clone(lines[:most]), fmt.Sprintf("and %d more", len(lines)-most))
+}

@@ -1,0 +1,345 @@
+package audit_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"tandem/internal/audit"
+	"tandem/internal/egress"
+	"tandem/internal/limit"
+	"tandem/internal/server"
+	"tandem/internal/tandemtest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// auditTwin runs one check against a twin with a flaw.
+func auditTwin(t *testing.T, id, flaw string) audit.Entry {
+	t.Helper()
+	check := findCheck(t, id)
+	quota := 5_000
+	if check.Group == audit.GroupRate {
+		quota = 100
+	}
+	receiver, callbackURL := startReceiver(t)
+	w := newTwin(t, flaw, quota, callbackURL)
+	cfg := audit.Config{
+		URL: w.url, Level: audit.LevelFull, Only: []string{id}, APIKey: callerKey, SecondKey: secondKey, AdminKey: adminKey, Secret: w.secret,
+		Receiver: receiver, CallbackURL: callbackURL, Rate: 2_000, Patience: 5 * time.Second, Settle: 500 * time.Millisecond,
+	}
+	if check.Group == audit.GroupTLS {
+		secure(t, &cfg, w, flaw)
+	}
+	return onlyEntry(t, cfg)
+}
+
+func findCheck(t *testing.T, id string) audit.Check {
+	t.Helper()
+	for _, check := range audit.Checks() {
+		if check.ID == id {
+			return check
+		}
+	}
+	t.Fatalf("no check %s", id)
+	return audit.Check{}
+}
+
+func onlyEntry(t *testing.T, cfg audit.Config) audit.Entry {
+	t.Helper()
+	report, err := audit.Run(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(report.Findings) != 1 {
+		t.Fatalf("%d findings, want 1", len(report.Findings))
+	}
+	return report.Findings[0]
+}
+
+// secure puts TLS before a twin.
+func secure(t *testing.T, cfg *audit.Config, handler http.Handler, flaw string) {
+	t.Helper()
+	if flaw == "tls-in-use" { // plain http under a public name
+		at := strings.TrimPrefix(cfg.URL, "http://")
+		cfg.URL = "http://tandem.example.com"
+		cfg.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, at)
+		}
+		return
+	}
+	days := 90
+	if flaw == "tls-certificate" {
+		days = 3
+	}
+	lowest := uint16(tls.VersionTLS12)
+	if flaw == "tls-versions" {
+		lowest = tls.VersionTLS10
+	}
+	certificate, pool := newCertificate(t, days)
+	front := httptest.NewUnstartedServer(handler)
+	front.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: lowest}
+	front.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // refused handshakes: that is the point
+	front.StartTLS()
+	t.Cleanup(front.Close)
+	cfg.URL, cfg.RootCAs = front.URL, pool
+}
+
+// newCertificate makes one for 127.0.0.1 that ends after so many days, and the pool that trusts it.
+func newCertificate(t *testing.T, days int) (tls.Certificate, *x509.CertPool) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "tandem"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(0, 0, days), IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parsed, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(parsed)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: parsed}, pool
+}
+
+// TestEveryCheckFindsItsFlaw: each check fails on the twin that has what it looks for, and passes
+// on the twin that has not. A check without a flaw in the twin cannot pass this test.
+func TestEveryCheckFindsItsFlaw(t *testing.T) {
+	t.Parallel()
+	for _, check := range audit.Checks() {
+		t.Run(check.ID, func(t *testing.T) {
+			t.Parallel()
+			if got := auditTwin(t, check.ID, check.ID); got.Outcome != audit.Fail {
+				t.Errorf("with the flaw: %s, want fail\n%s", got.Outcome, strings.Join(got.Evidence, "\n"))
+			}
+			if got := auditTwin(t, check.ID, ""); got.Outcome != audit.Pass {
+				t.Errorf("without the flaw: %s, want pass\n%s", got.Outcome, strings.Join(got.Evidence, "\n"))
+			}
+		})
+	}
+}
+
+// mustPass are the checks that a deployment passes today, in demo mode on loopback and without keys.
+var mustPass = []string{
+	"ssrf-metadata", "ssrf-notation", "ssrf-redirect", "ssrf-oracle", "input-json", "input-duplicate-names", "input-depth", "input-types", "input-media-type",
+	"input-query", "input-path", "input-injection", "error-problems", "error-markup", "error-request-id", "error-5xx", "error-internals", "callback-signed",
+	"headers-nosniff", "headers-no-store", "headers-pages", "headers-banner", "cors-origin", "cors-preflight", "limit-announced-body", "limit-streamed-body",
+	"limit-header", "limit-page", "limit-methods", "health-open", "health-details",
+}
+
+// mustPassProduction are those that production mode adds.
+var mustPassProduction = []string{"ssrf-private", "ssrf-port", "ssrf-own-address", "rate-limit-announced", "rate-limit-forwarded-for", "rate-limit-enforced"}
+
+// TestRealService: what the real service promises today passes, in demo mode and as in production.
+func TestRealService(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name string
+		want []string
+		cfg  func(receiver string) tandemtest.Config
+	}{
+		{"demo", mustPass, func(string) tandemtest.Config { return tandemtest.Config{} }},
+		{"production", append(mustPass[:len(mustPass):len(mustPass)], mustPassProduction...), func(receiver string) tandemtest.Config {
+			return tandemtest.Config{
+				Strict: true, Egress: egress.Config{Policy: receiverOnly(t, receiver)},
+				Server: server.Config{Mode: "production", RateLimit: limit.Quota{Calls: 190, Window: time.Minute}},
+			}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			receiver, callbackURL := startReceiver(t)
+			s := tandemtest.Start(t, c.cfg(callbackURL))
+			report, err := audit.Run(t.Context(), audit.Config{URL: s.URL, Only: c.want, Secret: s.Secret, Receiver: receiver, CallbackURL: callbackURL, Rate: 2_000})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(report.Findings) != len(c.want) {
+				t.Errorf("%d findings, want %d", len(report.Findings), len(c.want))
+			}
+			for _, entry := range report.Findings {
+				if entry.Outcome != audit.Pass {
+					t.Errorf("%s: %s, want pass\n%s", entry.ID, entry.Outcome, strings.Join(entry.Evidence, "\n"))
+				}
+			}
+		})
+	}
+}
+
+// TestDemoModeIsNotSafe: the audit says what demo mode allows.
+func TestDemoModeIsNotSafe(t *testing.T) {
+	t.Parallel()
+	s := tandemtest.Start(t, tandemtest.Config{})
+	report, err := audit.Run(t.Context(), audit.Config{URL: s.URL, Only: []string{"ssrf-own-address", "rate-limit-enforced"}, Rate: 2_000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range report.Findings {
+		if entry.Outcome != audit.Fail {
+			t.Errorf("%s: %s, want fail\n%s", entry.ID, entry.Outcome, strings.Join(entry.Evidence, "\n"))
+		}
+	}
+}
+
+// TestRunRefuses what is no tandem, what does not answer, and a key that is refused.
+func TestRunRefuses(t *testing.T) {
+	t.Parallel()
+	other := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(other.Close)
+	w := newTwin(t, "", 5_000, "")
+	for _, c := range []struct {
+		name, want string
+		cfg        audit.Config
+	}{
+		{"no tandem", "is no tandem", audit.Config{URL: other.URL}},
+		{"nobody", "reach http://", audit.Config{URL: strings.TrimSuffix(tandemtest.Refusing(t), "/callback")}},
+		{"a wrong key", "the deployment refuses --api-key", audit.Config{URL: w.url, APIKey: "tdm_wrong"}},
+		{"no address", "want http://HOST:PORT", audit.Config{URL: "localhost:8000"}},
+		{"a password in the address", "want http://HOST:PORT", audit.Config{URL: "http://user:hunter2@127.0.0.1"}},
+		{"an unknown check", `no check or group "nonsense"`, audit.Config{URL: w.url, Only: []string{"nonsense"}}},
+		{"a receiver without an address", "come together", audit.Config{URL: w.url, Receiver: audit.NewReceiver()}},
+		{"a key with a line break", "printable ASCII", audit.Config{URL: w.url, APIKey: "tdm_\nx"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			_, err := audit.Run(t.Context(), c.cfg)
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("error %v, want %q in it", err, c.want)
+			}
+			if err != nil && (strings.Contains(err.Error(), "hunter2") || strings.Contains(err.Error(), "tdm_")) {
+				t.Errorf("the error shows a secret: %v", err)
+			}
+		})
+	}
+}
+
+// TestUndecided: what is missing leaves a check undecided, never passed.
+func TestUndecided(t *testing.T) {
+	t.Parallel()
+	w := newTwin(t, "", 5_000, "")
+	report, err := audit.Run(t.Context(), audit.Config{URL: w.url, Only: []string{"ssrf-redirect", "tenant-list", "tls-versions", "input-json", "stats-count", "limit-slow-client"}, Rate: 2_000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{
+		"ssrf-redirect": "--receiver", "tenant-list": "--second-api-key", "tls-versions": "https", "input-json": "--api-key", "stats-count": "--admin-key", "limit-slow-client": "--level full",
+	}
+	for _, entry := range report.Findings {
+		outcome := audit.Undecided
+		if entry.ID == "limit-slow-client" {
+			outcome = audit.Skipped
+		}
+		if entry.Outcome != outcome || !strings.Contains(strings.Join(entry.Evidence, " "), want[entry.ID]) {
+			t.Errorf("%s: %s %q, want %s naming %s", entry.ID, entry.Outcome, entry.Evidence, outcome, want[entry.ID])
+		}
+	}
+	if report.Summary.Undecided != 5 || report.Summary.Skipped != 1 {
+		t.Errorf("summary %+v, want 5 undecided and 1 skipped", report.Summary)
+	}
+}
+
+// TestBudget: no more requests go out than were allowed, and what could not be asked is undecided.
+func TestBudget(t *testing.T) {
+	t.Parallel()
+	w := newTwin(t, "", 5_000, "")
+	report, err := audit.Run(t.Context(), audit.Config{URL: w.url, APIKey: callerKey, Only: []string{"input-validation"}, MaxRequests: 8, Rate: 2_000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if report.RequestsSent != 8 {
+		t.Errorf("%d requests sent, want 8", report.RequestsSent)
+	}
+	if last := report.Findings[len(report.Findings)-1]; last.Outcome != audit.Undecided || !strings.Contains(last.Evidence[0], "as many requests as it may") {
+		t.Errorf("%s: %s %q, want undecided for want of requests", last.ID, last.Outcome, last.Evidence)
+	}
+}
+
+// TestRetryAfter: a deployment that asks for a pause gets it, and the check is decided after it.
+func TestRetryAfter(t *testing.T) {
+	t.Parallel()
+	w := newTwin(t, "", 5_000, "")
+	var refused int
+	busy := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/sync" && refused == 0 {
+			refused++
+			rw.Header().Set("Retry-After", "1")
+			rw.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		w.ServeHTTP(rw, r)
+	}))
+	t.Cleanup(busy.Close)
+	began := time.Now()
+	entry := onlyEntry(t, audit.Config{URL: busy.URL, APIKey: callerKey, Only: []string{"input-depth"}, Rate: 2_000})
+	if entry.Outcome != audit.Pass {
+		t.Errorf("%s %q, want pass", entry.Outcome, entry.Evidence)
+	}
+	if took := time.Since(began); took < time.Second {
+		t.Errorf("it took %v, want at least the second that was asked for", took)
+	}
+}
+
+// TestInterrupted: what was found before the end is in the report.
+func TestInterrupted(t *testing.T) {
+	t.Parallel()
+	w := newTwin(t, "", 5_000, "")
+	ctx, cancel := context.WithCancel(t.Context())
+	report, err := audit.Run(ctx, audit.Config{URL: w.url, APIKey: callerKey, Only: []string{"input-validation"}, Rate: 2_000, Progress: func(doing string) {
+		if doing == "input-depth" {
+			cancel()
+		}
+	}})
+	if err == nil || report == nil {
+		t.Fatalf("report %v, error %v; want both", report, err)
+	}
+	if first := report.Findings[0]; first.Outcome != audit.Pass {
+		t.Errorf("%s: %s, want pass", first.ID, first.Outcome)
+	}
+	if last := report.Findings[len(report.Findings)-1]; last.Outcome != audit.Undecided {
+		t.Errorf("%s: %s, want undecided", last.ID, last.Outcome)
+	}
+}
+
+// TestChecksAreSound: ids are unique and stable in form, and every check says how to mend what it finds.
+func TestChecksAreSound(t *testing.T) {
+	t.Parallel()
+	seen := map[string]bool{}
+	for _, check := range audit.Checks() {
+		switch {
+		case seen[check.ID]:
+			t.Errorf("%s is there twice", check.ID)
+		case check.ID != strings.ToLower(check.ID) || strings.ContainsAny(check.ID, " _"):
+			t.Errorf("%s is not kebab-case", check.ID)
+		case check.Title == "" || check.Mend == "" || check.Run == nil || check.Group == "":
+			t.Errorf("%s is not complete", check.ID)
+		case check.Level != audit.LevelQuick && check.Level != audit.LevelFull:
+			t.Errorf("%s has level %q", check.ID, check.Level)
+		}
+		seen[check.ID] = true
+	}
+	if len(seen) < 40 {
+		t.Errorf("%d checks, want at least 40", len(seen))
+	}
+}

@@ -1,0 +1,199 @@
+package audit
+
+import (
+	"context"
+	"net/http"
+	"regexp"
+	"strconv"
+	"time"
+
+	"tandem"
+)
+
+// mostDrained is the largest allowance that is used up to see what comes after it.
+const mostDrained = 200
+
+func rateChecks() []Check {
+	caller := []Need{NeedCaller}
+	return []Check{
+		{
+			ID: "rate-limit-announced", Group: GroupRate, Title: "Answers to POST say how much is left", Level: LevelQuick, Needs: caller,
+			Mend: "set serve --rate-limit 50/60s, and let the proxy pass RateLimit headers on", Run: checkRateAnnounced,
+		},
+		{
+			ID: "rate-limit-reads", Group: GroupRate, Title: "GET has an allowance of its own", Level: LevelQuick, Needs: caller,
+			Mend: "upgrade to a tandem that limits GET, or limit it in the proxy", Run: checkRateReads,
+		},
+		{
+			ID: "rate-limit-forwarded-for", Group: GroupRate, Title: "Nobody escapes with an invented X-Forwarded-For", Level: LevelQuick, Needs: caller,
+			Mend: "name only your own proxies with serve --trusted-proxy, and let them overwrite X-Forwarded-For", Run: checkRateForwarded,
+		},
+		{
+			ID: "rate-limit-batch", Group: GroupRate, Title: "A batch counts as many as it holds", Level: LevelFull, Needs: caller,
+			Mend: "upgrade tandem: the entries of a batch must count one by one", Run: checkRateBatch,
+		},
+		{
+			ID: "rate-limit-wrong-key", Group: GroupRate, Title: "Guessing keys is limited", Level: LevelFull, stage: 3,
+			Mend: "set serve --rate-limit; a wrong key must count against its sender", Run: checkRateWrongKey,
+		},
+		{
+			ID: "rate-limit-enforced", Group: GroupRate, Title: "Beyond the limit the answer is 429 with Retry-After", Level: LevelQuick, Needs: caller, stage: 4,
+			Mend: "set serve --rate-limit 50/60s", Run: checkRateEnforced,
+		},
+	}
+}
+
+// cheap is a POST that is refused for what is in it: it counts, and costs nothing.
+var cheap = post("/sync", `{}`)
+
+var (
+	ratePolicy = regexp.MustCompile(`^"[^"]+";q=(\d+);w=(\d+)`)
+	rateLeft   = regexp.MustCompile(`;r=(\d+)`)
+)
+
+// policy reads RateLimit-Policy: calls and seconds.
+func (a Answer) policy() (calls, seconds int, ok bool) {
+	found := ratePolicy.FindStringSubmatch(a.Header.Get("RateLimit-Policy"))
+	if found == nil {
+		return 0, 0, false
+	}
+	calls, err := strconv.Atoi(found[1])
+	seconds, err2 := strconv.Atoi(found[2])
+	return calls, seconds, err == nil && err2 == nil && calls > 0 && seconds > 0
+}
+
+// left reads RateLimit: how many calls would be taken now.
+func (a Answer) left() (int, bool) {
+	found := rateLeft.FindStringSubmatch(a.Header.Get("RateLimit"))
+	if found == nil {
+		return 0, false
+	}
+	left, err := strconv.Atoi(found[1])
+	return left, err == nil
+}
+
+// limits shows the headers about the rate limit.
+func (a Answer) limits() string {
+	return "RateLimit-Policy " + strconv.Quote(oneLine(a.Header.Get("RateLimit-Policy"))) + ", RateLimit " + strconv.Quote(oneLine(a.Header.Get("RateLimit")))
+}
+
+func checkRateAnnounced(ctx context.Context, t *Target) Finding {
+	var v verdict
+	a := t.send(ctx, cheap)
+	_, _, announced := a.policy()
+	_, left := a.left()
+	v.expect(a, announced && left, a.limits())
+	return v.finding()
+}
+
+func checkRateReads(ctx context.Context, t *Target) Finding {
+	var v verdict
+	a := t.send(ctx, Order{Path: "/requests?limit=1"})
+	_, _, announced := a.policy()
+	_, left := a.left()
+	v.expect(a, announced && left, "no limit is announced: "+a.limits())
+	return v.finding()
+}
+
+// checkRateForwarded sends three POSTs under three names: what is left must go down all the same.
+func checkRateForwarded(ctx context.Context, t *Target) Finding {
+	var v verdict
+	var before int
+	for i, from := range []string{"198.51.100.17", "203.0.113.5", "192.0.2.99"} {
+		o := cheap
+		o.Header = map[string]string{"X-Forwarded-For": from, "X-Real-IP": from, "Forwarded": "for=" + from}
+		a := t.send(ctx, o)
+		a.Sent = "POST /sync as " + from
+		left, ok := a.left()
+		switch {
+		case a.Err != nil:
+			v.expect(a, false, "")
+		case !ok:
+			v.doubt("%s: no RateLimit header to compare", a)
+		case i > 0 && left >= before:
+			v.fail("%s with %d left, as many as before under another name", a, left)
+		default:
+			v.pass("%s with %d left", a, left)
+		}
+		before = left
+	}
+	return v.finding()
+}
+
+func checkRateBatch(ctx context.Context, t *Target) Finding {
+	var v verdict
+	const entry = `{"firstName":"","lastName":""}` // refused, and counted
+	first := t.send(ctx, post("/api/submit/batch", `{"submissions":[`+entry+`]}`))
+	second := t.send(ctx, post("/api/submit/batch", `{"submissions":[`+entry+`,`+entry+`,`+entry+`]}`))
+	before, ok := first.left()
+	after, ok2 := second.left()
+	second.Sent = "a batch of 1, then of 3"
+	switch {
+	case first.Status == http.StatusNotFound:
+		v.doubt("%s: there are no batches here", first)
+	case first.Err != nil || second.Err != nil || !ok || !ok2:
+		v.doubt("%s, %s: no RateLimit headers to compare", first, second)
+	default:
+		second.Sent += ", " + strconv.Itoa(before) + " and then " + strconv.Itoa(after) + " left"
+		v.expect(second, before-after >= 3, "the three count as one")
+	}
+	return v.finding()
+}
+
+// checkRateWrongKey guesses until it is stopped.
+func checkRateWrongKey(ctx context.Context, t *Target) Finding {
+	var v verdict
+	const guesses = 60
+	var last Answer
+	for i := range guesses {
+		o := cheap
+		o.Key, o.Hasty = unknownKey(), true
+		last = t.send(ctx, o)
+		last.Sent = "wrong key number " + strconv.Itoa(i+1)
+		if last.Err != nil || last.Status != http.StatusUnauthorized && last.Status != http.StatusForbidden {
+			break
+		}
+	}
+	switch {
+	case last.Err == nil && last.Status != http.StatusTooManyRequests && last.Status != http.StatusUnauthorized && last.Status != http.StatusForbidden:
+		v.doubt("%s: keys are not asked for", last)
+	default:
+		v.expect(last, last.Status == http.StatusTooManyRequests, "guessing goes on unhindered")
+	}
+	return v.finding()
+}
+
+// checkRateEnforced uses an allowance up with cheap POSTs. It comes last: afterwards the deployment
+// has no time for us.
+func checkRateEnforced(ctx context.Context, t *Target) Finding {
+	var v verdict
+	o := cheap
+	o.Hasty = true
+	began := time.Now()
+	a := t.send(ctx, o)
+	calls, seconds, announced := a.policy()
+	switch {
+	case !announced:
+		calls, seconds = 60, 3600
+	case calls > mostDrained:
+		v.doubt("%s: the limit of %d in %d s is more than an audit tries (%d)", a, calls, seconds, mostDrained)
+		return v.finding()
+	}
+	sent := 1
+	for ; a.Err == nil && a.Status != http.StatusTooManyRequests && sent <= calls+1; sent++ {
+		a = t.send(ctx, o)
+	}
+	a.Sent = "POST /sync number " + strconv.Itoa(sent)
+	took := time.Since(began)
+	if a.Err == nil && a.Status != http.StatusTooManyRequests && took > time.Duration(seconds)*time.Second {
+		v.doubt("%s: they took %v, longer than the window", a, took.Round(time.Second))
+		return v.finding()
+	}
+	wait, err := strconv.Atoi(a.Header.Get("Retry-After"))
+	v.expect(a, a.Status == http.StatusTooManyRequests, "none was refused with 429")
+	if a.Status == http.StatusTooManyRequests {
+		v.expect(a, err == nil && wait > 0, "no Retry-After in whole seconds")
+		v.expect(a, a.Code() == tandem.CodeRateLimited, "not the problem RATE_LIMITED")
+	}
+	return v.finding()
+}

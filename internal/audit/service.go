@@ -1,0 +1,183 @@
+package audit
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+
+	"tandem"
+)
+
+// breakerFailures is more failures in a row than a breaker of tandem lets pass.
+const breakerFailures = 6
+
+func breakerChecks() []Check {
+	return []Check{{
+		ID: "breaker-opens", Group: GroupBreaker, Title: "A receiver that fails is left alone", Level: LevelFull, Needs: []Need{NeedCaller, NeedReceiver}, stage: 1,
+		Mend: "upgrade tandem: five failures in a row must open the breaker of a destination", Run: checkBreaker,
+	}}
+}
+
+// checkBreaker lets callbacks fail until the breaker must be open, and then looks whether another one,
+// which would succeed, is still tried. Other checks of callbacks come before this one.
+func checkBreaker(ctx context.Context, t *Target) Finding {
+	var v verdict
+	failing := 0
+	for range breakerFailures {
+		broken := t.cfg.Receiver.hook(http.StatusInternalServerError, "")
+		a := t.submit(ctx, t.callback(broken))
+		if !t.taken(&v, a) {
+			return v.finding()
+		}
+		// Retries of the earlier ones fail as well and count: the breaker may open before the last.
+		patience := t.cfg.Patience
+		if failing > 0 {
+			patience = t.cfg.Settle
+		}
+		if broken.wait(ctx.Done(), 1, patience) == 0 {
+			break
+		}
+		failing++
+	}
+	if failing == 0 {
+		v.doubt("no callback arrived within %v; is --callback-url right?", t.cfg.Patience)
+		return v.finding()
+	}
+	probe := t.cfg.Receiver.hook(http.StatusOK, "")
+	a := t.submit(ctx, t.callback(probe))
+	if !t.taken(&v, a) {
+		return v.finding()
+	}
+	if probe.wait(ctx.Done(), 1, t.cfg.Settle) > 0 {
+		v.fail("%d callbacks in a row were answered with 500, and the next was still sent", failing)
+		return v.finding()
+	}
+	request, last := t.await(ctx, a.requestID(), t.cfg.Patience, func(r tandem.Request) bool { return r.Status == tandem.StatusCompleted })
+	switch {
+	case last.Err != nil || last.Status != http.StatusOK || request.Status != tandem.StatusCompleted:
+		v.doubt("the callback behind %d failures did not come, but its work did not end either: %s", failing, last)
+	case request.CallbackAttempts > 0:
+		v.fail("a callback that was held back used up %d attempts", request.CallbackAttempts)
+	default:
+		v.pass("after %d callbacks answered with 500 the next one was held back, without using an attempt", failing)
+	}
+	return v.finding()
+}
+
+func serviceChecks() []Check {
+	return []Check{
+		{
+			ID: "health-open", Group: GroupServices, Title: "Health checks need no key", Level: LevelQuick, Mend: "let the proxy pass /livez, /readyz and /healthz on",
+			Run: checkHealthOpen,
+		},
+		{
+			ID: "health-details", Group: GroupServices, Title: "Health checks give nothing away", Level: LevelQuick, Mend: "upgrade tandem",
+			Run: checkHealthDetails,
+		},
+		{
+			ID: "stats-restricted", Group: GroupServices, Title: "Figures are for the operator only", Level: LevelQuick, Mend: mendKeys + "; or keep /stats, /api/stats and /metrics inside with the proxy",
+			Run: checkStatsRestricted,
+		},
+		{
+			ID: "stats-count", Group: GroupServices, Title: "The figures count what happens", Level: LevelQuick, Needs: []Need{NeedCaller, NeedStats}, Mend: "let no proxy cache /stats",
+			Run: checkStatsCount,
+		},
+		{
+			ID: "stats-secrets", Group: GroupServices, Title: "The figures hold no secret", Level: LevelQuick, Needs: []Need{NeedStats}, Mend: "report it: no secret may be in /stats or /metrics",
+			Run: checkStatsSecrets,
+		},
+	}
+}
+
+func checkHealthOpen(ctx context.Context, t *Target) Finding {
+	var v verdict
+	for _, path := range []string{"/livez", "/readyz", "/healthz"} {
+		a := t.send(ctx, Order{Path: path, NoKey: true})
+		v.expect(a, a.Status == http.StatusOK, "want 200")
+	}
+	return v.finding()
+}
+
+func checkHealthDetails(ctx context.Context, t *Target) Finding {
+	var v verdict
+	for _, path := range []string{"/livez", "/readyz", "/healthz"} {
+		a := t.send(ctx, Order{Path: path, NoKey: true})
+		var members map[string]any
+		if a.Err == nil && json.Unmarshal(a.Body, &members) != nil {
+			v.expect(a, false, "no JSON object")
+			continue
+		}
+		var more []string
+		for name := range members {
+			if !slices.Contains([]string{"status", "timestamp", "version", "uptime_seconds"}, name) {
+				more = append(more, oneLine(name))
+			}
+		}
+		slices.Sort(more)
+		v.expect(a, more == nil || a.Code() != "", "it tells "+strings.Join(more, ", "))
+	}
+	return v.finding()
+}
+
+func checkStatsRestricted(ctx context.Context, t *Target) Finding {
+	var v verdict
+	for _, path := range []string{"/stats", "/metrics", "/api/stats"} {
+		a := t.send(ctx, Order{Path: path, NoKey: true})
+		a.Sent += " without a key"
+		v.expect(a, a.denied(), "want 401")
+	}
+	return v.finding()
+}
+
+// checkStatsCount does a piece of work and looks for it in the figures. Others may work as well, so at
+// least one more is enough.
+func checkStatsCount(ctx context.Context, t *Target) Finding {
+	var v verdict
+	total := func() (float64, bool) {
+		a, figures := t.stats(ctx)
+		requests, _ := figures["request_statistics"].(map[string]any)
+		n, ok := requests["total_requests"].(float64)
+		if !ok {
+			v.expect(a, false, "no request_statistics.total_requests")
+		}
+		return n, ok
+	}
+	before, ok := total()
+	if !ok {
+		return v.finding()
+	}
+	work := t.send(ctx, post("/sync", `{"data":{"audit":1},"task":"echo"}`))
+	if work.Err != nil || work.Status != http.StatusOK {
+		v.doubt("%s", work)
+		return v.finding()
+	}
+	after, ok := total()
+	switch {
+	case !ok:
+	case after > before:
+		v.pass("total_requests went from %.0f to %.0f", before, after)
+	default:
+		v.fail("total_requests is %.0f before and %.0f after a request", before, after)
+	}
+	return v.finding()
+}
+
+// secrets are what keys, signing secrets and passwords in URLs look like.
+var secrets = regexp.MustCompile(`whsec_[A-Za-z0-9+/]{8}|\btdm_[A-Za-z0-9_-]{8}|://[^/\s"@]+:[^/\s"@]+@`)
+
+func checkStatsSecrets(ctx context.Context, t *Target) Finding {
+	var v verdict
+	for _, path := range []string{"/stats", "/metrics"} {
+		a := t.send(ctx, Order{Path: path, NoKey: t.cfg.AdminKey == "", Key: t.cfg.AdminKey})
+		if a.Err == nil && a.Status != http.StatusOK {
+			v.doubt("%s", a)
+			continue
+		}
+		found := secrets.Find(a.Body)
+		v.expect(a, found == nil, "it holds something like a secret, beginning with "+string(found[:min(len(found), 6)]))
+	}
+	return v.finding()
+}

@@ -1,0 +1,314 @@
+package audit
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"tandem"
+	"tandem/internal/egress"
+)
+
+const (
+	vectorSample  = 8 // vectors of a kind that the quick level tries
+	mostReachable = 3 // accepted ones after which a check has seen enough
+)
+
+// nobody replaces public hosts in vectors, so that a deployment that takes one calls nobody (RFC 6761).
+const nobody = "audit.invalid"
+
+func ssrfChecks() []Check {
+	caller := []Need{NeedCaller}
+	const mend = "serve --mode production refuses it; narrow --allow-callback-cidr and --allow-callback-host to the receivers you mean"
+	return []Check{
+		{
+			ID: "ssrf-metadata", Group: GroupSSRF, Title: "Callbacks to metadata services are refused", Level: LevelQuick, Needs: caller,
+			Mend: "upgrade tandem: no flag allows these", Run: vectorCheck(kindMetadata),
+		},
+		{
+			ID: "ssrf-private", Group: GroupSSRF, Title: "Callbacks to private addresses and names are refused", Level: LevelQuick, Needs: caller,
+			Mend: mend, Run: vectorCheck(kindPrivate),
+		},
+		{
+			ID: "ssrf-notation", Group: GroupSSRF, Title: "URLs that parsers read differently are refused", Level: LevelQuick, Needs: caller,
+			Mend: "upgrade tandem: no flag allows these", Run: vectorCheck(kindNotation),
+		},
+		{
+			ID: "ssrf-port", Group: GroupSSRF, Title: "Callbacks to unusual ports are refused", Level: LevelQuick, Needs: caller,
+			Mend: "serve --mode production allows 80, 443 and --allow-callback-port only", Run: vectorCheck(kindPort),
+		},
+		{
+			ID: "ssrf-redirect", Group: GroupSSRF, Title: "Redirects of a receiver are not followed", Level: LevelQuick, Needs: []Need{NeedCaller, NeedReceiver},
+			Mend: "upgrade tandem; put no proxy that follows redirects before callbacks", Run: checkRedirect,
+		},
+		{
+			ID: "ssrf-own-address", Group: GroupSSRF, Title: "The deployment does not call itself", Level: LevelQuick, Needs: caller,
+			Mend: mend, Run: checkOwnAddress,
+		},
+		{
+			ID: "ssrf-oracle", Group: GroupSSRF, Title: "Refusals do not tell what is there", Level: LevelQuick, Needs: caller,
+			Mend: "upgrade tandem: every refusal must have the same words", Run: checkOracle,
+		},
+	}
+}
+
+// kind sorts the vectors by what would refuse them.
+type kind int
+
+const (
+	kindMetadata kind = iota // refused in every mode
+	kindPrivate              // refused unless opted in
+	kindNotation             // no URL that can be called
+	kindPort                 // refused for its port
+)
+
+// vectors returns the URLs of a kind that a strict deployment refuses. What the receiver's own address
+// needs is not asked, because the operator has opted it in for this audit; that many are left out.
+func (t *Target) vectors(want kind) (urls []string, leftOut int, err error) {
+	if want == kindPort {
+		for _, port := range []string{"22", "25", "79", "81", "442", "444", "3306", "5432", "6379", "9200", "11211", "65535"} {
+			urls = append(urls, "http://"+nobody+":"+port+"/")
+		}
+		return urls, 0, nil
+	}
+	strict, err := egress.New(egress.Config{})
+	if err != nil {
+		return nil, 0, err
+	}
+	defer strict.Close()
+	opted, err := egress.New(egress.Config{Policy: t.optedIn()})
+	if err != nil {
+		return nil, 0, err
+	}
+	defer opted.Close()
+	for _, vector := range egress.Vectors() {
+		address := strings.ReplaceAll(vector.URL, "example.com", nobody)
+		refusal := tandem.CodeOf(strict.Check(address))
+		found := kindPrivate
+		switch {
+		case refusal == "" || !utf8.ValidString(address) || strings.Contains(address, nobody+":"): // JSON has no other text; ports are a kind of their own
+			continue
+		case refusal == tandem.CodeInvalidCallbackURL:
+			found = kindNotation
+		case vector.Demo != "":
+			found = kindMetadata
+		}
+		switch {
+		case found != want:
+		case opted.Check(address) == nil:
+			leftOut++
+		default:
+			urls = append(urls, address)
+		}
+	}
+	return urls, leftOut, nil
+}
+
+// optedIn is the least that a deployment must allow for the audit's receiver.
+func (t *Target) optedIn() egress.Policy {
+	base, err := url.Parse(t.cfg.CallbackURL)
+	if err != nil || base.Host == "" {
+		return egress.Policy{}
+	}
+	var policy egress.Policy
+	if port, err := strconv.ParseUint(base.Port(), 10, 16); err == nil {
+		policy.Ports = []uint16{uint16(port)}
+	}
+	if address, err := netip.ParseAddr(base.Hostname()); err == nil {
+		address = address.Unmap().WithZone("")
+		policy.CIDRs = []netip.Prefix{netip.PrefixFrom(address, address.BitLen())}
+	} else {
+		policy.Hosts = []string{base.Hostname()}
+	}
+	return policy
+}
+
+// sample takes n of the list, evenly, in a quick audit.
+func (t *Target) sample(urls []string) []string {
+	if t.cfg.Level == LevelFull || len(urls) <= vectorSample {
+		return urls
+	}
+	some := make([]string, vectorSample)
+	for i := range some {
+		some[i] = urls[i*len(urls)/vectorSample]
+	}
+	return some
+}
+
+// vectorCheck hands every vector of a kind in as a callback URL. It must be refused then, or be seen
+// blocked at the dial.
+func vectorCheck(want kind) func(context.Context, *Target) Finding {
+	return func(ctx context.Context, t *Target) Finding {
+		var v verdict
+		all, leftOut, err := t.vectors(want)
+		if err != nil {
+			v.doubt("make the list: %v", err)
+			return v.finding()
+		}
+		refused := 0
+		var accepted []Answer
+		tried := t.sample(all)
+		for _, address := range tried {
+			a := t.submit(ctx, address)
+			switch {
+			case a.Err != nil:
+				v.expect(a, false, "")
+				return v.finding()
+			case a.refused():
+				refused++
+			case a.Status == http.StatusAccepted:
+				accepted = append(accepted, a)
+			default:
+				v.doubt("%s is neither a refusal nor a 202", a)
+			}
+			if len(accepted) == mostReachable {
+				break
+			}
+		}
+		for _, a := range accepted {
+			t.judgeAccepted(ctx, &v, a)
+		}
+		if v.failed == nil && v.unknown == nil {
+			v.pass("%d of %d vectors refused at submission, %d at the dial", refused, len(all), len(accepted))
+			if leftOut > 0 {
+				v.pass("%d left out: they name the audit's own receiver", leftOut)
+			}
+		}
+		return v.finding()
+	}
+}
+
+// judgeAccepted watches a callback that was taken until it is blocked, or was tried.
+func (t *Target) judgeAccepted(ctx context.Context, v *verdict, a Answer) {
+	request, last := t.await(ctx, a.requestID(), t.cfg.Patience, func(r tandem.Request) bool { return len(r.Attempts) > 0 })
+	switch {
+	case last.Err != nil || last.Status != http.StatusOK:
+		v.fail("%s; what became of it is not known: %s", a, last)
+	case len(request.Attempts) == 0:
+		v.fail("%s, and not tried within %v", a, t.cfg.Patience)
+	case request.Attempts[0].Outcome != tandem.OutcomeBlocked:
+		v.fail("%s, and tried: %s", a, oneLine(string(request.Attempts[0].Outcome)))
+	}
+}
+
+// checkRedirect answers callbacks with redirects to an address of ours, where nobody must come.
+func checkRedirect(ctx context.Context, t *Target) Finding {
+	var v verdict
+	codes := []int{http.StatusFound, http.StatusTemporaryRedirect}
+	if t.cfg.Level == LevelFull {
+		codes = []int{http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect}
+	}
+	for _, code := range codes {
+		canary := t.cfg.Receiver.hook(http.StatusOK, "")
+		first := t.cfg.Receiver.hook(code, t.callback(canary))
+		a := t.submit(ctx, t.callback(first))
+		if !t.taken(&v, a) {
+			return v.finding()
+		}
+		request, last := t.await(ctx, a.requestID(), t.cfg.Patience, func(r tandem.Request) bool { return len(r.Attempts) > 0 })
+		switch {
+		case len(canary.seen()) > 0:
+			v.fail("a redirect with %d was followed", code)
+		case last.Err != nil || last.Status != http.StatusOK:
+			v.doubt("a redirect with %d: %s", code, last)
+		case len(request.Attempts) == 0:
+			v.doubt("a redirect with %d: no try within %v", code, t.cfg.Patience)
+		case len(first.seen()) == 0:
+			v.doubt("a redirect with %d: the callback did not arrive (%s); is --callback-url right?", code, oneLine(string(request.Attempts[0].Outcome)))
+		case request.Attempts[0].Outcome != tandem.OutcomeRedirect:
+			v.fail("a redirect with %d counts as %s", code, oneLine(string(request.Attempts[0].Outcome)))
+		default:
+			v.pass("a redirect with %d was not followed", code)
+		}
+	}
+	return v.finding()
+}
+
+// callback is the public address of a hook.
+func (t *Target) callback(h *hook) string {
+	return strings.TrimSuffix(t.cfg.CallbackURL, "/") + "/" + h.path
+}
+
+// taken reports whether a callback to our receiver was accepted; a deployment that refuses our
+// address leaves a check undecided.
+func (t *Target) taken(v *verdict, a Answer) bool {
+	switch {
+	case a.Err != nil:
+		v.expect(a, false, "")
+	case a.refused():
+		v.doubt("%s: the deployment may not call the receiver (--allow-callback-host, --allow-callback-port)", a)
+	case a.Status != http.StatusAccepted:
+		v.doubt("%s: no 202", a)
+	default:
+		return true
+	}
+	return false
+}
+
+func checkOwnAddress(ctx context.Context, t *Target) Finding {
+	var v verdict
+	a := t.submit(ctx, t.base.String()+"/healthz")
+	if a.Err != nil || a.refused() {
+		v.expect(a, a.refused(), "")
+		return v.finding()
+	}
+	if a.Status != http.StatusAccepted {
+		v.doubt("%s is neither a refusal nor a 202", a)
+		return v.finding()
+	}
+	request, last := t.await(ctx, a.requestID(), t.cfg.Patience, func(r tandem.Request) bool { return len(r.Attempts) > 0 })
+	switch {
+	case last.Err != nil || last.Status != http.StatusOK || len(request.Attempts) == 0:
+		v.doubt("%s; what became of it is not known: %s", a, last)
+	case request.Attempts[0].Outcome == tandem.OutcomeBlocked:
+		v.pass("%s, and blocked at the dial", a)
+	case request.Attempts[0].StatusCode == 0:
+		v.doubt("%s, but it did not get through (%s)", a, oneLine(string(request.Attempts[0].Outcome)))
+	case publicHost(t.base.Hostname()):
+		v.doubt("%s, and answered with %d: the public address leads back here; that of the listener may still be refused", a, request.Attempts[0].StatusCode)
+	default:
+		v.fail("%s, and answered with %d", a, request.Attempts[0].StatusCode)
+	}
+	return v.finding()
+}
+
+// checkOracle compares the refusals of addresses that differ in everything.
+func checkOracle(ctx context.Context, t *Target) Finding {
+	var v verdict
+	var first Answer
+	var words string
+	for _, address := range []string{"http://169.254.169.254/", "http://metadata.google.internal/", "http://224.0.0.1/", "http://127.0.0.1/", "http://10.255.255.1/"} {
+		a := t.submit(ctx, address)
+		if a.Err != nil {
+			v.expect(a, false, "")
+			break
+		}
+		if a.Code() == "" { // accepted here: ssrf-private tells
+			continue
+		}
+		text := refusalText(a)
+		switch {
+		case first.Sent == "":
+			first, words = a, text
+		case text != words:
+			v.fail("%s says %q, %s says %q", first, oneLine(words), a, oneLine(text))
+		default:
+			v.pass("%s, in the same words as before", a)
+		}
+	}
+	return v.finding()
+}
+
+// refusalText is what a caller learns from a refusal.
+func refusalText(a Answer) string {
+	var problem struct{ Code, Title, Detail string }
+	if json.Unmarshal(a.Body, &problem) != nil {
+		return string(a.Body)
+	}
+	return problem.Code + ": " + problem.Title + ": " + problem.Detail
+}

@@ -1,0 +1,290 @@
+package audit
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"tandem/internal/egress"
+)
+
+// certificateLeft is how long a certificate must still hold.
+const certificateLeft = 14 * 24 * time.Hour
+
+func tlsChecks() []Check {
+	https := []Need{NeedTLS}
+	return []Check{
+		{
+			ID: "tls-in-use", Group: GroupTLS, Title: "Nobody on the way can read along", Level: LevelQuick, Mend: "serve over TLS, or put a proxy before it that does",
+			Run: checkTLSInUse,
+		},
+		{
+			ID: "tls-versions", Group: GroupTLS, Title: "TLS 1.0 and 1.1 are refused", Level: LevelQuick, Needs: https, Mend: "set the proxy's lowest version to TLS 1.2",
+			Run: checkTLSVersions,
+		},
+		{
+			ID: "tls-certificate", Group: GroupTLS, Title: "The certificate holds for two more weeks", Level: LevelQuick, Needs: https, Mend: "renew it, and let that be automatic",
+			Run: checkCertificate,
+		},
+	}
+}
+
+func checkTLSInUse(_ context.Context, t *Target) Finding {
+	var v verdict
+	switch {
+	case t.base.Scheme == "https":
+		v.pass("%s", t.base)
+	case publicHost(t.base.Hostname()):
+		v.fail("%s is no https", t.base)
+	default:
+		v.doubt("%s is on a private address: audit the address that callers use", t.base)
+	}
+	return v.finding()
+}
+
+// dial opens a connection of our own, counted like a request.
+func (t *Target) dial(ctx context.Context) (net.Conn, error) {
+	if err := t.spend(ctx); err != nil {
+		return nil, err
+	}
+	port := t.base.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[t.base.Scheme]
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	return t.cfg.Dial(ctx, "tcp", net.JoinHostPort(t.base.Hostname(), port))
+}
+
+// handshake opens a TLS connection with a configuration.
+func (t *Target) handshake(ctx context.Context, config *tls.Config) (*tls.Conn, error) {
+	conn, err := t.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	config.ServerName, config.RootCAs = t.base.Hostname(), t.cfg.RootCAs
+	secure := tls.Client(conn, config)
+	if err := secure.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return secure, nil
+}
+
+func checkTLSVersions(ctx context.Context, t *Target) Finding {
+	var v verdict
+	for _, version := range []uint16{tls.VersionTLS10, tls.VersionTLS11} {
+		conn, err := t.handshake(ctx, &tls.Config{MinVersion: version, MaxVersion: version}) //nolint:gosec // what is asked is whether the other side takes it
+		var alert tls.AlertError
+		switch {
+		case err == nil:
+			conn.Close()
+			v.fail("%s is spoken", tls.VersionName(version))
+		case errors.As(err, &alert), strings.Contains(err.Error(), "protocol version"), errors.Is(err, io.EOF):
+			v.pass("%s: %s", tls.VersionName(version), oneLine(err.Error()))
+		default:
+			v.doubt("%s: %s", tls.VersionName(version), oneLine(err.Error()))
+		}
+	}
+	return v.finding()
+}
+
+func checkCertificate(ctx context.Context, t *Target) Finding {
+	var v verdict
+	conn, err := t.handshake(ctx, &tls.Config{MinVersion: tls.VersionTLS12})
+	if err != nil {
+		v.doubt("%s", oneLine(err.Error()))
+		return v.finding()
+	}
+	defer conn.Close()
+	until := conn.ConnectionState().PeerCertificates[0].NotAfter
+	if time.Until(until) < certificateLeft {
+		v.fail("it ends on %s", until.UTC().Format(time.DateOnly))
+	} else {
+		v.pass("it is trusted and ends on %s", until.UTC().Format(time.DateOnly))
+	}
+	return v.finding()
+}
+
+func limitChecks() []Check {
+	caller := []Need{NeedCaller}
+	return []Check{
+		{
+			ID: "limit-announced-body", Group: GroupLimits, Title: "A body that is announced too large is not read", Level: LevelQuick, Needs: caller, Mend: "lower serve --max-data; let the proxy not buffer first (proxy_request_buffering off) or limit it too",
+			Run: checkAnnouncedBody,
+		},
+		{
+			ID: "limit-streamed-body", Group: GroupLimits, Title: "A body without a length is not read to its end", Level: LevelQuick, Needs: caller, Mend: "lower serve --max-data",
+			Run: checkStreamedBody,
+		},
+		{
+			ID: "limit-header", Group: GroupLimits, Title: "A huge header is refused", Level: LevelQuick, Mend: "limit the size of headers in the proxy, too",
+			Run: checkHugeHeader,
+		},
+		{
+			ID: "limit-page", Group: GroupLimits, Title: "A page of the history is bounded", Level: LevelQuick, Needs: caller, Mend: "upgrade tandem",
+			Run: refusePaths(http.StatusUnprocessableEntity, "/requests?limit=100000", "/requests?limit=0", "/requests?offset=1000000000"),
+		},
+		{
+			ID: "limit-methods", Group: GroupLimits, Title: "Only the methods that are needed", Level: LevelQuick, Needs: caller, Mend: "turn TRACE off in the proxy",
+			Run: checkMethods,
+		},
+		{
+			ID: "limit-slow-client", Group: GroupLimits, Title: "A header that never ends is cut off", Level: LevelFull, Mend: "set client_header_timeout or its like in the proxy",
+			Run: checkSlowClient,
+		},
+	}
+}
+
+// flow is a body that counts how much of it was wanted. net/http may go on reading it for a moment
+// after the answer has come.
+type flow struct {
+	size  int64
+	taken atomic.Int64
+}
+
+// Read gives out spaces: they are JSON, as far as it goes.
+func (f *flow) Read(p []byte) (int, error) {
+	n := min(int64(len(p)), f.size-f.taken.Load())
+	if n <= 0 {
+		return 0, io.EOF
+	}
+	for i := range p[:n] {
+		p[i] = ' '
+	}
+	f.taken.Add(n)
+	return int(n), nil
+}
+
+// checkAnnouncedBody announces 64 MiB and waits for leave to send them. When it is given, it
+// breaks off.
+func checkAnnouncedBody(ctx context.Context, t *Target) Finding {
+	var v verdict
+	const announced = 64 << 20
+	wanted := &stopper{}
+	a := t.send(ctx, Order{
+		Method: http.MethodPost, Path: "/sync", Stream: wanted, Length: announced, Header: map[string]string{"Expect": "100-continue"},
+	})
+	switch {
+	case wanted.asked.Load():
+		v.fail("%s: the deployment asked for the body", a.Sent)
+	default:
+		v.expect(a, a.Status == http.StatusRequestEntityTooLarge, "want 413")
+	}
+	return v.finding()
+}
+
+// stopper is a body that ends the request as soon as somebody wants it.
+type stopper struct{ asked atomic.Bool }
+
+// Read notes that the body is wanted.
+func (s *stopper) Read([]byte) (int, error) {
+	s.asked.Store(true)
+	return 0, errors.New("broken off by the audit")
+}
+
+// checkStreamedBody sends more than any --max-data allows in the full audit, and more than the
+// default in the quick one.
+func checkStreamedBody(ctx context.Context, t *Target) Finding {
+	var v verdict
+	size := int64(1 << 20)
+	if t.cfg.Level == LevelFull {
+		size = 17 << 20
+	}
+	body := &flow{size: size}
+	a := t.send(ctx, Order{Method: http.MethodPost, Path: "/sync", Stream: body, Length: -1})
+	switch {
+	case a.Status == http.StatusRequestEntityTooLarge:
+		v.pass("%s after %d bytes at most", a, body.taken.Load())
+	case a.Err != nil && body.taken.Load() > 0 && body.taken.Load() < size:
+		v.pass("%s: cut off after %d bytes at most", a.Sent, body.taken.Load())
+	case a.Err != nil:
+		v.expect(a, false, "")
+	case t.cfg.Level == LevelFull:
+		v.fail("%s: %d bytes were read", a, size)
+	default:
+		v.doubt("%s: %d bytes were read; --level full tells whether there is any limit", a, size)
+	}
+	return v.finding()
+}
+
+func checkHugeHeader(ctx context.Context, t *Target) Finding {
+	var v verdict
+	a := t.send(ctx, Order{Path: "/healthz", Header: map[string]string{"X-Audit": strings.Repeat("x", 128<<10)}})
+	a.Sent = "GET /healthz with 128 KiB of header"
+	if a.Err != nil && !errors.Is(a.Err, errBudget) && ctx.Err() == nil {
+		v.pass("%s: the connection was cut", a.Sent)
+		return v.finding()
+	}
+	v.expect(a, a.Status >= 400 && a.Status < 500, "want 431")
+	return v.finding()
+}
+
+func checkMethods(ctx context.Context, t *Target) Finding {
+	var v verdict
+	for _, o := range []Order{
+		{Method: http.MethodTrace, Path: "/healthz"}, {Method: http.MethodPut, Path: "/requests"}, {Method: http.MethodDelete, Path: "/requests"},
+		{Method: "BREW", Path: "/sync"},
+	} {
+		a := t.send(ctx, o)
+		v.expect(a, a.Status >= 400 && a.Status < 500 || a.Status == http.StatusNotImplemented, "want 405")
+	}
+	return v.finding()
+}
+
+// checkSlowClient begins a header and then says nothing more.
+func checkSlowClient(ctx context.Context, t *Target) Finding {
+	var v verdict
+	conn, err := t.dial(ctx)
+	if err == nil && t.base.Scheme == "https" {
+		secure := tls.Client(conn, &tls.Config{ServerName: t.base.Hostname(), RootCAs: t.cfg.RootCAs, MinVersion: tls.VersionTLS12})
+		if err = secure.HandshakeContext(ctx); err != nil {
+			conn.Close()
+		}
+		conn = secure
+	}
+	if err != nil {
+		v.doubt("%s", oneLine(err.Error()))
+		return v.finding()
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	began := time.Now()
+	if err := conn.SetDeadline(began.Add(t.cfg.Patience)); err != nil {
+		v.doubt("%s", oneLine(err.Error()))
+		return v.finding()
+	}
+	if _, err := fmt.Fprintf(conn, "POST /sync HTTP/1.1\r\nHost: %s\r\nX-Audit: ", t.base.Host); err != nil {
+		v.doubt("%s", oneLine(err.Error()))
+		return v.finding()
+	}
+	_, err = io.Copy(io.Discard, io.LimitReader(conn, 64<<10))
+	var timeout net.Error
+	if errors.As(err, &timeout) && timeout.Timeout() {
+		v.fail("half a header kept its connection for %v", t.cfg.Patience)
+	} else {
+		v.pass("half a header was cut off after %v", time.Since(began).Round(100*time.Millisecond))
+	}
+	return v.finding()
+}
+
+// publicHost reports whether a host is one of the Internet, as far as can be told without a look-up.
+func publicHost(host string) bool {
+	strict, err := egress.New(egress.Config{})
+	if err != nil {
+		return false
+	}
+	defer strict.Close()
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	return strict.Check("http://"+host) == nil
+}
