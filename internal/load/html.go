@@ -235,12 +235,12 @@ func (e exchange) table() (lines []stepRow, seconds int) {
 		line := stepRow{Second: from * int(e.step())}
 		var errors int64
 		if sum, ok := merged(e.sync, from, merge); ok {
-			line.SyncRate, line.SyncP50, line.SyncP99 = perSecond(sum.Completed, seconds), worst(sum.P50MS), worst(sum.P99MS)
+			line.SyncRate, line.SyncP50, line.SyncP99 = showPerSecond(sum.Completed, seconds), worst(sum.P50MS), worst(sum.P99MS)
 			errors += sum.Errors
 		}
 		if sum, ok := merged(e.async, from, merge); ok {
-			line.AcceptedRate, line.AcceptP50, line.AcceptP99 = perSecond(sum.Accepted, seconds), worst(sum.P50MS), worst(sum.P99MS)
-			line.CompletedRate, line.ResultP50, line.ResultP99 = perSecond(sum.Completed, seconds), worst(sum.EndP50MS), worst(sum.EndP99MS)
+			line.AcceptedRate, line.AcceptP50, line.AcceptP99 = showPerSecond(sum.Accepted, seconds), worst(sum.P50MS), worst(sum.P99MS)
+			line.CompletedRate, line.ResultP50, line.ResultP99 = showPerSecond(sum.Completed, seconds), worst(sum.EndP50MS), worst(sum.EndP99MS)
 			errors += sum.Errors
 		}
 		line.Errors = showCount(errors)
@@ -264,7 +264,7 @@ func merged(side *Side, from, n int) (sum Step, ok bool) {
 	return sum, true
 }
 
-func perSecond(n int64, seconds int) string { return showNumber(float64(n) / float64(seconds)) }
+func showPerSecond(n int64, seconds int) string { return showNumber(float64(n) / float64(seconds)) }
 
 // worst is empty when nothing arrived.
 func worst(ms float64) string {
