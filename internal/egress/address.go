@@ -1,6 +1,7 @@
 package egress
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -88,7 +89,8 @@ func (p *Policy) judge(at netip.AddrPort, hostOptedIn bool) Verdict {
 	}
 	addr = addr.Unmap()
 	inner := embedded(addr)
-	for _, a := range append(inner, addr) {
+	all := slices.Concat(inner, []netip.Addr{addr})
+	for _, a := range all {
 		if block, found := find(metadataBlocks, a); found {
 			return Verdict{ReasonMetadata, block.String()}
 		}
@@ -102,8 +104,10 @@ func (p *Policy) judge(at netip.AddrPort, hostOptedIn bool) Verdict {
 	if p.AllowPrivate {
 		return Verdict{Reason: ReasonDemo}
 	}
-	if p.isOwn(addr, at.Port()) {
-		return Verdict{ReasonOwn, at.String()}
+	for _, a := range all {
+		if p.isOwn(a, at.Port()) {
+			return Verdict{ReasonOwn, at.String()}
+		}
 	}
 	outer := p.judgeTables(addr, hostOptedIn)
 	if !outer.Allows() || nat64Local.Contains(addr) {
@@ -217,12 +221,9 @@ func (p *Policy) compile() (*Policy, error) {
 	compiled := *p
 	compiled.Hosts, compiled.CIDRs = nil, nil
 	for _, host := range p.Hosts {
-		canonical, _, err := canonicalHost(host)
+		canonical, err := hostToAllow(host)
 		if err != nil {
 			return nil, fmt.Errorf("allowed callback host %q: %w", host, err)
-		}
-		if _, found := within(canonical, metadataNames); found {
-			return nil, fmt.Errorf("allowed callback host %q: metadata services cannot be allowed", host)
 		}
 		compiled.Hosts = append(compiled.Hosts, canonical)
 	}
@@ -243,6 +244,30 @@ func (p *Policy) compile() (*Policy, error) {
 		compiled.CIDRs = append(compiled.CIDRs, prefix.Masked())
 	}
 	return &compiled, nil
+}
+
+// hostToAllow returns the canonical form of a host that somebody wants to opt in.
+func hostToAllow(host string) (string, error) {
+	canonical, addr, err := canonicalHost(host)
+	switch {
+	case err != nil && strings.ContainsAny(host, ":/@[]"):
+		return "", errors.New("want a name or an address alone, without scheme, port or brackets")
+	case err != nil:
+		return "", err
+	case addr.Zone() != "":
+		return "", errors.New("an address with a zone cannot be allowed")
+	}
+	if _, found := within(canonical, metadataNames); found {
+		return "", errors.New("metadata services cannot be allowed")
+	}
+	if addr.IsValid() {
+		for _, table := range [][]Block{metadataBlocks, neverBlocks} {
+			if block, found := find(table, addr); found {
+				return "", fmt.Errorf("%v cannot be allowed", block)
+			}
+		}
+	}
+	return canonical, nil
 }
 
 // within reports which of the names is name or above it.

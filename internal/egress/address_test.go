@@ -8,71 +8,6 @@ import (
 	"tandem/internal/egress"
 )
 
-// blockRows has every block with what lies just outside of it. An empty neighbour means that the
-// address space ends there.
-var blockRows = []struct {
-	prefix        string
-	reason        egress.Reason // of its first and last address
-	before, after egress.Reason
-}{
-	// metadata
-	{"169.254.0.0/16", egress.ReasonMetadata, egress.ReasonPublic, egress.ReasonPublic},
-	{"100.100.100.200/32", egress.ReasonMetadata, egress.ReasonSpecial, egress.ReasonSpecial},
-	{"192.0.0.192/32", egress.ReasonMetadata, egress.ReasonSpecial, egress.ReasonSpecial},
-	{"168.63.129.16/32", egress.ReasonMetadata, egress.ReasonPublic, egress.ReasonPublic},
-	{"fd00:ec2::/32", egress.ReasonMetadata, egress.ReasonSpecial, egress.ReasonSpecial},
-	{"fd20:ce::254/128", egress.ReasonMetadata, egress.ReasonSpecial, egress.ReasonSpecial},
-	{"fd00:42::42/128", egress.ReasonMetadata, egress.ReasonSpecial, egress.ReasonSpecial},
-	{"fe80::a9fe:a9fe/128", egress.ReasonMetadata, egress.ReasonSpecial, egress.ReasonSpecial},
-	// never
-	{"224.0.0.0/4", egress.ReasonNever, egress.ReasonPublic, egress.ReasonNever},
-	{"240.0.0.0/4", egress.ReasonNever, egress.ReasonNever, ""},
-	{"ff00::/8", egress.ReasonNever, egress.ReasonSpecial, ""},
-	// IPv4
-	{"0.0.0.0/8", egress.ReasonSpecial, "", egress.ReasonPublic},
-	{"10.0.0.0/8", egress.ReasonSpecial, egress.ReasonPublic, egress.ReasonPublic},
-	{"100.64.0.0/10", egress.ReasonSpecial, egress.ReasonPublic, egress.ReasonPublic},
-	{"127.0.0.0/8", egress.ReasonSpecial, egress.ReasonPublic, egress.ReasonPublic},
-	{"172.16.0.0/12", egress.ReasonSpecial, egress.ReasonPublic, egress.ReasonPublic},
-	{"192.0.0.0/24", egress.ReasonSpecial, egress.ReasonPublic, egress.ReasonPublic},
-	{"192.0.2.0/24", egress.ReasonSpecial, egress.ReasonPublic, egress.ReasonPublic},
-	{"192.31.196.0/24", egress.ReasonSpecial, egress.ReasonPublic, egress.ReasonPublic},
-	{"192.52.193.0/24", egress.ReasonSpecial, egress.ReasonPublic, egress.ReasonPublic},
-	{"192.88.99.0/24", egress.ReasonSpecial, egress.ReasonPublic, egress.ReasonPublic},
-	{"192.168.0.0/16", egress.ReasonSpecial, egress.ReasonPublic, egress.ReasonPublic},
-	{"192.175.48.0/24", egress.ReasonSpecial, egress.ReasonPublic, egress.ReasonPublic},
-	{"198.18.0.0/15", egress.ReasonSpecial, egress.ReasonPublic, egress.ReasonPublic},
-	{"198.51.100.0/24", egress.ReasonSpecial, egress.ReasonPublic, egress.ReasonPublic},
-	{"203.0.113.0/24", egress.ReasonSpecial, egress.ReasonPublic, egress.ReasonPublic},
-	// IPv6: outside of 2000::/3 every neighbour is refused as well
-	{"::1/128", egress.ReasonSpecial, egress.ReasonSpecial, egress.ReasonSpecial},
-	{"::/128", egress.ReasonSpecial, "", egress.ReasonSpecial},
-	{"::/96", egress.ReasonSpecial, "", egress.ReasonSpecial},
-	{"::ffff:0:0:0/96", egress.ReasonSpecial, egress.ReasonSpecial, egress.ReasonSpecial},
-	{"64:ff9b::/96", egress.ReasonSpecial, egress.ReasonSpecial, egress.ReasonSpecial},
-	{"64:ff9b:1::/48", egress.ReasonSpecial, egress.ReasonSpecial, egress.ReasonSpecial},
-	{"100::/64", egress.ReasonSpecial, egress.ReasonSpecial, egress.ReasonSpecial},
-	{"100:0:0:1::/64", egress.ReasonSpecial, egress.ReasonSpecial, egress.ReasonSpecial},
-	{"2001::/32", egress.ReasonSpecial, egress.ReasonPublic, egress.ReasonSpecial},
-	{"2001:2::/48", egress.ReasonSpecial, egress.ReasonSpecial, egress.ReasonSpecial},
-	{"2001:3::/32", egress.ReasonSpecial, egress.ReasonSpecial, egress.ReasonSpecial},
-	{"2001:4:112::/48", egress.ReasonSpecial, egress.ReasonSpecial, egress.ReasonSpecial},
-	{"2001:10::/28", egress.ReasonSpecial, egress.ReasonSpecial, egress.ReasonSpecial},
-	{"2001:20::/28", egress.ReasonSpecial, egress.ReasonSpecial, egress.ReasonSpecial},
-	{"2001:30::/28", egress.ReasonSpecial, egress.ReasonSpecial, egress.ReasonSpecial},
-	{"2001::/23", egress.ReasonSpecial, egress.ReasonPublic, egress.ReasonPublic},
-	{"2001:db8::/32", egress.ReasonSpecial, egress.ReasonPublic, egress.ReasonPublic},
-	{"2002::/16", egress.ReasonSpecial, egress.ReasonPublic, egress.ReasonPublic},
-	{"2620:4f:8000::/48", egress.ReasonSpecial, egress.ReasonPublic, egress.ReasonPublic},
-	{"3fff::/20", egress.ReasonSpecial, egress.ReasonPublic, egress.ReasonPublic},
-	{"5f00::/16", egress.ReasonSpecial, egress.ReasonSpecial, egress.ReasonSpecial},
-	{"fc00::/7", egress.ReasonSpecial, egress.ReasonSpecial, egress.ReasonSpecial},
-	{"fe80::/10", egress.ReasonSpecial, egress.ReasonSpecial, egress.ReasonSpecial},
-	{"fec0::/10", egress.ReasonSpecial, egress.ReasonSpecial, egress.ReasonNever},
-	// the part of IPv6 that is allowed, seen from outside
-	{"2000::/3", egress.ReasonPublic, egress.ReasonSpecial, egress.ReasonSpecial},
-}
-
 // last returns the highest address of a prefix.
 func last(prefix netip.Prefix) netip.Addr {
 	bytes := prefix.Addr().AsSlice()
@@ -83,54 +18,47 @@ func last(prefix netip.Prefix) netip.Addr {
 	return addr
 }
 
-func TestPolicyRefusesEveryBlockAndNotItsNeighbours(t *testing.T) {
+// The tables of the package and the vectors are two lists: what one calls special the other must
+// call special, with the ends of every block and the neighbours just outside.
+func TestBlocksAndVectorsAgree(t *testing.T) {
 	t.Parallel()
 	var strict egress.Policy
-	for _, row := range blockRows {
-		prefix := netip.MustParsePrefix(row.prefix)
-		for _, c := range []struct {
-			addr netip.Addr
-			want egress.Reason
-		}{
-			{prefix.Addr(), row.reason}, {last(prefix), row.reason},
-			{prefix.Addr().Prev(), row.before}, {last(prefix).Next(), row.after},
-		} {
-			if row.prefix == "2000::/3" && c.addr == last(prefix) {
-				// The last address of 2000::/3 is its own public end; 3fff::/20 ends before it.
-				c.want = egress.ReasonPublic
-			}
-			if !c.addr.IsValid() {
-				if c.want != "" {
-					t.Errorf("%s: the address space ends here, but the row expects %s", row.prefix, c.want)
-				}
-				continue
-			}
-			if got := strict.Judge(netip.AddrPortFrom(c.addr, 80)); got.Reason != c.want {
-				t.Errorf("%s: Judge(%s) = %s, want %s", row.prefix, c.addr, got, c.want)
-			}
+	vectors := make(map[netip.Addr]egress.Vector)
+	prefixes := make(map[string]bool)
+	for _, v := range egress.Vectors() {
+		if v.Class != egress.ClassBlock {
+			continue
+		}
+		addr := netip.MustParseAddr(strings.Trim(strings.TrimPrefix(v.URL, "http:"), "/[]"))
+		vectors[addr] = v
+		at := strings.LastIndexByte(v.Name, '/')
+		prefixes[strings.TrimPrefix(v.Name[:at], "block/")] = true
+		got := strict.Judge(netip.AddrPortFrom(addr, 80))
+		switch {
+		case v.Production == egress.FateCalled && got.Reason == egress.ReasonPublic,
+			v.Production == egress.FateBlocked && v.Demo == egress.FateCalled && got.Reason == egress.ReasonSpecial,
+			v.Production == egress.FateBlocked && v.Demo == egress.FateBlocked && (got.Reason == egress.ReasonMetadata || got.Reason == egress.ReasonNever):
+		default:
+			t.Errorf("%s: Judge(%s) = %s, want it %s and in demo mode %s", v.Name, addr, got, v.Production, v.Demo)
 		}
 	}
-}
-
-// The rows above and the tables of the package are two lists: they must name the same blocks.
-func TestEveryBlockHasARow(t *testing.T) {
-	t.Parallel()
-	rows := make(map[string]bool)
-	for _, row := range blockRows {
-		rows[row.prefix] = true
-	}
-	var strict egress.Policy
 	blocks := egress.Blocks()
 	for _, block := range blocks {
-		if !rows[block.Prefix.String()] {
-			t.Errorf("block %s has no row", block)
+		if !prefixes[block.Prefix.String()] {
+			t.Errorf("block %s has no vector", block)
 		}
 		if block.Prefix != block.Prefix.Masked() || block.Name == "" || block.Source == "" {
 			t.Errorf("block %s: incomplete, or has bits behind its prefix", block)
 		}
+		first, end := block.Prefix.Addr(), last(block.Prefix)
+		for _, addr := range []netip.Addr{first, end, first.Prev(), end.Next()} {
+			if _, found := vectors[addr]; addr.IsValid() && !found {
+				t.Errorf("block %s: no vector for %s", block, addr)
+			}
+		}
 	}
-	if want := len(blockRows) - 1; len(blocks) != want { // all rows but 2000::/3
-		t.Errorf("%d blocks, %d rows", len(blocks), want)
+	if want := len(prefixes) - 1; len(blocks) != want { // all but 2000::/3
+		t.Errorf("%d blocks, %d prefixes among the vectors", len(blocks), want)
 	}
 	// A block inside another one changes no verdict, but it is the one that is named.
 	for addr, want := range map[string]string{
@@ -157,6 +85,9 @@ func TestPolicy(t *testing.T) {
 		netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("64:ff9b::/96"), netip.MustParsePrefix("64:ff9b:1::/48"),
 		netip.MustParsePrefix("fd00::/8"), netip.MustParsePrefix("169.0.0.0/8"), netip.MustParsePrefix("2002::/16"),
 	}}
+	own64 := egress.Policy{
+		Own: own.Own, AnyPort: true, CIDRs: []netip.Prefix{netip.MustParsePrefix("64:ff9b::/96"), netip.MustParsePrefix("64:ff9b:1::/48")},
+	}
 	ports := egress.Policy{Ports: []uint16{8443}}
 	for _, c := range []struct {
 		name   string
@@ -201,6 +132,12 @@ func TestPolicy(t *testing.T) {
 		{"opted in: NAT64 to private", &opted, "[64:ff9b::10.0.0.1]:80", egress.ReasonSpecial},
 		{"opted in: NAT64 to metadata", &opted, "[64:ff9b::169.254.169.254]:80", egress.ReasonMetadata},
 		{"opted in: 6to4 to private", &opted, "[2002:a00:1::1]:80", egress.ReasonSpecial},
+		{"opted in: NAT64 to our own address", &own64, "[64:ff9b::203.0.114.7]:8443", egress.ReasonOwn},
+		{"opted in: NAT64 to the neighbour of our own address", &own64, "[64:ff9b::203.0.114.8]:8443", egress.ReasonOptedIn},
+		{"opted in: local NAT64 to our own address", &own64, "[64:ff9b:1::203.0.114.7]:8443", egress.ReasonOwn},
+		{"opted in: metadata of Oracle", &opted, "[fd00:c1::a9fe:a9fe]:80", egress.ReasonMetadata},
+		{"opted in: metadata of Akamai", &opted, "[fd00:a9fe:a9fe::1]:80", egress.ReasonMetadata},
+		{"opted in: metadata of Alibaba", &opted, "[fd00:100::100:200]:80", egress.ReasonMetadata},
 		{"opted in: local NAT64", &opted, "[64:ff9b:1::8.8.8.8]:80", egress.ReasonOptedIn},
 		{"opted in: local NAT64 to metadata", &opted, "[64:ff9b:1::169.254.169.254]:80", egress.ReasonMetadata},
 
@@ -239,6 +176,16 @@ func TestPolicyThatContradictsItself(t *testing.T) {
 		{"no prefix", egress.Policy{CIDRs: []netip.Prefix{{}}}, "not a prefix"},
 		{"metadata by name", egress.Policy{Hosts: []string{"Metadata.Google.Internal."}}, "metadata"},
 		{"no name", egress.Policy{Hosts: []string{""}}, "host name"},
+		{"a name and a port", egress.Policy{Hosts: []string{"a:80"}}, "without scheme, port or brackets"},
+		{"an address and a port", egress.Policy{Hosts: []string{"10.0.0.1:80"}}, "without scheme, port or brackets"},
+		{"an address in brackets", egress.Policy{Hosts: []string{"[fd00::1]"}}, "without scheme, port or brackets"},
+		{"a URL", egress.Policy{Hosts: []string{"http://hooks.example.com"}}, "without scheme, port or brackets"},
+		{"an address with a zone", egress.Policy{Hosts: []string{"fe80::1%eth0"}}, "zone"},
+		{"metadata by the address of a host", egress.Policy{Hosts: []string{"169.254.169.254"}}, "cannot be allowed"},
+		{"metadata by the mapped address of a host", egress.Policy{Hosts: []string{"::ffff:169.254.169.254"}}, "cannot be allowed"},
+		{"link-local by the address of a host", egress.Policy{Hosts: []string{"fe80::1"}}, "cannot be allowed"},
+		{"link-local", egress.Policy{CIDRs: []netip.Prefix{netip.MustParsePrefix("fe80::/64")}}, "cannot be allowed"},
+		{"below a metadata name", egress.Policy{Hosts: []string{"x.metadata.google.internal"}}, "metadata"},
 		{"an address in another notation", egress.Policy{Hosts: []string{"0x7f.1"}}, "IPv4"},
 		{"names and prefixes", egress.Policy{Hosts: []string{"Receiver", "10.0.0.1", "fd00::1"}, CIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/8")}}, ""},
 	} {

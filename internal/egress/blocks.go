@@ -35,15 +35,19 @@ var metadataBlocks = []Block{
 	{netip.MustParsePrefix("fd00:ec2::/32"), "metadata of AWS", "its manual"},
 	{netip.MustParsePrefix("fd20:ce::254/128"), "metadata of Google Cloud", "its manual"},
 	{netip.MustParsePrefix("fd00:42::42/128"), "metadata of Scaleway", "its manual"},
+	{netip.MustParsePrefix("fd00:c1::a9fe:a9fe/128"), "metadata of Oracle Cloud", "its SDK"},
+	{netip.MustParsePrefix("fd00:a9fe:a9fe::1/128"), "metadata of Akamai, formerly Linode", "its manual"},
+	{netip.MustParsePrefix("fd00:100::100:200/128"), "metadata of Alibaba Cloud", "its manual"},
 	{netip.MustParsePrefix("fe80::a9fe:a9fe/128"), "metadata of OpenStack", "its manual"},
 }
 
-// neverBlocks cannot be the far end of a TCP connection to one machine. They are
-// refused in every mode, too.
+// neverBlocks cannot be the far end of a TCP connection to one machine: nobody, or many, or
+// one that only a zone tells, and zones are refused. They are refused in every mode, too.
 var neverBlocks = []Block{
 	{netip.MustParsePrefix("224.0.0.0/4"), "Multicast", "RFC 5771"},
 	{netip.MustParsePrefix("240.0.0.0/4"), "Reserved, limited broadcast included", "RFC 1112, RFC 919"},
 	{netip.MustParsePrefix("ff00::/8"), "Multicast", "RFC 4291"},
+	{netip.MustParsePrefix("fe80::/10"), "Link-Local Unicast", "RFC 4291"},
 }
 
 // specialBlocks4 is the IANA IPv4 Special-Purpose Address Registry, whole: also what it
@@ -97,7 +101,6 @@ var specialBlocks6 = []Block{
 	{netip.MustParsePrefix("3fff::/20"), "Documentation", "RFC 9637"},
 	{netip.MustParsePrefix("5f00::/16"), "Segment Routing (SRv6) SIDs", "RFC 9602"},
 	{netip.MustParsePrefix("fc00::/7"), "Unique-Local", "RFC 4193"},
-	{netip.MustParsePrefix("fe80::/10"), "Link-Local Unicast", "RFC 4291"},
 	{netip.MustParsePrefix("fec0::/10"), "Site-Local, deprecated", "RFC 3879"},
 }
 
@@ -113,6 +116,7 @@ var metadataNames = []string{
 	"metadata.platformequinix.com",
 	"metadata.packet.net",
 	"api.metadata.cloud.ibm.com",
+	"data-server",
 	"instance-data",
 	"instance-data.ec2.internal",
 	"rancher-metadata",

@@ -90,7 +90,7 @@ func (d *Dialer) judge(hostPort string) (host string, port uint16, err error) {
 	if err != nil {
 		return "", 0, refuse(Verdict{ReasonInvalid, "not host:port"})
 	}
-	number, err := strconv.ParseUint(service, 10, 16)
+	number, err := parsePort(service)
 	if err != nil {
 		return "", 0, refuse(Verdict{ReasonInvalid, "not a port number"})
 	}
@@ -98,10 +98,10 @@ func (d *Dialer) judge(hostPort string) (host string, port uint16, err error) {
 	if err != nil {
 		return "", 0, refuse(Verdict{ReasonInvalid, err.Error()})
 	}
-	if verdict := d.policy.judgeHost(host, addr, uint16(number)); !verdict.Allows() {
+	if verdict := d.policy.judgeHost(host, addr, number); !verdict.Allows() {
 		return "", 0, refuse(verdict)
 	}
-	return host, uint16(number), nil
+	return host, number, nil
 }
 
 // judgeConcrete judges the address that the kernel is about to connect to.

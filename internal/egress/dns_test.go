@@ -16,7 +16,8 @@ type nameServer struct {
 	conn net.PacketConn
 
 	mu      sync.Mutex                         // guards the fields below
-	answers map[string]func(nth int) []string  // :: name → its addresses (or one CNAME, with a dot at its end) for the nth question, from 1
+	answers map[string]func(nth int) []string  // :: name → its addresses, after CNAMEs if any, with a dot at their ends, for the nth question, from 1
+	others  []string                           // the addresses of every other name; none: there is no such name
 	asked   map[string]map[dnsmessage.Type]int // :: name → type → questions
 }
 
@@ -101,19 +102,24 @@ func (s *nameServer) answer(m dnsmessage.Message) dnsmessage.Message {
 		}
 		s.asked[name.String()][q.Type]++
 		answer, known := s.answers[name.String()]
-		if !known {
+		if !known && s.others == nil {
 			m.RCode = dnsmessage.RCodeNameError
 			return m
 		}
-		alias := ""
+		if !known {
+			answer = func(int) []string { return s.others }
+		}
+		followed := true // the last CNAME has its addresses here
 		for _, text := range answer(s.asked[name.String()][q.Type]) {
 			header := dnsmessage.ResourceHeader{Name: name, Class: dnsmessage.ClassINET}
 			addr, err := netip.ParseAddr(text)
 			switch {
 			case err != nil:
-				alias = text
 				header.Type = dnsmessage.TypeCNAME
-				m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.CNAMEResource{CNAME: dnsmessage.MustNewName(text)}})
+				name = dnsmessage.MustNewName(text)
+				m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.CNAMEResource{CNAME: name}})
+				followed = false
+				continue
 			case addr.Is4() && q.Type == dnsmessage.TypeA:
 				header.Type = q.Type
 				m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.AResource{A: addr.As4()}})
@@ -121,10 +127,17 @@ func (s *nameServer) answer(m dnsmessage.Message) dnsmessage.Message {
 				header.Type = q.Type
 				m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.AAAAResource{AAAA: addr.As16()}})
 			}
+			followed = true
 		}
-		if alias == "" {
+		if followed {
 			return m
 		}
-		name = dnsmessage.MustNewName(alias)
 	}
+}
+
+// forget has the next question about a name be the first one.
+func (s *nameServer) forget(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.asked, name)
 }

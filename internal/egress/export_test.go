@@ -4,3 +4,9 @@ import "time"
 
 // RetryAfter reads the header of that name.
 func RetryAfter(value string, now time.Time) time.Duration { return retryAfter(value, now) }
+
+// Judge is what the dialer decides about host:port before it looks anything up.
+func (d *Dialer) Judge(hostPort string) error {
+	_, _, err := d.judge(hostPort)
+	return err
+}

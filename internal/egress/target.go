@@ -121,6 +121,11 @@ func portOf(u *url.URL) (uint16, error) {
 		}
 		return 80, nil
 	}
+	return parsePort(written)
+}
+
+// parsePort reads a port in its only form: decimal, without zeros in front.
+func parsePort(written string) (uint16, error) {
 	port, err := strconv.ParseUint(written, 10, 16)
 	if err != nil || port == 0 || written[0] == '0' {
 		return 0, errors.New("must have a port from 1 to 65535")
@@ -183,9 +188,11 @@ func canonicalName(name string) (string, error) {
 	label := 0 // bytes of the label so far
 	for i := range len(name) {
 		switch c := name[i]; {
-		case c == '.' && label > 0:
+		case c == '.' && label > 0 && name[i-1] != '-':
 			label = 0
 			continue
+		case c == '-' && label == 0: // such names are never looked up
+			return "", errors.New("must have a valid host name")
 		case 'a' <= c && c <= 'z', '0' <= c && c <= '9', c == '-', c == '_':
 			label++
 		default:
@@ -195,7 +202,7 @@ func canonicalName(name string) (string, error) {
 			return "", errors.New("must have a valid host name")
 		}
 	}
-	if label == 0 {
+	if label == 0 || name[len(name)-1] == '-' {
 		return "", errors.New("must have a valid host name")
 	}
 	return name, nil
