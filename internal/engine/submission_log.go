@@ -116,6 +116,9 @@ func (l *SubmissionLog) Stats() (SubmissionLogStats, bool) {
 	return SubmissionLogStats{Written: l.written.Load(), Dropped: l.dropped.Load()}, true
 }
 
+// SubmissionLogStats returns the counters of the log that the engine was given; it reports false when there is none.
+func (e *Engine) SubmissionLogStats() (SubmissionLogStats, bool) { return e.cfg.SubmissionLog.Stats() }
+
 // Run writes lines until ctx ends, then those that were appended before, and returns. It is called once.
 func (l *SubmissionLog) Run(ctx context.Context) {
 	if l == nil {

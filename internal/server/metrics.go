@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -31,6 +32,7 @@ var httpBuckets = []float64{0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 type meters struct {
 	registry *prometheus.Registry
 	answers  *prometheus.HistogramVec
+	inFlight atomic.Int64 // requests under way
 }
 
 func newMeters(s *server) *meters {
@@ -108,6 +110,8 @@ type reading struct {
 	rate   rateLimiting
 	tally  tally
 	tasks  []string
+	lines  engine.SubmissionLogStats
+	flying int64
 }
 
 // figures is the collector of all of them.
@@ -144,7 +148,8 @@ func (f *figures) Collect(out chan<- prometheus.Metric) {
 	defer cancel()
 	stats, err := s.cfg.Store.Stats(ctx)
 	at := time.Now()
-	now := &reading{at, stats, s.cfg.Engine.Totals(), s.rateFigures(at), s.tally, s.cfg.Engine.TaskNames()}
+	lines, _ := s.cfg.Engine.SubmissionLogStats()
+	now := &reading{at, stats, s.cfg.Engine.Totals(), s.rateFigures(at), s.tally, s.cfg.Engine.TaskNames(), lines, s.meters.inFlight.Load()}
 	lists := [][]figure{f.always, f.stored}
 	if err != nil {
 		s.log.Warn("read the store for /metrics", "error", err)
@@ -204,6 +209,14 @@ func figuresOfProcess() []figure {
 		{name: "tandem_async_acceptance_seconds", help: "From an async order to its commit.", read: readDuration("async_acceptance")},
 		{name: "tandem_processing_seconds", help: "Time in the task, sync and async.", read: readDuration("processing")},
 		{name: "tandem_accept_to_callback_seconds", help: "From the acceptance of an async request to its receiver's 2xx.", read: readDuration("accept_to_callback")},
+		{name: "tandem_external_calls_total", help: "Calls of the external service for submissions since the start, by outcome.", labels: []string{"outcome"}, read: func(now *reading, out put) {
+			out.counter(now.totals.Calls[tandem.OutcomeDelivered], string(tandem.OutcomeDelivered))
+			for outcome, count := range now.totals.Calls {
+				if outcome != tandem.OutcomeDelivered {
+					out.counter(count, string(outcome))
+				}
+			}
+		}},
 		{name: "tandem_callback_breakers", help: "Destinations remembered, by the state of their circuit breaker.", labels: []string{"state"}, read: func(now *reading, out put) {
 			for state, count := range now.totals.Breakers {
 				out.gauge(float64(count), state)
@@ -218,6 +231,13 @@ func figuresOfProcess() []figure {
 		}},
 		{name: "tandem_rate_limit_capacity_clients", help: "The most clients remembered one by one; further ones share allowances. 0 while there is no limit.", read: func(now *reading, out put) {
 			out.gauge(float64(now.rate.Capacity))
+		}},
+		{name: "tandem_submission_log_lines_total", help: "Lines of the submission log that were written, or dropped, since the start.", labels: []string{"outcome"}, read: func(now *reading, out put) {
+			out.counter(now.lines.Written, "written")
+			out.counter(now.lines.Dropped, "dropped")
+		}},
+		{name: "tandem_http_requests_in_flight", help: "Requests that are being answered, this one included.", read: func(now *reading, out put) {
+			out.gauge(float64(now.flying))
 		}},
 		{name: "tandem_http_problems_total", help: "Errors answered since the start, by code.", labels: []string{"code"}, read: func(now *reading, out put) {
 			for i := range now.tally {
@@ -235,6 +255,8 @@ func readEnded(now *reading, out put) {
 			out.counter(now.totals.Ended[engine.Ending{Mode: mode, Task: task}], string(mode), task, string(tandem.StatusCompleted))
 		}
 	}
+	submission := engine.Ending{Mode: tandem.ModeSync, Task: tandem.TaskSubmission}
+	out.counter(now.totals.Ended[submission], string(submission.Mode), submission.Task, string(tandem.StatusCompleted))
 	for how, count := range now.totals.Ended {
 		if how.ErrorCode != "" {
 			out.counter(count, string(how.Mode), how.Task, how.ErrorCode)
@@ -254,6 +276,9 @@ func figuresOfStore() []figure {
 			for _, mode := range tandem.Modes {
 				out.counter(now.store.Requests[mode], string(mode))
 			}
+		}},
+		{name: "tandem_submissions_accepted_total", help: "Submissions recorded since the database was made; they are sync requests as well.", read: func(now *reading, out put) {
+			out.counter(now.store.Submissions.Accepted)
 		}},
 		{name: "tandem_requests_active", help: "Requests whose work has not ended, by status.", labels: []string{"status"}, read: func(now *reading, out put) {
 			for _, status := range []tandem.Status{tandem.StatusPending, tandem.StatusProcessing} {

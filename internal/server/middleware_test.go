@@ -167,6 +167,9 @@ func TestRequestsAreLoggedAtDebugLevel(t *testing.T) {
 		if got := log.String() != ""; got != want {
 			t.Errorf("at %s: %q", level, log.String())
 		}
+		if want && !strings.Contains(log.String(), "in_flight=1") {
+			t.Errorf("who else is being answered is missing: %q", log.String())
+		}
 	}
 }
 

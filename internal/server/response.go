@@ -68,6 +68,7 @@ func (s *server) instrument(next http.Handler) http.Handler {
 		header := w.Header()
 		header[headerRequestID] = []string{id}
 		header["X-Content-Type-Options"] = nosniff
+		s.meters.inFlight.Add(1)
 		defer s.finish(rw, r)
 		next.ServeHTTP(rw, r)
 	})
@@ -80,6 +81,7 @@ var nosniff = []string{"nosniff"}
 // directly, so that recover sees the panic.
 func (s *server) finish(w *response, r *http.Request) {
 	cause := recover()
+	inFlight := s.meters.inFlight.Add(-1) + 1
 	if cause == http.ErrAbortHandler { //nolint:errorlint // the documented sentinel is compared by identity
 		panic(cause)
 	}
@@ -95,7 +97,7 @@ func (s *server) finish(w *response, r *http.Request) {
 	s.meters.answered(r.Pattern, w.status, took)
 	if s.log.Enabled(r.Context(), slog.LevelDebug) {
 		s.log.DebugContext(r.Context(), "request", "method", r.Method, "path", r.URL.Path, "status", w.status,
-			"took", took, "x_request_id", w.Header().Get(headerRequestID))
+			"took", took, "in_flight", inFlight, "x_request_id", w.Header().Get(headerRequestID))
 	}
 }
 

@@ -1,0 +1,66 @@
+package server_test
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"tandem/internal/engine"
+)
+
+// TestMetricsOfTheSubmissionLog: lines that nobody writes fill the buffer, and those beyond it are seen to be dropped.
+func TestMetricsOfTheSubmissionLog(t *testing.T) {
+	t.Parallel()
+	log, err := engine.OpenSubmissionLog(engine.SubmissionLogConfig{Path: filepath.Join(t.TempDir(), "submissions.log"), Buffer: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { log.Close() })
+	svc := start(t, func(s *setup) { s.engine.SubmissionLog = log })
+	for range 5 {
+		if _, err := svc.engine.SubmitAll(t.Context(), "", []json.RawMessage{[]byte(`{"firstName":"Ada","lastName":"Lovelace"}`)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := scrape(t, svc)
+	for name, want := range map[string]float64{
+		`tandem_submission_log_lines_total{outcome="dropped"}`: 3,
+		`tandem_submission_log_lines_total{outcome="written"}`: 0,
+	} {
+		if got[name] != want {
+			t.Errorf("%s is %v, want %v", name, got[name], want)
+		}
+	}
+}
+
+// TestMetricsInFlight counts those who wait for an answer, and the scrape.
+func TestMetricsInFlight(t *testing.T) {
+	t.Parallel()
+	svc := start(t, nil)
+	ctx, leave := context.WithCancel(t.Context())
+	defer leave()
+	var callers sync.WaitGroup
+	for range 3 {
+		callers.Go(func() {
+			request, err := http.NewRequestWithContext(ctx, http.MethodPost, svc.URL+"/sync", strings.NewReader(`{"data":{"a":1},"task":"stuck"}`))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			request.Header.Set("Content-Type", "application/json")
+			if response, err := svc.Client().Do(request); err == nil {
+				response.Body.Close()
+				t.Errorf("answered %s", response.Status)
+			}
+		})
+	}
+	inFlight := func() float64 { return scrape(t, svc)["tandem_http_requests_in_flight"] }
+	svc.until("three and the scrape are under way", func() bool { return inFlight() == 4 })
+	leave()
+	callers.Wait()
+	svc.until("all but the scrape have left", func() bool { return inFlight() == 1 })
+}
