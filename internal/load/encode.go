@@ -31,6 +31,9 @@ func (r *Report) filled() *Report {
 	full.InvalidReasons = append([]string{}, r.InvalidReasons...)
 	full.Warnings = append([]string{}, r.Warnings...)
 	full.Thresholds = append([]ThresholdResult{}, r.Thresholds...)
+	for i := range full.Thresholds {
+		full.Thresholds[i].Unit, _ = metricUnit(full.Thresholds[i].Metric)
+	}
 	full.Insights = append([]Insight{}, r.Insights...)
 	for i := range full.Insights {
 		full.Insights[i].Figures = append([]string{}, full.Insights[i].Figures...)

@@ -6,3 +6,6 @@ var (
 	Compare     = compare
 	MetricNames = metricNames
 )
+
+// Show writes a figure as the sentences do.
+func Show(m Metric) string { return m.show() }

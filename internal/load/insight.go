@@ -166,11 +166,15 @@ func (a *account) keepsUp() bool {
 	return s.RatePerSecond > 0 && s.RampFromPerSecond == 0 && a.value("sync.completed_per_second")*alike >= s.RatePerSecond
 }
 
-// computes reports whether the task uses the processor for most of its time.
+// computes reports whether the task uses the processor for most of its time: by
+// the service's own account, or by the task's name (compute is the contract's default) where there is none.
 // Work of less than a millisecond is left out: what the server spends on it is mostly its own overhead.
 func (a *account) computes() bool {
-	cpu, mean := a.value("sync.server.cpu_per_request"), a.value("sync.processing.mean")
-	return mean >= 1 && cpu >= 0.6*mean
+	mean := a.value("sync.processing.mean")
+	if cpu, ok := a.metrics["sync.server.cpu_per_request"]; ok {
+		return mean >= 1 && cpu.Value >= 0.6*mean
+	}
+	return mean >= 1 && (a.report.Settings.Task == "compute" || a.report.Settings.Task == "")
 }
 
 // backlog says that async accepted more than was done meanwhile, because then

@@ -97,9 +97,11 @@ var common = slices.Concat(
 	clock("service", func(_ *Phase, s *Side) *Latency { return &s.Service }),
 	clock("processing", func(_ *Phase, s *Side) *Latency { return s.Processing }),
 	clock("lag", func(p *Phase, _ *Side) *Latency { return &p.Lag }),
+	clock("generator_lag", func(p *Phase, _ *Side) *Latency { return &p.OwnLag }),
 	[]gauge{
 		figure("planned", UnitCount, true, func(s *Side) float64 { return float64(s.Planned) }),
 		figure("sent", UnitCount, true, func(s *Side) float64 { return float64(s.Sent) }),
+		figure("retried", UnitCount, false, func(s *Side) float64 { return float64(s.Retried) }),
 		figure("accepted", UnitCount, true, func(s *Side) float64 { return float64(s.Accepted) }),
 		figure("completed", UnitCount, true, func(s *Side) float64 { return float64(s.Completed) }),
 		figure("work_failed", UnitCount, false, func(s *Side) float64 { return float64(s.WorkFailed) }),
@@ -137,6 +139,8 @@ var (
 			callback("unknown", false, func(c *Callbacks) int64 { return c.Unknown }),
 			callback("before_answer", false, func(c *Callbacks) int64 { return c.BeforeAnswer }),
 			callback("late", false, func(c *Callbacks) int64 { return c.Late }),
+			callback("unanswered", false, func(c *Callbacks) int64 { return c.Unanswered }),
+			callback("misbehaved", false, func(c *Callbacks) int64 { return c.Misbehaved }),
 			callback("polled", true, func(c *Callbacks) int64 { return c.Polled }),
 		},
 	)

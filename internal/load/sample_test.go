@@ -100,10 +100,11 @@ func (s sample) phase(t testing.TB, random *rand.Rand, name string, syncRatio fl
 		side.planned, side.answered = append(side.planned, planned), append(side.answered, answered)
 		side.done, side.seen, side.work = append(side.done, done), append(side.seen, seen), append(side.work, work)
 	}
-	phase := load.Phase{Name: name, Loop: "closed", Lag: latency(t, nil)}
+	phase := load.Phase{Name: name, Loop: "closed", Lag: latency(t, nil), OwnLag: latency(t, nil)}
 	if s.rate > 0 {
 		phase.Loop = "open"
 		phase.Lag = latency(t, draw(random, s.requests, 0.06))
+		phase.OwnLag = phase.Lag
 	}
 	for _, side := range sides {
 		phase.SendSeconds = max(phase.SendSeconds, last(side.answered)/1000)
@@ -155,14 +156,22 @@ func side(t testing.TB, c clocks, phase load.Phase, n, completed int64) *load.Si
 	}
 	for i := range steps {
 		steps[i].Second = int64(i)
-		of, to := latency(t, answers[i]), latency(t, ends[i])
-		steps[i].P50MS, steps[i].P99MS = of.P50MS, of.P99MS
+		steps[i].P50MS, steps[i].P99MS = share(answers[i], 0.5), share(answers[i], 0.99)
 		if !slices.Equal(c.answered, c.seen) {
-			steps[i].EndP50MS, steps[i].EndP99MS = to.P50MS, to.P99MS
+			steps[i].EndP50MS, steps[i].EndP99MS = share(ends[i], 0.5), share(ends[i], 0.99)
 		}
 	}
 	side.Series = steps
 	return side
+}
+
+// share is a quantile of a few times; 0 of none.
+func share(times []float64, q float64) float64 {
+	if len(times) == 0 {
+		return 0
+	}
+	slices.Sort(times)
+	return math.Round(times[int(q*float64(len(times)-1)+0.5)]*1000) / 1000
 }
 
 // latency is the distribution of times in milliseconds.

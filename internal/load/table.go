@@ -179,7 +179,7 @@ func describeWork(r *Report) string {
 	s := r.Settings
 	task := s.Task
 	if task == "" {
-		task = "the service's own choice"
+		task = "the service's default task"
 	}
 	return fmt.Sprintf("%s, complexity %d, %s of data in each request", task, s.Complexity, showBytes(int64(s.DataBytes)))
 }
@@ -203,6 +203,7 @@ type row struct {
 	sync, async string
 	ratio       bool // say what async makes of it
 	asyncOnly   bool // leave it out when async has no figure
+	rare        bool // leave it out when it is zero
 }
 
 // rows are what stands side by side. A row without any figure is left out, and so is a heading without rows.
@@ -232,6 +233,7 @@ var rows = []struct {
 		{label: "completed at the caller", sync: "success_rate", async: "success_rate"},
 		{label: "the work failed", sync: "work_failed", async: "work_failed"},
 		{label: "errors", sync: "errors", async: "errors"},
+		{label: "refused, then tried again", sync: "retried", async: "retried", rare: true},
 	}},
 	{heading: "Callbacks", rows: []row{
 		{label: "expected", async: "expected"},
@@ -239,7 +241,13 @@ var rows = []struct {
 		{label: "missing", async: "missing"},
 		{label: "duplicate", async: "duplicate"},
 		{label: "with a bad signature", async: "bad_signature"},
-		{label: "seen by polling instead", async: "polled"},
+		{label: "no callback at all", async: "malformed", rare: true},
+		{label: "before the 202 was read", async: "before_answer", rare: true},
+		{label: "for requests without a 202", async: "unanswered", rare: true},
+		{label: "for nothing that was asked", async: "unknown", rare: true},
+		{label: "after the wait had ended", async: "late", rare: true},
+		{label: "answered badly on purpose", async: "misbehaved", rare: true},
+		{label: "seen by polling instead", async: "polled", rare: true},
 	}},
 	{heading: "The server", whole: true, rows: []row{
 		{label: "CPU time per request", sync: "server.cpu_per_request", async: "server.cpu_per_request", ratio: true},
@@ -270,7 +278,7 @@ func sideBySide(metrics map[string]Metric, prefixes [2]string, r *Report) []grou
 				continue
 			case row.asyncOnly && !hasOther:
 				continue // what sync has for it stands in another group already
-			case row.async == "polled" && r.Settings.Completion != CompletionPoll:
+			case row.rare && one.Value == 0 && other.Value == 0:
 				continue
 			case rows.whole && prefixes[0] != PhaseSync:
 				continue // the server's account of a phase is not told apart by side
@@ -458,9 +466,5 @@ func describeGenerator(r *Report) string {
 	if len(parts) > 0 {
 		text += ", which took " + strings.Join(parts, ", ")
 	}
-	text += "."
-	if r.Generator.SharesMachine {
-		text += " It ran on the service's machine, and they shared its cores."
-	}
-	return text
+	return text + "."
 }

@@ -141,6 +141,9 @@ func near(name string, names []string) string {
 
 // distance counts the keystrokes between two names (Levenshtein).
 func distance(a, b string) int {
+	if strings.HasSuffix(b, "."+a) {
+		return 1 // the same in another phase
+	}
 	row := make([]int, len(b)+1)
 	for j := range row {
 		row[j] = j
