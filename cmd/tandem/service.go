@@ -39,6 +39,8 @@ type parts struct {
 	server server.Config
 	secret tandem.Secret // signs callbacks; zero: the one in the database, made if there is none
 	log    *slog.Logger
+
+	submissionLog engine.SubmissionLogConfig // no Path: none is kept
 }
 
 // service is one tandem, from the database to the listener.
@@ -47,6 +49,7 @@ type service struct {
 	store    *store.SQLite
 	egress   *egress.Client
 	engine   *engine.Engine
+	lines    *engine.SubmissionLog // nil: none is kept
 	http     *http.Server
 	secret   tandem.Secret
 	made     bool // secret is new: tell it to somebody
@@ -73,6 +76,13 @@ func openService(ctx context.Context, p parts, listener net.Listener) (_ *servic
 	}
 	if s.egress, err = egress.New(p.egress); err != nil {
 		return nil, fmt.Errorf("set up callbacks: %w", err)
+	}
+	if p.submissionLog.Path != "" {
+		p.submissionLog.Log = p.log
+		if s.lines, err = engine.OpenSubmissionLog(p.submissionLog); err != nil {
+			return nil, err
+		}
+		p.engine.SubmissionLog = s.lines
 	}
 	p.engine.Store, p.engine.Egress, p.engine.Secrets = s.store, s.egress, []tandem.Secret{s.secret}
 	if s.engine, err = engine.New(p.engine); err != nil {
@@ -131,7 +141,13 @@ func (s *service) run(ctx context.Context, halt <-chan struct{}) error {
 		case <-ended:
 		}
 	})
+	logging, flush := context.WithCancel(context.WithoutCancel(ctx))
+	defer flush()
+	var writing sync.WaitGroup
+	writing.Go(func() { s.lines.Run(logging) })
 	err := g.Wait()
+	flush() // nobody is left who appends
+	writing.Wait()
 	close(ended)
 	halting.Wait()
 	return errors.Join(err, s.close())
@@ -157,11 +173,12 @@ func (s *service) close() error {
 	if s.egress != nil {
 		s.egress.Close()
 	}
+	err := s.lines.Close()
 	if s.store == nil {
-		return nil
+		return err
 	}
-	if err := s.store.Close(); err != nil {
-		return fmt.Errorf("close the database: %w", err)
+	if failed := s.store.Close(); failed != nil {
+		return errors.Join(err, fmt.Errorf("close the database: %w", failed))
 	}
-	return nil
+	return err
 }
