@@ -20,7 +20,8 @@ import (
 const inNamespace = "TANDEM_TEST_NAMESPACE"
 
 // runInNamespace runs the calling test once more, in a process with a network namespace
-// of its own, and fails when that fails. It returns what the process printed.
+// of its own, and fails when that fails. It returns what the process printed. Where
+// there is no such namespace to be had the test is skipped.
 func runInNamespace(t *testing.T, env ...string) string {
 	t.Helper()
 	executable, err := os.Executable()
@@ -41,16 +42,16 @@ func runInNamespace(t *testing.T, env ...string) string {
 	if errors.Is(err, syscall.EPERM) { // not root: a user namespace makes us one
 		output, err = start(syscall.CLONE_NEWNET | syscall.CLONE_NEWUSER)
 	}
-	var ended *exec.ExitError
+	var errno syscall.Errno
 	switch {
-	case err == nil:
-		return string(output)
-	case errors.As(err, &ended):
-		t.Fatalf("in its namespace: %v\n%s", err, output)
-	default:
+	case errors.As(err, &errno): // clone(2) itself
 		t.Skipf("%s needs a network namespace, which takes root or user namespaces: %v", t.Name(), err)
+	case err != nil:
+		t.Fatalf("in its namespace: %v\n%s", err, output)
+	case bytes.Contains(output, []byte("\n--- SKIP: ")):
+		t.Skipf("%s", output)
 	}
-	return ""
+	return string(output)
 }
 
 // everyAddressIsLocal makes a connection to any address of both families arrive at this

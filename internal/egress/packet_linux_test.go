@@ -49,7 +49,7 @@ func TestNoPacketLeaves(t *testing.T) { //nolint:paralleltest // parallel outsid
 		return
 	}
 	if err := everyAddressIsLocal(); err != nil {
-		t.Fatal(err)
+		t.Skipf("%s needs a network namespace of its own, with both families: %v", t.Name(), err)
 	}
 	vectors := egress.Vectors()
 	r := &firingRange{names: newNameServer(t), canary: newEverywhere(t, vectors), texts: make(map[string]int)}
@@ -64,12 +64,11 @@ func TestNoPacketLeaves(t *testing.T) { //nolint:paralleltest // parallel outsid
 	r.report(t, "demo")
 	everything := optIn(t, vectors)
 	for _, v := range vectors {
-		switch {
-		case v.Demo != egress.FateCalled:
-			r.fire(t, "opted in", everything, v, v.Demo)
-		case v.Class == egress.ClassOwn && v.Production != egress.FateCalled:
-			r.fire(t, "opted in", ofVector(everything, v), v, v.Production)
+		fate := v.Demo // metadata stays refused
+		if v.Class == egress.ClassOwn {
+			fate = v.Production // and so do we ourselves
 		}
+		r.fire(t, "opted in", ofVector(everything, v), v, fate)
 	}
 	r.report(t, "everything opted in")
 	r.closedPort(t)

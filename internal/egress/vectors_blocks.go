@@ -4,7 +4,7 @@ import "net/netip"
 
 // blockVectors are the ends of every special block, an address inside, and the neighbours just
 // outside. The rows are not taken from the tables of the guard: they say once more what
-// the registries say, and a test compares both.
+// the IANA special-purpose registries say, and a test compares both.
 func blockVectors() []Vector {
 	var all []Vector
 	seen := make(map[netip.Addr]bool)
@@ -46,6 +46,18 @@ func blockVectors() []Vector {
 		{"198.18.0.0/15", "198.19.1.2", blocked, called, called, called},
 		{"198.51.100.0/24", "198.51.100.128", blocked, called, called, called},
 		{"203.0.113.0/24", "203.0.113.128", blocked, called, called, called},
+		// Blocks of the registry within those.
+		{"0.0.0.0/32", "", blocked, called, "", blocked},
+		{"192.0.0.0/29", "192.0.0.1", blocked, called, called, blocked},
+		{"192.0.0.8/32", "", blocked, called, blocked, blocked},
+		{"192.0.0.9/32", "", blocked, called, blocked, blocked},
+		{"192.0.0.10/32", "", blocked, called, blocked, blocked},
+		{"192.0.0.170/31", "", blocked, called, blocked, blocked},
+		{"192.88.99.2/32", "", blocked, called, blocked, blocked},
+		{"255.255.255.255/32", "", blocked, blocked, blocked, ""},
+		{"2001:1::1/128", "", blocked, called, blocked, blocked},
+		{"2001:1::2/128", "", blocked, called, blocked, blocked},
+		{"2001:1::3/128", "", blocked, called, blocked, blocked},
 		// IPv6: outside of 2000::/3 the neighbours are refused as well.
 		{"::/128", "", blocked, called, "", blocked},
 		{"::1/128", "", blocked, called, blocked, blocked},

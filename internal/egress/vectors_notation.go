@@ -150,6 +150,8 @@ func embeddingVectors() []Vector {
 		{"mapped-multicast", "http://[::ffff:224.0.0.1]/", "mapped multicast", blocked, blocked},
 		{"mapped-broadcast", "http://[::ffff:255.255.255.255]/", "mapped broadcast", blocked, blocked},
 		{"mapped-public", "http://[::ffff:8.8.8.8]/", "mapped public is the public address itself", called, called},
+		{"before-mapped", "http://[::fffe:ffff:ffff]/", "the last address before the mapped ones", blocked, called},
+		{"after-mapped", "http://[::1:0:0:0]/", "the first address after the mapped ones", blocked, called},
 		{"compatible", "http://[::127.0.0.1]/", "IPv4-compatible", blocked, called},
 		{"compatible-hex", "http://[::7f00:1]/", "IPv4-compatible, in hexadecimal", blocked, called},
 		{"compatible-private", "http://[::10.0.0.1]/", "IPv4-compatible private", blocked, called},
