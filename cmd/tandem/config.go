@@ -34,11 +34,14 @@ const day = 24 * time.Hour
 
 // commandLine is the grammar of the command line.
 type commandLine struct {
-	Demo    demoCommand    `cmd:"" help:"See it work: a server, a receiver, and the same work done both ways, in about 15 seconds."`
+	Demo    demoCommand    `cmd:"" help:"See it work: a server, and the same work asked for both ways, in about 25 seconds."`
 	Serve   serveCommand   `cmd:"" help:"Run the server."`
+	Load    loadCommand    `cmd:"" help:"Put a service under load, both ways, and report what came of it."`
+	Compare compareCommand `cmd:"" help:"Set reports of load against each other."`
 	Sink    sinkCommand    `cmd:"" help:"Receive callbacks: print, verify, and misbehave on demand."`
 	Health  healthCommand  `cmd:"" help:"Ask a server whether it is well (for container checks)."`
 	Version versionCommand `cmd:"" help:"Say which tandem this is."`
+	Stage   stageCommand   `cmd:"" hidden:"" help:"The server of demo and of load --demo-mode."`
 }
 
 // serveCommand is the configuration of serve. A value comes from its flag, else
@@ -109,6 +112,10 @@ func dispatch(ctx context.Context, args []string, t *terminal) error {
 	if given := argument(parsed, "signing-secret", "secret"); given != "" && !strings.HasPrefix(given, "@") {
 		t.warnf("the signing secret stands in the arguments, where every user of this machine can read it (ps); " +
 			"set TANDEM_SIGNING_SECRET or name a file: @FILE")
+	}
+	if given := argument(parsed, "api-key"); given != "" && !strings.HasPrefix(given, "@") {
+		t.warnf("the API key stands in the arguments, where every user of this machine can read it (ps); " +
+			"set TANDEM_API_KEY or name a file: @FILE")
 	}
 	parsed.BindTo(ctx, (*context.Context)(nil))
 	return parsed.Run(t)

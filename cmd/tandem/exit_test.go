@@ -5,11 +5,13 @@ package main_test
 import (
 	"net/http"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+	"unicode/utf8"
 )
 
 // TestExitCode checks the codes that scripts rely on; what is printed is in testdata/script.
@@ -29,6 +31,16 @@ func TestExitCode(t *testing.T) {
 		{"sink --status 99", 2},
 		{"health --url nonsense", 2},
 		{"health --url http://127.0.0.1:1", 1},
+		{"load --demo-mode --production-mode", 2},
+		{"load --threshold p99<10", 2},
+		{"load --production-mode --url http://127.0.0.1:1 -n 51", 2},
+		{"load --url http://127.0.0.1:1", 1},
+		{"load --demo-mode --phases sync -n 8 -c 4", 0},
+		{"load --demo-mode --phases sync -n 8 -c 4 --threshold sync.response.p50<1us", 3},
+		{"load --demo-mode --phases sync -n 8 -c 4 --task no-such-task", 1},
+		{"load --demo-mode --output missing/report.json", 1},
+		{"compare one.json", 2},
+		{"compare missing-1.json missing-2.json", 1},
 		{"serve --listen 192.0.2.1:1", 1},
 		{"serve --listen 127.0.0.1:0 --db missing/tandem.db", 1},
 	} {
@@ -107,11 +119,11 @@ func TestSecondSignal(t *testing.T) {
 	}
 }
 
-// TestDemo runs what a newcomer runs first, to its end, in a pipe. It is not
-// parallel: the demo computes on every core, at the lowest priority.
+// TestDemo runs what a newcomer runs first, to its end, in a pipe, and reads what it leaves. It
+// is not parallel: the demo computes on every core, at the lowest priority.
 func TestDemo(t *testing.T) { //nolint:paralleltest // see above
 	if testing.Short() {
-		t.Skip("takes about 12 s")
+		t.Skip("takes about 25 s")
 	}
 	p := start(t, nil, "demo")
 	select {
@@ -123,20 +135,24 @@ func TestDemo(t *testing.T) { //nolint:paralleltest // see above
 	}
 	out := p.stdout.String()
 	for _, want := range []string{
-		`(?m)^  sleep    sync    400 requests +\d+\.\d s$`,
-		`(?m)^  response time p50( +\d+\.\d ms){4}$`,
-		`(?m)^  completed per second( +[\d.]+){4}$`,
-		`(?m)^  callbacks received +- +400 of 400 +- +(\d+) of \d+$`,
-		`(?m)^    signature verified +- +400 +- +\d+$`,
-		`(?m)^    repeated / missing +- +0 / 0 +- +0 / 0$`,
+		`(?m)^1\. Work that waits: `,
+		`(?m)^  sync +2400 requests +\d+\.\d s$`,
+		`(?m)^  async +2400 requests +\d+\.\d s$`,
+		`(?m)^  half of the callers within( +[\d.]+ m?s){2} `,
+		`(?m)^  completed per second( +[\d.,]+/s){2} `,
+		`(?m)^  delivered +2,400$`,
+		`(?m)^  missing +0$`,
+		`(?m)^  with a bad signature +0$`,
+		`(?m)^2\. Work that computes: `,
+		`(?m)^report: .*demo-report-compute\.html$`,
 	} {
 		if !regexp.MustCompile(want).MatchString(out) {
 			t.Errorf("no line like %s in\n%s", want, out)
 		}
 	}
 	for line := range strings.Lines(out) {
-		if len(line) > 81 {
-			t.Errorf("%d columns, want at most 80: %s", len(line)-1, line)
+		if columns := utf8.RuneCountInString(line) - 1; columns > 80 && !strings.HasPrefix(line, "report: ") {
+			t.Errorf("%d columns, want at most 80: %s", columns, line)
 		}
 	}
 	if strings.ContainsRune(out+p.stderr.String(), '\x1b') {
@@ -145,13 +161,22 @@ func TestDemo(t *testing.T) { //nolint:paralleltest // see above
 	if p.stderr.String() != "" {
 		t.Errorf("on standard error: %s", p.stderr.String())
 	}
+	for _, name := range []string{"demo-report.html", "demo-report-compute.html"} {
+		page, err := os.ReadFile(filepath.Join(p.cmd.Dir, name))
+		if err != nil || !strings.Contains(string(page), "</html>") {
+			t.Errorf("%s: %v, %d bytes, want a whole page", name, err, len(page))
+		}
+	}
+	if left, err := filepath.Glob(filepath.Join(p.cmd.Dir, ".demo-report*")); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
 }
 
 // TestDemoInterrupted ends the demo with Ctrl-C in the middle of a trial.
 func TestDemoInterrupted(t *testing.T) {
 	t.Parallel()
 	p := start(t, nil, "demo")
-	p.awaitOutput(t, regexp.MustCompile(`callers +32`))
+	p.awaitOutput(t, regexp.MustCompile(`callers +64`))
 	p.signal(t, syscall.SIGINT)
 	if got := p.exitCode(t); got != 130 {
 		t.Errorf("exit code %d, want 130\n%s%s", got, p.stdout.String(), p.stderr.String())

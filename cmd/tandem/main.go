@@ -42,7 +42,10 @@ func main() {
 func run(args []string, stdout, stderr io.Writer) int {
 	ctx, signals := watchSignals()
 	defer signals.stop()
-	err := dispatch(ctx, args[1:], &terminal{out: stdout, err: stderr, program: invocation(args[0]), halt: signals.second})
+	err := dispatch(ctx, args[1:], &terminal{
+		in: os.Stdin, out: stdout, err: stderr,
+		program: invocation(args[0]), halt: signals.second, unguarded: signals.suspended,
+	})
 	if err == nil {
 		return 0
 	}
@@ -58,9 +61,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 
 // terminal is what a command has of the world outside.
 type terminal struct {
-	out, err io.Writer
-	program  string          // how to call tandem once more, in lines that are meant to be pasted
-	halt     <-chan struct{} // closed by the second signal: stop at once
+	in        io.Reader
+	out, err  io.Writer
+	program   string          // how to call tandem once more, in lines that are meant to be pasted
+	halt      <-chan struct{} // closed by the second signal: stop at once
+	unguarded func(func())    // calls a function during which a signal ends the process, as it does by default
 }
 
 // goRun matches the temporary folder and the cache in which `go run` keeps what it has built.
@@ -140,25 +145,25 @@ const sameSignal = 500 * time.Millisecond
 // signals turns SIGINT and SIGTERM into requests to stop: the first politely, the
 // second at once. A third one finds the default behaviour and ends the process.
 type signals struct {
-	second chan struct{} // closed by the second one
-	quit   chan struct{} // closed by stop
-	done   sync.WaitGroup
+	incoming chan os.Signal
+	second   chan struct{} // closed by the second one
+	quit     chan struct{} // closed by stop
+	done     sync.WaitGroup
 }
 
 // watchSignals also returns a context, which the first signal ends with an
 // interruption as its cause.
 func watchSignals() (context.Context, *signals) {
 	first, cancel := context.WithCancelCause(context.Background())
-	s := &signals{second: make(chan struct{}), quit: make(chan struct{})}
-	incoming := make(chan os.Signal, 2)
-	signal.Notify(incoming, os.Interrupt, syscall.SIGTERM)
+	s := &signals{incoming: make(chan os.Signal, 2), second: make(chan struct{}), quit: make(chan struct{})}
+	s.notify()
 	s.done.Go(func() {
-		defer signal.Stop(incoming)
+		defer signal.Stop(s.incoming)
 		defer cancel(nil)
 		var stopping time.Time // when the first came
 		for {
 			select {
-			case sig := <-incoming:
+			case sig := <-s.incoming:
 				if stopping.IsZero() {
 					stopping = time.Now()
 					cancel(interruption{sig})
@@ -172,6 +177,17 @@ func watchSignals() (context.Context, *signals) {
 		}
 	})
 	return first, s
+}
+
+// notify asks for the signals.
+func (s *signals) notify() { signal.Notify(s.incoming, os.Interrupt, syscall.SIGTERM) }
+
+// suspended calls f, during which signals have their default behaviour: what waits for a
+// person at a terminal cannot be stopped in any other way.
+func (s *signals) suspended(f func()) {
+	signal.Stop(s.incoming)
+	defer s.notify()
+	f()
 }
 
 // stop gives the signals their default behaviour back.

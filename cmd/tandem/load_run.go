@@ -1,0 +1,174 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/term"
+
+	"tandem"
+	"tandem/internal/load"
+)
+
+// Run puts the service under load and says what came of it. The files of the
+// report are opened before the first request is sent.
+func (c *loadCommand) Run(ctx context.Context, t *terminal) error {
+	if more := c.beyond(); len(more) > 0 && !c.Yes {
+		if err := confirm(t, "--production-mode: this is "+strings.Join(more, ", "), "--yes goes ahead without being asked"); err != nil {
+			return err
+		}
+	}
+	reports, err := openReports(c.Output, c.HTML)
+	if err != nil {
+		return err
+	}
+	defer reports.discard()
+	if c.ownServer() {
+		if c.config.Secret.IsZero() {
+			c.config.Secret = tandem.NewSecret()
+		}
+		server, err := openStage(ctx, c.config.Secret)
+		if err != nil {
+			return err
+		}
+		defer server.close()
+		c.config.URL = server.url
+	}
+	t.printf("%s", c.outline())
+	report, err := measure(ctx, t, c.config, c.Plain)
+	if err != nil {
+		return c.explain(err)
+	}
+	if err := load.WriteTable(t.out, report); err != nil {
+		return err
+	}
+	if err := reports.write(t, report); err != nil {
+		return err
+	}
+	return verdict(ctx, report)
+}
+
+// outline says what is about to happen.
+func (c *loadCommand) outline() string {
+	var b strings.Builder
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(&b, "  %-10s %s\n", name, fmt.Sprintf(format, args...))
+	}
+	fmt.Fprintf(&b, "tandem load, %s mode\n\n", c.mode())
+	own := ""
+	if c.ownServer() {
+		own = ", started for this run, database in memory"
+	}
+	line("service", "%s%s", redact(c.config.URL), own)
+	amount := fmt.Sprintf("%d requests", c.config.Requests)
+	if c.config.Duration > 0 {
+		amount = c.config.Duration.Round(time.Millisecond).String()
+		if c.config.Requests > 0 {
+			amount += fmt.Sprintf(" or %d requests", c.config.Requests)
+		}
+	}
+	pace := fmt.Sprintf("%d at a time (closed loop)", c.config.Concurrency)
+	if c.config.Rate > 0 {
+		pace = fmt.Sprintf("%v per second (open loop)", c.config.Rate)
+		if c.config.RampFrom > 0 {
+			pace = fmt.Sprintf("%v to %v per second (open loop)", c.config.RampFrom, c.config.Rate)
+		}
+	}
+	line("load", "%s in each phase, %s", amount, pace)
+	line("phases", "%s", strings.Join(c.config.Phases, ", "))
+	if c.config.Callback.Poll {
+		line("results", "polled from /requests/{id}: no callback can reach us")
+	}
+	b.WriteByte('\n')
+	return b.String()
+}
+
+// explain adds what to do about a run that could not take place.
+func (c *loadCommand) explain(err error) error {
+	target, ok := errors.AsType[*load.StartError](err)
+	switch {
+	case !ok:
+		return err
+	case c.config.URL == loadURL && errors.Is(err, syscall.ECONNREFUSED):
+		return &failure{code: exitCannotRun, err: err, hint: "tandem serve starts a service there; tandem load --demo-mode starts one for the run"}
+	default:
+		return &failure{code: exitCannotRun, err: err, hint: target.Hint}
+	}
+}
+
+// measure runs a configuration with its progress in view.
+func measure(ctx context.Context, t *terminal, config load.Config, plain bool) (*load.Report, error) {
+	v := newView(t.out, plain)
+	config.Progress = v.show
+	report, err := load.Run(ctx, config)
+	v.wipe()
+	if err != nil {
+		return nil, err
+	}
+	t.printf("\n")
+	return report, nil
+}
+
+// verdict is the exit code of a run that took place.
+func verdict(ctx context.Context, report *load.Report) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	var accepted, missing, forged int64
+	for _, phase := range report.Phases {
+		for _, side := range []*load.Side{phase.Sync, phase.Async} {
+			if side != nil {
+				accepted += side.Accepted
+			}
+		}
+		if c := phase.Callbacks; c != nil {
+			missing, forged = missing+c.Missing, forged+c.BadSignature
+		}
+	}
+	var failed []string
+	for _, threshold := range report.Thresholds {
+		if !threshold.Pass {
+			failed = append(failed, threshold.Expression)
+		}
+	}
+	switch {
+	case accepted == 0:
+		return errors.New("no request was accepted: the errors above say why")
+	case len(failed) > 0:
+		return &failure{code: exitCheckFailed, err: fmt.Errorf("thresholds failed: %s", strings.Join(failed, ", "))}
+	case missing > 0 && report.Settings.SinkFailRate == 0 && report.Settings.Completion != "poll":
+		return &failure{code: exitCheckFailed, err: fmt.Errorf("%d callbacks are missing", missing),
+			hint: "can the service reach " + report.Settings.CallbackURL + "? --callback-url names another address, --drain waits longer"}
+	case forged > 0:
+		return &failure{code: exitCheckFailed, err: fmt.Errorf("%d callbacks had a bad signature", forged),
+			hint: "--signing-secret has to be the one of the service"}
+	default:
+		return nil
+	}
+}
+
+// confirm asks a person, and refuses when there is none. Nothing runs yet, so while it
+// waits Ctrl-C ends the process at once.
+func confirm(t *terminal, what, otherwise string) error {
+	refused := badArgument(otherwise, "%s", what)
+	stdin, ok := t.in.(*os.File)
+	if !ok || !term.IsTerminal(int(stdin.Fd())) {
+		return refused
+	}
+	t.printf("%s.\nGo ahead? [y/N] ", what)
+	var answer string
+	t.unguarded(func() {
+		answer, _ = bufio.NewReader(io.LimitReader(stdin, 100)).ReadString('\n')
+	})
+	if answer := strings.ToLower(strings.TrimSpace(answer)); answer != "y" && answer != "yes" {
+		return refused
+	}
+	return nil
+}

@@ -1,0 +1,93 @@
+//go:build unix
+
+package main_test
+
+import (
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+
+	"tandem/internal/load"
+)
+
+// readLoadReport decodes a report that a process has written.
+func readLoadReport(t *testing.T, p *process, name string) *load.Report {
+	t.Helper()
+	file, err := os.Open(filepath.Join(p.cmd.Dir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	report, err := load.DecodeReport(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return report
+}
+
+// TestLoadInterrupted stops a run in its first phase: what was measured is printed and
+// written, no threshold is evaluated, and the exit code tells the signal.
+func TestLoadInterrupted(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		sig  syscall.Signal
+		want int
+	}{{syscall.SIGINT, 130}, {syscall.SIGTERM, 143}} {
+		t.Run(test.sig.String(), func(t *testing.T) {
+			t.Parallel()
+			server := startServe(t)
+			p := start(t, nil, "load", "--url", server.url, "--duration", "10m", "-c", "2", "--task", "sleep",
+				"--output", "report.json", "--html", "report.html", "--threshold", "sync.response.p50<1us")
+			if err := poll("a finished request", func() error { return newestHas(server.url, "completed") }); err != nil {
+				t.Fatal(err)
+			}
+			p.signal(t, test.sig)
+			if got := p.exitCode(t); got != test.want {
+				t.Errorf("exit code %d, want %d\n%s", got, test.want, p.stderr.String())
+			}
+			if got, want := p.stderr.String(), "tandem: stopped by signal: "+test.sig.String()+"\n"; got != want {
+				t.Errorf("on standard error: %q, want %q", got, want)
+			}
+			report := readLoadReport(t, p, "report.json")
+			if !report.Interrupted || len(report.Thresholds) != 0 || len(report.Phases) != 1 {
+				t.Errorf("interrupted %v, thresholds %v, %d phases; want true, none, 1", report.Interrupted, report.Thresholds, len(report.Phases))
+			}
+			if len(report.Phases) > 0 && report.Phases[0].Sync.Completed == 0 {
+				t.Error("nothing is left of what was measured")
+			}
+			if !strings.Contains(strings.ToLower(p.stdout.String()), "interrupted") {
+				t.Errorf("the table does not say that it is a part\n%s", p.stdout.String())
+			}
+			if _, err := os.Stat(filepath.Join(p.cmd.Dir, "report.html")); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestLoadLeavesNoServer: the server of --demo-mode ends with whoever started it, even
+// when that is killed and can end nothing any more.
+func TestLoadLeavesNoServer(t *testing.T) {
+	t.Parallel()
+	p := start(t, nil, "load", "--demo-mode", "--duration", "10m")
+	url := p.awaitOutput(t, regexp.MustCompile(`service +(http://\S+),`))[1]
+	if err := awaitOK(url + "/readyz"); err != nil {
+		t.Fatal(err)
+	}
+	p.kill()
+	if err := poll("the end of the server", func() error {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
+		if err == nil {
+			conn.Close()
+			return errors.New("it still listens")
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+}
