@@ -12,6 +12,9 @@ import (
 	"strconv"
 	"time"
 
+	fastjson "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
 	"tandem"
 )
 
@@ -91,35 +94,80 @@ type answer struct {
 	detail     string        // of an error, for people
 }
 
-// caller sends requests one after the other.
+// caller sends requests one after the other. It has a context of its own, which
+// serves until a request runs into its timeout: one for each would cost more than all else here.
 type caller struct {
 	transport *http.Transport
 	timeout   time.Duration
 	buffer    bytes.Buffer // the last answer
+
+	parent context.Context //nolint:containedctx // of all contexts that this caller makes
+	ctx    context.Context //nolint:containedctx // of its requests
+	cancel context.CancelCauseFunc
+	timer  *time.Timer // cancels ctx
+}
+
+func (s *service) newCaller(ctx context.Context, timeout time.Duration) *caller {
+	c := &caller{transport: s.load, timeout: timeout, parent: ctx}
+	c.renew()
+	return c
+}
+
+// renew makes a context that no timeout has ended.
+func (c *caller) renew() {
+	ctx, cancel := context.WithCancelCause(c.parent)
+	c.ctx, c.cancel = ctx, cancel
+	c.timer = time.AfterFunc(c.timeout, func() { cancel(context.DeadlineExceeded) })
+	c.timer.Stop()
+}
+
+// close ends what the caller has left.
+func (c *caller) close() {
+	c.timer.Stop()
+	c.cancel(context.Canceled)
 }
 
 // post sends a request and reads the whole answer.
-func (c *caller) post(ctx context.Context, prototype *http.Request, body []byte, want int) answer {
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
-	defer cancel()
-	req := prototype.WithContext(ctx)
+func (c *caller) post(prototype *http.Request, body []byte, want int) answer {
+	c.timer.Reset(c.timeout)
+	a := c.exchange(prototype, body, want)
+	if !c.timer.Stop() { // it has fired, now or just too late to matter
+		c.close()
+		c.renew()
+	}
+	return a
+}
+
+func (c *caller) exchange(prototype *http.Request, body []byte, want int) answer {
+	req := prototype.WithContext(c.ctx)
 	req.ContentLength = int64(len(body))
 	req.Body = io.NopCloser(bytes.NewReader(body))
 	req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
 	res, err := c.transport.RoundTrip(req)
 	if err != nil {
-		return answer{category: failureOf(err), detail: err.Error()}
+		return c.failure("", err)
 	}
 	defer res.Body.Close()
 	c.buffer.Reset()
 	n, err := c.buffer.ReadFrom(io.LimitReader(res.Body, maxAnswer))
 	switch {
 	case err != nil:
-		return answer{category: failureOf(err), detail: "read answer: " + err.Error()}
+		return c.failure("read answer: ", err)
 	case n == maxAnswer:
 		return answer{category: "bad_body", detail: fmt.Sprintf("an answer of %d bytes or more", maxAnswer)}
 	}
 	return judge(res, c.buffer.Bytes(), want)
+}
+
+// failure is a request that got no whole answer.
+func (c *caller) failure(doing string, err error) answer {
+	var timeout interface{ Timeout() bool }
+	category := "connect"
+	if errors.Is(context.Cause(c.ctx), context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout() {
+		category = "timeout"
+		err = fmt.Errorf("no whole answer in %v", c.timeout)
+	}
+	return answer{category: category, detail: doing + err.Error()}
 }
 
 // judge reads an answer.
@@ -131,7 +179,7 @@ func judge(res *http.Response, body []byte, want int) answer {
 		RequestID        string  `json:"request_id"`
 		ProcessingTimeMS float64 `json:"processing_time_ms"`
 	}
-	err := json.Unmarshal(body, &accepted)
+	err := fastjson.Unmarshal(body, &accepted, jsontext.AllowDuplicateNames(true))
 	if err == nil && accepted.RequestID == "" {
 		err = errors.New("it has no request_id")
 	}

@@ -3,7 +3,6 @@ package load
 import (
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
 	"net/http"
@@ -328,13 +327,4 @@ func (b *inbox) counters(p *running) Callbacks {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return p.callbacks
-}
-
-// failureOf names what went wrong with a request that got no whole answer.
-func failureOf(err error) string {
-	var timeout interface{ Timeout() bool }
-	if errors.As(err, &timeout) && timeout.Timeout() {
-		return "timeout"
-	}
-	return "connect"
 }

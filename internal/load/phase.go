@@ -137,7 +137,8 @@ func (p *running) end() time.Duration {
 
 // work sends one request after the other until there is no next one.
 func (p *running) work(ctx context.Context, worker int) {
-	c := &caller{transport: p.run.service.load, timeout: p.run.cfg.Timeout}
+	c := p.run.service.newCaller(ctx, p.run.cfg.Timeout)
+	defer c.close()
 	for {
 		next, ok := p.take(ctx)
 		if !ok {
@@ -175,7 +176,7 @@ func (p *running) send(ctx context.Context, c *caller, worker int, next turnOf) 
 			break
 		}
 		sent := r.now()
-		a = c.post(ctx, prototype, body, want)
+		a = c.post(prototype, body, want)
 		ended := r.now()
 		if ctx.Err() != nil && a.category != "" {
 			a.category = "" // cut off by ourselves: it counts nowhere

@@ -263,8 +263,8 @@ func (s *series) side(stepSeconds int, service bool, sending, wall time.Duration
 	side := &Side{
 		Planned: all.sent, Sent: all.sent, Retried: all.retried,
 		Accepted: all.accepted, Completed: all.completed, WorkFailed: all.workFailed,
-		AcceptedPerSecond:  perSecond(all.accepted, sending),
-		CompletedPerSecond: perSecond(all.completed, wall),
+		AcceptedPerSecond:  rateOver(all.accepted, sending),
+		CompletedPerSecond: rateOver(all.completed, wall),
 		Errors:             maps.Clone(all.errors),
 		Response:           latencyOf(all.dials[dialResponse]),
 		EndToEnd:           latencyOrNil(all.dials[dialEndToEnd]),
@@ -282,7 +282,7 @@ func (s *series) side(stepSeconds int, service bool, sending, wall time.Duration
 	return side, all
 }
 
-func perSecond(n int64, d time.Duration) float64 {
+func rateOver(n int64, d time.Duration) float64 {
 	if d <= 0 {
 		return 0
 	}
