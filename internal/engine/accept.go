@@ -77,7 +77,7 @@ func (e *Engine) Do(ctx context.Context, order Order) (tandem.Request, error) {
 	e.vitals.end(Ending{tandem.ModeSync, task.Name, outcome.ErrorCode})
 	e.vitals.latency[latencySync].record(time.Now(), time.Since(arrived))
 	if e.telling() {
-		e.tell("✅ sync: "+string(r.Status), &r, "task", r.Task, "work", outcome.Processing, "took", time.Since(arrived))
+		e.tell(markOf(r.Status)+" sync: "+string(r.Status), &r, "task", r.Task, "work", outcome.Processing, "took", time.Since(arrived))
 	}
 	return r, outcomeError(r.ID, outcome)
 }

@@ -48,7 +48,7 @@ func (e *Engine) step(claiming context.Context, job store.Job) store.Next {
 	}
 	e.vitals.end(Ending{tandem.ModeAsync, task.Name, outcome.ErrorCode})
 	if e.telling() {
-		e.tell("✅ async: "+string(outcome.Status()), &job.Request, "task", task.Name, "work", outcome.Processing)
+		e.tell(markOf(outcome.Status())+" async: "+string(outcome.Status()), &job.Request, "task", task.Name, "work", outcome.Processing)
 	}
 	return worked(outcome)
 }

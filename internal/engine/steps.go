@@ -12,7 +12,8 @@ import (
 // In debug mode the log tells the life of a request in steps, each with a mark:
 //
 //	🚀 work begins          💾 it is on disk         🌐 somebody else was called
-//	✅ work has ended       ⏳ waits for later       📝 went to the background
+//	✅ work has ended well  ❌ it has failed         ⏳ waits for later
+//	📝 went to the background
 //
 // Only these lines name people: they show what was submitted.
 
@@ -26,6 +27,18 @@ func (e *Engine) tell(step string, r *tandem.Request, attrs ...any) {
 		about = append(about, "batch_id", r.BatchID)
 	}
 	e.log.Debug(step, append(about, attrs...)...)
+}
+
+// markOf is the mark of a request that somebody waited for, by what has become of it.
+func markOf(status tandem.Status) string {
+	switch status {
+	case tandem.StatusCompleted:
+		return "✅"
+	case tandem.StatusFailed:
+		return "❌"
+	default:
+		return "⏳"
+	}
 }
 
 // tellSubmissions says what runs at the same time.
@@ -52,9 +65,9 @@ func (e *Engine) submissionDone(s *Submission, arrived time.Time) {
 		return
 	}
 	if r.Status == tandem.StatusPending {
-		e.tell("⏳ submission: the call is repeated in the background", r, "took", total)
+		e.tell(markOf(r.Status)+" submission: the call is repeated in the background", r, "took", total)
 	} else {
-		e.tell("✅ submission: "+string(r.Status), r, "took", total, "one_after_the_other", total+min(s.Saving, s.Calling))
+		e.tell(markOf(r.Status)+" submission: "+string(r.Status), r, "took", total, "one_after_the_other", total+min(s.Saving, s.Calling))
 	}
 	if e.cfg.SubmissionLog != nil {
 		e.tell("📝 submission: its line for the log is written in the background", r)
@@ -68,12 +81,11 @@ func (e *Engine) repeatDone(r *tandem.Request, o *store.Outcome, calling time.Du
 		Time: onRecord(ended), SubmissionID: r.ID, BatchID: r.BatchID, Status: tandem.StatusPending,
 		ExternalMS: milliseconds(calling), TotalMS: milliseconds(ended.Sub(r.CreatedAt)), Names: r.Data,
 	}
-	mark := "⏳"
 	if o != nil {
-		line.Status, line.ErrorCode, mark = o.Status(), o.ErrorCode, "✅"
+		line.Status, line.ErrorCode = o.Status(), o.ErrorCode
 	}
 	e.cfg.SubmissionLog.Append(line)
 	if e.telling() {
-		e.tell(mark+" submission, in the background: "+string(line.Status), r, "since_its_arrival", ended.Sub(r.CreatedAt))
+		e.tell(markOf(line.Status)+" submission, in the background: "+string(line.Status), r, "since_its_arrival", ended.Sub(r.CreatedAt))
 	}
 }

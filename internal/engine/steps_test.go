@@ -3,6 +3,7 @@ package engine_test
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"net/http"
 	"os"
@@ -140,6 +141,14 @@ func TestStepsOfWork(t *testing.T) {
 	must(t, err)
 	if diff := cmp.Diff([]string{"🚀", "✅"}, p.steps(&told, done.ID)); diff != "" {
 		t.Errorf("sync (-want +got):\n%s", diff)
+	}
+	_, err = p.Do(t.Context(), engine.Order{Task: "broken", Data: data, Complexity: 1})
+	var failed *tandem.Error
+	if !errors.As(err, &failed) {
+		t.Fatalf("broken work: %v", err)
+	}
+	if diff := cmp.Diff([]string{"🚀", "❌"}, p.steps(&told, failed.RequestID)); diff != "" {
+		t.Errorf("sync that fails (-want +got):\n%s", diff)
 	}
 	sent, err := p.Submit(t.Context(), engine.Order{Task: "echo", Data: data, Complexity: 1, CallbackURL: x.URL})
 	must(t, err)
