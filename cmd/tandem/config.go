@@ -52,7 +52,7 @@ type serveCommand struct {
 	Listen string     `placeholder:"HOST:PORT" env:"TANDEM_LISTEN" help:"Address to listen on (demo: 127.0.0.1:8000, production: :8000)."`
 	DB     string     `name:"db" placeholder:"URL" env:"TANDEM_DB" help:"Database: a file, file:PATH, or :memory: (demo: :memory:, production: file:tandem.db)."`
 	Config configFile `placeholder:"FILE" env:"TANDEM_CONFIG" help:"YAML file with the long names of these flags as keys."`
-	Debug  bool       `env:"TANDEM_DEBUG" help:"Log everything, as text."`
+	Debug  bool       `env:"TANDEM_DEBUG" help:"Log the steps of every request, for people; they show what was submitted."`
 	NoAuth bool       `env:"TANDEM_NO_AUTH" help:"Accept requests without API keys. There are none yet, so this only confirms it."`
 
 	Workers     int           `default:"0" env:"TANDEM_WORKERS" help:"Slots for work that computes; 0: one per core."`
@@ -64,6 +64,8 @@ type serveCommand struct {
 	RateLimit   string        `placeholder:"CALLS/WINDOW|off" env:"TANDEM_RATE_LIMIT" help:"POSTs that one client may make in any window of time (demo: off, production: 50/60s)."`
 	CORSOrigin  []string      `name:"cors-origin" placeholder:"URL" env:"TANDEM_CORS_ORIGIN" help:"Origins whose pages may call the API (demo: http://localhost:3000, http://127.0.0.1:3000)."`
 	Retention   time.Duration `default:"720h" env:"TANDEM_RETENTION" help:"Finished requests older than this are deleted; 0: never."`
+
+	SubmissionLog string `placeholder:"FILE" env:"TANDEM_SUBMISSION_LOG" help:"File that gets a JSON line per submission: ids and times, names only with --debug. Rotated at 64 MiB."`
 
 	TrustedProxy []netip.Prefix `placeholder:"CIDR" env:"TANDEM_TRUSTED_PROXY" help:"Proxies whose X-Forwarded-For says who the client is."`
 

@@ -76,5 +76,7 @@ func (c *serveCommand) parts(address net.Addr, log *slog.Logger) parts {
 		},
 		secret: c.secret,
 		log:    log,
+
+		submissionLog: engine.SubmissionLogConfig{Path: c.SubmissionLog, Names: c.Debug},
 	}
 }
