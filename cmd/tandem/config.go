@@ -38,6 +38,7 @@ type commandLine struct {
 	Serve   serveCommand   `cmd:"" help:"Run the server."`
 	Load    loadCommand    `cmd:"" help:"Put a service under load, both ways, and report what came of it."`
 	Compare compareCommand `cmd:"" help:"Set reports of load against each other."`
+	Audit   auditCommand   `cmd:"" help:"Audit the security of a deployment: SSRF, limits, keys, headers and more."`
 	Sink    sinkCommand    `cmd:"" help:"Receive callbacks: print, verify, and misbehave on demand."`
 	Health  healthCommand  `cmd:"" help:"Ask a server whether it is well (for container checks)."`
 	Version versionCommand `cmd:"" help:"Say which tandem this is."`
@@ -115,9 +116,11 @@ func dispatch(ctx context.Context, args []string, t *terminal) error {
 		t.warnf("the signing secret stands in the arguments, where every user of this machine can read it (ps); " +
 			"set TANDEM_SIGNING_SECRET or name a file: @FILE")
 	}
-	if given := argument(parsed, "api-key"); given != "" && !strings.HasPrefix(given, "@") {
-		t.warnf("the API key stands in the arguments, where every user of this machine can read it (ps); " +
-			"set TANDEM_API_KEY or name a file: @FILE")
+	for _, flag := range []string{"api-key", "second-api-key", "admin-key"} {
+		if given := argument(parsed, flag); given != "" && !strings.HasPrefix(given, "@") {
+			t.warnf("the API key stands in the arguments, where every user of this machine can read it (ps); "+
+				"set TANDEM_%s or name a file: @FILE", strings.ToUpper(strings.ReplaceAll(flag, "-", "_")))
+		}
 	}
 	parsed.BindTo(ctx, (*context.Context)(nil))
 	return parsed.Run(t)

@@ -313,15 +313,15 @@ func (v *verdict) expect(a Answer, ok bool, wrong string) {
 	}
 }
 
-func (v *verdict) fail(format string, args ...any) {
+func (v *verdict) failf(format string, args ...any) {
 	v.failed = append(v.failed, fmt.Sprintf(format, args...))
 }
 
-func (v *verdict) doubt(format string, args ...any) {
+func (v *verdict) doubtf(format string, args ...any) {
 	v.unknown = append(v.unknown, fmt.Sprintf(format, args...))
 }
 
-func (v *verdict) pass(format string, args ...any) {
+func (v *verdict) passf(format string, args ...any) {
 	v.passed = append(v.passed, fmt.Sprintf(format, args...))
 }
 
@@ -339,8 +339,9 @@ func (v *verdict) finding() Finding {
 	}
 }
 
-// shortList keeps the first lines and says how many there are beside them.
+// shortList keeps the first lines that differ, and says how many there are beside them.
 func shortList(lines []string, most int) []string {
+	lines = slices.Compact(lines)
 	if len(lines) <= most {
 		return lines
 	}

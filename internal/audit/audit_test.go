@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -161,7 +162,7 @@ func TestRealService(t *testing.T) {
 		cfg  func(receiver string) tandemtest.Config
 	}{
 		{"demo", mustPass, func(string) tandemtest.Config { return tandemtest.Config{} }},
-		{"production", append(mustPass[:len(mustPass):len(mustPass)], mustPassProduction...), func(receiver string) tandemtest.Config {
+		{"production", slices.Concat(mustPass, mustPassProduction), func(receiver string) tandemtest.Config {
 			return tandemtest.Config{
 				Strict: true, Egress: egress.Config{Policy: receiverOnly(t, receiver)},
 				Server: server.Config{Mode: "production", RateLimit: limit.Quota{Calls: 190, Window: time.Minute}},

@@ -100,7 +100,7 @@ func checkChallenge(ctx context.Context, t *Target) Finding {
 	a.Sent = "GET /requests with an unknown key"
 	switch {
 	case a.Err == nil && a.Status != http.StatusUnauthorized:
-		v.doubt("%s: keys are not asked for", a)
+		v.doubtf("%s: keys are not asked for", a)
 	case strings.Contains(string(a.Body), key):
 		v.expect(a, false, "the answer repeats the key")
 	case a.Code() == "":
@@ -114,7 +114,7 @@ func checkChallenge(ctx context.Context, t *Target) Finding {
 func checkKeyInURL(ctx context.Context, t *Target) Finding {
 	var v verdict
 	if t.open {
-		v.doubt("GET /requests is answered without any key")
+		v.doubtf("GET /requests is answered without any key")
 		return v.finding()
 	}
 	for _, name := range []string{"api_key", "key", "access_token", "token"} {
@@ -142,35 +142,35 @@ func checkSigned(ctx context.Context, t *Target) Finding {
 		return v.finding()
 	}
 	if h.wait(ctx.Done(), 1, t.cfg.Patience) == 0 {
-		v.doubt("%s: no callback within %v; is --callback-url right?", a, t.cfg.Patience)
+		v.doubtf("%s: no callback within %v; is --callback-url right?", a, t.cfg.Patience)
 		return v.finding()
 	}
 	got := h.seen()[0]
 	header := got.header
 	if id := header.Get(tandem.HeaderWebhookID); id == "" || id != a.requestID() {
-		v.fail("webhook-id is %q, want %s", oneLine(id), oneLine(a.requestID()))
+		v.failf("webhook-id is %q, want %s", oneLine(id), oneLine(a.requestID()))
 	}
 	seconds, err := strconv.ParseInt(header.Get(tandem.HeaderWebhookTimestamp), 10, 64)
 	if off := got.at.Sub(time.Unix(seconds, 0)).Abs(); err != nil || off > tandem.SignatureTolerance {
-		v.fail("webhook-timestamp %q is not within %v of our clock", oneLine(header.Get(tandem.HeaderWebhookTimestamp)), tandem.SignatureTolerance)
+		v.failf("webhook-timestamp %q is not within %v of our clock", oneLine(header.Get(tandem.HeaderWebhookTimestamp)), tandem.SignatureTolerance)
 	}
 	signatures := strings.Fields(header.Get(tandem.HeaderWebhookSignature))
 	if len(signatures) == 0 {
-		v.fail("there is no webhook-signature")
+		v.failf("there is no webhook-signature")
 	}
 	for _, signature := range signatures {
 		encoded, ok := strings.CutPrefix(signature, "v1,")
 		mac, err := base64.StdEncoding.DecodeString(encoded)
 		if !ok || err != nil || len(mac) != 32 {
-			v.fail("webhook-signature %q is not v1 and an HMAC-SHA256", oneLine(signature))
+			v.failf("webhook-signature %q is not v1 and an HMAC-SHA256", oneLine(signature))
 		}
 	}
 	if t.cfg.Secret.IsZero() {
-		v.pass("a callback with id, time and signature; the signature itself is not checked without --signing-secret")
+		v.passf("a callback with id, time and signature; the signature itself is not checked without --signing-secret")
 	} else if err := t.cfg.Secret.Verify(header, got.body, got.at); err != nil {
-		v.fail("the signature is not that of --signing-secret: %v", err)
+		v.failf("the signature is not that of --signing-secret: %v", err)
 	} else {
-		v.pass("a callback whose signature is that of --signing-secret")
+		v.passf("a callback whose signature is that of --signing-secret")
 	}
 	return v.finding()
 }
@@ -199,12 +199,12 @@ func tenantChecks() []Check {
 func (t *Target) own(ctx context.Context, v *verdict) (id string, ok bool) {
 	a := t.send(ctx, post("/sync", `{"data":{"audit":1},"task":"echo"}`))
 	if id = a.requestID(); a.Err != nil || a.Status != http.StatusOK || id == "" {
-		v.doubt("make a request with --api-key: %s", a)
+		v.doubtf("make a request with --api-key: %s", a)
 		return "", false
 	}
 	seen := t.send(ctx, Order{Path: "/requests/" + url.PathEscape(id)})
 	if seen.Err != nil || seen.Status != http.StatusOK {
-		v.doubt("its own key does not see it: %s", seen)
+		v.doubtf("its own key does not see it: %s", seen)
 		return "", false
 	}
 	return id, true
@@ -233,7 +233,7 @@ func checkForeignList(ctx context.Context, t *Target) Finding {
 	for _, path := range []string{"/requests?limit=100", "/requests?limit=100&mode=sync&task=echo"} {
 		a := t.send(ctx, Order{Path: path, Key: t.cfg.SecondKey})
 		if a.Err == nil && a.Status != http.StatusOK {
-			v.doubt("%s with --second-api-key", a)
+			v.doubtf("%s with --second-api-key", a)
 			continue
 		}
 		v.expect(a, !strings.Contains(string(a.Body), id), "it lists "+id)
@@ -246,26 +246,28 @@ func checkForeignSubmissions(ctx context.Context, t *Target) Finding {
 	marker := "Audit" + rand.Text()[:10]
 	made := t.send(ctx, post("/api/submit", `{"firstName":"`+marker+`","lastName":"Audit"}`))
 	if made.Err != nil || made.Status != http.StatusOK {
-		v.doubt("make a submission with --api-key: %s", made)
+		v.doubtf("make a submission with --api-key: %s", made)
 		return v.finding()
 	}
 	lists := make(map[string]bool) // :: key → lists it
 	for _, key := range []string{t.cfg.APIKey, t.cfg.SecondKey} {
 		a := t.send(ctx, Order{Path: "/api/submissions?limit=100", Key: key})
-		var page struct{ Submissions []json.RawMessage }
+		var page struct {
+			Submissions []json.RawMessage `json:"submissions"`
+		}
 		if a.Err != nil || a.Status != http.StatusOK || json.Unmarshal(a.Body, &page) != nil {
-			v.doubt("%s", a)
+			v.doubtf("%s", a)
 			return v.finding()
 		}
 		lists[key] = strings.Contains(string(a.Body), marker)
 	}
 	switch {
 	case lists[t.cfg.SecondKey]:
-		v.fail("GET /api/submissions with --second-api-key lists what --api-key submitted")
+		v.failf("GET /api/submissions with --second-api-key lists what --api-key submitted")
 	case !lists[t.cfg.APIKey]:
-		v.doubt("GET /api/submissions does not list it for its own key either")
+		v.doubtf("GET /api/submissions does not list it for its own key either")
 	default:
-		v.pass("GET /api/submissions lists it for its own key only")
+		v.passf("GET /api/submissions lists it for its own key only")
 	}
 	return v.finding()
 }

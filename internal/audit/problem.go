@@ -46,8 +46,10 @@ func checkProblems(ctx context.Context, t *Target) Finding {
 	} {
 		a := t.send(ctx, c.order)
 		var problem struct {
-			Type, Title, Code string
-			Status            int
+			Type   string `json:"type"`
+			Title  string `json:"title"`
+			Code   string `json:"code"`
+			Status int    `json:"status"`
 		}
 		decoded := json.Unmarshal(a.Body, &problem) == nil
 		switch {
@@ -95,7 +97,7 @@ func checkCrashes(ctx context.Context, t *Target) Finding {
 	}
 	v.failed = nil // all of them are in the list
 	for _, line := range t.crashes {
-		v.fail("%s", line)
+		v.failf("%s", line)
 	}
 	return v.finding()
 }
@@ -106,7 +108,7 @@ func checkLeaks(ctx context.Context, t *Target) Finding {
 	a := t.send(ctx, Order{Path: "/requests/%27%22%3C%00"})
 	v.expect(a, true, "")
 	for _, line := range t.leaks {
-		v.fail("%s", line)
+		v.failf("%s", line)
 	}
 	return v.finding()
 }

@@ -82,7 +82,8 @@ func checkRateAnnounced(ctx context.Context, t *Target) Finding {
 	a := t.send(ctx, cheap)
 	_, _, announced := a.policy()
 	_, left := a.left()
-	v.expect(a, announced && left, a.limits())
+	a.Sent += " with " + a.limits()
+	v.expect(a, announced && left, "want both headers")
 	return v.finding()
 }
 
@@ -91,7 +92,8 @@ func checkRateReads(ctx context.Context, t *Target) Finding {
 	a := t.send(ctx, Order{Path: "/requests?limit=1"})
 	_, _, announced := a.policy()
 	_, left := a.left()
-	v.expect(a, announced && left, "no limit is announced: "+a.limits())
+	a.Sent += " with " + a.limits()
+	v.expect(a, announced && left, "want both headers")
 	return v.finding()
 }
 
@@ -109,11 +111,11 @@ func checkRateForwarded(ctx context.Context, t *Target) Finding {
 		case a.Err != nil:
 			v.expect(a, false, "")
 		case !ok:
-			v.doubt("%s: no RateLimit header to compare", a)
+			v.doubtf("%s: no RateLimit header to compare", a)
 		case i > 0 && left >= before:
-			v.fail("%s with %d left, as many as before under another name", a, left)
+			v.failf("%s with %d left, as many as before under another name", a, left)
 		default:
-			v.pass("%s with %d left", a, left)
+			v.passf("%s with %d left", a, left)
 		}
 		before = left
 	}
@@ -130,9 +132,9 @@ func checkRateBatch(ctx context.Context, t *Target) Finding {
 	second.Sent = "a batch of 1, then of 3"
 	switch {
 	case first.Status == http.StatusNotFound:
-		v.doubt("%s: there are no batches here", first)
+		v.doubtf("%s: there are no batches here", first)
 	case first.Err != nil || second.Err != nil || !ok || !ok2:
-		v.doubt("%s, %s: no RateLimit headers to compare", first, second)
+		v.doubtf("%s, %s: no RateLimit headers to compare", first, second)
 	default:
 		second.Sent += ", " + strconv.Itoa(before) + " and then " + strconv.Itoa(after) + " left"
 		v.expect(second, before-after >= 3, "the three count as one")
@@ -156,7 +158,7 @@ func checkRateWrongKey(ctx context.Context, t *Target) Finding {
 	}
 	switch {
 	case last.Err == nil && last.Status != http.StatusTooManyRequests && last.Status != http.StatusUnauthorized && last.Status != http.StatusForbidden:
-		v.doubt("%s: keys are not asked for", last)
+		v.doubtf("%s: keys are not asked for", last)
 	default:
 		v.expect(last, last.Status == http.StatusTooManyRequests, "guessing goes on unhindered")
 	}
@@ -176,7 +178,7 @@ func checkRateEnforced(ctx context.Context, t *Target) Finding {
 	case !announced:
 		calls, seconds = 60, 3600
 	case calls > mostDrained:
-		v.doubt("%s: the limit of %d in %d s is more than an audit tries (%d)", a, calls, seconds, mostDrained)
+		v.doubtf("%s: the limit of %d in %d s is more than an audit tries (%d)", a, calls, seconds, mostDrained)
 		return v.finding()
 	}
 	sent := 1
@@ -186,7 +188,7 @@ func checkRateEnforced(ctx context.Context, t *Target) Finding {
 	a.Sent = "POST /sync number " + strconv.Itoa(sent)
 	took := time.Since(began)
 	if a.Err == nil && a.Status != http.StatusTooManyRequests && took > time.Duration(seconds)*time.Second {
-		v.doubt("%s: they took %v, longer than the window", a, took.Round(time.Second))
+		v.doubtf("%s: they took %v, longer than the window", a, took.Round(time.Second))
 		return v.finding()
 	}
 	wait, err := strconv.Atoi(a.Header.Get("Retry-After"))

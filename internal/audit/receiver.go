@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"path"
+	"slices"
 	"sync"
 	"time"
 )
@@ -81,7 +82,7 @@ func (r *Receiver) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 func (h *hook) seen() []arrival {
 	h.receiver.mu.Lock()
 	defer h.receiver.mu.Unlock()
-	return h.arrivals[:len(h.arrivals):len(h.arrivals)]
+	return slices.Clip(h.arrivals)
 }
 
 // wait returns when n calls have arrived, or the time is up; the count tells which.

@@ -271,7 +271,7 @@ func wrap(text string, width int) []string {
 	width = max(width, 10)
 	var lines []string
 	var line []rune
-	for _, word := range strings.Fields(text) {
+	for word := range strings.FieldsSeq(text) {
 		runes := []rune(word)
 		if len(line) > 0 && len(line)+1+len(runes) > width {
 			lines = append(lines, string(line))

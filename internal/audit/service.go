@@ -43,7 +43,7 @@ func checkBreaker(ctx context.Context, t *Target) Finding {
 		failing++
 	}
 	if failing == 0 {
-		v.doubt("no callback arrived within %v; is --callback-url right?", t.cfg.Patience)
+		v.doubtf("no callback arrived within %v; is --callback-url right?", t.cfg.Patience)
 		return v.finding()
 	}
 	probe := t.cfg.Receiver.hook(http.StatusOK, "")
@@ -52,17 +52,17 @@ func checkBreaker(ctx context.Context, t *Target) Finding {
 		return v.finding()
 	}
 	if probe.wait(ctx.Done(), 1, t.cfg.Settle) > 0 {
-		v.fail("%d callbacks in a row were answered with 500, and the next was still sent", failing)
+		v.failf("%d callbacks in a row were answered with 500, and the next was still sent", failing)
 		return v.finding()
 	}
 	request, last := t.await(ctx, a.requestID(), t.cfg.Patience, func(r tandem.Request) bool { return r.Status == tandem.StatusCompleted })
 	switch {
 	case last.Err != nil || last.Status != http.StatusOK || request.Status != tandem.StatusCompleted:
-		v.doubt("the callback behind %d failures did not come, but its work did not end either: %s", failing, last)
+		v.doubtf("the callback behind %d failures did not come, but its work did not end either: %s", failing, last)
 	case request.CallbackAttempts > 0:
-		v.fail("a callback that was held back used up %d attempts", request.CallbackAttempts)
+		v.failf("a callback that was held back used up %d attempts", request.CallbackAttempts)
 	default:
-		v.pass("after %d callbacks answered with 500 the next one was held back, without using an attempt", failing)
+		v.passf("after %d callbacks answered with 500 the next one was held back, without using an attempt", failing)
 	}
 	return v.finding()
 }
@@ -151,16 +151,16 @@ func checkStatsCount(ctx context.Context, t *Target) Finding {
 	}
 	work := t.send(ctx, post("/sync", `{"data":{"audit":1},"task":"echo"}`))
 	if work.Err != nil || work.Status != http.StatusOK {
-		v.doubt("%s", work)
+		v.doubtf("%s", work)
 		return v.finding()
 	}
 	after, ok := total()
 	switch {
 	case !ok:
 	case after > before:
-		v.pass("total_requests went from %.0f to %.0f", before, after)
+		v.passf("total_requests went from %.0f to %.0f", before, after)
 	default:
-		v.fail("total_requests is %.0f before and %.0f after a request", before, after)
+		v.failf("total_requests is %.0f before and %.0f after a request", before, after)
 	}
 	return v.finding()
 }
@@ -173,7 +173,7 @@ func checkStatsSecrets(ctx context.Context, t *Target) Finding {
 	for _, path := range []string{"/stats", "/metrics"} {
 		a := t.send(ctx, Order{Path: path, NoKey: t.cfg.AdminKey == "", Key: t.cfg.AdminKey})
 		if a.Err == nil && a.Status != http.StatusOK {
-			v.doubt("%s", a)
+			v.doubtf("%s", a)
 			continue
 		}
 		found := secrets.Find(a.Body)

@@ -76,27 +76,27 @@ func (t *Target) vectors(want kind) (urls []string, leftOut int, err error) {
 		}
 		return urls, 0, nil
 	}
-	strict, err := egress.New(egress.Config{})
-	if err != nil {
-		return nil, 0, err
+	// Four deployments say of each vector what would refuse it.
+	guards := make([]*egress.Client, 4)
+	for i, policy := range []egress.Policy{{}, {AnyPort: true}, {AllowPrivate: true, AnyPort: true}, t.optedIn()} {
+		if guards[i], err = egress.New(egress.Config{Policy: policy}); err != nil {
+			return nil, 0, err
+		}
+		defer guards[i].Close()
 	}
-	defer strict.Close()
-	opted, err := egress.New(egress.Config{Policy: t.optedIn()})
-	if err != nil {
-		return nil, 0, err
-	}
-	defer opted.Close()
+	strict, anyPort, demo, opted := guards[0], guards[1], guards[2], guards[3]
 	for _, vector := range egress.Vectors() {
 		address := strings.ReplaceAll(vector.URL, "example.com", nobody)
-		refusal := tandem.CodeOf(strict.Check(address))
 		found := kindPrivate
 		switch {
-		case refusal == "" || !utf8.ValidString(address) || strings.Contains(address, nobody+":"): // JSON has no other text; ports are a kind of their own
+		case !utf8.ValidString(address) || strict.Check(address) == nil: // JSON has no other text; and only what must be refused is asked
 			continue
-		case refusal == tandem.CodeInvalidCallbackURL:
+		case tandem.CodeOf(strict.Check(address)) == tandem.CodeInvalidCallbackURL:
 			found = kindNotation
-		case vector.Demo != "":
+		case demo.Check(address) != nil:
 			found = kindMetadata
+		case anyPort.Check(address) == nil: // ports are a kind of their own
+			continue
 		}
 		switch {
 		case found != want:
@@ -147,7 +147,7 @@ func vectorCheck(want kind) func(context.Context, *Target) Finding {
 		var v verdict
 		all, leftOut, err := t.vectors(want)
 		if err != nil {
-			v.doubt("make the list: %v", err)
+			v.doubtf("make the list: %v", err)
 			return v.finding()
 		}
 		refused := 0
@@ -164,7 +164,7 @@ func vectorCheck(want kind) func(context.Context, *Target) Finding {
 			case a.Status == http.StatusAccepted:
 				accepted = append(accepted, a)
 			default:
-				v.doubt("%s is neither a refusal nor a 202", a)
+				v.doubtf("%s is neither a refusal nor a 202", a)
 			}
 			if len(accepted) == mostReachable {
 				break
@@ -174,9 +174,9 @@ func vectorCheck(want kind) func(context.Context, *Target) Finding {
 			t.judgeAccepted(ctx, &v, a)
 		}
 		if v.failed == nil && v.unknown == nil {
-			v.pass("%d of %d vectors refused at submission, %d at the dial", refused, len(all), len(accepted))
+			v.passf("%d of %d vectors refused at submission, %d at the dial", refused, len(all), len(accepted))
 			if leftOut > 0 {
-				v.pass("%d left out: they name the audit's own receiver", leftOut)
+				v.passf("%d left out: they name the audit's own receiver", leftOut)
 			}
 		}
 		return v.finding()
@@ -188,11 +188,11 @@ func (t *Target) judgeAccepted(ctx context.Context, v *verdict, a Answer) {
 	request, last := t.await(ctx, a.requestID(), t.cfg.Patience, func(r tandem.Request) bool { return len(r.Attempts) > 0 })
 	switch {
 	case last.Err != nil || last.Status != http.StatusOK:
-		v.fail("%s; what became of it is not known: %s", a, last)
+		v.failf("%s; what became of it is not known: %s", a, last)
 	case len(request.Attempts) == 0:
-		v.fail("%s, and not tried within %v", a, t.cfg.Patience)
+		v.failf("%s, and not tried within %v", a, t.cfg.Patience)
 	case request.Attempts[0].Outcome != tandem.OutcomeBlocked:
-		v.fail("%s, and tried: %s", a, oneLine(string(request.Attempts[0].Outcome)))
+		v.failf("%s, and tried: %s", a, oneLine(string(request.Attempts[0].Outcome)))
 	}
 }
 
@@ -213,17 +213,17 @@ func checkRedirect(ctx context.Context, t *Target) Finding {
 		request, last := t.await(ctx, a.requestID(), t.cfg.Patience, func(r tandem.Request) bool { return len(r.Attempts) > 0 })
 		switch {
 		case len(canary.seen()) > 0:
-			v.fail("a redirect with %d was followed", code)
+			v.failf("a redirect with %d was followed", code)
 		case last.Err != nil || last.Status != http.StatusOK:
-			v.doubt("a redirect with %d: %s", code, last)
+			v.doubtf("a redirect with %d: %s", code, last)
 		case len(request.Attempts) == 0:
-			v.doubt("a redirect with %d: no try within %v", code, t.cfg.Patience)
+			v.doubtf("a redirect with %d: no try within %v", code, t.cfg.Patience)
 		case len(first.seen()) == 0:
-			v.doubt("a redirect with %d: the callback did not arrive (%s); is --callback-url right?", code, oneLine(string(request.Attempts[0].Outcome)))
+			v.doubtf("a redirect with %d: the callback did not arrive (%s); is --callback-url right?", code, oneLine(string(request.Attempts[0].Outcome)))
 		case request.Attempts[0].Outcome != tandem.OutcomeRedirect:
-			v.fail("a redirect with %d counts as %s", code, oneLine(string(request.Attempts[0].Outcome)))
+			v.failf("a redirect with %d counts as %s", code, oneLine(string(request.Attempts[0].Outcome)))
 		default:
-			v.pass("a redirect with %d was not followed", code)
+			v.passf("a redirect with %d was not followed", code)
 		}
 	}
 	return v.finding()
@@ -241,9 +241,9 @@ func (t *Target) taken(v *verdict, a Answer) bool {
 	case a.Err != nil:
 		v.expect(a, false, "")
 	case a.refused():
-		v.doubt("%s: the deployment may not call the receiver (--allow-callback-host, --allow-callback-port)", a)
+		v.doubtf("%s: the deployment may not call the receiver (--allow-callback-host, --allow-callback-port)", a)
 	case a.Status != http.StatusAccepted:
-		v.doubt("%s: no 202", a)
+		v.doubtf("%s: no 202", a)
 	default:
 		return true
 	}
@@ -258,21 +258,21 @@ func checkOwnAddress(ctx context.Context, t *Target) Finding {
 		return v.finding()
 	}
 	if a.Status != http.StatusAccepted {
-		v.doubt("%s is neither a refusal nor a 202", a)
+		v.doubtf("%s is neither a refusal nor a 202", a)
 		return v.finding()
 	}
 	request, last := t.await(ctx, a.requestID(), t.cfg.Patience, func(r tandem.Request) bool { return len(r.Attempts) > 0 })
 	switch {
 	case last.Err != nil || last.Status != http.StatusOK || len(request.Attempts) == 0:
-		v.doubt("%s; what became of it is not known: %s", a, last)
+		v.doubtf("%s; what became of it is not known: %s", a, last)
 	case request.Attempts[0].Outcome == tandem.OutcomeBlocked:
-		v.pass("%s, and blocked at the dial", a)
+		v.passf("%s, and blocked at the dial", a)
 	case request.Attempts[0].StatusCode == 0:
-		v.doubt("%s, but it did not get through (%s)", a, oneLine(string(request.Attempts[0].Outcome)))
+		v.doubtf("%s, but it did not get through (%s)", a, oneLine(string(request.Attempts[0].Outcome)))
 	case publicHost(t.base.Hostname()):
-		v.doubt("%s, and answered with %d: the public address leads back here; that of the listener may still be refused", a, request.Attempts[0].StatusCode)
+		v.doubtf("%s, and answered with %d: the public address leads back here; that of the listener may still be refused", a, request.Attempts[0].StatusCode)
 	default:
-		v.fail("%s, and answered with %d", a, request.Attempts[0].StatusCode)
+		v.failf("%s, and answered with %d", a, request.Attempts[0].StatusCode)
 	}
 	return v.finding()
 }
@@ -296,9 +296,9 @@ func checkOracle(ctx context.Context, t *Target) Finding {
 		case first.Sent == "":
 			first, words = a, text
 		case text != words:
-			v.fail("%s says %q, %s says %q", first, oneLine(words), a, oneLine(text))
+			v.failf("%s says %q, %s says %q", first, oneLine(words), a, oneLine(text))
 		default:
-			v.pass("%s, in the same words as before", a)
+			v.passf("%s, in the same words as before", a)
 		}
 	}
 	return v.finding()
@@ -306,7 +306,11 @@ func checkOracle(ctx context.Context, t *Target) Finding {
 
 // refusalText is what a caller learns from a refusal.
 func refusalText(a Answer) string {
-	var problem struct{ Code, Title, Detail string }
+	var problem struct {
+		Code   string `json:"code"`
+		Title  string `json:"title"`
+		Detail string `json:"detail"`
+	}
 	if json.Unmarshal(a.Body, &problem) != nil {
 		return string(a.Body)
 	}

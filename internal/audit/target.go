@@ -25,7 +25,7 @@ const (
 	maxAnswer   = 1 << 20          // bytes of an answer that are read
 	answerTime  = 15 * time.Second // for one whole exchange
 	longestWait = 65 * time.Second // for a Retry-After; a longer one leaves the check undecided
-	shownText   = 160              // characters of a text in the evidence
+	shownText   = 80               // characters of a text in the evidence
 	pollEvery   = 250 * time.Millisecond
 )
 
@@ -77,7 +77,10 @@ func (t *Target) probe(ctx context.Context) error {
 	if a.Err != nil {
 		return fmt.Errorf("reach %s: %w", t.base, a.Err)
 	}
-	var health struct{ Status, Version string }
+	var health struct {
+		Status  string `json:"status"`
+		Version string `json:"version"`
+	}
 	if a.Status != http.StatusOK || json.Unmarshal(a.Body, &health) != nil || health.Status == "" || health.Version == "" {
 		return fmt.Errorf("%s is no tandem: %s", t.base, t.redact(a.String()))
 	}
@@ -200,8 +203,7 @@ func (t *Target) exchange(ctx context.Context, o Order) Answer {
 	}
 	response, err := t.client.Do(request)
 	if err != nil {
-		var whole *url.Error
-		if errors.As(err, &whole) {
+		if whole, ok := errors.AsType[*url.Error](err); ok {
 			err = whole.Err // the rest repeats the address
 		}
 		a.Err = err
@@ -282,19 +284,20 @@ func pause(ctx context.Context, d time.Duration) error {
 
 // describe is what is sent, as evidence shows it.
 func (t *Target) describe(o Order) string {
-	text := o.Method + " " + oneLine(o.Path)
+	var text strings.Builder
+	text.WriteString(o.Method + " " + oneLine(o.Path))
 	switch {
 	case o.Stream != nil && o.Length > 0:
-		text += fmt.Sprintf(" (%d bytes announced)", o.Length)
+		fmt.Fprintf(&text, " (%d bytes announced)", o.Length)
 	case o.Stream != nil:
-		text += " (chunked)"
+		text.WriteString(" (chunked)")
 	case o.Body != "":
-		text += " " + oneLine(o.Body)
+		text.WriteString(" " + oneLine(o.Body))
 	}
 	for _, name := range slices.Sorted(maps.Keys(o.Header)) {
-		text += " [" + name + ": " + oneLine(o.Header[name]) + "]"
+		text.WriteString(" [" + name + ": " + oneLine(o.Header[name]) + "]")
 	}
-	return text
+	return text.String()
 }
 
 // inside are words that an answer to a stranger must not contain.

@@ -173,7 +173,7 @@ func (w *twin) stamp(rw http.ResponseWriter, r *http.Request) {
 func (w *twin) serveOpen(rw http.ResponseWriter, r *http.Request) bool {
 	switch r.URL.Path {
 	case "/healthz", "/livez", "/readyz":
-		if r.Method != http.MethodGet && !(w.is("limit-methods") && r.Method == http.MethodTrace) {
+		if r.Method != http.MethodGet && (!w.is("limit-methods") || r.Method != http.MethodTrace) {
 			return false
 		}
 		health := map[string]any{"status": "healthy", "version": "1.0.0"}
@@ -267,7 +267,7 @@ func (w *twin) overLimit(rw http.ResponseWriter, r *http.Request, key string) bo
 	w.calls[who] += cost
 	left := w.quota - w.calls[who]
 	w.mu.Unlock()
-	if !w.is("rate-limit-announced") && !(name == "get" && w.is("rate-limit-reads")) {
+	if !w.is("rate-limit-announced") && (name != "get" || !w.is("rate-limit-reads")) {
 		rw.Header().Set("RateLimit-Policy", fmt.Sprintf(`"%s";q=%d;w=3600`, name, w.quota))
 		rw.Header().Set("RateLimit", fmt.Sprintf(`"%s";r=%d;t=60`, name, max(left, 0)))
 	}
@@ -295,11 +295,11 @@ func (w *twin) route(rw http.ResponseWriter, r *http.Request, key string) {
 	case posted && path == "/api/submit/batch":
 		w.fail(rw, r, http.StatusUnprocessableEntity, "VALIDATION_FAILED", "empty names")
 	case posted && path == "/api/submit":
-		var submission struct{ FirstName string }
+		var submission map[string]string
 		json.NewDecoder(r.Body).Decode(&submission)
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		w.submissions[key] = append(w.submissions[key], submission.FirstName)
+		w.submissions[key] = append(w.submissions[key], submission["firstName"])
 		w.reply(rw, http.StatusOK, submission)
 	case get && path == "/api/submissions":
 		w.mu.Lock()
@@ -340,10 +340,10 @@ func (w *twin) order(rw http.ResponseWriter, r *http.Request) (callbackURL strin
 		return "", false
 	}
 	var body struct {
-		Data        map[string]any
-		Task        string
-		Complexity  json.Number
-		CallbackURL *string `json:"callback_url"`
+		Data        map[string]any `json:"data"`
+		Task        string         `json:"task"`
+		Complexity  json.Number    `json:"complexity"`
+		CallbackURL *string        `json:"callback_url"`
 	}
 	err = json.Unmarshal(text, &body)
 	decoded := err == nil && !bytes.Contains(text, []byte{0xff})

@@ -40,11 +40,11 @@ func checkTLSInUse(_ context.Context, t *Target) Finding {
 	var v verdict
 	switch {
 	case t.base.Scheme == "https":
-		v.pass("%s", t.base)
+		v.passf("%s", t.base)
 	case publicHost(t.base.Hostname()):
-		v.fail("%s is no https", t.base)
+		v.failf("%s is no https", t.base)
 	default:
-		v.doubt("%s is on a private address: audit the address that callers use", t.base)
+		v.doubtf("%s is on a private address: audit the address that callers use", t.base)
 	}
 	return v.finding()
 }
@@ -63,34 +63,32 @@ func (t *Target) dial(ctx context.Context) (net.Conn, error) {
 	return t.cfg.Dial(ctx, "tcp", net.JoinHostPort(t.base.Hostname(), port))
 }
 
-// handshake opens a TLS connection with a configuration.
-func (t *Target) handshake(ctx context.Context, config *tls.Config) (*tls.Conn, error) {
+// handshake opens a TLS connection in versions from the lowest to the highest, and closes it.
+func (t *Target) handshake(ctx context.Context, lowest, highest uint16) (tls.ConnectionState, error) {
 	conn, err := t.dial(ctx)
 	if err != nil {
-		return nil, err
+		return tls.ConnectionState{}, err
 	}
-	config.ServerName, config.RootCAs = t.base.Hostname(), t.cfg.RootCAs
-	secure := tls.Client(conn, config)
-	if err := secure.HandshakeContext(ctx); err != nil {
-		conn.Close()
-		return nil, err
-	}
-	return secure, nil
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	secure := tls.Client(conn, &tls.Config{ServerName: t.base.Hostname(), RootCAs: t.cfg.RootCAs, MinVersion: lowest, MaxVersion: highest})
+	err = secure.HandshakeContext(ctx)
+	return secure.ConnectionState(), err
 }
 
 func checkTLSVersions(ctx context.Context, t *Target) Finding {
 	var v verdict
 	for _, version := range []uint16{tls.VersionTLS10, tls.VersionTLS11} {
-		conn, err := t.handshake(ctx, &tls.Config{MinVersion: version, MaxVersion: version}) //nolint:gosec // what is asked is whether the other side takes it
+		_, err := t.handshake(ctx, version, version)
 		var alert tls.AlertError
 		switch {
 		case err == nil:
-			conn.Close()
-			v.fail("%s is spoken", tls.VersionName(version))
+			v.failf("%s is spoken", tls.VersionName(version))
 		case errors.As(err, &alert), strings.Contains(err.Error(), "protocol version"), errors.Is(err, io.EOF):
-			v.pass("%s: %s", tls.VersionName(version), oneLine(err.Error()))
+			v.passf("%s: %s", tls.VersionName(version), oneLine(err.Error()))
 		default:
-			v.doubt("%s: %s", tls.VersionName(version), oneLine(err.Error()))
+			v.doubtf("%s: %s", tls.VersionName(version), oneLine(err.Error()))
 		}
 	}
 	return v.finding()
@@ -98,17 +96,16 @@ func checkTLSVersions(ctx context.Context, t *Target) Finding {
 
 func checkCertificate(ctx context.Context, t *Target) Finding {
 	var v verdict
-	conn, err := t.handshake(ctx, &tls.Config{MinVersion: tls.VersionTLS12})
+	state, err := t.handshake(ctx, tls.VersionTLS12, tls.VersionTLS13)
 	if err != nil {
-		v.doubt("%s", oneLine(err.Error()))
+		v.doubtf("%s", oneLine(err.Error()))
 		return v.finding()
 	}
-	defer conn.Close()
-	until := conn.ConnectionState().PeerCertificates[0].NotAfter
+	until := state.PeerCertificates[0].NotAfter
 	if time.Until(until) < certificateLeft {
-		v.fail("it ends on %s", until.UTC().Format(time.DateOnly))
+		v.failf("it ends on %s", until.UTC().Format(time.DateOnly))
 	} else {
-		v.pass("it is trusted and ends on %s", until.UTC().Format(time.DateOnly))
+		v.passf("it is trusted and ends on %s", until.UTC().Format(time.DateOnly))
 	}
 	return v.finding()
 }
@@ -174,7 +171,7 @@ func checkAnnouncedBody(ctx context.Context, t *Target) Finding {
 	})
 	switch {
 	case wanted.asked.Load():
-		v.fail("%s: the deployment asked for the body", a.Sent)
+		v.failf("%s: the deployment asked for the body", a.Sent)
 	default:
 		v.expect(a, a.Status == http.StatusRequestEntityTooLarge, "want 413")
 	}
@@ -202,15 +199,15 @@ func checkStreamedBody(ctx context.Context, t *Target) Finding {
 	a := t.send(ctx, Order{Method: http.MethodPost, Path: "/sync", Stream: body, Length: -1})
 	switch {
 	case a.Status == http.StatusRequestEntityTooLarge:
-		v.pass("%s after %d bytes at most", a, body.taken.Load())
+		v.passf("%s", a)
 	case a.Err != nil && body.taken.Load() > 0 && body.taken.Load() < size:
-		v.pass("%s: cut off after %d bytes at most", a.Sent, body.taken.Load())
+		v.passf("%s: cut off after %d bytes at most", a.Sent, body.taken.Load())
 	case a.Err != nil:
 		v.expect(a, false, "")
 	case t.cfg.Level == LevelFull:
-		v.fail("%s: %d bytes were read", a, size)
+		v.failf("%s: %d bytes were read", a, size)
 	default:
-		v.doubt("%s: %d bytes were read; --level full tells whether there is any limit", a, size)
+		v.doubtf("%s: %d bytes were read; --level full tells whether there is any limit", a, size)
 	}
 	return v.finding()
 }
@@ -220,7 +217,7 @@ func checkHugeHeader(ctx context.Context, t *Target) Finding {
 	a := t.send(ctx, Order{Path: "/healthz", Header: map[string]string{"X-Audit": strings.Repeat("x", 128<<10)}})
 	a.Sent = "GET /healthz with 128 KiB of header"
 	if a.Err != nil && !errors.Is(a.Err, errBudget) && ctx.Err() == nil {
-		v.pass("%s: the connection was cut", a.Sent)
+		v.passf("%s: the connection was cut", a.Sent)
 		return v.finding()
 	}
 	v.expect(a, a.Status >= 400 && a.Status < 500, "want 431")
@@ -251,7 +248,7 @@ func checkSlowClient(ctx context.Context, t *Target) Finding {
 		conn = secure
 	}
 	if err != nil {
-		v.doubt("%s", oneLine(err.Error()))
+		v.doubtf("%s", oneLine(err.Error()))
 		return v.finding()
 	}
 	defer conn.Close()
@@ -259,19 +256,19 @@ func checkSlowClient(ctx context.Context, t *Target) Finding {
 	defer stop()
 	began := time.Now()
 	if err := conn.SetDeadline(began.Add(t.cfg.Patience)); err != nil {
-		v.doubt("%s", oneLine(err.Error()))
+		v.doubtf("%s", oneLine(err.Error()))
 		return v.finding()
 	}
 	if _, err := fmt.Fprintf(conn, "POST /sync HTTP/1.1\r\nHost: %s\r\nX-Audit: ", t.base.Host); err != nil {
-		v.doubt("%s", oneLine(err.Error()))
+		v.doubtf("%s", oneLine(err.Error()))
 		return v.finding()
 	}
 	_, err = io.Copy(io.Discard, io.LimitReader(conn, 64<<10))
 	var timeout net.Error
 	if errors.As(err, &timeout) && timeout.Timeout() {
-		v.fail("half a header kept its connection for %v", t.cfg.Patience)
+		v.failf("half a header kept its connection for %v", t.cfg.Patience)
 	} else {
-		v.pass("half a header was cut off after %v", time.Since(began).Round(100*time.Millisecond))
+		v.passf("half a header was cut off after %v", time.Since(began).Round(100*time.Millisecond))
 	}
 	return v.finding()
 }
