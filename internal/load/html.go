@@ -122,7 +122,7 @@ func makePage(r *Report) (*page, error) {
 		if e.id == PhaseMixed {
 			s.Title, prefixes = mixedTitle(r), [2]string{"mixed.sync", "mixed.async"}
 		}
-		s.Groups = sideBySide(metrics, prefixes, r)
+		s.Groups = sideBySide(metrics, prefixes)
 		if s.Charts, err = e.charts(); err != nil {
 			return nil, err
 		}

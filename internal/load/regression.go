@@ -78,7 +78,7 @@ func CompareReports(reports []NamedReport, maxRegression float64) (*Comparisons,
 		for _, side := range sides {
 			for _, name := range judged {
 				if change, ok := changed(base, other, side.prefix+"."+name); ok {
-					change.bound(maxRegression)
+					change.Regression = change.exceeds(maxRegression)
 					versus.Changes = append(versus.Changes, change)
 				}
 			}
@@ -181,16 +181,16 @@ func changed(base, other repeats, metric string) (Change, bool) {
 	return change, true
 }
 
-// bound decides whether the change is a regression.
-func (c *Change) bound(most float64) {
-	if most < 0 {
-		return
+// exceeds reports whether even the best case of the spread is worse than the bound.
+func (c Change) exceeds(most float64) bool {
+	switch {
+	case most < 0:
+		return false
+	case c.HigherIsBetter:
+		return c.High < 1-most
+	default:
+		return c.Low > 1+most
 	}
-	if c.HigherIsBetter {
-		c.Regression = c.High < 1-most
-		return
-	}
-	c.Regression = c.Low > 1+most
 }
 
 // proportion of two figures that cannot be negative; none to none is 1.
@@ -270,20 +270,20 @@ func WriteComparisons(w io.Writer, c *Comparisons) error {
 	var t table
 	for i, versus := range c.Against {
 		if i > 0 {
-			t.line("")
+			t.linef("")
 		}
 		t.paragraph("", fmt.Sprintf("%s (%s) against %s (%s)", versus.Name, runs(versus.Runs), c.Base, runs(c.Runs)))
-		t.line("\n%-32s%10s%10s%7s%11s", "", "base", "new", "ratio", "spread")
+		t.linef("\n%-32s%10s%10s%7s%11s", "", "base", "new", "ratio", "spread")
 		for _, change := range versus.Changes {
-			t.line("%-32s%10s%10s%7s%11s  %s", change.Metric, change.show(change.Base), change.show(change.New),
+			t.linef("%-32s%10s%10s%7s%11s  %s", change.Metric, change.show(change.Base), change.show(change.New),
 				showRatio(change.Ratio), change.spread(), change.verdict())
 		}
-		t.line("")
+		t.linef("")
 		t.paragraph("", versus.meaning(c.Runs))
 	}
 	var worse []string
 	for _, change := range c.Regressions() {
-		worse = append(worse, fmt.Sprintf("%s: %s instead of %s, in the best case %s of the base", change.Metric, change.show(change.New), change.show(change.Base), change.best()))
+		worse = append(worse, fmt.Sprintf("%s: %s instead of %s%s", change.Metric, change.show(change.New), change.show(change.Base), change.best()))
 	}
 	t.list("Worse than allowed", worse)
 	t.list("What makes the runs unlike each other", c.Warnings)
@@ -322,12 +322,16 @@ func (c Change) spread() string {
 	return strings.TrimSuffix(showRatio(c.Low), "×") + "–" + strings.TrimSuffix(showRatio(c.High), "×")
 }
 
-// best is the end of the spread that is kinder to the new figure.
+// best tells the end of the spread that is kinder to the new figure.
 func (c Change) best() string {
+	kinder := c.Low
 	if c.HigherIsBetter {
-		return showRatio(c.High)
+		kinder = c.High
 	}
-	return showRatio(c.Low)
+	if c.single || math.IsInf(kinder, 1) {
+		return ""
+	}
+	return ", in the best of the repeats " + showRatio(kinder) + " of the base"
 }
 
 // showRatio writes a ratio to base.
@@ -347,7 +351,7 @@ func (c Change) verdict() string {
 	switch {
 	case c.Regression:
 		return "WORSE"
-	case c.Ratio == 1:
+	case math.Abs(c.Ratio-1) < 0.005: // as far as the ratio is shown
 		return "same"
 	case c.WithinNoise:
 		return "noise"

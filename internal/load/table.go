@@ -20,15 +20,15 @@ const (
 func WriteTable(w io.Writer, r *Report) error {
 	t := table{metrics: byName(r)}
 	t.head(r)
-	t.comparison("Side against side", [2]string{"sync", "async"}, r)
-	t.comparison(mixedTitle(r), [2]string{"mixed.sync", "mixed.async"}, r)
+	t.comparison("Side against side", [2]string{"sync", "async"})
+	t.comparison(mixedTitle(r), [2]string{"mixed.sync", "mixed.async"})
 	t.list("What went wrong", failures(r))
 	findings, choices := sentences(r.Insights)
 	t.list("What the figures say", findings)
 	t.list("When to choose which", choices)
 	t.thresholds(r)
 	t.list("What a reader has to know", r.Warnings)
-	t.line("")
+	t.linef("")
 	t.paragraph("", describeGenerator(r))
 	if _, err := io.WriteString(w, t.text.String()); err != nil {
 		return fmt.Errorf("write table: %w", err)
@@ -42,21 +42,21 @@ type table struct {
 	metrics map[string]Metric
 }
 
-// line writes one line without blanks at its end.
-func (t *table) line(format string, args ...any) {
+// linef writes one line without blanks at its end.
+func (t *table) linef(format string, args ...any) {
 	t.text.WriteString(strings.TrimRight(fmt.Sprintf(format, args...), " ") + "\n")
 }
 
 // heading begins a section.
 func (t *table) heading(text string) {
-	t.line("\n%s\n%s", text, strings.Repeat("─", utf8.RuneCountInString(text)))
+	t.linef("\n%s\n%s", text, strings.Repeat("─", utf8.RuneCountInString(text)))
 }
 
 // paragraph writes a text behind a mark, broken at blanks.
 func (t *table) paragraph(mark, text string) {
 	room := tableWidth - utf8.RuneCountInString(mark)
 	for line := range wrap(together(plain(text)), room) {
-		t.line("%s%s", mark, strings.ReplaceAll(line, "\u00a0", " "))
+		t.linef("%s%s", mark, strings.ReplaceAll(line, "\u00a0", " "))
 		mark = strings.Repeat(" ", utf8.RuneCountInString(mark))
 	}
 }
@@ -99,7 +99,7 @@ func (t *table) head(r *Report) {
 		t.paragraph("INVALID: ", invalidText(r))
 	}
 	if r.Interrupted || !r.Valid {
-		t.line("")
+		t.linef("")
 	}
 	for _, fact := range facts(r) {
 		t.paragraph(fmt.Sprintf("%-10s", fact.Name), fact.Text)
@@ -266,7 +266,7 @@ type groupOfFigures struct {
 type figures struct{ Label, Sync, Async, Versus string }
 
 // sideBySide sets two sides beside each other, by the prefixes of their metrics.
-func sideBySide(metrics map[string]Metric, prefixes [2]string, r *Report) []groupOfFigures {
+func sideBySide(metrics map[string]Metric, prefixes [2]string) []groupOfFigures {
 	var groups []groupOfFigures
 	for _, rows := range rows {
 		group := groupOfFigures{Heading: rows.heading}
@@ -303,7 +303,7 @@ func sideBySide(metrics map[string]Metric, prefixes [2]string, r *Report) []grou
 }
 
 // comparison writes two sides beside each other; a side that did not run has no column.
-func (t *table) comparison(title string, prefixes [2]string, r *Report) {
+func (t *table) comparison(title string, prefixes [2]string) {
 	_, one := t.metrics[prefixes[0]+".sent"]
 	_, other := t.metrics[prefixes[1]+".sent"]
 	if !one && !other {
@@ -320,22 +320,23 @@ func (t *table) comparison(title string, prefixes [2]string, r *Report) {
 		}
 	}
 	t.heading(title)
-	t.line("%s", cells("", columns(figures{Sync: "sync", Async: "async", Versus: "async is"})))
-	for _, group := range sideBySide(t.metrics, prefixes, r) {
-		t.line("%s", group.Heading)
+	t.linef("%s", cells("", columns(figures{Sync: "sync", Async: "async", Versus: "async is"})))
+	for _, group := range sideBySide(t.metrics, prefixes) {
+		t.linef("%s", group.Heading)
 		for _, row := range group.Rows {
-			t.line("%s", cells("  "+row.Label, columns(row)))
+			t.linef("%s", cells("  "+row.Label, columns(row)))
 		}
 	}
 }
 
 // cells writes a label and columns, aligned to the right.
 func cells(label string, columns []string) string {
-	line := label + strings.Repeat(" ", max(0, labelWidth-utf8.RuneCountInString(label)))
+	var line strings.Builder
+	fmt.Fprintf(&line, "%-*s", labelWidth, label)
 	for _, column := range columns {
-		line += strings.Repeat(" ", max(1, columnWidth-utf8.RuneCountInString(column))) + column
+		fmt.Fprintf(&line, " %*s", columnWidth-1, column)
 	}
-	return line
+	return line.String()
 }
 
 // versus says in two words what async makes of sync's figure.

@@ -15,7 +15,7 @@ func TestParseThreshold(t *testing.T) {
 	t.Parallel()
 	tests := map[string]load.Threshold{
 		"async.accept.p99<10ms":            {Metric: "async.accept.p99", Operator: "<", Value: 10},
-		" async.accept.p99 <= 1.5 s ":      {Metric: "async.accept.p99", Operator: "<=", Value: 1500},
+		"async.accept.p99 <= 1.5 s":        {Metric: "async.accept.p99", Operator: "<=", Value: 1500},
 		"sync.response.p999>250us":         {Metric: "sync.response.p999", Operator: ">", Value: 0.25},
 		"sync.response.max>=250µs":         {Metric: "sync.response.max", Operator: ">=", Value: 0.25},
 		"async.end_to_end.p50==0ms":        {Metric: "async.end_to_end.p50", Operator: "==", Value: 0},
