@@ -50,8 +50,8 @@ ci: ## everything that must hold before a change lands
 crash: ## kill the real binary CRASH_ROUNDS times (500) and look for anything lost
 	TANDEM_CRASH_ROUNDS=$(CRASH_ROUNDS) go test ./cmd/tandem -run TestCrash -timeout 60m -count=1 -v
 
-soak: ## run the real binary at half load for SOAK_DURATION (10m): memory, goroutines and files stay level
-	SOAK_DURATION=$(SOAK_DURATION) go test ./cmd/tandem -run TestSoak -timeout 24h -count=1 -v
+soak: ## run server and generator in turn for SOAK_DURATION (10m) each: memory, goroutines and files stay level
+	SOAK_DURATION=$(SOAK_DURATION) go test ./cmd/tandem -run 'TestSoak|TestLoadMemory' -parallel 1 -timeout 24h -count=1 -v
 
 bench: ## the figures of docs/performance.md beside what was asked (6 minutes, on a quiet machine), then every package
 	go test -run '^$$' -bench . -benchtime 1x -v -timeout 30m ./cmd/tandem
