@@ -30,7 +30,7 @@ const (
 	contentTypeKey = "Content-Type"
 )
 
-// reader reads the bodies of POST /sync and /async in one pass and without
+// reader reads the bodies of orders and submissions in one pass and without
 // reflection. It checks form only; that a callback URL may be called is the
 // engine's business.
 type reader struct {
@@ -48,7 +48,10 @@ type scratch struct {
 
 // fields are the members of a body that mean something, as found: slices of
 // the body, nil when missing.
-type fields struct{ data, complexity, task, callbackURL []byte }
+type fields struct {
+	data, complexity, task, callbackURL []byte // of orders
+	firstName, lastName, submissions    []byte // of submissions
+}
 
 func newReader(maxData int64, maxDepth int, tasks []string) *reader {
 	return &reader{maxData: maxData, maxDepth: maxDepth, tasks: tasks, pool: sync.Pool{New: func() any { return new(scratch) }}}
@@ -56,9 +59,6 @@ func newReader(maxData int64, maxDepth int, tasks []string) *reader {
 
 // order reads the body of r. The order shares no memory with buffers that are used again.
 func (b *reader) order(w http.ResponseWriter, r *http.Request, async bool) (engine.Order, error) {
-	if err := checkMediaType(r.Header); err != nil {
-		return engine.Order{}, err
-	}
 	s := b.pool.Get().(*scratch)
 	defer b.release(s)
 	if err := b.read(s, w, r); err != nil {
@@ -97,6 +97,9 @@ func checkMediaType(header http.Header) error {
 
 // read fills the buffer with the body, but never with more than the limit.
 func (b *reader) read(s *scratch, w http.ResponseWriter, r *http.Request) error {
+	if err := checkMediaType(r.Header); err != nil {
+		return err
+	}
 	limit := b.maxData + envelope
 	s.buf.Reset()
 	if r.ContentLength > limit {
@@ -128,19 +131,29 @@ func tooLarge(format string, args ...any) error {
 	return tandem.Errorf(tandem.CodeTooLarge, format, args...)
 }
 
-// parse makes an order of the body in s.buf.
-func (b *reader) parse(s *scratch, async bool) (engine.Order, error) {
+// members finds the members of the body in the buffer, which must be an object. They
+// are good for as long as the scratch is.
+func (s *scratch) members() (fields, error) {
 	body := s.buf.Bytes()
 	if len(body) == 0 {
-		return engine.Order{}, tandem.Errorf(tandem.CodeInvalidJSON, "The body is empty. Send a JSON object with data.")
+		return fields{}, tandem.Errorf(tandem.CodeInvalidJSON, "The body is empty. Send a JSON object.")
 	}
 	s.dec.Reset(&s.buf)
 	found, isObject, err := scan(&s.dec, body)
-	if err != nil {
-		return engine.Order{}, diagnose(body, err)
+	switch {
+	case err != nil:
+		return fields{}, diagnose(body, err)
+	case !isObject:
+		return fields{}, invalid([]tandem.FieldError{{Location: "body", Message: "must be a JSON object", Value: shown(body)}})
 	}
-	if !isObject {
-		return engine.Order{}, invalid([]tandem.FieldError{{Location: "body", Message: "must be a JSON object", Value: shown(body)}})
+	return found, nil
+}
+
+// parse makes an order of the body in s.buf.
+func (b *reader) parse(s *scratch, async bool) (engine.Order, error) {
+	found, err := s.members()
+	if err != nil {
+		return engine.Order{}, err
 	}
 	if err := b.checkData(found.data); err != nil {
 		return engine.Order{}, err
@@ -217,6 +230,12 @@ func (f *fields) member(name []byte) *[]byte {
 		return &f.task
 	case `"callback_url"`:
 		return &f.callbackURL
+	case `"firstName"`:
+		return &f.firstName
+	case `"lastName"`:
+		return &f.lastName
+	case `"submissions"`:
+		return &f.submissions
 	default:
 		return nil
 	}

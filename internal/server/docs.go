@@ -79,11 +79,6 @@ func writePage(w http.ResponseWriter, policy string, html []byte) error {
 	return nil
 }
 
-func redirectToDocs(w http.ResponseWriter, r *http.Request) error {
-	http.Redirect(w, r, "/docs", http.StatusFound)
-	return nil
-}
-
 // handleAsset serves a file of the pages. They change with the binary only.
 func (s *server) handleAsset(w http.ResponseWriter, r *http.Request) error {
 	a, ok := assets[r.PathValue("file")]

@@ -19,6 +19,28 @@ func ParseOrder(body string, async bool) (engine.Order, error) {
 	return b.parse(s, async)
 }
 
+// ParseNames reads the body of a submission, or of a batch of them, and returns all names.
+func ParseNames(body string, batch bool) ([]string, error) {
+	s := new(scratch)
+	s.buf.WriteString(body)
+	var people []person
+	var err error
+	if batch {
+		people, err = s.people()
+	} else {
+		people = make([]person, 1)
+		people[0], err = s.person()
+	}
+	var names []string
+	for _, p := range people {
+		names = append(names, p.FirstName, p.LastName)
+	}
+	return names, err
+}
+
+// PrefersHTML reports whether the lines of an Accept header like HTML better than JSON.
+func PrefersHTML(accept ...string) bool { return prefersHTML(accept) }
+
 // StatusOf is the status that a code is answered with; 0: the code is not in the table.
 func StatusOf(code tandem.Code) int {
 	if _, k := kindOf(code); k.Code == code {

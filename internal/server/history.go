@@ -114,7 +114,10 @@ func nextURL(here *url.URL, cursor string) string {
 // parseFilter reads the query of GET /requests and reports everything that is
 // wrong with it at once. An unknown name is an error: a misspelt filter that
 // is silently ignored shows the wrong requests.
-func parseFilter(raw string) (store.Filter, error) {
+func parseFilter(raw string) (store.Filter, error) { return parseQuery(raw, filterFields) }
+
+// parseQuery is parseFilter for a set of names.
+func parseQuery(raw string, names filters) (store.Filter, error) {
 	filter := store.Filter{Limit: defaultLimit, MaxBytes: pageData}
 	query, err := url.ParseQuery(raw)
 	if err != nil {
@@ -123,7 +126,7 @@ func parseFilter(raw string) (store.Filter, error) {
 	var wrong []tandem.FieldError
 	for _, name := range slices.Sorted(maps.Keys(query)) {
 		value := query[name][0]
-		if message := readFilter(&filter, name, query[name]); message != "" {
+		if message := names.read(&filter, name, query[name]); message != "" {
 			wrong = append(wrong, tandem.FieldError{Location: "query." + shorten(name), Message: message, Value: shorten(value)})
 		}
 	}
@@ -136,13 +139,17 @@ func parseFilter(raw string) (store.Filter, error) {
 	return filter, nil
 }
 
-// readFilter reads one query parameter and returns what was expected of it
-// when it cannot be used.
-func readFilter(filter *store.Filter, name string, values []string) (expected string) {
-	parse, ok := filterFields[name]
+// filters are what a query may name, each with what reads its value and returns what
+// was expected of one that cannot be used.
+// :: name → parser
+type filters map[string]func(f *store.Filter, value string) (expected string)
+
+// read reads one query parameter.
+func (names filters) read(filter *store.Filter, name string, values []string) (expected string) {
+	parse, ok := names[name]
 	switch {
 	case !ok:
-		return "is unknown; there are " + strings.Join(filterNames(), ", ")
+		return "is unknown; there are " + strings.Join(slices.Sorted(maps.Keys(names)), ", ")
 	case len(values) > 1:
 		return "must be given once"
 	default:
@@ -150,10 +157,8 @@ func readFilter(filter *store.Filter, name string, values []string) (expected st
 	}
 }
 
-// filterFields reads one query parameter each, and returns what was expected
-// of a value that cannot be used.
-// :: name → parser
-var filterFields = map[string]func(f *store.Filter, value string) (expected string){
+// filterFields are the parameters of GET /requests.
+var filterFields = filters{
 	"mode": func(f *store.Filter, v string) string {
 		f.Mode = tandem.Mode(v)
 		return oneOf(tandem.Modes, f.Mode)
@@ -181,9 +186,6 @@ var filterFields = map[string]func(f *store.Filter, value string) (expected stri
 		return ""
 	},
 }
-
-// filterNames are in order, for messages.
-func filterNames() []string { return slices.Sorted(maps.Keys(filterFields)) }
 
 // oneOf is empty when value is allowed, else what is.
 func oneOf[T ~string](allowed []T, value T) string {

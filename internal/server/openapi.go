@@ -15,11 +15,12 @@ import (
 
 // The groups of the documentation.
 const (
-	tagWork    = "Work"
-	tagHistory = "History"
-	tagService = "Service"
-	tagPages   = "Pages"
-	tagDemo    = "Demo"
+	tagWork        = "Work"
+	tagHistory     = "History"
+	tagSubmissions = "Submissions"
+	tagService     = "Service"
+	tagPages       = "Pages"
+	tagDemo        = "Demo"
 )
 
 // syncOrder documents the body of POST /sync; [reader] reads it.
@@ -70,6 +71,7 @@ var headerDocs = map[string]struct{ kind, text string }{
 	"Server-Timing":    {huma.TypeString, "The same in milliseconds, as browsers show it"},
 	"X-Request-ID":     {huma.TypeString, "Names this exchange in the log: yours, if it has 1 to 64 letters, digits, dots, dashes or underscores, else a new one"},
 	"ETag":             {huma.TypeString, "Send it as If-None-Match to learn whether anything has changed"},
+	"Vary":             {huma.TypeString, "Names the headers of the request on which the answer depends"},
 	"Location":         {huma.TypeString, "Where the request is in the history"},
 	"Retry-After":      {huma.TypeInteger, "Seconds after which it is worth asking again"},
 	"RateLimit":        {huma.TypeString, "While there is a limit: r requests are left, and in t seconds there are more (IETF draft)"},
@@ -90,6 +92,7 @@ func (s *server) document(routes []route) (jsonText, yamlText []byte, err error)
 		Components: &huma.Components{Schemas: registry, Headers: map[string]*huma.Header{}},
 		Tags: []*huma.Tag{
 			{Name: tagWork, Description: "Ask for work."}, {Name: tagHistory, Description: "What became of it."},
+			{Name: tagSubmissions, Description: "A sample application on the same engine."},
 			{Name: tagService, Description: "How the service is."}, {Name: tagPages, Description: "Documentation."},
 		},
 	}
@@ -128,7 +131,7 @@ func indented(doc *huma.OpenAPI) ([]byte, error) {
 // operation describes one route.
 func operation(registry huma.Registry, rt route) *huma.Operation {
 	op := &huma.Operation{
-		Method: rt.method, Path: rt.path, OperationID: rt.id, Tags: []string{rt.tag}, Summary: rt.summary, Description: rt.description,
+		Method: rt.method, Path: rt.documented(), OperationID: rt.id, Tags: []string{rt.tag}, Summary: rt.summary, Description: rt.description,
 		Parameters: rt.params, Callbacks: rt.callbacks, Responses: map[string]*huma.Response{},
 	}
 	if rt.body != nil {
@@ -155,6 +158,9 @@ func operation(registry huma.Registry, rt route) *huma.Operation {
 	case rt.reply != nil:
 		schema := registry.Schema(reflect.TypeOf(rt.reply), true, rt.id)
 		success.Content = map[string]*huma.MediaType{"application/json": {Schema: schema, Example: rt.example}}
+		if rt.media != "" {
+			success.Content[rt.media] = &huma.MediaType{Schema: &huma.Schema{Type: huma.TypeString}}
+		}
 	case rt.media == "application/json":
 		success.Content = map[string]*huma.MediaType{rt.media: {Schema: &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true}}}
 	default:
@@ -238,6 +244,14 @@ func listParams() []*huma.Param {
 		query("offset", "How many to leave out; not with cursor", number(0, maxOffset, 0)),
 		query("cursor", "Opaque, from the Link header of the page before; not with offset", &huma.Schema{Type: huma.TypeString}),
 	}
+}
+
+// submissionParams describes the parameters of GET /api/submissions.
+func submissionParams() []*huma.Param {
+	params := slices.DeleteFunc(listParams(), func(p *huma.Param) bool { return submissionFilters[p.Name] == nil })
+	return append(params, &huma.Param{
+		Name: "batch_id", In: "query", Description: "Those that came in one batch", Schema: &huma.Schema{Type: huma.TypeString},
+	})
 }
 
 // anys is what huma wants enumerations to be.

@@ -21,29 +21,48 @@ const clientsTracked = 65_536
 // limited lets a client through to next as often as the quota allows. It decides
 // before anything of the body is read: a refusal has to be cheap. What net/http then
 // drops of a small body, so that the connection can be used again, is its business; a
-// large one ends the connection. Every answer says what is left, in the headers of
-// the IETF draft on RateLimit fields.
+// large one ends the connection.
 func (s *server) limited(next handler) handler {
 	if s.rate == nil {
 		return next
 	}
-	quota := s.cfg.RateLimit
-	window := int64(quota.Window / time.Second)
-	policy := []string{`"post";q=` + strconv.Itoa(quota.Calls) + `;w=` + strconv.FormatInt(window, 10)}
-	message := fmt.Sprintf("At most %d POSTs in any %d s are taken from one client. Try again after Retry-After.", quota.Calls, window)
 	return func(w http.ResponseWriter, r *http.Request) error {
-		verdict := s.rate.Take(s.client(r), time.Now())
-		var buf [48]byte
-		left := strconv.AppendInt(append(buf[:0], `"post";r=`...), int64(verdict.Remaining), 10)
-		left = strconv.AppendInt(append(left, `;t=`...), int64(wholeSeconds(verdict.Reset)), 10)
-		header := w.Header()
-		header["Ratelimit-Policy"] = policy // shared by every answer and never written to
-		header["Ratelimit"] = []string{string(left)}
-		if !verdict.OK {
-			return &tandem.Error{Code: tandem.CodeRateLimited, Message: message, RetryAfter: verdict.Reset}
+		if err := s.allow(w, r, 1); err != nil {
+			return err
 		}
 		return next(w, r)
 	}
+}
+
+// allow takes n calls of the client that asks, all of them or none; n = 0 only asks
+// whether one is left. Every answer says what is left, in the headers of the IETF
+// draft on RateLimit fields.
+func (s *server) allow(w http.ResponseWriter, r *http.Request, n int) error {
+	if s.rate == nil {
+		return nil
+	}
+	verdict := s.rate.TakeAll(s.client(r), time.Now(), n)
+	var buf [48]byte
+	left := strconv.AppendInt(append(buf[:0], `"post";r=`...), int64(verdict.Remaining), 10)
+	left = strconv.AppendInt(append(left, `;t=`...), int64(wholeSeconds(verdict.Reset)), 10)
+	header := w.Header()
+	header["Ratelimit-Policy"] = s.policy // shared by every answer and never written to
+	header["Ratelimit"] = []string{string(left)}
+	if verdict.OK {
+		return nil
+	}
+	quota := s.cfg.RateLimit
+	message := fmt.Sprintf("At most %d POSTs in any %d s are taken from one client. Try again after Retry-After.", quota.Calls, quota.Window/time.Second)
+	if n > 1 {
+		message = fmt.Sprintf("Each entry of a batch counts as one POST, and of the %d in any %d s %d are left. Try again after Retry-After, or send fewer.",
+			quota.Calls, quota.Window/time.Second, verdict.Remaining)
+	}
+	return &tandem.Error{Code: tandem.CodeRateLimited, Message: message, RetryAfter: verdict.Wait}
+}
+
+// ratePolicy is the value of RateLimit-Policy.
+func ratePolicy(quota limit.Quota) []string {
+	return []string{`"post";q=` + strconv.Itoa(quota.Calls) + `;w=` + strconv.FormatInt(int64(quota.Window/time.Second), 10)}
 }
 
 // wholeSeconds rounds up: who waits that long has waited long enough.
@@ -123,7 +142,7 @@ type rateLimiting struct {
 	WindowSeconds int64 `json:"window_seconds" minimum:"0" doc:"Length of the window"`
 	Tracked       int   `json:"clients_tracked" minimum:"0" doc:"Clients whose calls are remembered one by one"`
 	Capacity      int   `json:"capacity" minimum:"0" doc:"The most of them; further clients share allowances while all have called within the window"`
-	Allowed       int64 `json:"allowed" minimum:"0" doc:"POSTs let through since the process started"`
+	Allowed       int64 `json:"allowed" minimum:"0" doc:"POSTs let through since the process started, each entry of a batch as one"`
 	Limited       int64 `json:"limited" minimum:"0" doc:"POSTs answered with 429 since the process started"`
 }
 

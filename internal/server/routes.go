@@ -19,6 +19,7 @@ type route struct {
 	method, path string // as http.ServeMux writes them; GET serves HEAD as well
 	handle       handler
 	limited      bool // the rate limit holds for it
+	counts       bool // it asks the rate limit itself, because one call may count more than once
 	tagged       bool // its answer has an ETag, and may be a 304
 
 	// What the OpenAPI document says; a route without an id is not in it.
@@ -27,7 +28,7 @@ type route struct {
 	body                          any // a value of the type of the JSON body; nil: there is none
 	status                        int
 	reply                         any    // a value of the type of the answer; nil: see media
-	media                         string // media type of an answer that is no JSON
+	media                         string // media type of an answer that is no JSON, or beside it
 	headers                       []string
 	example                       any
 	problems                      []tandem.Code // beside INTERNAL
@@ -85,7 +86,7 @@ func (s *server) routes() []route {
 		},
 		{
 			method: http.MethodGet, path: "/healthz", handle: show(s.handleHealth),
-			id: "health", tag: tagService, summary: "Say that the service answers, and which version it is", status: http.StatusOK, reply: health{},
+			id: "healthz", tag: tagService, summary: "Say that the service answers, and which version it is", status: http.StatusOK, reply: health{},
 		},
 		{
 			method: http.MethodGet, path: "/livez", handle: show(s.handleLive),
@@ -96,7 +97,11 @@ func (s *server) routes() []route {
 			id: "ready", tag: tagService, summary: "Say whether new work is accepted",
 			status: http.StatusOK, reply: state{}, problems: []tandem.Code{tandem.CodeDraining, tandem.CodeStoreUnavailable},
 		},
-		{method: http.MethodGet, path: "/{$}", handle: redirectToDocs},
+		{
+			method: http.MethodGet, path: "/{$}", handle: s.handleIndex,
+			id: "index", tag: tagService, summary: "Say what there is: a page for browsers, JSON for programs",
+			status: http.StatusOK, reply: overview{}, media: mediaHTML, headers: []string{"Vary"},
+		},
 		page("/docs", "docs", "Swagger UI", docsPage),
 		page("/redoc", "redoc", "ReDoc", redocPage),
 		{method: http.MethodGet, path: "/docs/{file}", handle: s.handleAsset},
@@ -119,6 +124,7 @@ func (s *server) routes() []route {
 			problems: []tandem.Code{tandem.CodeNotFound},
 		},
 	}
+	table = append(table, s.submissionRoutes()...)
 	if s.inbox == nil {
 		return table
 	}
@@ -146,14 +152,12 @@ func show[T any](answer func(*http.Request) (T, error)) handler {
 		if err != nil {
 			return err
 		}
-		body, err := render(reply)
-		if err != nil {
-			return err
-		}
-		writeJSON(w, http.StatusOK, body)
-		return nil
+		return writeReply(w, reply)
 	}
 }
+
+// documented is the path as the document writes it.
+func (rt *route) documented() string { return strings.TrimSuffix(rt.path, "{$}") }
 
 // mux makes the router: the routes, the methods each path does not have, and
 // everything that is no path.
@@ -161,7 +165,7 @@ func (s *server) mux(routes []route) http.Handler {
 	mux := http.NewServeMux()
 	methods := map[string][]string{} // :: path → methods
 	for _, rt := range routes {
-		if rt.limited {
+		if rt.limited && !rt.counts {
 			rt.handle = s.limited(rt.handle)
 		}
 		mux.Handle(rt.method+" "+rt.path, s.adapt(rt.handle))

@@ -17,6 +17,7 @@ var rootDocs = map[string]string{
 	"Request.status":             "pending → processing → completed (the end for sync) → callback_sent or callback_failed; or failed",
 	"Request.callback_status":    "The fate of the callback; async only",
 	"Request.input_data":         "data, as received",
+	"Request.batch_id":           "Submissions that came together",
 	"Request.complexity":         "How much work was asked for",
 	"Request.result":             "What the task returned",
 	"Request.processing_time_ms": "Time in the task, milliseconds; 0 until it ended",
@@ -67,7 +68,7 @@ var rootDocs = map[string]string{
 	"SystemStatistics.memory":         "As the Go runtime counts it",
 	"CallbackService.global_stats":    "All destinations together",
 	"QueueStatistics.capacity":        "--max-queue: beyond it POST answers 503",
-	"RequestStatistics.sync_requests": "Accepted by POST /sync", "RequestStatistics.async_requests": "Accepted by POST /async",
+	"RequestStatistics.sync_requests": "Accepted by POST /sync, submissions included", "RequestStatistics.async_requests": "Accepted by POST /async",
 }
 
 // Enumerations of the types of package tandem.
@@ -118,6 +119,9 @@ func annotate(registry huma.Registry, tasks []string) {
 			}
 			if enum, ok := values[key]; ok {
 				p.Enum = enum
+			}
+			if key == "SubmissionStatistics.latest_submission" { // huma has no word for an object or null
+				p.AnyOf, p.Ref = []*huma.Schema{{Ref: p.Ref}, {Type: "null"}}, ""
 			}
 		}
 	}

@@ -44,7 +44,8 @@ type Config struct {
 	MaxDepth     int            // levels of `data`; 10; at most 1,000
 	TaskTimeout  time.Duration  // 30 s; bounds how long an answer may take
 	CORSOrigins  []string       // such as https://app.example.com; none: no CORS headers
-	RateLimit    limit.Quota    // of POST /sync and /async together, per client; zero: no limit
+	RateLimit    limit.Quota    // of POST /sync, /async and submissions together, per client; zero: no limit
+	Debug        bool           // what debug_mode says
 	Log          *slog.Logger   // slog.Default
 
 	// TrustedProxies are the peers whose X-Forwarded-For is believed; none.
@@ -101,10 +102,12 @@ type server struct {
 	inbox   *inbox // nil unless Config.TestCallback
 	tally   tally
 	rate    *limit.Rate // nil: there is no limit
+	policy  []string    // value of RateLimit-Policy
 	meters  *meters
 	started time.Time
-	json    []byte // the OpenAPI document
-	yaml    []byte // the same
+	index   map[string]string // :: id of a route of the API → its path
+	json    []byte            // the OpenAPI document
+	yaml    []byte            // the same
 }
 
 // New makes the handler of the whole HTTP API. It starts nothing.
@@ -115,13 +118,14 @@ func New(cfg Config) (http.Handler, error) {
 	cfg = cfg.withDefaults()
 	s := &server{
 		cfg: cfg, log: cfg.Log, started: time.Now(), tally: make(tally, len(kinds)),
-		bodies: newReader(cfg.MaxData, cfg.MaxDepth, cfg.Engine.TaskNames()), rate: newRate(cfg.RateLimit),
+		bodies: newReader(cfg.MaxData, cfg.MaxDepth, cfg.Engine.TaskNames()), rate: newRate(cfg.RateLimit), policy: ratePolicy(cfg.RateLimit),
 	}
 	if cfg.TestCallback {
 		s.inbox = newInbox()
 	}
 	s.meters = newMeters(s)
 	routes := s.routes()
+	s.index = indexOf(routes)
 	var err error
 	if s.json, s.yaml, err = s.document(routes); err != nil {
 		return nil, fmt.Errorf("describe the HTTP API: %w", err)

@@ -1,0 +1,184 @@
+package server
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/rivo/uniseg"
+
+	"tandem"
+)
+
+const (
+	maxBatch      = 10  // submissions in one batch
+	maxNameLength = 50  // characters of a name, as people count them
+	maxNamePoints = 500 // Unicode code points of a name: one character can have many
+)
+
+// person is what a submission carries.
+type person struct {
+	FirstName string `json:"firstName"`
+	LastName  string `json:"lastName"`
+}
+
+// data is the person as the engine and the history keep it.
+func (p person) data() (json.RawMessage, error) {
+	var text bytes.Buffer
+	encoder := json.NewEncoder(&text)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(p); err != nil {
+		return nil, fmt.Errorf("encode submission: %w", err)
+	}
+	return bytes.TrimSuffix(text.Bytes(), []byte("\n")), nil
+}
+
+// person reads the body of r as one submission.
+func (b *reader) person(w http.ResponseWriter, r *http.Request) (person, error) {
+	s := b.pool.Get().(*scratch)
+	defer b.release(s)
+	if err := b.read(s, w, r); err != nil {
+		return person{}, err
+	}
+	return s.person()
+}
+
+// person makes a submission of the body in the buffer.
+func (s *scratch) person() (person, error) {
+	found, err := s.members()
+	if err != nil {
+		return person{}, err
+	}
+	p, wrong := found.person("body.")
+	if wrong != nil {
+		return person{}, invalid(wrong)
+	}
+	return p, nil
+}
+
+// people reads the body of r as a batch.
+func (b *reader) people(w http.ResponseWriter, r *http.Request) ([]person, error) {
+	s := b.pool.Get().(*scratch)
+	defer b.release(s)
+	if err := b.read(s, w, r); err != nil {
+		return nil, err
+	}
+	return s.people()
+}
+
+// people makes a batch of the body in the buffer. What is wrong with any entry refuses
+// all of them, and is reported with its index.
+func (s *scratch) people() ([]person, error) {
+	found, err := s.members()
+	if err != nil {
+		return nil, err
+	}
+	refuse := func(message string, value any) ([]person, error) {
+		return nil, invalid([]tandem.FieldError{{Location: "body.submissions", Message: message, Value: value}})
+	}
+	switch {
+	case found.submissions == nil:
+		return refuse("is required", nil)
+	case found.submissions[0] != '[':
+		return refuse("must be an array", shown(found.submissions))
+	}
+	entries, err := elements(found.submissions)
+	if err != nil {
+		return nil, err
+	}
+	if len(entries) < 1 || len(entries) > maxBatch {
+		return refuse("must have 1 to "+strconv.Itoa(maxBatch)+" entries", len(entries))
+	}
+	var people []person
+	var wrong []tandem.FieldError
+	for i, entry := range entries {
+		location := "body.submissions[" + strconv.Itoa(i) + "]"
+		inner, isObject, err := scan(jsontext.NewDecoder(bytes.NewReader(entry)), entry)
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("read %s: %w", location, err)
+		case !isObject:
+			wrong = append(wrong, tandem.FieldError{Location: location, Message: "must be a JSON object", Value: shown(entry)})
+			continue
+		}
+		p, faults := inner.person(location + ".")
+		people, wrong = append(people, p), append(wrong, faults...)
+	}
+	if wrong != nil {
+		return nil, invalid(wrong)
+	}
+	return people, nil
+}
+
+// elements returns the elements of a JSON array that has been checked, as slices of it.
+func elements(array []byte) ([][]byte, error) {
+	dec := jsontext.NewDecoder(bytes.NewReader(array))
+	if _, err := dec.ReadToken(); err != nil {
+		return nil, fmt.Errorf("read array: %w", err)
+	}
+	var list [][]byte
+	for dec.PeekKind() != ']' {
+		value, err := dec.ReadValue()
+		if err != nil {
+			return nil, fmt.Errorf("read array: %w", err)
+		}
+		end := dec.InputOffset()
+		list = append(list, array[end-int64(len(value)):end])
+	}
+	return list, nil
+}
+
+// person reads the names, and says what is wrong with them.
+func (f *fields) person(prefix string) (p person, wrong []tandem.FieldError) {
+	for _, field := range []struct {
+		name   string
+		value  []byte
+		target *string
+	}{{"firstName", f.firstName, &p.FirstName}, {"lastName", f.lastName, &p.LastName}} {
+		name, isText := text(field.value)
+		var expected string
+		switch {
+		case field.value == nil:
+			expected = "is required"
+		case !isText:
+			expected = "must be a string"
+		default:
+			*field.target, expected = cleanName(name)
+		}
+		if expected != "" {
+			wrong = append(wrong, tandem.FieldError{Location: prefix + field.name, Message: expected, Value: shown(field.value)})
+		}
+	}
+	return p, wrong
+}
+
+// cleanName takes the space around a name away, and says what was expected of one
+// that cannot be used. Length is in characters as people see them (grapheme clusters),
+// whatever they are made of.
+func cleanName(text string) (name, expected string) {
+	name = strings.TrimSpace(text)
+	switch {
+	case strings.IndexFunc(name, isVisible) < 0:
+		return name, "must not be blank"
+	case strings.ContainsFunc(text, isControl):
+		return name, "must not contain control characters"
+	case utf8.RuneCountInString(name) > maxNamePoints:
+		return name, "must have at most " + strconv.Itoa(maxNamePoints) + " code points"
+	case uniseg.GraphemeClusterCount(name) > maxNameLength:
+		return name, "must have at most " + strconv.Itoa(maxNameLength) + " characters"
+	default:
+		return name, ""
+	}
+}
+
+// isVisible reports what a name needs one of: marks and joiners alone show nothing.
+func isVisible(r rune) bool { return unicode.In(r, unicode.L, unicode.N, unicode.P, unicode.S) }
+
+// isControl reports control characters, and those that end a line or a paragraph.
+func isControl(r rune) bool { return unicode.In(r, unicode.Cc, unicode.Zl, unicode.Zp) }

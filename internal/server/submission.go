@@ -1,0 +1,340 @@
+package server
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+
+	"tandem"
+	"tandem/internal/engine"
+	"tandem/internal/store"
+)
+
+// What has become of the external call of a submission.
+const (
+	externalConfirmed = "confirmed" // it ended well
+	externalPending   = "pending"   // it will be made, or made again
+	externalFailed    = "failed"    // it is given up
+)
+
+// personBody documents the body of POST /api/submit; [reader] reads it.
+type personBody struct {
+	_         struct{} `json:"-" additionalProperties:"true"`
+	FirstName string   `json:"firstName" doc:"1 to 50 characters as people see them, at most 500 code points, without control characters; space around it is taken away" example:"Ada"`
+	LastName  string   `json:"lastName" doc:"As firstName" example:"Lovelace"`
+}
+
+// batchBody documents the body of POST /api/submit/batch; [reader] reads it.
+type batchBody struct {
+	_           struct{}     `json:"-" additionalProperties:"true"`
+	Submissions []personBody `json:"submissions" minItems:"1" maxItems:"10" doc:"All of them are taken, or none"`
+}
+
+// submissionReply is the answer to POST /api/submit, and an entry of that to a batch.
+type submissionReply struct {
+	FirstName      string    `json:"firstName" doc:"As it is kept: without space around it"`
+	LastName       string    `json:"lastName" doc:"As it is kept: without space around it"`
+	Message        string    `json:"message" doc:"For people" example:"Thank you, Ada Lovelace: your submission is saved and confirmed."`
+	SubmissionID   string    `json:"submissionId" doc:"Its request in the history, and the key by which the external service knows repeats" example:"req_01938f7e2b6a7c5d8e9f0a1b2c3d4e5f"`
+	Timestamp      time.Time `json:"timestamp" doc:"When it was accepted, UTC"`
+	ProcessingTime float64   `json:"processingTime" minimum:"0" doc:"Seconds until it was saved and called, whichever took longer"`
+	External       string    `json:"external" enum:"confirmed,pending,failed" doc:"What the external service said: it confirmed, the call is repeated for 24 hours, or there is no use in that"`
+}
+
+// batchReply is the answer to POST /api/submit/batch.
+type batchReply struct {
+	TotalProcessed int               `json:"total_processed" minimum:"1" maximum:"10" doc:"Submissions saved"`
+	ProcessingTime float64           `json:"processing_time" minimum:"0" doc:"Seconds for all of them, side by side"`
+	Results        []submissionReply `json:"results" doc:"In the order of the batch"`
+	BatchID        string            `json:"batch_id" doc:"GET /api/submissions?batch_id= finds them again" example:"batch_01938f7e2b6a7c5d8e9f0a1b2c3d4e5f"`
+}
+
+// submissionEntry is a submission in a list.
+type submissionEntry struct {
+	SubmissionID   string        `json:"submissionId" doc:"Its request in the history"`
+	FirstName      string        `json:"firstName" doc:"Without space around it"`
+	LastName       string        `json:"lastName" doc:"Without space around it"`
+	Timestamp      time.Time     `json:"timestamp" doc:"When it was accepted, UTC"`
+	Status         tandem.Status `json:"status" enum:"pending,processing,completed,failed" doc:"Of its request"`
+	External       string        `json:"external" enum:"confirmed,pending,failed" doc:"What has become of the external call"`
+	ProcessingTime float64       `json:"processingTime" minimum:"0" doc:"Seconds in the external call; 0 until it ended"`
+	BatchID        string        `json:"batch_id,omitempty" doc:"Of those that came in a batch"`
+}
+
+// submissionList is the answer to GET /api/submissions.
+type submissionList struct {
+	Submissions []submissionEntry `json:"submissions" doc:"Newest first"`
+	Count       int               `json:"count" minimum:"0" doc:"How many are listed"`
+	Total       int64             `json:"total" minimum:"0" doc:"How many there are: in the history, or in the batch"`
+	Limit       int               `json:"limit" doc:"As asked for"`
+	Offset      int               `json:"offset" doc:"As asked for"`
+	HasMore     bool              `json:"has_more" doc:"Whether there are more after these"`
+}
+
+// submissionStatistics is the answer to GET /api/stats.
+type submissionStatistics struct {
+	Messages       int64            `json:"total_messages" minimum:"0" doc:"Submissions that the external service has confirmed, since the database was made"`
+	Submissions    int64            `json:"total_submissions" minimum:"0" doc:"Accepted since the database was made"`
+	Recent         int64            `json:"recent_submissions" minimum:"0" doc:"Accepted in the current hour (UTC) and the 23 before it"`
+	Average        float64          `json:"avg_processing_time" minimum:"0" doc:"Seconds in the external call, of those that ended; 0 while none has"`
+	Latest         *submissionEntry `json:"latest_submission" doc:"null: there is none in the history"`
+	APIVersion     string           `json:"api_version" doc:"Of tandem"`
+	Status         string           `json:"status" enum:"healthy,degraded" doc:"degraded: nothing new is accepted now"`
+	DebugMode      bool             `json:"debug_mode" doc:"--debug"`
+	LastSubmission *time.Time       `json:"last_submission" doc:"When the latest was accepted; null: there is none"`
+	UptimeSeconds  float64          `json:"uptime_seconds" minimum:"0" doc:"Since the process started"`
+}
+
+// submissionRoutes are the part of the table that is about submissions.
+func (s *server) submissionRoutes() []route {
+	problems := append(slices.Clone(orderProblems), tandem.CodeOverloaded)
+	return []route{
+		{
+			method: http.MethodPost, path: "/api/submit", handle: s.handleSubmit, limited: true,
+			id: "submit", tag: tagSubmissions, summary: "Save a submission and pass it on",
+			description: "It is saved, durably, while the external service is called. A call that goes wrong is repeated for 24 hours, with the same Idempotency-Key; the answer does not wait for that.",
+			body:        personBody{}, status: http.StatusOK, reply: submissionReply{}, problems: problems,
+		},
+		{
+			method: http.MethodPost, path: "/api/submit/batch", handle: s.handleBatch, limited: true, counts: true,
+			id: "submit-batch", tag: tagSubmissions, summary: "Save up to 10 submissions and pass them on side by side",
+			description: "All are saved or none. Each entry counts towards the rate limit.",
+			body:        batchBody{}, status: http.StatusOK, reply: batchReply{}, problems: problems,
+		},
+		{
+			method: http.MethodGet, path: "/api/submissions", handle: show(s.handleSubmissions),
+			id: "list-submissions", tag: tagSubmissions, summary: "List submissions, newest first", description: "Unknown parameters are refused.",
+			params: submissionParams(), status: http.StatusOK, reply: submissionList{},
+			problems: []tandem.Code{tandem.CodeValidation, tandem.CodeStoreUnavailable},
+		},
+		{
+			method: http.MethodGet, path: "/api/stats", handle: conditional(s.handleSubmissionStats, s.submissionTag), tagged: true,
+			id: "submission-stats", tag: tagSubmissions, summary: "Show figures about submissions",
+			description: "The ETag covers every figure but uptime_seconds, and the start of the process.",
+			status:      http.StatusOK, reply: submissionStatistics{}, problems: []tandem.Code{tandem.CodeStoreUnavailable},
+		},
+		{
+			method: http.MethodGet, path: "/health", handle: show(s.handleHealth),
+			id: "health", tag: tagSubmissions, summary: "Say that the service answers: the same as /healthz", status: http.StatusOK, reply: health{},
+		},
+	}
+}
+
+// handleSubmit takes one submission.
+func (s *server) handleSubmit(w http.ResponseWriter, r *http.Request) error {
+	p, err := s.bodies.person(w, r)
+	if err != nil {
+		return err
+	}
+	replies, err := s.submit(r.Context(), "", []person{p})
+	if err != nil {
+		return err
+	}
+	return writeReply(w, replies[0])
+}
+
+// handleBatch takes several submissions, all or none. Each counts towards the rate
+// limit, and how many there are is known only when they have been read; so whoever has
+// nothing left is refused before that.
+func (s *server) handleBatch(w http.ResponseWriter, r *http.Request) error {
+	if err := s.allow(w, r, 0); err != nil {
+		return err
+	}
+	people, err := s.bodies.people(w, r)
+	if most := s.cfg.RateLimit.Calls; s.rate != nil && len(people) > most {
+		err = invalid([]tandem.FieldError{{
+			Location: "body.submissions", Message: fmt.Sprintf("must have at most %d entries: --rate-limit never lets more through together", most), Value: len(people),
+		}})
+		people = nil
+	}
+	if refused := s.allow(w, r, max(len(people), 1)); refused != nil { // what is wrong counts as one
+		return refused
+	}
+	if err != nil {
+		return err
+	}
+	id, err := newBatchID()
+	if err != nil {
+		return err
+	}
+	started := time.Now()
+	replies, err := s.submit(r.Context(), id, people)
+	if err != nil {
+		return err
+	}
+	return writeReply(w, batchReply{len(replies), time.Since(started).Seconds(), replies, id})
+}
+
+// submit saves submissions and passes them on, side by side.
+func (s *server) submit(ctx context.Context, batchID string, people []person) ([]submissionReply, error) {
+	data := make([]json.RawMessage, len(people))
+	for i, p := range people {
+		var err error
+		if data[i], err = p.data(); err != nil {
+			return nil, err
+		}
+	}
+	done, err := s.cfg.Engine.SubmitAll(ctx, batchID, data)
+	if err != nil {
+		return nil, err
+	}
+	replies := make([]submissionReply, 0, len(done))
+	for i, p := range people {
+		replies = append(replies, replyTo(p, &done[i]))
+	}
+	return replies, nil
+}
+
+func replyTo(p person, done *engine.Submission) submissionReply {
+	reply := submissionReply{
+		FirstName: p.FirstName, LastName: p.LastName, SubmissionID: done.Request.ID, Timestamp: done.Request.CreatedAt,
+		ProcessingTime: max(done.Saving, done.Calling).Seconds(), External: externalOf(done.Request.Status),
+	}
+	reply.Message = "Thank you, " + p.FirstName + " " + p.LastName + ": your submission is saved" + map[string]string{
+		externalConfirmed: " and confirmed.",
+		externalPending:   "; its confirmation will follow.",
+		externalFailed:    ", but the external service does not take it.",
+	}[reply.External]
+	return reply
+}
+
+// externalOf says what the status of a submission means for its call.
+func externalOf(status tandem.Status) string {
+	switch status {
+	case tandem.StatusCompleted:
+		return externalConfirmed
+	case tandem.StatusFailed:
+		return externalFailed
+	default:
+		return externalPending
+	}
+}
+
+func newBatchID() (string, error) {
+	raw, err := uuid.NewV7()
+	if err != nil {
+		return "", fmt.Errorf("make a batch id: %w", err)
+	}
+	return "batch_" + hex.EncodeToString(raw[:]), nil
+}
+
+// submissionFilters are the parameters of GET /api/submissions.
+var submissionFilters = filters{
+	"limit":  filterFields["limit"],
+	"offset": filterFields["offset"],
+	"batch_id": func(f *store.Filter, v string) string {
+		f.Batch = v
+		if v == "" || len(v) > maxToken {
+			return "must be the batch_id of an answer"
+		}
+		return ""
+	},
+}
+
+// handleSubmissions lists submissions: all of them, or a batch.
+func (s *server) handleSubmissions(r *http.Request) (submissionList, error) {
+	asked, err := parseQuery(r.URL.RawQuery, submissionFilters)
+	if err != nil {
+		return submissionList{}, err
+	}
+	filter, list := asked, submissionList{Limit: asked.Limit, Offset: asked.Offset}
+	if filter.Batch != "" { // it is small: all of it is read, and counted
+		filter.Limit, filter.Offset = maxBatch, 0
+	} else {
+		filter.Task = tandem.TaskSubmission
+		stats, err := s.cfg.Store.Stats(r.Context())
+		if err != nil {
+			return submissionList{}, err
+		}
+		list.Total = stats.Submissions.Kept
+	}
+	page, err := s.cfg.Store.Requests(r.Context(), filter)
+	if err != nil {
+		return submissionList{}, err
+	}
+	found := page.Requests
+	list.HasMore = page.Next != ""
+	if filter.Batch != "" {
+		list.Total = int64(len(found))
+		found = found[min(asked.Offset, len(found)):]
+		list.HasMore = len(found) > asked.Limit
+		found = found[:min(asked.Limit, len(found))]
+	}
+	list.Count = len(found)
+	list.Submissions = make([]submissionEntry, len(found))
+	for i := range found {
+		if list.Submissions[i], err = entryOf(&found[i]); err != nil {
+			return submissionList{}, err
+		}
+	}
+	return list, nil
+}
+
+func entryOf(r *tandem.Request) (submissionEntry, error) {
+	var p person
+	if err := json.Unmarshal(r.Data, &p); err != nil {
+		return submissionEntry{}, fmt.Errorf("read submission %s: %w", r.ID, err)
+	}
+	return submissionEntry{
+		SubmissionID: r.ID, FirstName: p.FirstName, LastName: p.LastName, Timestamp: r.CreatedAt, Status: r.Status,
+		External: externalOf(r.Status), ProcessingTime: r.ProcessingTimeMS / 1000, BatchID: r.BatchID,
+	}, nil
+}
+
+// handleSubmissionStats gathers the figures. It costs the same however many there are.
+func (s *server) handleSubmissionStats(r *http.Request) (submissionStatistics, error) {
+	stats, err := s.cfg.Store.Stats(r.Context())
+	if err != nil {
+		return submissionStatistics{}, err
+	}
+	page, err := s.cfg.Store.Requests(r.Context(), store.Filter{Task: tandem.TaskSubmission, Limit: 1})
+	if err != nil {
+		return submissionStatistics{}, err
+	}
+	figures := submissionStatistics{
+		Messages:      stats.Submissions.Ended,
+		Submissions:   stats.Submissions.Accepted,
+		Recent:        stats.Submissions.Recent,
+		Average:       average(stats.Submissions.Work) / 1000,
+		APIVersion:    tandem.Version,
+		Status:        "healthy",
+		DebugMode:     s.cfg.Debug,
+		UptimeSeconds: seconds(time.Since(s.started)),
+	}
+	if stats.Unavailable != nil || s.cfg.Engine.Draining() {
+		figures.Status = "degraded"
+	}
+	if len(page.Requests) > 0 {
+		latest, err := entryOf(&page.Requests[0])
+		if err != nil {
+			return submissionStatistics{}, err
+		}
+		figures.Latest, figures.LastSubmission = &latest, &latest.Timestamp
+	}
+	return figures, nil
+}
+
+// submissionTag is the weak tag of /api/stats. Like that of /stats it covers
+// everything but the uptime, and the start of the process.
+func (s *server) submissionTag(reply submissionStatistics, _ []byte) (string, error) {
+	reply.UptimeSeconds = 0
+	covered, err := render(reply)
+	return `W/"` + digest(strconv.AppendInt(covered, s.started.UnixNano(), 10)) + `"`, err
+}
+
+// writeReply writes what a handler has to say.
+func writeReply(w http.ResponseWriter, reply any) error {
+	body, err := render(reply)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, body)
+	return nil
+}
