@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"regexp"
@@ -74,7 +75,7 @@ func (a Answer) left() (int, bool) {
 
 // limits shows the headers about the rate limit.
 func (a Answer) limits() string {
-	return "RateLimit-Policy " + strconv.Quote(oneLine(a.Header.Get("RateLimit-Policy"))) + ", RateLimit " + strconv.Quote(oneLine(a.Header.Get("RateLimit")))
+	return "RateLimit-Policy: " + oneLine(cmp.Or(a.Header.Get("RateLimit-Policy"), "none")) + ", RateLimit: " + oneLine(cmp.Or(a.Header.Get("RateLimit"), "none"))
 }
 
 func checkRateAnnounced(ctx context.Context, t *Target) Finding {
@@ -122,9 +123,10 @@ func checkRateForwarded(ctx context.Context, t *Target) Finding {
 	return v.finding()
 }
 
+// checkRateBatch makes four submissions: a refused batch may rightly count as one.
 func checkRateBatch(ctx context.Context, t *Target) Finding {
 	var v verdict
-	const entry = `{"firstName":"","lastName":""}` // refused, and counted
+	const entry = `{"firstName":"Audit","lastName":"Audit"}`
 	first := t.send(ctx, post("/api/submit/batch", `{"submissions":[`+entry+`]}`))
 	second := t.send(ctx, post("/api/submit/batch", `{"submissions":[`+entry+`,`+entry+`,`+entry+`]}`))
 	before, ok := first.left()

@@ -47,7 +47,11 @@ type twin struct {
 	submissions map[string][]string // :: key → first names
 	calls       map[string]int      // :: client → POSTs
 	failures    int                 // of callbacks in a row
+	handedIn    []string            // callback URLs, refused ones too
 }
+
+// refusesAtDial is no flaw: such a twin takes every callback URL, and calls none that it should not.
+const refusesAtDial = "refuses-at-dial"
 
 type twinRequest struct {
 	tandem.Request
@@ -293,7 +297,7 @@ func (w *twin) route(rw http.ResponseWriter, r *http.Request, key string) {
 	case get && (path == "/stats" || path == "/metrics"):
 		w.figures(rw, r, key)
 	case posted && path == "/api/submit/batch":
-		w.fail(rw, r, http.StatusUnprocessableEntity, "VALIDATION_FAILED", "empty names")
+		w.reply(rw, http.StatusOK, map[string]any{"results": []any{}})
 	case posted && path == "/api/submit":
 		var submission map[string]string
 		json.NewDecoder(r.Body).Decode(&submission)
@@ -391,7 +395,10 @@ func (w *twin) work(rw http.ResponseWriter, r *http.Request, key string) {
 		w.reply(rw, http.StatusOK, map[string]any{"request_id": id})
 		return
 	}
-	flawed := w.is("ssrf-metadata", "ssrf-private", "ssrf-notation", "ssrf-port", "ssrf-own-address")
+	w.mu.Lock()
+	w.handedIn = append(w.handedIn, callbackURL)
+	w.mu.Unlock()
+	flawed := w.is(refusesAtDial, "ssrf-metadata", "ssrf-private", "ssrf-notation", "ssrf-port", "ssrf-own-address")
 	if err := w.guard.Check(callbackURL); err != nil && !flawed {
 		detail := "callback_url is not allowed"
 		if w.is("ssrf-oracle") {
@@ -417,6 +424,9 @@ func (w *twin) deliver(made *twinRequest, to string) {
 		return
 	}
 	attempt := tandem.Attempt{Number: 1, Outcome: tandem.OutcomeConnect}
+	if w.is(refusesAtDial) {
+		attempt.Outcome = tandem.OutcomeBlocked
+	}
 	if w.guard.Check(to) == nil || strings.HasPrefix(to, w.url) {
 		attempt.StatusCode, attempt.Outcome = w.call(made.ID, to)
 	}
