@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -120,7 +121,7 @@ func attempts(ctx context.Context, q querier, seq int64) ([]tandem.Attempt, erro
 
 // jobColumns are what scan reads of a row that is handed out: of data and
 // result only the one that the job needs, and that only if it is at most ? bytes.
-const jobColumns = `seq, id, mode, task, status, callback_status, complexity, callback_attempts, processing_us,
+const jobColumns = `seq, requests.id, mode, task, status, callback_status, complexity, callback_attempts, processing_us,
 	started_at, completed_at, error_code, error_message, callback_url, batch_id,
 	CASE WHEN lane = 'deliver' OR length(data) > ? THEN x'' ELSE data END,
 	CASE WHEN lane = 'deliver' AND length(result) <= ? THEN result END`
@@ -144,17 +145,46 @@ func (s *SQLite) load(it *item) (bool, error) {
 	return found, err
 }
 
-// due lists at most limit rows of a lane that are due, longest first, complete
-// unless they are large.
-func (s *SQLite) due(ctx context.Context, lane Lane, now time.Time, limit int) ([]*item, error) {
-	var items []*item
+// due lists at most limit rows of a lane that are due, longest first. It reads the index alone: most
+// of what it finds may be held already.
+func (s *SQLite) due(ctx context.Context, lane Lane, now time.Time, limit int) ([]int64, error) {
+	var seqs []int64
 	err := s.read(ctx, func(q querier) error {
 		rows, err := q.QueryContext(ctx, `
-			SELECT due_at, length(CASE lane WHEN 'deliver' THEN result ELSE data END), `+jobColumns+`
+			SELECT seq
 			FROM requests INDEXED BY requests_queue
 			WHERE lane = ? AND due_at <= ?
 			ORDER BY due_at, seq
-			LIMIT ?`, smallJob, smallJob, string(lane), micros(now), limit)
+			LIMIT ?`, string(lane), micros(now), limit)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var seq int64
+			if err := rows.Scan(&seq); err != nil {
+				return err
+			}
+			seqs = append(seqs, seq)
+		}
+		return rows.Err()
+	})
+	return seqs, err
+}
+
+// loadAll reads those rows of a lane that are still due, in the order asked for, complete unless
+// they are large.
+func (s *SQLite) loadAll(ctx context.Context, lane Lane, now time.Time, seqs []int64) ([]*item, error) {
+	wanted, err := json.Marshal(seqs)
+	if err != nil {
+		return nil, err
+	}
+	items := make([]*item, 0, len(seqs))
+	err = s.read(ctx, func(q querier) error {
+		rows, err := q.QueryContext(ctx, `
+			SELECT due_at, length(CASE lane WHEN 'deliver' THEN result ELSE data END), `+jobColumns+`
+			FROM json_each(?) AS wanted CROSS JOIN requests ON seq = wanted.value
+			WHERE lane = ? AND due_at <= ?`, smallJob, smallJob, string(wanted), string(lane), micros(now))
 		if err != nil {
 			return err
 		}

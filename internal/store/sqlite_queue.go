@@ -454,7 +454,12 @@ func (q *queue) refillLane(ctx context.Context, l *lane) (time.Time, error) {
 	q.mu.Unlock()
 
 	started := time.Now()
-	items, err := q.store.due(ctx, l.name, now, limit)
+	seqs, err := q.store.due(ctx, l.name, now, limit)
+	wanted, more := q.notHeld(l, seqs)
+	var items []*item
+	if err == nil && len(wanted) > 0 {
+		items, err = q.store.loadAll(ctx, l.name, now, wanted)
+	}
 	var next time.Time
 	if err == nil {
 		next, err = q.store.nextDue(ctx, l.name, now)
@@ -469,7 +474,7 @@ func (q *queue) refillLane(ctx context.Context, l *lane) (time.Time, error) {
 		l.overflow = true
 		return time.Time{}, fmt.Errorf("read lane %s: %w", l.name, err)
 	}
-	if len(items) == limit {
+	if more || len(seqs) == limit {
 		l.overflow = true
 	}
 	for _, it := range items {
@@ -488,4 +493,21 @@ func (q *queue) refillLane(ctx context.Context, l *lane) (time.Time, error) {
 	}
 	q.startLocked(l)
 	return l.nextDue, nil
+}
+
+// notHeld returns the rows that are not in memory, as many as their lane has room for, and whether there are more.
+func (q *queue) notHeld(l *lane, seqs []int64) (wanted []int64, more bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	room := maxReady - len(l.ready)
+	for _, seq := range seqs {
+		if _, held := l.held[seq]; held {
+			continue
+		}
+		if len(wanted) == room {
+			return wanted, true
+		}
+		wanted = append(wanted, seq)
+	}
+	return wanted, false
 }
