@@ -50,13 +50,12 @@ const demoCallers = 64
 func (c *demoCommand) Run(ctx context.Context, t *terminal) error {
 	cores := runtime.GOMAXPROCS(0)
 	acts := demoActs(cores)
-	opened := make([]reports, len(acts))
+	files := make([]reports, len(acts))
 	for i, act := range acts {
 		var err error
-		if opened[i], err = openReports("", act.html); err != nil {
+		if files[i], err = openReports("", act.html); err != nil {
 			return err
 		}
-		defer opened[i].discard()
 	}
 	secret := tandem.NewSecret()
 	server, err := openStage(ctx, secret)
@@ -76,7 +75,7 @@ func (c *demoCommand) Run(ctx context.Context, t *terminal) error {
 		if err := load.WriteTable(t.out, report); err != nil {
 			return err
 		}
-		if err := opened[i].write(t, report); err != nil {
+		if err := files[i].write(t, report); err != nil {
 			return err
 		}
 		if err := verdict(ctx, report); err != nil {

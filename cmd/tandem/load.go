@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"net/url"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -347,12 +346,4 @@ func readRamp(text string, rate float64) (from, to float64, err error) {
 		return 0, 0, fmt.Errorf("want two rates per second, such as 10:500")
 	}
 	return from, to, nil
-}
-
-// absolute is a file's whole name, for people who have to find it.
-func absolute(name string) string {
-	if whole, err := filepath.Abs(name); err == nil {
-		return whole
-	}
-	return name
 }

@@ -17,8 +17,8 @@ import (
 	"tandem/internal/load"
 )
 
-// Run puts the service under load and says what came of it. The files of the
-// report are opened before the first request is sent.
+// Run puts the service under load and says what came of it. Whether the files of
+// the report can be written is known before the first request is sent.
 func (c *loadCommand) Run(ctx context.Context, t *terminal) error {
 	if more := c.beyond(); len(more) > 0 && !c.Yes {
 		if err := confirm(t, "--production-mode: this is "+strings.Join(more, ", "), "--yes goes ahead without being asked"); err != nil {
@@ -29,7 +29,6 @@ func (c *loadCommand) Run(ctx context.Context, t *terminal) error {
 	if err != nil {
 		return err
 	}
-	defer reports.discard()
 	if c.ownServer() {
 		if c.config.Secret.IsZero() {
 			c.config.Secret = tandem.NewSecret()

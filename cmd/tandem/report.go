@@ -10,104 +10,119 @@ import (
 	"tandem/internal/load"
 )
 
-// reports are the files that a report goes to. They are opened before the run, so that one that
-// cannot be written is known in time, and an old report is replaced by a whole new one or not at all.
-type reports []*reportFile
+// reports are the files that a report goes to. Whether they can be written is found out
+// before the run; an old report is replaced by a whole new one or not at all, and whatever
+// ends the run leaves nothing half done.
+type reports []reportFile
 
 // reportFile is one of them.
 type reportFile struct {
 	name   string // as it was given
 	target string // with symbolic links followed
-	write  func(io.Writer, *load.Report) error
-	file   *os.File // beside target until it is whole; target itself when that is no regular file
-	beside bool
+	plain  bool   // target is a file or will be one; else a device or pipe, which no file must replace
+	encode func(io.Writer, *load.Report) error
 }
 
-// openReports opens those that have a name. After an error none is left.
+// openReports tries those that have a name.
 func openReports(output, html string) (reports, error) {
-	var opened reports
-	for _, r := range []*reportFile{
-		{name: output, write: func(w io.Writer, report *load.Report) error { return report.Encode(w) }},
-		{name: html, write: load.WriteHTML},
+	var tried reports
+	for _, r := range []reportFile{
+		{name: output, encode: func(w io.Writer, report *load.Report) error { return report.Encode(w) }},
+		{name: html, encode: load.WriteHTML},
 	} {
 		if r.name == "" {
 			continue
 		}
-		if err := r.open(); err != nil {
-			opened.discard()
+		if err := r.try(); err != nil {
 			return nil, fmt.Errorf("write the report: %w", err)
 		}
-		opened = append(opened, r)
+		tried = append(tried, r)
 	}
-	return opened, nil
+	return tried, nil
 }
 
-// open makes a file beside the target, which tells whether the target can be made. A
-// device or pipe has no old contents to lose, and must not be replaced by a file.
-func (r *reportFile) open() (err error) {
+// try finds out whether the file can be written, and leaves it as it is.
+func (r *reportFile) try() (err error) {
 	if r.target, err = filepath.EvalSymlinks(r.name); err != nil {
 		r.target = r.name // not there yet
 	}
 	info, err := os.Stat(r.target)
-	switch {
-	case err == nil && info.IsDir():
-		return fmt.Errorf("%s is a directory", r.name)
-	case err == nil && !info.Mode().IsRegular():
-		r.file, err = os.OpenFile(r.target, os.O_WRONLY, 0)
-		return err
-	case err == nil:
-		// Renaming would get past a file that is write-protected.
-		protected, err := os.OpenFile(r.target, os.O_WRONLY, 0)
+	if err == nil {
+		if info.IsDir() {
+			return fmt.Errorf("%s is a directory", r.name)
+		}
+		if !info.Mode().IsRegular() {
+			return nil // whoever reads a pipe would take a try for the whole report
+		}
+		// Replacing it would get past a write protection.
+		old, err := os.OpenFile(r.target, os.O_WRONLY, 0)
 		if err != nil {
 			return err
 		}
-		_ = protected.Close()
-	}
-	r.beside = true
-	r.file, err = os.CreateTemp(filepath.Dir(r.target), "."+filepath.Base(r.target)+".*")
-	return err
-}
-
-// write fills every file, puts it in its place, and says where it is.
-func (rs reports) write(t *terminal, report *load.Report) error {
-	for _, r := range rs {
-		if err := r.fill(report); err != nil {
-			return fmt.Errorf("write the report %s: %w", r.name, err)
+		if err := old.Close(); err != nil {
+			return err
 		}
 	}
-	for i, r := range rs {
-		if i == 0 {
-			t.printf("\n")
+	r.plain = true
+	file, err := r.beside()
+	if err != nil {
+		return err
+	}
+	return errors.Join(file.Close(), os.Remove(file.Name()))
+}
+
+// beside makes a file in the same folder, from where it can take the target's place.
+func (r *reportFile) beside() (*os.File, error) {
+	return os.CreateTemp(filepath.Dir(r.target), "."+filepath.Base(r.target)+".*")
+}
+
+// write writes all of them, and says where they are.
+func (rs reports) write(t *terminal, report *load.Report) error {
+	if len(rs) > 0 {
+		t.printf("\n")
+	}
+	for _, r := range rs {
+		write := r.replace
+		if !r.plain {
+			write = r.fill
+		}
+		if err := write(report); err != nil {
+			return fmt.Errorf("write the report %s: %w", r.name, err)
 		}
 		t.printf("report: %s\n", absolute(r.name))
 	}
 	return nil
 }
 
-// fill writes the report and puts the file in its place.
-func (r *reportFile) fill(report *load.Report) error {
-	if err := r.write(r.file, report); err != nil {
+// replace writes a new file and puts it in the place of the old one.
+func (r *reportFile) replace(report *load.Report) error {
+	file, err := r.beside()
+	if err != nil {
 		return err
 	}
-	if !r.beside {
-		return r.file.Close()
+	err = errors.Join(r.encode(file, report), file.Chmod(0o644), file.Close()) // a report is for others, too
+	if err == nil {
+		err = os.Rename(file.Name(), r.target)
 	}
-	if err := errors.Join(r.file.Chmod(0o644), r.file.Close()); err != nil { // for others, too
-		return err
+	if err != nil {
+		return errors.Join(err, os.Remove(file.Name()))
 	}
-	if err := os.Rename(r.file.Name(), r.target); err != nil {
-		return err
-	}
-	r.beside = false // nothing to discard any more
 	return nil
 }
 
-// discard removes what has not come into its place.
-func (rs reports) discard() {
-	for _, r := range rs {
-		_ = r.file.Close()
-		if r.beside {
-			_ = os.Remove(r.file.Name()) // an error leaves an empty file behind, and there is nobody to tell
-		}
+// fill writes to a device or pipe.
+func (r *reportFile) fill(report *load.Report) error {
+	file, err := os.OpenFile(r.target, os.O_WRONLY, 0)
+	if err != nil {
+		return err
 	}
+	return errors.Join(r.encode(file, report), file.Close())
+}
+
+// absolute is a file's whole name, for people who have to find it.
+func absolute(name string) string {
+	if whole, err := filepath.Abs(name); err == nil {
+		return whole
+	}
+	return name
 }
