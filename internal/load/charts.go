@@ -118,14 +118,14 @@ func (e exchange) distribution() (chart, error) {
 			line.Y = append(line.Y, y)
 		}
 		c.Lines = append(c.Lines, line)
-		c.Caption = sentence2(c.Caption, fmt.Sprintf("%s: half within %s, 99 of 100 within %s, the slowest %s",
+		c.Caption = addSentence(c.Caption, fmt.Sprintf("%s: half within %s, 99 of 100 within %s, the slowest %s",
 			clock.label, showMS(clock.latency.P50MS), showMS(clock.latency.P99MS), showMS(clock.latency.MaxMS)))
 	}
 	return c, nil
 }
 
-// sentence2 adds a sentence to a text.
-func sentence2(text, sentence string) string {
+// addSentence adds a sentence to a text.
+func addSentence(text, sentence string) string {
 	if text != "" {
 		text += " "
 	}
@@ -190,15 +190,15 @@ func (e exchange) latencies() chart {
 	p50, p99 := func(s Step) float64 { return s.P50MS }, func(s Step) float64 { return s.P99MS }
 	if e.sync != nil {
 		add("sync: answer", "sync", e.sync, p50, p99)
-		c.Caption = sentence2(c.Caption, "Sync: the median second has "+middle(e.along(e.sync, p50))+" at p50, the worst "+most(e.along(e.sync, p99))+" at p99")
+		c.Caption = addSentence(c.Caption, "Sync: the median second has "+middle(e.along(e.sync, p50))+" at p50, the worst "+most(e.along(e.sync, p99))+" at p99")
 	}
 	if e.async != nil {
 		add("async: acceptance", "accept", e.async, p50, p99)
-		c.Caption = sentence2(c.Caption, "Async acceptance: the median second has "+middle(e.along(e.async, p50))+" at p50, the worst "+most(e.along(e.async, p99))+" at p99")
+		c.Caption = addSentence(c.Caption, "Async acceptance: the median second has "+middle(e.along(e.async, p50))+" at p50, the worst "+most(e.along(e.async, p99))+" at p99")
 		if e.async.EndToEnd != nil {
 			end50, end99 := func(s Step) float64 { return s.EndP50MS }, func(s Step) float64 { return s.EndP99MS }
 			add("async: result", "result", e.async, end50, end99)
-			c.Caption = sentence2(c.Caption, "Async result: from "+least(e.along(e.async, end50))+" to "+most(e.along(e.async, end50))+" at p50")
+			c.Caption = addSentence(c.Caption, "Async result: from "+least(e.along(e.async, end50))+" to "+most(e.along(e.async, end50))+" at p50")
 		}
 	}
 	return c
@@ -270,12 +270,12 @@ func (e exchange) rates() chart {
 	}
 	if e.sync != nil {
 		add("sync: completed", "sync", e.sync, e.syncPhase.WallSeconds, func(s Step) int64 { return s.Completed })
-		c.Caption = sentence2(c.Caption, "Sync completed "+showNumber(e.sync.CompletedPerSecond)+" a second")
+		c.Caption = addSentence(c.Caption, "Sync completed "+showNumber(e.sync.CompletedPerSecond)+" a second")
 	}
 	if e.async != nil {
 		add("async: accepted", "accept", e.async, e.asyncPhase.SendSeconds, func(s Step) int64 { return s.Accepted })
 		add("async: completed", "result", e.async, e.asyncPhase.WallSeconds, func(s Step) int64 { return s.Completed })
-		c.Caption = sentence2(c.Caption, "Async accepted "+showNumber(e.async.AcceptedPerSecond)+" and completed "+showNumber(e.async.CompletedPerSecond)+" a second")
+		c.Caption = addSentence(c.Caption, "Async accepted "+showNumber(e.async.AcceptedPerSecond)+" and completed "+showNumber(e.async.CompletedPerSecond)+" a second")
 	}
 	low, high := math.Inf(1), 0.0
 	for _, line := range c.Lines {
@@ -306,20 +306,25 @@ func (e exchange) arrivals() chart {
 	}
 	promised, came, open := points{0}, points{0}, points{0}
 	c.X = points{0}
-	peak := 0.0
+	accepted, received, peak := 0.0, 0.0, 0.0
 	for i, step := range e.async.Series {
-		c.X = append(c.X, min(float64(i+1)*e.step(), max(e.asyncPhase.WallSeconds, float64(i)*e.step()+0.01)))
-		promised = append(promised, promised[i]+float64(step.Accepted))
-		came = append(came, came[i]+float64(step.Completed))
-		open = append(open, max(0, promised[i+1]-came[i+1]))
-		peak = max(peak, open[i+1])
+		from, to := float64(i)*e.step(), float64(i+1)*e.step()
+		accepted, received = accepted+float64(step.Accepted), received+float64(step.Completed)
+		if send := e.asyncPhase.SendSeconds; send > from && send < to { // nothing is accepted after it: the line bends here
+			c.X, promised = append(c.X, send), append(promised, accepted)
+			came, open = append(came, math.NaN()), append(open, math.NaN())
+		}
+		c.X = append(c.X, max(min(to, e.asyncPhase.WallSeconds), c.X[len(c.X)-1]+0.001))
+		promised, came = append(promised, accepted), append(came, received)
+		open = append(open, max(0, accepted-received))
+		peak = max(peak, accepted-received)
 	}
 	c.Lines = []curve{
 		{Label: "accepted", Color: "accept", Y: promised},
 		{Label: "results received", Color: "result", Y: came},
 		{Label: "outstanding", Color: "other", Dash: true, Y: open},
 	}
-	c.Caption = sentence2("", showCount(int64(promised[len(promised)-1]))+" were accepted, "+showCount(int64(came[len(came)-1]))+
+	c.Caption = addSentence("", showCount(int64(accepted))+" were accepted, "+showCount(int64(received))+
 		" results came; at the end of a second at most "+showCount(int64(peak))+" were outstanding")
 	return c
 }

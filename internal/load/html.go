@@ -34,11 +34,15 @@ type page struct {
 	Failures []string
 	Machine  string
 
+	Both                 bool   // both ways ran
 	Interrupted, Invalid string // why the figures are to be read with care; ""
 }
 
 // card is a figure that sums the run up.
-type card struct{ Title, Value, Detail string }
+type card struct {
+	Title, Value, Detail string
+	Bad                  bool // it needs attention
+}
 
 // section is one exchange in pictures and tables.
 type section struct {
@@ -94,7 +98,7 @@ func makePage(r *Report) (*page, error) {
 		p.Invalid = invalidText(r)
 	}
 	p.Findings, p.Choices = sentences(r.Insights)
-	p.Cards = cards(r)
+	p.Cards, p.Both = cards(r), r.phase(PhaseMixed) != nil || r.phase(PhaseSync) != nil && r.phase(PhaseAsync) != nil
 	style, script, err := assets()
 	if err != nil {
 		return nil, err
@@ -157,43 +161,43 @@ func digest(text string) string {
 func cards(r *Report) []card {
 	var cards []card
 	metrics := byName(r)
-	show := func(name string) string { return metrics[name].show() }
-	has := func(names ...string) bool {
+	// add makes a card when all figures of its detail were measured.
+	add := func(title, value, detail string, names ...string) bool {
+		var figures []any
 		for _, name := range names {
-			if _, ok := metrics[name]; !ok {
+			metric, ok := metrics[name]
+			if !ok {
 				return false
 			}
+			figures = append(figures, metric.show())
 		}
+		cards = append(cards, card{Title: title, Value: value, Detail: fmt.Sprintf(detail, figures...)})
 		return true
 	}
-	switch {
-	case has("sync.response.p50", "async.accept.p50"):
-		cards = append(cards, card{"Immediate answer", versus(metrics["sync.response.p50"], metrics["async.accept.p50"]),
-			"with async: it accepts in " + show("async.accept.p50") + ", sync answers in " + show("sync.response.p50") + " (p50)"})
-	case has("sync.response.p50"):
-		cards = append(cards, card{"Answer", show("sync.response.p50"), "p50; 99 of 100 within " + show("sync.response.p99")})
-	case has("async.accept.p50"):
-		cards = append(cards, card{"Acceptance", show("async.accept.p50"), "p50; 99 of 100 within " + show("async.accept.p99")})
+	ratio := func(sync, async string) string {
+		if text := versus(metrics[sync], metrics[async]); text != "" {
+			return text
+		}
+		return "no comparison"
 	}
-	if has("sync.response.p50", "async.end_to_end.p50") {
-		cards = append(cards, card{"The result itself", versus(metrics["sync.response.p50"], metrics["async.end_to_end.p50"]),
-			"with async: by callback after " + show("async.end_to_end.p50") + ", on the line after " + show("sync.response.p50") + " (p50)"})
-	}
+	show := func(name string) string { return metrics[name].show() }
+
+	_ = add("Immediate answer", ratio("sync.response.p50", "async.accept.p50"),
+		"with async: it accepts in %s, sync answers in %s (p50)", "async.accept.p50", "sync.response.p50") ||
+		add("Answer", show("sync.response.p50"), "p50; 99 of 100 within %s", "sync.response.p99") ||
+		add("Acceptance", show("async.accept.p50"), "p50; 99 of 100 within %s", "async.accept.p99")
+	add("The result itself", ratio("sync.response.p50", "async.end_to_end.p50"),
+		"with async: by callback after %s, on the line after %s (p50)", "async.end_to_end.p50", "sync.response.p50")
+	_ = add("Work completed", ratio("sync.completed_per_second", "async.completed_per_second"),
+		"with async: %s, sync %s (async accepted %s)", "async.completed_per_second", "sync.completed_per_second", "async.accepted_per_second") ||
+		add("Work completed", show("sync.completed_per_second"), "%s of %s requests", "sync.success_rate", "sync.sent") ||
+		add("Work completed", show("async.completed_per_second"), "accepted: %s", "async.accepted_per_second")
 	switch {
-	case has("sync.completed_per_second", "async.completed_per_second"):
-		cards = append(cards, card{"Work completed", versus(metrics["sync.completed_per_second"], metrics["async.completed_per_second"]),
-			"with async: " + show("async.completed_per_second") + ", sync " + show("sync.completed_per_second") + " (async accepted " + show("async.accepted_per_second") + ")"})
-	case has("sync.completed_per_second"):
-		cards = append(cards, card{"Work completed", show("sync.completed_per_second"), show("sync.success_rate") + " of " + show("sync.sent") + " requests"})
-	case has("async.completed_per_second"):
-		cards = append(cards, card{"Work completed", show("async.completed_per_second"), "accepted: " + show("async.accepted_per_second")})
-	}
-	switch {
-	case has("async.expected") && r.Settings.Completion == CompletionPoll:
-		cards = append(cards, card{"Results seen", show("async.polled") + " of " + show("async.expected"), "by polling; no callback can reach the generator"})
-	case has("async.expected"):
-		cards = append(cards, card{"Callbacks", show("async.delivered") + " of " + show("async.expected"),
-			show("async.missing") + " missing, " + show("async.duplicate") + " duplicate, " + show("async.bad_signature") + " with a bad signature"})
+	case r.Settings.Completion == CompletionPoll:
+		add("Results seen", show("async.polled")+" of "+show("async.expected"), "by polling (%s missing); no callback can reach the generator", "async.missing")
+	case add("Callbacks", show("async.delivered")+" of "+show("async.expected"),
+		"%s missing, %s duplicate, %s with a bad signature", "async.missing", "async.duplicate", "async.bad_signature"):
+		cards[len(cards)-1].Bad = metrics["async.missing"].Value > 0 || metrics["async.bad_signature"].Value > 0
 	}
 	return cards
 }

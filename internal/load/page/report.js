@@ -72,13 +72,14 @@
   let folded = [];
   all(false);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => printing || all(false));
-  new ResizeObserver(() => {
+  const fit = () => {
     if (printing) return;
     for (const [host, plot] of drawn) {
       const width = Math.max(260, host.clientWidth);
       if (Math.abs(width - plot.width) > 1) plot.setSize({ width, height: plot.height });
     }
-  }).observe(document.querySelector("main"));
+  };
+  new ResizeObserver(() => requestAnimationFrame(fit)).observe(document.querySelector("main"));
   // Paper is white whatever the screen is; what is folded up on the screen is printed.
   addEventListener("beforeprint", () => {
     printing = true;
