@@ -18,8 +18,7 @@ const floorVariable = "TANDEM_TEST_FLOOR"
 func TestMain(m *testing.M) {
 	if os.Getenv(floorVariable) != "" {
 		if err := serveFloor(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
+			panic(err)
 		}
 		return
 	}

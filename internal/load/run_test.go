@@ -310,8 +310,9 @@ func TestInterrupted(t *testing.T) {
 	if !report.Interrupted || len(report.Thresholds) != 0 || len(report.Phases) != 1 {
 		t.Errorf("interrupted %t, %d thresholds, %d phases; want true, none, one", report.Interrupted, len(report.Thresholds), len(report.Phases))
 	}
-	if side := report.Phases[0].Sync; side.Accepted != 19 || side.Sent != 19 || len(side.Errors) != 0 {
-		t.Errorf("side: %+v, want the 19 that were answered, and no error for those that were cut off", side)
+	// 3 callers may still have been reading one of the 19 answers.
+	if side := report.Phases[0].Sync; side.Accepted < 16 || side.Accepted > 19 || side.Sent != side.Accepted || len(side.Errors) != 0 {
+		t.Errorf("%d accepted, %d sent, errors %v; want the 19 that were answered, and no error for those that were cut off", side.Accepted, side.Sent, side.Errors)
 	}
 }
 
