@@ -34,7 +34,10 @@ func openReports(output, html string) (reports, error) {
 			continue
 		}
 		if err := r.try(); err != nil {
-			return nil, fmt.Errorf("write the report: %w", err)
+			if broken, ok := errors.AsType[*os.PathError](err); ok {
+				err = broken.Err // the rest names a file beside it
+			}
+			return nil, fmt.Errorf("write the report %s: %w", r.name, err)
 		}
 		tried = append(tried, r)
 	}
@@ -49,7 +52,7 @@ func (r *reportFile) try() (err error) {
 	info, err := os.Stat(r.target)
 	if err == nil {
 		if info.IsDir() {
-			return fmt.Errorf("%s is a directory", r.name)
+			return errors.New("it is a directory")
 		}
 		if !info.Mode().IsRegular() {
 			return nil // whoever reads a pipe would take a try for the whole report
