@@ -40,6 +40,12 @@ func checkBreaker(ctx context.Context, t *Target) Finding {
 		if broken.wait(ctx.Done(), 1, patience) == 0 {
 			break
 		}
+		// We know of the failure before the deployment does.
+		request, last := t.await(ctx, a.requestID(), t.cfg.Patience, func(r tandem.Request) bool { return len(r.Attempts) > 0 })
+		if len(request.Attempts) == 0 {
+			v.doubtf("a callback was answered with 500, and the history does not tell: %s", last)
+			return v.finding()
+		}
 		failing++
 	}
 	if failing == 0 {

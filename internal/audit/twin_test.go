@@ -74,7 +74,7 @@ func newTwin(t *testing.T, flaw string, quota int, receiver string) *twin {
 		w.client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	}
 	server := httptest.NewUnstartedServer(w)
-	server.Config.MaxHeaderBytes, server.Config.ReadHeaderTimeout = 64<<10, 300*time.Millisecond
+	server.Config.MaxHeaderBytes, server.Config.ReadHeaderTimeout, server.Config.IdleTimeout = 64<<10, 2*time.Second, time.Minute
 	switch flaw {
 	case "limit-header":
 		server.Config.MaxHeaderBytes = 1 << 20
