@@ -26,6 +26,11 @@ func (c *serveCommand) banner(address net.Addr, s *service, program string) stri
 	} else {
 		line("database", "%s: a 202 is on disk", redact(c.DB))
 	}
+	if c.ExternalURL != "" {
+		line("external", "%s gets every submission", redact(c.ExternalURL))
+	} else {
+		line("external", "simulated for submissions; --external-url names a real one")
+	}
 	if !c.quota.IsZero() {
 		line("limit", "%d POSTs per client in any %d s", c.quota.Calls, c.quota.Window/time.Second)
 	}

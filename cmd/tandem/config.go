@@ -66,6 +66,10 @@ type serveCommand struct {
 	CORSOrigin  []string      `name:"cors-origin" placeholder:"URL" env:"TANDEM_CORS_ORIGIN" help:"Origins whose pages may call the API (demo: http://localhost:3000, http://127.0.0.1:3000)."`
 	Retention   time.Duration `default:"720h" env:"TANDEM_RETENTION" help:"Finished requests older than this are deleted; 0: never."`
 
+	ExternalURL     string        `placeholder:"URL" env:"TANDEM_EXTERNAL_URL" help:"Service that every submission is passed on to (default: one is simulated)."`
+	ExternalDelay   string        `default:"70ms-150ms" placeholder:"TIME|FROM-TO" env:"TANDEM_EXTERNAL_DELAY" help:"How long the simulated service takes (default: ${default})."`
+	ExternalTimeout time.Duration `default:"5s" env:"TANDEM_EXTERNAL_TIMEOUT" help:"Time for one call of the service; what is not confirmed by then is tried again."`
+
 	SubmissionLog string `placeholder:"FILE" env:"TANDEM_SUBMISSION_LOG" help:"File that gets a JSON line per submission: ids and times, names only with --debug. Rotated at 64 MiB."`
 
 	TrustedProxy []netip.Prefix `placeholder:"CIDR" env:"TANDEM_TRUSTED_PROXY" help:"Proxies whose X-Forwarded-For says who the client is."`
@@ -83,6 +87,8 @@ type serveCommand struct {
 
 	secret tandem.Secret // SigningSecret, read; zero: the database's
 	quota  limit.Quota   // RateLimit, read
+
+	delay [2]time.Duration // ExternalDelay, read: the shortest and the longest
 }
 
 // dispatch reads the command line and runs its command.
@@ -277,6 +283,9 @@ func (c *serveCommand) Validate() error {
 		return err
 	}
 	if err := c.validCallbacks(); err != nil {
+		return err
+	}
+	if err := c.validExternal(); err != nil {
 		return err
 	}
 	if err := server.ValidOrigins(c.CORSOrigin); err != nil {

@@ -62,6 +62,7 @@ func (c *serveCommand) parts(address net.Addr, log *slog.Logger) parts {
 			TaskTimeout: c.TaskTimeout,
 			Retention:   c.Retention,
 			Retry:       c.schedule(),
+			External:    c.external(),
 		},
 		server: server.Config{
 			Mode:         c.Mode,
@@ -71,12 +72,14 @@ func (c *serveCommand) parts(address net.Addr, log *slog.Logger) parts {
 			TaskTimeout:  c.TaskTimeout,
 			CORSOrigins:  c.CORSOrigin,
 			RateLimit:    c.quota,
+			Debug:        c.Debug,
 
 			TrustedProxies: c.TrustedProxy,
 		},
 		secret: c.secret,
 		log:    log,
 
+		external:      c.externalCalls(),
 		submissionLog: engine.SubmissionLogConfig{Path: c.SubmissionLog, Names: c.Debug},
 	}
 }

@@ -40,6 +40,7 @@ type parts struct {
 	secret tandem.Secret // signs callbacks; zero: the one in the database, made if there is none
 	log    *slog.Logger
 
+	external      egress.Config              // of the client for engine.External, if that has a URL
 	submissionLog engine.SubmissionLogConfig // no Path: none is kept
 }
 
@@ -48,6 +49,7 @@ type service struct {
 	listener net.Listener
 	store    *store.SQLite
 	egress   *egress.Client
+	external *egress.Client // nil: the external service is simulated
 	engine   *engine.Engine
 	lines    *engine.SubmissionLog // nil: none is kept
 	http     *http.Server
@@ -76,6 +78,13 @@ func openService(ctx context.Context, p parts, listener net.Listener) (_ *servic
 	}
 	if s.egress, err = egress.New(p.egress); err != nil {
 		return nil, fmt.Errorf("set up callbacks: %w", err)
+	}
+	if p.engine.External.URL != "" {
+		p.external.Log = p.log
+		if s.external, err = egress.New(p.external); err != nil {
+			return nil, fmt.Errorf("set up calls of the external service: %w", err)
+		}
+		p.engine.External.Client = s.external
 	}
 	if p.submissionLog.Path != "" {
 		p.submissionLog.Log = p.log
@@ -172,6 +181,9 @@ func (s *service) close() error {
 	s.listener.Close() // closed already, if it was served
 	if s.egress != nil {
 		s.egress.Close()
+	}
+	if s.external != nil {
+		s.external.Close()
 	}
 	err := s.lines.Close()
 	if s.store == nil {

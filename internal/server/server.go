@@ -176,14 +176,14 @@ const (
 
 // HTTPServer makes the server that the API is meant to run in; the caller
 // listens, serves and shuts down. Its write timeout leaves a sync request its
-// TaskTimeout, which covers the wait for a slot as well.
+// TaskTimeout, which covers the wait for a slot as well, and a submission its wait and its call.
 func HTTPServer(handler http.Handler, cfg Config) *http.Server {
 	cfg = cfg.withDefaults()
 	return &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: readHeaderTimeout,
 		ReadTimeout:       readTimeout,
-		WriteTimeout:      readTimeout + cfg.TaskTimeout + answerTime,
+		WriteTimeout:      readTimeout + max(cfg.TaskTimeout, 2*engine.MaxExternalTimeout) + answerTime,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
