@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"tandem"
 	"tandem/internal/egress"
@@ -83,9 +84,10 @@ func FuzzDialAgreesWithCheck(f *testing.F) {
 		if err != nil || u.Scheme != "http" && u.Scheme != "https" {
 			return
 		}
-		// The dialer sees the host and the port only; net/http hides that a port is missing after its colon.
+		// The dialer sees the host and the port only. net/http hides that a port is missing after its
+		// colon, and makes another name of bytes that are no UTF-8.
 		plain := u.Scheme + "://" + u.Host + "/"
-		if len(plain) > 2048 || strings.HasSuffix(u.Host, ":") {
+		if len(plain) > 2048 || strings.HasSuffix(u.Host, ":") || !utf8.ValidString(plain) {
 			return
 		}
 		request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, plain, nil)

@@ -31,7 +31,7 @@ func runInNamespace(t *testing.T, env ...string) string {
 	start := func(flags uintptr) ([]byte, error) {
 		child := exec.CommandContext(t.Context(), executable, "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=5m")
 		child.Env = append(os.Environ(), append(env, inNamespace+"=1")...)
-		child.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags, Pdeathsig: syscall.SIGKILL}
+		child.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags}
 		if flags&syscall.CLONE_NEWUSER != 0 {
 			child.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
 			child.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
