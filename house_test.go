@@ -89,9 +89,12 @@ func TestReadmeBeginsWithTwoCommands(t *testing.T) {
 	}
 }
 
-// TestReadmeGuarantees: every guarantee names the tests that prove it, and they exist.
-func TestReadmeGuarantees(t *testing.T) {
-	t.Parallel()
+// namedTest finds tests that a document names.
+var namedTest = regexp.MustCompile("`((?:Test|Fuzz|Example)\\w*)[/`]")
+
+// testNames returns every test of the repository.
+func testNames(t *testing.T) map[string]bool {
+	t.Helper()
 	tests := map[string]bool{}
 	declaration := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Example)\w*)\(`)
 	for _, path := range sourceFiles(t, "_test.go") {
@@ -99,13 +102,52 @@ func TestReadmeGuarantees(t *testing.T) {
 			tests[match[1]] = true
 		}
 	}
-	named := regexp.MustCompile("`((?:Test|Fuzz|Example)\\w*)[/`]")
+	return tests
+}
+
+// TestThreatsNameWhatExists: every threat in the security guide names tests that exist, and checks
+// that the audit has.
+func TestThreatsNameWhatExists(t *testing.T) {
+	t.Parallel()
+	tests := testNames(t)
+	var checks strings.Builder
+	for _, path := range sourceFiles(t, ".go") {
+		if strings.HasPrefix(filepath.ToSlash(path), "internal/audit/") && !strings.HasSuffix(path, "_test.go") {
+			checks.WriteString(readFile(t, path))
+		}
+	}
+	threats := rows(section(t, readFile(t, "docs/PRODUCTION_SECURITY.md"), "Who might do what"))
+	if len(threats) < 10 {
+		t.Errorf("%d threats, want at least 10", len(threats))
+	}
+	for _, row := range threats {
+		names := namedTest.FindAllStringSubmatch(row[3], -1)
+		if len(names) == 0 {
+			t.Errorf("%s %s: no test is named", row[0], row[1])
+		}
+		for _, name := range names {
+			if !tests[name[1]] {
+				t.Errorf("%s %s: %s does not exist", row[0], row[1], name[1])
+			}
+		}
+		for _, id := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(row[4], -1) {
+			if !strings.Contains(checks.String(), `"`+id[1]+`"`) {
+				t.Errorf("%s %s: the audit has no %s", row[0], row[1], id[1])
+			}
+		}
+	}
+}
+
+// TestReadmeGuarantees: every guarantee names the tests that prove it, and they exist.
+func TestReadmeGuarantees(t *testing.T) {
+	t.Parallel()
+	tests := testNames(t)
 	guarantees := rows(section(t, readFile(t, "README.md"), "Guarantees"))
 	if len(guarantees) != 6 {
 		t.Errorf("%d guarantees, want 6", len(guarantees))
 	}
 	for _, row := range guarantees {
-		names := named.FindAllStringSubmatch(row[len(row)-1], -1)
+		names := namedTest.FindAllStringSubmatch(row[len(row)-1], -1)
 		if len(names) == 0 {
 			t.Errorf("guarantee %s names no test", row[0])
 		}
