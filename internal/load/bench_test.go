@@ -1,14 +1,21 @@
+//go:build unix
+
 package load_test
 
 import (
 	"bufio"
 	"context"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -86,9 +93,13 @@ func BenchmarkClosedLoop(b *testing.B) {
 				b.Fatal(err)
 			}
 			b.ReportMetric(rate, other.name+"/s")
-			cpu := cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
-			b.ReportMetric(float64(cpu.Microseconds())/rate/2, other.name+"-cpu-us/req")
+			took := cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+			b.ReportMetric(float64(took.Microseconds())/rate/2, other.name+"-cpu-us/req")
 		}
+		cpu := processCPU(b)
+		answers := bareLoop(b, url+"/sync", 64, 2*time.Second)
+		b.ReportMetric(float64(answers)/2, "net/http/s")
+		b.ReportMetric(float64((processCPU(b)-cpu).Microseconds())/float64(answers), "net/http-cpu-us/req")
 		report, err := load.Run(b.Context(), load.Config{URL: url, Phases: []string{load.PhaseSync}, Duration: 2 * time.Second, Concurrency: 64})
 		if err != nil {
 			b.Fatal(err)
@@ -97,6 +108,46 @@ func BenchmarkClosedLoop(b *testing.B) {
 		b.ReportMetric(report.Generator.CPUSeconds*1e6/float64(report.Phases[0].Sync.Sent), "tandem-cpu-us/req")
 		b.ReportMetric(report.Phases[0].Sync.Response.P99MS, "p99-ms")
 	}
+}
+
+// bareLoop is the least that a caller with net/http can do: the same request over and over, the
+// answer thrown away, nothing measured. It returns how many were answered.
+func bareLoop(b *testing.B, url string, callers int, length time.Duration) int64 {
+	transport := &http.Transport{MaxIdleConnsPerHost: callers, DisableCompression: true}
+	defer transport.CloseIdleConnections()
+	var answers atomic.Int64
+	var group sync.WaitGroup
+	end := time.Now().Add(length)
+	for range callers {
+		group.Go(func() {
+			for time.Now().Before(end) {
+				request, err := http.NewRequest(http.MethodPost, url, strings.NewReader(rivalBody))
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				response, err := transport.RoundTrip(request)
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				_, _ = io.Copy(io.Discard, response.Body)
+				response.Body.Close()
+				answers.Add(1)
+			}
+		})
+	}
+	group.Wait()
+	return answers.Load()
+}
+
+// processCPU is the CPU time of this process so far.
+func processCPU(b *testing.B) time.Duration {
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
 // BenchmarkOpenLoop holds a schedule of 5,000 a second and tells how late it was.
