@@ -29,12 +29,12 @@ type Comparisons struct {
 type Versus struct {
 	Name    string
 	Runs    int
-	Paired  bool // the spread is over pairs of runs, in the order given
 	Changes []Change
 }
 
 // Change is a metric in both groups. Ratio is new to base; Low and High are
-// the spread of that ratio over the repeats, and equal to it when each group has one run.
+// the spread of that ratio, over every run against every run, and equal to it when each group has
+// one run. So a difference counts only when all runs agree on it, however the machine felt meanwhile.
 type Change struct {
 	Metric         string
 	Unit           string
@@ -74,7 +74,7 @@ func CompareReports(reports []NamedReport, maxRegression float64) (*Comparisons,
 		return nil, fmt.Errorf("compare reports: no regression can be judged: %s", strings.Join(result.Warnings, "; "))
 	}
 	for _, other := range groups[1:] {
-		versus := Versus{Name: other.name, Runs: len(other.reports), Paired: len(base.reports) == len(other.reports)}
+		versus := Versus{Name: other.name, Runs: len(other.reports)}
 		for _, side := range sides {
 			for _, name := range judged {
 				if change, ok := changed(base, other, side.prefix+"."+name); ok {
@@ -166,17 +166,12 @@ func changed(base, other repeats, metric string) (Change, bool) {
 	}
 	change.Ratio = proportion(change.New, change.Base)
 	change.Low, change.High = math.Inf(1), math.Inf(-1)
-	for i, b := range before {
-		for j, a := range after {
-			if len(before) == len(after) && i != j {
-				continue // pairs: what the machine did to one it did to the other
-			}
+	for _, b := range before {
+		for _, a := range after {
 			ratio := proportion(a.Value, b.Value)
 			change.Low, change.High = min(change.Low, ratio), max(change.High, ratio)
 		}
 	}
-	// The ratio of the medians may lie outside the ratios of the pairs.
-	change.Low, change.High = min(change.Low, change.Ratio), max(change.High, change.Ratio)
 	change.WithinNoise = change.Low <= 1 && change.High >= 1
 	return change, true
 }
@@ -303,14 +298,21 @@ func runs(n int) string {
 
 // meaning explains the spread.
 func (v Versus) meaning(base int) string {
-	switch {
-	case v.Runs == 1 && base == 1:
+	if v.Runs == 1 && base == 1 {
 		return "One run each: how much of a difference is chance cannot be told. Repeat the runs, in turn, to know the spread."
-	case v.Paired:
-		return "The spread is over pairs of runs in the order given. Noise: the pairs do not agree on a direction."
-	default:
-		return "The spread is over every run against every run. Noise: they do not agree on a direction."
 	}
+	return fmt.Sprintf("The spread is over every run against every run; noise: they do not agree on a direction. Two equal services would look different in %s of the figures by chance alone; more repeats make that less.",
+		showPercent(200/orders(v.Runs+base, base)))
+}
+
+// orders counts the ways in which the runs of two groups can be ordered; in two
+// of them one group is all before the other.
+func orders(n, k int) float64 {
+	ways := 1.0
+	for i := range k {
+		ways = ways * float64(n-i) / float64(i+1)
+	}
+	return math.Round(ways)
 }
 
 func (c Change) show(value float64) string { return Metric{Unit: c.Unit, Value: value}.show() }

@@ -47,16 +47,16 @@ func TestCompareReportsGroups(t *testing.T) {
 	tests := []struct {
 		name  string
 		files []string
-		want  string // base (runs) | other (runs) paired …
+		want  string // base (runs) | other (runs) …
 	}{
-		{"two files", []string{"a.json", "b.json"}, "a 1 | b 1 paired"},
-		{"repeats in turn", []string{"base-1.json", "new-1.json", "base-2.json", "new-2.json"}, "base 2 | new 2 paired"},
+		{"two files", []string{"a.json", "b.json"}, "a 1 | b 1"},
+		{"repeats in turn", []string{"base-1.json", "new-1.json", "base-2.json", "new-2.json"}, "base 2 | new 2"},
 		{"repeats in blocks", []string{"out/base1.json", "out/base2.json", "out/base3.json", "out/new1.json"}, "out/base 3 | out/new 1"},
-		{"numbers only at the end of one name", []string{"run-1.json", "run-2.json", "run-3.json"}, "run-1.json 1 | run-2.json 1 paired | run-3.json 1 paired"},
-		{"nothing but numbers", []string{"7.json", "8.json"}, "7 1 | 8 1 paired"},
-		{"numbers in folders", []string{"a/1.json", "b/1.json"}, "a/1 1 | b/1 1 paired"},
-		{"three groups", []string{"a.json", "b_01.json", "b_02.json", "c.json"}, "a 1 | b 2 | c 1 paired"},
-		{"the same file twice", []string{"a.json", "a.json"}, "a.json 1 | a.json 1 paired"},
+		{"numbers only at the end of one name", []string{"run-1.json", "run-2.json", "run-3.json"}, "run-1.json 1 | run-2.json 1 | run-3.json 1"},
+		{"nothing but numbers", []string{"7.json", "8.json"}, "7 1 | 8 1"},
+		{"numbers in folders", []string{"a/1.json", "b/1.json"}, "a/1 1 | b/1 1"},
+		{"three groups", []string{"a.json", "b_01.json", "b_02.json", "c.json"}, "a 1 | b 2 | c 1"},
+		{"the same file twice", []string{"a.json", "a.json"}, "a.json 1 | a.json 1"},
 	}
 	for _, test := range tests {
 		var reports []load.NamedReport
@@ -71,9 +71,6 @@ func TestCompareReportsGroups(t *testing.T) {
 		got := c.Base + " " + strings.Repeat("I", c.Runs)
 		for _, versus := range c.Against {
 			got += " | " + versus.Name + " " + strings.Repeat("I", versus.Runs)
-			if versus.Paired {
-				got += " paired"
-			}
 		}
 		want := strings.NewReplacer(" 1", " I", " 2", " II", " 3", " III").Replace(test.want)
 		if got := filepath.ToSlash(got); got != want {
@@ -103,19 +100,15 @@ func TestCompareReportsBound(t *testing.T) {
 		{"more per second", "async.completed_per_second", []*load.Report{small(1, 100, 0)}, []*load.Report{small(1, 300, 0)}, 0.1, 3, 3, 3, false, false},
 		{"first one missing", "async.missing", []*load.Report{small(1, 1, 0)}, []*load.Report{small(1, 1, 1)}, 5, math.Inf(1), math.Inf(1), math.Inf(1), true, false},
 		{
-			"pairs agree on it", "async.accept.p99", []*load.Report{small(10, 1, 0), small(20, 1, 0)}, []*load.Report{small(15, 1, 0), small(26, 1, 0)},
-			0.1, 20.5 / 15, 1.3, 1.5, true, false,
+			"every run agrees", "async.accept.p99", []*load.Report{small(10, 1, 0), small(20, 1, 0)}, []*load.Report{small(30, 1, 0), small(26, 1, 0)},
+			0.1, 28.0 / 15, 1.3, 3, true, false,
 		},
 		{
-			"one pair is within the bound", "async.accept.p99", []*load.Report{small(10, 1, 0), small(20, 1, 0)}, []*load.Report{small(15, 1, 0), small(21, 1, 0)},
-			0.1, 18.0 / 15, 1.05, 1.5, false, false,
+			"one is within the bound", "async.accept.p99", []*load.Report{small(10, 1, 0), small(20, 1, 0)}, []*load.Report{small(30, 1, 0), small(21, 1, 0)},
+			0.1, 25.5 / 15, 1.05, 3, false, false,
 		},
 		{
-			"pairs disagree", "async.accept.p99", []*load.Report{small(10, 1, 0), small(20, 1, 0)}, []*load.Report{small(15, 1, 0), small(18, 1, 0)},
-			0.1, 16.5 / 15, 0.9, 1.5, false, true,
-		},
-		{
-			"every run against every run", "async.accept.p99", []*load.Report{small(10, 1, 0), small(20, 1, 0), small(12, 1, 0)}, []*load.Report{small(15, 1, 0), small(18, 1, 0)},
+			"they disagree", "async.accept.p99", []*load.Report{small(10, 1, 0), small(20, 1, 0), small(12, 1, 0)}, []*load.Report{small(15, 1, 0), small(18, 1, 0)},
 			0.1, 16.5 / 12, 0.75, 1.8, false, true,
 		},
 	}
