@@ -35,6 +35,13 @@ func TestMetricsOfTheSubmissionLog(t *testing.T) {
 			t.Errorf("%s is %v, want %v", name, got[name], want)
 		}
 	}
+	var figures struct {
+		Log map[string]int `json:"submission_log"`
+	}
+	svc.get("/api/stats").decode(t, &figures)
+	if figures.Log["lines_dropped"] != 3 || figures.Log["lines_written"] != 0 || len(figures.Log) != 2 {
+		t.Errorf("/api/stats: %v", figures.Log)
+	}
 }
 
 // TestMetricsInFlight counts those who wait for an answer, and the scrape.

@@ -90,6 +90,13 @@ type submissionStatistics struct {
 	DebugMode      bool             `json:"debug_mode" doc:"--debug"`
 	LastSubmission *time.Time       `json:"last_submission" doc:"When the latest was accepted; null: there is none"`
 	UptimeSeconds  float64          `json:"uptime_seconds" minimum:"0" doc:"Since the process started"`
+	Log            logStatistics    `json:"submission_log" doc:"Of --submission-log"`
+}
+
+// logStatistics counts lines of the submission log since the start.
+type logStatistics struct {
+	Written int64 `json:"lines_written" minimum:"0" doc:"In the file, since the process started"`
+	Dropped int64 `json:"lines_dropped" minimum:"0" doc:"Lost since the process started: the disk was too slow, or refused them"`
 }
 
 // submissionRoutes are the part of the table that is about submissions.
@@ -298,6 +305,7 @@ func (s *server) handleSubmissionStats(r *http.Request) (submissionStatistics, e
 	if err != nil {
 		return submissionStatistics{}, err
 	}
+	lines, _ := s.cfg.Engine.SubmissionLogStats() // zeros while there is no log
 	figures := submissionStatistics{
 		Messages:      stats.Submissions.Ended,
 		Submissions:   stats.Submissions.Accepted,
@@ -307,6 +315,7 @@ func (s *server) handleSubmissionStats(r *http.Request) (submissionStatistics, e
 		Status:        "healthy",
 		DebugMode:     s.cfg.Debug,
 		UptimeSeconds: seconds(time.Since(s.started)),
+		Log:           logStatistics{lines.Written, lines.Dropped},
 	}
 	if stats.Unavailable != nil || s.cfg.Engine.Draining() {
 		figures.Status = "degraded"

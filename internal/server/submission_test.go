@@ -477,6 +477,7 @@ func TestSubmissionStats(t *testing.T) {
 	want := map[string]any{
 		"total_messages": 0.0, "total_submissions": 0.0, "recent_submissions": 0.0, "avg_processing_time": 0.0, "latest_submission": nil,
 		"api_version": tandem.Version, "status": "healthy", "debug_mode": true, "last_submission": nil,
+		"submission_log": map[string]any{"lines_written": 0.0, "lines_dropped": 0.0},
 	}
 	if diff := cmp.Diff(want, figures); diff != "" || uptime < 0 {
 		t.Errorf("before the first (-want +got):\n%s", diff)
