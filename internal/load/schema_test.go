@@ -7,6 +7,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"net/http"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -223,6 +224,62 @@ func TestSchemaAccepts(t *testing.T) {
 		if err := valid(t, schema, encoded(t, r), func(map[string]any) {}); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestSchemaAcceptsRuns: the reports of real runs, good and bad, keep the schema, and can be shown in every form.
+func TestSchemaAcceptsRuns(t *testing.T) {
+	t.Parallel()
+	schema := compiled(t)
+	threshold, err := load.ParseThreshold("async.end_to_end.p99<1s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	refusing := func(w http.ResponseWriter, _ *http.Request, n int64) bool {
+		if n%5 == 0 {
+			http.Error(w, "not now", http.StatusTooManyRequests)
+		}
+		return n%5 == 0
+	}
+	for name, run := range map[string]func(t *testing.T) *load.Report{
+		"all phases": func(t *testing.T) *load.Report {
+			t.Helper()
+			return (&fake{}).start(t).run(t, load.Config{Requests: 40, SyncRatio: 0.5, Drain: 10 * time.Second, Thresholds: []load.Threshold{threshold}})
+		},
+		"open loop, refusals, no callbacks": func(t *testing.T) *load.Report {
+			t.Helper()
+			f := (&fake{post: refusing, callbacks: func(int64) int { return 0 }}).start(t)
+			return f.run(t, load.Config{Phases: []string{load.PhaseAsync}, Requests: 40, Rate: 1000, Thresholds: []load.Threshold{threshold}})
+		},
+		"everything refused": func(t *testing.T) *load.Report {
+			t.Helper()
+			f := (&fake{post: func(w http.ResponseWriter, _ *http.Request, _ int64) bool {
+				w.WriteHeader(http.StatusInternalServerError)
+				return true
+			}}).start(t)
+			return f.run(t, load.Config{Requests: 10, Thresholds: []load.Threshold{threshold}})
+		},
+		"polled": func(t *testing.T) *load.Report {
+			t.Helper()
+			return (&fake{callbacks: func(int64) int { return 0 }}).start(t).run(t, load.Config{
+				Phases: []string{load.PhaseAsync}, Requests: 5, Callback: load.CallbackConfig{Poll: true}, Drain: 100 * time.Millisecond,
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := run(t)
+			if err := valid(t, schema, encoded(t, r), func(map[string]any) {}); err != nil {
+				t.Error(err)
+			}
+			var text bytes.Buffer
+			if err := load.WriteTable(&text, r); err != nil {
+				t.Error(err)
+			}
+			fits(t, text.String())
+			restsOnFigures(t, r)
+			parse(t, r)
+		})
 	}
 }
 
