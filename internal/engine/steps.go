@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"time"
 
 	"tandem"
@@ -22,11 +23,7 @@ func (e *Engine) telling() bool { return e.log.Enabled(context.Background(), slo
 
 // tell writes one step.
 func (e *Engine) tell(step string, r *tandem.Request, attrs ...any) {
-	about := []any{"request_id", r.ID}
-	if r.BatchID != "" {
-		about = append(about, "batch_id", r.BatchID)
-	}
-	e.log.Debug(step, append(about, attrs...)...)
+	e.log.Debug(step, append([]any{"request_id", r.ID}, attrs...)...)
 }
 
 // markOf is the mark of a request that somebody waited for, by what has become of it.
@@ -47,8 +44,11 @@ func (e *Engine) tellSubmissions(requests []*tandem.Request) {
 		return
 	}
 	for _, r := range requests {
-		e.tell("🚀 submission: saved and passed on at the same time", r,
-			"side_by_side", len(requests), "in_flight", e.gate.count(), "submitted", string(r.Data))
+		attrs := []any{"in_flight", e.gate.count(), "submitted", strings.ReplaceAll(string(r.Data), `"`, "")}
+		if r.BatchID != "" {
+			attrs = append(attrs, "side_by_side", len(requests), "batch_id", r.BatchID)
+		}
+		e.tell("🚀 submission: saved and passed on at the same time", r, attrs...)
 	}
 }
 

@@ -110,7 +110,7 @@ func TestStepsOfASubmission(t *testing.T) {
 	id := p.submitAll(1, "")[0].Request.ID
 	lines := p.steps(&told, id)
 	for _, want := range []struct{ step, attributes string }{
-		{"🚀 submission: saved and passed on at the same time", ` side_by_side=1 in_flight=1 submitted=`},
+		{"🚀 submission: saved and passed on at the same time", ` in_flight=1 submitted={firstName:Ada,lastName:Lovelace}\n`},
 		{"💾 submission: on disk", ` rows=1 took=`},
 		{"🌐 external service: delivered", ` took=\S+ status_code=200`},
 		{"✅ submission: completed", ` took=\S+ one_after_the_other=`},
