@@ -5,6 +5,8 @@ var (
 	Insights    = insights
 	Compare     = compare
 	MetricNames = metricNames
+	DescribeRun = describeRun
+	Wrap        = wrap
 )
 
 // Show writes a figure as the sentences do.

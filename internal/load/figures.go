@@ -52,7 +52,7 @@ func showNumber(n float64) string {
 	case size == 0:
 		return "0"
 	case size < 0.995:
-		return strconv.FormatFloat(n, 'f', min(9, 1-int(math.Floor(math.Log10(size)))), 64)
+		return strconv.FormatFloat(n, 'f', min(9, 1-int(math.Floor(math.Log10(size/0.995)))), 64)
 	case size < 9.995:
 		return strconv.FormatFloat(n, 'f', 2, 64)
 	case size < 99.95:
