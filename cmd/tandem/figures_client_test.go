@@ -21,7 +21,9 @@ import (
 )
 
 // wire is one HTTP/1.1 connection that sends requests made beforehand and reads
-// no more of an answer than it must: what is measured is the server.
+// no more of an answer than it must. Where a server is driven to its limit on the machine of its
+// client, or is not tandem (the floor), this is the client: internal/load costs several times the CPU,
+// which the server would miss. What comes back is measured with internal/load, which receives it.
 type wire struct {
 	conn net.Conn
 	in   *bufio.Reader
