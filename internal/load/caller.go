@@ -91,6 +91,7 @@ type answer struct {
 	workFailed bool          // the service says that the work failed
 	refused    bool          // 429 or 503
 	wait       time.Duration // the service asks to be left alone for so long
+	poll       time.Duration // of a 202: when it is worth while to ask for the result
 	detail     string        // of an error, for people
 }
 
@@ -186,19 +187,13 @@ func judge(res *http.Response, body []byte, want int) answer {
 	if err != nil {
 		return answer{category: "bad_body", detail: "an answer that is not what the contract says: " + err.Error()}
 	}
+	// The Retry-After of a 202 speaks of its result; of the next request only RateLimit does.
 	return answer{
 		id:         accepted.RequestID,
 		processing: time.Duration(accepted.ProcessingTimeMS * float64(time.Millisecond)),
-		wait:       retryAfterIfAccepted(res),
+		wait:       exhausted(res.Header),
+		poll:       retryAfter(res.Header, time.Now()),
 	}
-}
-
-// retryAfterIfAccepted: the Retry-After of a 202 says when to poll; to the next request only RateLimit speaks.
-func retryAfterIfAccepted(res *http.Response) time.Duration {
-	if remaining, reset, ok := rateLimit(res.Header.Get("RateLimit")); ok && remaining == 0 {
-		return time.Duration(min(reset, 1e6)) * time.Second
-	}
-	return 0
 }
 
 // refusal reads an answer that is not the one asked for.

@@ -53,8 +53,6 @@ type Config struct {
 	Seed   uint64        // of every random choice
 	Tool   string        // name and version, for the report and the User-Agent; "": this one's
 
-	InProcess bool // the service runs in this process: what it uses cannot be told from what we use, and is not reported
-
 	Thresholds []Threshold    // evaluated when the run was not interrupted
 	Progress   func(Progress) // told about ten times a second, from one goroutine; nil: nobody
 }

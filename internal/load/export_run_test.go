@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
+
+	"tandem"
 )
 
 // Schedule opens the plan of an open loop.
@@ -29,6 +31,60 @@ func WaitUntil(ctx context.Context, due time.Time) bool { return waitUntil(ctx, 
 
 // RetryAfter opens retryAfter.
 var RetryAfter = retryAfter
+
+// TooLate opens tooLate.
+var TooLate = tooLate
+
+// Inbox opens an inbox with one phase.
+type Inbox struct {
+	b *inbox
+	p *running
+}
+
+// NewInbox makes an inbox whose phase has begun.
+func NewInbox() (*Inbox, error) {
+	b, err := newInbox(ReceiverConfig{}, 0, func(time.Time) time.Duration { return 0 })
+	if err != nil {
+		return nil, err
+	}
+	r := &run{cfg: Config{Concurrency: 1}}
+	p := r.newRunning(PhaseAsync, 1, 1, 0)
+	b.begin(p)
+	return &Inbox{b, p}, nil
+}
+
+// Expect registers a request.
+func (i *Inbox) Expect() (uint64, error) { return i.b.expect(0) }
+
+// Answered says that its 202 was read.
+func (i *Inbox) Answered(number uint64, id string) { i.b.answered(number, id) }
+
+// Refused says that it got none.
+func (i *Inbox) Refused(number uint64) { i.b.refused(number) }
+
+// Arrive is a good callback for a number.
+func (i *Inbox) Arrive(number uint64) {
+	a := Arrival{Key: string(i.b.appendKey(nil, number)), Callback: tandem.Callback{Type: tandem.EventCompleted}}
+	if p, landing := i.b.settle(&a); p != nil {
+		p.landed(landing)
+	}
+}
+
+// ArriveAt is a good callback for a key.
+func (i *Inbox) ArriveAt(key string) int {
+	a := Arrival{Key: key}
+	i.b.settle(&a)
+	return a.Status
+}
+
+// Key is the key of a number.
+func (i *Inbox) Key(number uint64) string { return string(i.b.appendKey(nil, number)) }
+
+// End closes the phase.
+func (i *Inbox) End() []string { return i.b.end() }
+
+// Callbacks returns what was counted.
+func (i *Inbox) Callbacks() Callbacks { return i.b.counters(i.p) }
 
 // Recorder opens a recorder.
 type Recorder struct{ r *recorder }

@@ -19,7 +19,7 @@ type meter struct {
 
 // newMeter takes the first reading.
 func (r *run) newMeter(ctx context.Context) *meter {
-	m := &meter{service: r.service, off: r.cfg.InProcess || !r.report.Target.MetricsRead}
+	m := &meter{service: r.service, off: !r.report.Target.MetricsRead}
 	if m.off {
 		return m
 	}

@@ -202,7 +202,7 @@ func (p *running) send(ctx context.Context, c *caller, worker int, next turnOf) 
 	if a.id == "" {
 		r.inbox.refused(number)
 	} else if r.poller != nil {
-		r.poller.add(watched{number: number, id: a.id, planned: next.planned})
+		r.poller.add(watched{number: number, id: a.id, planned: next.planned, due: r.now() + a.poll})
 	}
 	return a.category
 }

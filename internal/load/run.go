@@ -228,7 +228,9 @@ func (r *run) examine(phase *Phase, p *running, cpu time.Duration) {
 		if lag := phase.Lag.P99MS; lag > own+ms(latestLag) {
 			r.warnf("%s: requests waited for one of %d places in flight (p99 %.0f ms); their response times hold that wait, their service times do not", phase.Name, r.cfg.Concurrency, lag)
 		}
-	} else if share := cpu.Seconds() / max(phase.SendSeconds, 0.001) / float64(cores); share >= busyShare && !r.cfg.InProcess && phase.SendSeconds >= 1 {
+		return
+	}
+	if share := cpu.Seconds() / max(phase.WallSeconds, 1) / float64(cores); share >= busyShare { // of a shorter phase it says nothing
 		r.invalidf("%s: the generator used %.0f %% of its %d cores, so it measured itself", phase.Name, 100*share, cores)
 	}
 }
@@ -255,10 +257,7 @@ func tooLate(own float64, phase *Phase) string {
 func (r *run) warn() {
 	report := r.report
 	async := slices.ContainsFunc(report.Phases, func(p Phase) bool { return p.Async != nil })
-	switch {
-	case r.cfg.InProcess:
-		r.warnf("The service runs in the generator's process: they share cores, and the figures of a machine of its own would be better. Its CPU time and memory cannot be told apart and are left out.")
-	case report.Generator.SharesMachine:
+	if report.Generator.SharesMachine {
 		r.warnf("The service runs on the generator's machine: they compete for its cores, and the figures of a machine of its own would be better.")
 	}
 	if async && r.poller != nil {

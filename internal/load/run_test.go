@@ -35,7 +35,8 @@ type fake struct {
 	callbacks func(n int64) int
 	// Damages the n-th request's callback; nil: no one's.
 	damage func(n int64, header http.Header)
-	early  bool // callbacks are sent before the 202 is written
+	early  bool            // callbacks are sent before the 202 is written
+	polled func(id string) // told of every GET /requests/{id}; nil: nobody
 
 	mu       sync.Mutex
 	urls     []string // callback URLs
@@ -68,6 +69,9 @@ func (f *fake) start(t *testing.T) *fake {
 }
 
 func (f *fake) show(w http.ResponseWriter, r *http.Request) {
+	if f.polled != nil {
+		f.polled(r.PathValue("id"))
+	}
 	f.mu.Lock()
 	status, ok := f.statuses[r.PathValue("id")]
 	f.mu.Unlock()
@@ -438,7 +442,20 @@ func TestRefusalsWithoutEnd(t *testing.T) {
 // TestPoll: where nobody can call us, results are seen by polling and nothing counts as delivered.
 func TestPoll(t *testing.T) {
 	t.Parallel()
+	var polled atomic.Int64
 	f := (&fake{callbacks: func(int64) int { return 0 }}).start(t)
+	f.post = func(w http.ResponseWriter, _ *http.Request, n int64) bool {
+		if n == 1 {
+			polled.Store(time.Now().UnixNano())
+		}
+		w.Header().Set("Retry-After", "1")
+		return false
+	}
+	f.polled = func(id string) {
+		if early := polled.Load() + int64(time.Second) - time.Now().UnixNano(); id == "req_1" && early > 0 {
+			t.Errorf("polled %v before the second that Retry-After says", time.Duration(early))
+		}
+	}
 	progress := func(load.Progress) { // what was accepted is finished, but for the fifth
 		f.mu.Lock()
 		defer f.mu.Unlock()
@@ -449,7 +466,7 @@ func TestPoll(t *testing.T) {
 		}
 	}
 	report := f.run(t, load.Config{
-		Phases: []string{load.PhaseAsync}, Requests: 6, Concurrency: 2, Drain: 3 * time.Second,
+		Phases: []string{load.PhaseAsync}, Requests: 6, Concurrency: 2, Drain: 5 * time.Second,
 		Callback: load.CallbackConfig{Poll: true}, Progress: progress,
 	})
 	want := load.Callbacks{Expected: 6, Polled: 5, Missing: 1, MissingSampled: 1, MissingByStatus: map[string]int64{"pending": 1}}

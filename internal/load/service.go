@@ -227,7 +227,6 @@ type lookedUp struct {
 }
 
 // retryAfter reads how long a service asks to be left alone; 0: it does not say.
-// RateLimit (the IETF draft) counts when nothing remains.
 func retryAfter(header http.Header, now time.Time) time.Duration {
 	wait := time.Duration(0)
 	if text := header.Get("Retry-After"); text != "" {
@@ -237,10 +236,15 @@ func retryAfter(header http.Header, now time.Time) time.Duration {
 			wait = max(0, at.Sub(now))
 		}
 	}
+	return max(wait, exhausted(header))
+}
+
+// exhausted reads RateLimit (the IETF draft): how long nothing more is allowed; 0: something is.
+func exhausted(header http.Header) time.Duration {
 	if remaining, reset, ok := rateLimit(header.Get("RateLimit")); ok && remaining == 0 {
-		wait = max(wait, time.Duration(min(reset, 1e6))*time.Second)
+		return time.Duration(min(reset, 1e6)) * time.Second
 	}
-	return wait
+	return 0
 }
 
 // rateLimit reads the first policy of `"post";r=49;t=12`.
