@@ -221,7 +221,7 @@ func (r *run) examine(phase *Phase, p *running, cpu time.Duration) {
 				planned, sent = planned+side.Planned, sent+side.Sent
 			}
 		}
-		if sent < planned {
+		if sent < planned && p.stopped.Load() == nil {
 			r.invalidf("%s: %d of %d planned requests were never sent, because as many as allowed were in flight until %v after the end: the rate is more than the service can do, and its response times are worse than those here",
 				phase.Name, planned-sent, planned, r.cfg.Timeout)
 		}

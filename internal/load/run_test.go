@@ -1,18 +1,15 @@
 package load_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -22,141 +19,6 @@ import (
 	"tandem"
 	"tandem/internal/load"
 )
-
-// fake is a service that keeps the contract as far as a run can see, with faults by plan.
-type fake struct {
-	url    string
-	secret tandem.Secret
-	asked  atomic.Int64 // POSTs so far
-
-	// What POST does; nil: at once, 200 or 202. n counts from 1.
-	post func(w http.ResponseWriter, r *http.Request, n int64) (handled bool)
-	// How often the callback of the n-th request is sent; nil: once.
-	callbacks func(n int64) int
-	// Damages the n-th request's callback; nil: no one's.
-	damage func(n int64, header http.Header)
-	early  bool            // callbacks are sent before the 202 is written
-	polled func(id string) // told of every GET /requests/{id}; nil: nobody
-
-	mu       sync.Mutex
-	urls     []string // callback URLs
-	statuses map[string]string
-
-	sending sync.WaitGroup
-	client  http.Client
-}
-
-func (f *fake) start(t *testing.T) *fake {
-	t.Helper()
-	f.secret = tandem.NewSecret()
-	f.statuses = make(map[string]string)
-	f.client.Transport = &http.Transport{MaxIdleConnsPerHost: 16}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintf(w, `{"status":"healthy","timestamp":%q,"version":"fake"}`, time.Now().UTC().Format(time.RFC3339Nano))
-	})
-	mux.HandleFunc("GET /requests/{id}", f.show)
-	mux.HandleFunc("POST /{mode}", f.handle)
-	server := httptest.NewServer(mux)
-	t.Cleanup(func() {
-		server.CloseClientConnections()
-		f.client.CloseIdleConnections()
-		f.sending.Wait()
-		server.Close()
-	})
-	f.url = server.URL
-	return f
-}
-
-func (f *fake) show(w http.ResponseWriter, r *http.Request) {
-	if f.polled != nil {
-		f.polled(r.PathValue("id"))
-	}
-	f.mu.Lock()
-	status, ok := f.statuses[r.PathValue("id")]
-	f.mu.Unlock()
-	if !ok {
-		http.NotFound(w, r)
-		return
-	}
-	fmt.Fprintf(w, `{"request_id":%q,"status":%q,"processing_time_ms":3}`, r.PathValue("id"), status)
-}
-
-func (f *fake) handle(w http.ResponseWriter, r *http.Request) {
-	n := f.asked.Add(1)
-	var order struct {
-		CallbackURL string `json:"callback_url"`
-	}
-	if err := json.NewDecoder(r.Body).Decode(&order); err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	if f.post != nil && f.post(w, r, n) {
-		return
-	}
-	id := fmt.Sprint("req_", n)
-	if r.PathValue("mode") == "sync" {
-		fmt.Fprintf(w, `{"request_id":%q,"result":{},"processing_time_ms":2}`, id)
-		return
-	}
-	f.mu.Lock()
-	f.urls = append(f.urls, order.CallbackURL)
-	f.statuses[id] = string(tandem.StatusPending)
-	f.mu.Unlock()
-	times := 1
-	if f.callbacks != nil {
-		times = f.callbacks(n)
-	}
-	send := func() {
-		for range times {
-			f.send(order.CallbackURL, id, n)
-		}
-	}
-	if f.early {
-		send()
-	} else {
-		f.sending.Go(send)
-	}
-	w.WriteHeader(http.StatusAccepted)
-	fmt.Fprintf(w, `{"request_id":%q,"status":"accepted"}`, id)
-}
-
-// send posts a callback.
-func (f *fake) send(url, id string, n int64) {
-	now := time.Now()
-	body, err := json.Marshal(tandem.Callback{Type: tandem.EventCompleted, RequestID: id, ProcessingTimeMS: 4, Timestamp: now.UTC()})
-	if err != nil {
-		panic(err)
-	}
-	request, err := http.NewRequest(http.MethodPost, url, bytes.NewReader(body))
-	if err != nil {
-		panic(err)
-	}
-	request.Header.Set(tandem.HeaderWebhookID, id)
-	request.Header.Set(tandem.HeaderWebhookTimestamp, fmt.Sprint(now.Unix()))
-	request.Header.Set(tandem.HeaderWebhookSignature, f.secret.Sign(id, now, body))
-	if f.damage != nil {
-		f.damage(n, request.Header)
-	}
-	if response, err := f.client.Do(request); err == nil { // the run may be over
-		_, _ = io.Copy(io.Discard, response.Body)
-		response.Body.Close()
-	}
-}
-
-// run runs against the fake.
-func (f *fake) run(t *testing.T, cfg load.Config) *load.Report {
-	t.Helper()
-	cfg.URL, cfg.Secret = f.url, f.secret
-	if cfg.Concurrency == 0 {
-		cfg.Concurrency = 8
-	}
-	report, err := load.Run(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return report
-}
 
 // TestCallbacksAreCountedExactly: 7 % of the callbacks never come, 3 % come twice, one is forged.
 func TestCallbacksAreCountedExactly(t *testing.T) {
@@ -577,5 +439,80 @@ func TestCannotStart(t *testing.T) {
 				t.Errorf("%v (%+v), want a StartError with %q and the hint %q", err, start, test.want, test.hint)
 			}
 		})
+	}
+}
+
+// TestServerUse: what the service says it has used, before and after.
+func TestServerUse(t *testing.T) {
+	t.Parallel()
+	var reads atomic.Int64
+	f := (&fake{metrics: func() string {
+		n := reads.Add(1) // the first answer is that of the check before the run
+		return fmt.Sprintf("# HELP x y\nprocess_cpu_seconds_total %d.5\nprocess_cpu_seconds_total_of_another 99\nprocess_resident_memory_bytes %de6\n", 10*n, 5-n)
+	}}).start(t)
+	report := f.run(t, load.Config{Phases: []string{load.PhaseSync}, Requests: 5})
+	phase := report.Phases[0]
+	if !report.Target.MetricsRead || phase.Server == nil {
+		t.Fatalf("target %+v, server %+v: want metrics", report.Target, phase.Server)
+	}
+	// A reading a second, of which there may be some on a busy machine: 10 s each.
+	want := float64(10 * (reads.Load() - 2))
+	if use := phase.Server; use.CPUSeconds != want || use.MaxMemoryBytes != 3e6 || use.CPUCores != want/phase.WallSeconds {
+		t.Errorf("use %+v after %d readings, want %v s of CPU and 3 MB, the first that the phase saw", use, reads.Load(), want)
+	}
+}
+
+// TestClockOffset: the clock of the service is an hour slow, and the delivery lag knows.
+func TestClockOffset(t *testing.T) {
+	t.Parallel()
+	f := (&fake{skew: -time.Hour}).start(t)
+	report := f.run(t, load.Config{Phases: []string{load.PhaseAsync}, Requests: 10, Drain: 10 * time.Second})
+	if off := report.Target.ClockOffsetMS; off < -3_600_000-5000 || off > -3_600_000+5000 {
+		t.Errorf("offset %v ms, want about -3,600,000", off)
+	}
+	if lag := report.Phases[0].Async.DeliveryLag; lag == nil || lag.MaxMS > 10_000 {
+		t.Errorf("delivery lag %+v, want less than the hour between the clocks", lag)
+	}
+}
+
+// TestReceiverAddress: a receiver on all addresses is named by one that the service can call.
+func TestReceiverAddress(t *testing.T) {
+	t.Parallel()
+	f := (&fake{}).start(t)
+	report := f.run(t, load.Config{
+		Phases: []string{load.PhaseAsync}, Requests: 5, Drain: 10 * time.Second, Callback: load.CallbackConfig{Listen: ":0"},
+	})
+	if url := report.Settings.CallbackURL; !strings.HasPrefix(url, "http://127.0.0.1:") || report.Phases[0].Callbacks.Delivered != 5 {
+		t.Errorf("callbacks at %s: %+v", url, report.Phases[0].Callbacks)
+	}
+}
+
+// TestPublicURL: the service is given the public address; the key is the end of its path.
+func TestPublicURL(t *testing.T) {
+	t.Parallel()
+	f := (&fake{callbacks: func(int64) int { return 0 }}).start(t)
+	report := f.run(t, load.Config{
+		Phases: []string{load.PhaseAsync}, Requests: 2, Callback: load.CallbackConfig{PublicURL: "https://example.com/hooks/"},
+	})
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i, url := range f.urls {
+		if key, ok := strings.CutPrefix(url, "https://example.com/hooks/"); !ok || key == "" || strings.Contains(key, "/") {
+			t.Errorf("callback URL %d is %s", i, url)
+		}
+	}
+	if report.Settings.CallbackURL != "https://example.com/hooks" || len(f.urls) != 2 {
+		t.Errorf("%d callbacks at %s", len(f.urls), report.Settings.CallbackURL)
+	}
+}
+
+// TestInterruptedBeforeTheStart: there is a report, with nothing in it.
+func TestInterruptedBeforeTheStart(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	report, err := load.Run(ctx, load.Config{URL: "http://127.0.0.1:1", Requests: 1, Concurrency: 1})
+	if err != nil || !report.Interrupted || len(report.Phases) != 0 || report.Valid {
+		t.Errorf("%+v, %v; want a report of nothing", report, err)
 	}
 }
