@@ -185,7 +185,7 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 // the timeout, and says what it is.
 func TestPostToHostileReceivers(t *testing.T) {
 	t.Parallel()
-	const timeout = 300 * time.Millisecond
+	const timeout = 2 * time.Second
 	write := func(text string) func(context.Context, net.Conn) {
 		return func(_ context.Context, conn net.Conn) { _, _ = io.WriteString(conn, text) }
 	}
@@ -380,7 +380,7 @@ func TestTLS(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			cfg := demo()
-			cfg.RootCAs, cfg.Resolver, cfg.Timeout = c.roots, names.resolver(), time.Second
+			cfg.RootCAs, cfg.Resolver, cfg.Timeout = c.roots, names.resolver(), 3*time.Second
 			client := newClient(t, cfg)
 			got := post(t, client, c.target)
 			if got.Outcome != c.want || !strings.Contains(got.Message, c.message) {
@@ -420,7 +420,7 @@ func TestInterrupted(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		target, _ := rawReceiver(t, func(ctx context.Context, conn net.Conn) {
 			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nx")
-			<-time.After(300 * time.Millisecond) // the client has seen the status line by now
+			<-time.After(time.Second) // the client has seen the status line by now
 			cancel(stop)
 			<-ctx.Done()
 		})

@@ -253,11 +253,15 @@ func TestPutOffsStartAnewAfterRecovery(t *testing.T) {
 	cfg.HostConcurrency, cfg.MaxWaiting, cfg.BreakerFailures, cfg.BreakerOpen = 1, 1, 1, time.Second
 	client := newClient(t, cfg)
 	post(t, client, target)
-	for range 5_000 { // their times reach five seconds ahead
+	probe := only(t, client).RetryAt
+	for range 5_000 { // their times reach five seconds ahead, on a machine that is not too busy
+		if time.Until(probe) < 300*time.Millisecond {
+			break
+		}
 		putOff(t, client, target)
 	}
 	healthy.Store(true)
-	until(t, only(t, client).RetryAt.Add(time.Millisecond))
+	until(t, probe.Add(time.Millisecond))
 	place := reserve(t, client, target)
 	probing := time.Until(putOff(t, client, target).Until)
 	if got := place.Post(t.Context(), nil, nil); got.Outcome != tandem.OutcomeDelivered {
@@ -285,6 +289,7 @@ func TestPutOffsStartAnewAfterRecovery(t *testing.T) {
 func TestPutOffsAreSpread(t *testing.T) {
 	t.Parallel()
 	const slow = 50 * time.Millisecond
+	begun := time.Now() // what the machine takes for all this comes on top of every wait
 	target := receiver(t, func(http.ResponseWriter, *http.Request) { <-time.After(slow) })
 	cfg := demo()
 	cfg.HostConcurrency, cfg.MaxWaiting = 1, 1
@@ -308,7 +313,7 @@ func TestPutOffsAreSpread(t *testing.T) {
 	perSecond := make(map[int]int)
 	for range crowd {
 		wait := putOff(t, client, target).Until.Sub(start)
-		if wait < 100*time.Millisecond || wait > 62*time.Second {
+		if wait < 100*time.Millisecond || wait > 61*time.Second+3*time.Since(begun) {
 			t.Fatalf("put off for %v, want at most a minute and a little", wait)
 		}
 		perSecond[int(wait.Seconds())]++
@@ -553,7 +558,9 @@ func TestHangingDestinationDelaysNoOther(t *testing.T) {
 	t.Parallel()
 	hanging := receiver(t, hang(t))
 	good := receiver(t, func(http.ResponseWriter, *http.Request) {})
-	client := newClient(t, demo())
+	cfg := demo()
+	cfg.Timeout = time.Minute
+	client := newClient(t, cfg)
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -572,7 +579,7 @@ func TestHangingDestinationDelaysNoOther(t *testing.T) {
 		until(t, time.Now().Add(time.Millisecond))
 	}
 	for range 20 {
-		if got := post(t, client, good); got.Outcome != tandem.OutcomeDelivered || got.Duration > time.Second {
+		if got := post(t, client, good); got.Outcome != tandem.OutcomeDelivered || got.Duration > 20*time.Second {
 			t.Errorf("Post to the good one = %+v", got)
 		}
 	}
