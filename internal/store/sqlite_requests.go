@@ -83,18 +83,12 @@ func insert(tx *tx, it *item) error {
 		lane, due = sql.NullString{String: string(it.lane), Valid: true}, sql.NullInt64{Int64: micros(it.due), Valid: true}
 		tx.count(queueCounter(it.lane), 1)
 	}
-	_, err := tx.exec(`
-		INSERT INTO requests (seq, id, mode, task, status, callback_status, complexity, started_at, lane, due_at, callback_url, data, batch_id)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+	err := tx.requests.add(tx,
 		it.seq, r.ID, string(r.Mode), r.Task, string(r.Status), string(r.CallbackStatus), r.Complexity,
 		nullMicros(r.StartedAt), lane, due, r.CallbackURL, []byte(r.Data),
 		sql.NullString{String: r.BatchID, Valid: r.BatchID != ""})
-	var code *sqlite.Error
-	if errors.As(err, &code) && code.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY {
-		return fmt.Errorf("insert %s: %w (%w)", r.ID, ErrExists, err)
-	}
 	if err != nil {
-		return fmt.Errorf("insert %s: %w", r.ID, err)
+		return insertError(err)
 	}
 	tx.count(groupAccepted+string(r.Mode), 1)
 	tx.count(groupTask+r.Task, 1)
@@ -102,6 +96,19 @@ func insert(tx *tx, it *item) error {
 	tx.count(counterUnfinished, 1)
 	tx.count(counterRows, 1)
 	return nil
+}
+
+const insertRequest = `
+	INSERT INTO requests (seq, id, mode, task, status, callback_status, complexity, started_at, lane, due_at, callback_url, data, batch_id)
+	VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
+
+// insertError says of rows that could not be inserted whether one is there already.
+func insertError(err error) error {
+	var code *sqlite.Error
+	if errors.As(err, &code) && code.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY {
+		return fmt.Errorf("insert requests: %w (%w)", ErrExists, err)
+	}
+	return fmt.Errorf("insert requests: %w", err)
 }
 
 // Finish commits what came of work that the caller of Accept did itself.
@@ -246,18 +253,19 @@ func settle(tx *tx, it *item, after *tandem.Request, next *Next) (bool, error) {
 		tx.count(counterUnfinished, -1)
 	}
 	if next.Attempt != nil {
-		return true, insertAttempt(tx, it.seq, next.Attempt)
+		return true, logAttempt(tx, it.seq, next.Attempt)
 	}
 	return true, nil
 }
 
-func insertAttempt(tx *tx, seq int64, a *tandem.Attempt) error {
-	_, err := tx.exec(`
-		INSERT OR REPLACE INTO attempts (request, number, outcome, started_at, duration_us, status_code, error, next_at)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
-		seq, a.Number, string(a.Outcome), micros(a.StartedAt), int64(a.DurationMS*1000), a.StatusCode, a.Error, nullMicros(a.NextAt))
+const insertAttempt = `
+	INSERT OR REPLACE INTO attempts (request, number, outcome, started_at, duration_us, status_code, error, next_at)
+	VALUES (?, ?, ?, ?, ?, ?, ?, ?)`
+
+func logAttempt(tx *tx, seq int64, a *tandem.Attempt) error {
+	err := tx.attempts.add(tx, seq, a.Number, string(a.Outcome), micros(a.StartedAt), int64(a.DurationMS*1000), a.StatusCode, a.Error, nullMicros(a.NextAt))
 	if err != nil {
-		return fmt.Errorf("log attempt %d: %w", a.Number, err)
+		return fmt.Errorf("log attempts: %w", err)
 	}
 	tx.count(groupAttempt+string(a.Outcome), 1)
 	return nil

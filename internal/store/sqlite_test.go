@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -388,4 +389,36 @@ func TestChunksOfRetention(t *testing.T) {
 			t.Fatalf("%d rows took %v, and %d are next", rows, took, next)
 		}
 	})
+}
+
+// Rows are inserted some at a time: each keeps its own values, and one that is there already takes
+// those of its own call with it and no others.
+func TestRowsInsertedTogether(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	s := openFile(t, filepath.Join(t.TempDir(), "tandem.db"))
+	for _, n := range []int{1, 15, 16, 17, 33} {
+		many := make([]*tandem.Request, n)
+		for i := range many {
+			many[i] = newAsync()
+			many[i].Data = fmt.Appendf(nil, `{"n":%d,"of":%d}`, i, n)
+		}
+		if err := s.Accept(ctx, store.LaneIO, many...); err != nil {
+			t.Fatalf("accept %d: %v", n, err)
+		}
+		for i, want := range many {
+			got, err := s.Request(ctx, want.ID)
+			if err != nil || string(got.Data) != string(want.Data) || got.ID != want.ID || got.Task != want.Task || got.CallbackURL != want.CallbackURL {
+				t.Errorf("request %d of %d: %v, got %+v, want %+v", i, n, err, got, want)
+			}
+		}
+		fresh := newAsync()
+		again := append([]*tandem.Request{fresh}, many...)
+		if err := s.Accept(ctx, store.LaneIO, again...); !errors.Is(err, store.ErrExists) {
+			t.Errorf("accept %d that are there: %v, want ErrExists", n, err)
+		}
+		if _, err := s.Request(ctx, fresh.ID); tandem.CodeOf(err) != tandem.CodeNotFound {
+			t.Errorf("a request accepted together with %d that are there: %v, want none", n, err)
+		}
+	}
 }

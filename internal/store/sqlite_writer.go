@@ -32,7 +32,10 @@ type tx struct {
 	store  *SQLite
 	deltas map[string]int64 // :: counter → what this transaction adds
 	values map[string]int64 // :: counter → its value once this is committed; nil: none changes
-	undo   []func()         // takes back what apply changed in memory, if the transaction fails
+
+	requests, attempts insertion // rows to add
+
+	undo []func() // takes back what apply changed in memory, if the transaction fails
 
 	setBack time.Duration // due times were brought forward by this; 0: they were not
 }
@@ -206,7 +209,7 @@ func unavailable(err error) *tandem.Error {
 func (s *SQLite) commit(ops []*op) error {
 	s.connMu.Lock()
 	defer s.connMu.Unlock()
-	t := &tx{store: s, deltas: map[string]int64{}}
+	t := &tx{store: s, deltas: map[string]int64{}, requests: insertion{one: insertRequest}, attempts: insertion{one: insertAttempt}}
 	started := time.Now()
 	err := t.run(ops)
 	if err != nil {
@@ -242,6 +245,12 @@ func (t *tx) run(ops []*op) error {
 		if err := o.apply(t); err != nil {
 			return err
 		}
+	}
+	if err := t.requests.flush(t); err != nil {
+		return insertError(err)
+	}
+	if err := t.attempts.flush(t); err != nil {
+		return fmt.Errorf("log attempts: %w", err)
 	}
 	if len(t.deltas) > 0 {
 		var counts []byte
