@@ -168,8 +168,8 @@ func buildImage(t *testing.T, modfile string) string {
 		if step.word != "RUN" {
 			continue
 		}
-		// At the lowest priority: the other tests of this package run at the same time.
-		cmd := exec.Command("nice", "-n", "19", "sh", "-c", strings.ReplaceAll(step.rest, "/image/", target+"/"))
+		// At a low priority: the other tests of this package run at the same time.
+		cmd := exec.Command("nice", "-n", "10", "sh", "-c", strings.ReplaceAll(step.rest, "/image/", target+"/"))
 		cmd.Dir = "../.."
 		cmd.Env = append(os.Environ(), "VERSION=of-the-image")
 		if modfile != "" {
