@@ -132,7 +132,8 @@ func New(cfg Config) (*Client, error) {
 	return c, nil
 }
 
-// Close closes idle connections. Exchanges that run are not disturbed.
+// Close closes idle connections. It is for after the last exchange: net/http takes a
+// connection for idle in the moment its answer arrives, and would cut that one off.
 func (c *Client) Close() { c.transport.CloseIdleConnections() }
 
 // Check is the friendly check at submission, without DNS: it returns nil or a

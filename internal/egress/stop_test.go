@@ -13,7 +13,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// Clients are made, used from all sides and closed in the middle of it, again and
+// Clients are made, used from all sides, stopped in the middle of it and closed, again and
 // again: every exchange ends as one that was made or one that was interrupted, and
 // nothing stays behind (TestMain).
 func TestStartAndStopOften(t *testing.T) {
@@ -60,7 +60,6 @@ func startAndStop(t *testing.T, good, hanging string) {
 		})
 	}
 	<-delivered
-	client.Close()
 	cancel()
 	posting.Wait()
 	client.Close()
