@@ -142,6 +142,8 @@ func (a *account) throughput() {
 		switch {
 		case ratio <= 0: // one of them completed nothing: the errors and missing callbacks say why
 			return ""
+		case a.waitedInVain():
+			return fmt.Sprintf("How much async completes cannot be told: %s callbacks were waited for in vain, and the wait is in its %s (sync %s).", s.fig("async.missing"), leaves, waits)
 		case same(ratio) && a.keepsUp():
 			return fmt.Sprintf("Both ways keep up with what was asked: sync completes %s, async %s. What they can do at most is a question for a run without --rate.", waits, leaves)
 		case same(ratio) && a.computes():
@@ -179,10 +181,16 @@ func (a *account) computes() bool {
 	return least >= 1 && (a.report.Settings.Task == "compute" || a.report.Settings.Task == "")
 }
 
+// waitedInVain reports whether async completes less per second for the reason that its time
+// goes on until missing callbacks are given up.
+func (a *account) waitedInVain() bool {
+	return a.value("async.missing") > 0 && (a.comparison == nil || a.comparison.CompletedRatio < 1 && !same(a.comparison.CompletedRatio))
+}
+
 // backlog says that async accepted more than was done meanwhile, because then
 // the end-to-end time tells about the length of the run.
 func (a *account) backlog() {
-	if a.async == nil || a.async.Async == nil || a.value("async.completed_per_second") <= 0 ||
+	if a.async == nil || a.async.Async == nil || a.value("async.completed_per_second") <= 0 || a.waitedInVain() ||
 		a.value("async.accepted_per_second") < 1.5*a.value("async.completed_per_second") {
 		return
 	}

@@ -43,6 +43,11 @@ func TestInsightsFlip(t *testing.T) {
 		},
 		{"async completes more", closed, completed(100, 109), completed(100, 250), "complete the work equally fast", "Async completes 2.5× as much"},
 		{"async completes less", closed, completed(100, 92), completed(250, 100), "complete the work equally fast", "Sync completes 2.5× as much"},
+		{
+			"async completes less, and waited for what was missing", func(r *load.Report) { closed(r); completed(250, 100)(r) },
+			none, phase(func(_, p *load.Phase) { p.Callbacks.Missing = 3 }),
+			"Sync completes 2.5× as much", "How much async completes cannot be told: 3 callbacks",
+		},
 		{"async completes nothing", closed, completed(100, 100), completed(100, 0), "complete the work equally fast", ""},
 		{
 			"the work computes, by the service's account", func(r *load.Report) { closed(r); completed(80, 80)(r) },

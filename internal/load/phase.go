@@ -404,6 +404,9 @@ func (p *running) tell(done bool) {
 	p.tellLast(&progress, closed-1)
 	if p.async != nil {
 		progress.Outstanding = r.inbox.outstanding()
+		if done { // those that were awaited are given up, and counted
+			progress.Outstanding = r.inbox.counters(p).Missing
+		}
 	}
 	if r.cfg.Progress != nil {
 		r.cfg.Progress(progress)
