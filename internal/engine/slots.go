@@ -90,6 +90,18 @@ func (s *slots) acquire(ctx context.Context, mode tandem.Mode) error {
 	return context.Cause(ctx)
 }
 
+// tryAcquire takes a slot if one is free. Those who wait are not overtaken: while anybody
+// does, none is.
+func (s *slots) tryAcquire() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.free == 0 {
+		return false
+	}
+	s.free--
+	return true
+}
+
 // release gives a slot back, to the one whose turn it is.
 func (s *slots) release() {
 	s.mu.Lock()

@@ -170,11 +170,13 @@ func (e *Engine) acceptSubmissions(ctx context.Context, requests []*tandem.Reque
 
 // firstCall makes the call that the caller waits for.
 func (e *Engine) firstCall(ctx context.Context, slots *slots, s *Submission) store.Next {
-	waiting, cancel := context.WithTimeout(ctx, e.cfg.External.Timeout)
-	err := slots.acquire(waiting, tandem.ModeSync)
-	cancel()
-	if err != nil {
-		return handBack(store.LaneIO)
+	if !slots.tryAcquire() {
+		waiting, cancel := context.WithTimeout(ctx, e.cfg.External.Timeout)
+		err := slots.acquire(waiting, tandem.ModeSync)
+		cancel()
+		if err != nil {
+			return handBack(store.LaneIO)
+		}
 	}
 	defer slots.release()
 	started := time.Now()
