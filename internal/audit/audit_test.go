@@ -15,6 +15,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -139,6 +140,15 @@ func TestEveryCheckFindsItsFlaw(t *testing.T) {
 				t.Errorf("without the flaw: %s, want pass\n%s", got.Outcome, strings.Join(got.Evidence, "\n"))
 			}
 		})
+	}
+}
+
+// TestHeldBackCallbackCostsNothing: a breaker that opens, and uses up the attempts of what it holds back.
+func TestHeldBackCallbackCostsNothing(t *testing.T) {
+	t.Parallel()
+	got := auditTwin(t, "breaker-opens", holdingBackCosts)
+	if evidence := strings.Join(got.Evidence, "\n"); got.Outcome != audit.Fail || !strings.Contains(evidence, "used up 1 attempts") {
+		t.Errorf("%s, want fail\n%s", got.Outcome, evidence)
 	}
 }
 
@@ -277,14 +287,49 @@ func TestBudget(t *testing.T) {
 	}
 }
 
+// TestPace: requests leave no faster than they may.
+func TestPace(t *testing.T) {
+	t.Parallel()
+	w := newTwin(t, "", 5_000, "")
+	began := time.Now()
+	report, err := audit.Run(t.Context(), audit.Config{URL: w.url, APIKey: callerKey, Only: []string{"input-path"}, Rate: 50})
+	if err != nil {
+		t.Fatal(err)
+	}
+	least := time.Duration(report.RequestsSent-1) * time.Second / 50
+	if took := time.Since(began); report.RequestsSent < 10 || took < least {
+		t.Errorf("%d requests in %v, want at least %v", report.RequestsSent, took, least)
+	}
+}
+
+// TestOrder: what opens a breaker, looks back or uses the rate limit up comes last, in this order,
+// wherever it stands in the table.
+func TestOrder(t *testing.T) {
+	t.Parallel()
+	receiver, callbackURL := startReceiver(t)
+	w := newTwin(t, "", 5_000, callbackURL)
+	var order []string
+	_, err := audit.Run(t.Context(), audit.Config{
+		URL: w.url, APIKey: callerKey, Receiver: receiver, CallbackURL: callbackURL, Rate: 2_000,
+		Only:     []string{"rate-limit-enforced", "callback-signed", "error-5xx", "breaker-opens", "health-open"},
+		Progress: func(doing string) { order = append(order, doing) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "callback-signed health-open breaker-opens error-5xx rate-limit-enforced"
+	if got := strings.Join(order, " "); got != want {
+		t.Errorf("ran %s, want %s", got, want)
+	}
+}
+
 // TestRetryAfter: a deployment that asks for a pause gets it, and the check is decided after it.
 func TestRetryAfter(t *testing.T) {
 	t.Parallel()
 	w := newTwin(t, "", 5_000, "")
-	var refused int
+	var refused atomic.Bool
 	busy := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/sync" && refused == 0 {
-			refused++
+		if r.URL.Path == "/sync" && !refused.Swap(true) {
 			rw.Header().Set("Retry-After", "1")
 			rw.WriteHeader(http.StatusServiceUnavailable)
 			return

@@ -157,9 +157,9 @@ func TestHostileDeployment(t *testing.T) {
 			w.Write([]byte(`{"status":"healthy","version":"\u001b[2J` + strings.Repeat("x", 5_000) + `"}`))
 			return
 		}
-		w.Header().Set("RateLimit", "\x1b[31m"+strings.Repeat("r", 3_000))
+		w.Header().Set("RateLimit", "\u009b31m"+strings.Repeat("r", 3_000)) // a C1 control character is valid in a header
 		w.WriteHeader(http.StatusTeapot)
-		w.Write([]byte(`{"code":"\u001b[31m` + strings.Repeat("y", 5_000) + ` ` + r.Header.Get("Authorization") + `"}`))
+		w.Write([]byte(`{"code":"\u001b[31m` + r.Header.Get("Authorization") + ` ` + strings.Repeat("y", 5_000) + `"}`))
 	}))
 	t.Cleanup(evil.Close)
 	report, err := audit.Run(t.Context(), audit.Config{
@@ -235,6 +235,9 @@ func TestVectorsAreSafe(t *testing.T) {
 			for _, address := range handedIn {
 				if strict.Check(address) == nil && !strings.HasPrefix(address, callbackURL) {
 					t.Errorf("it hands in %s, which production calls", address)
+				}
+				if strings.Contains(address, "example.com") {
+					t.Errorf("it hands in %s, which a careless deployment would call", address)
 				}
 			}
 		})

@@ -53,6 +53,9 @@ type twin struct {
 // refusesAtDial is no flaw: such a twin takes every callback URL, and calls none that it should not.
 const refusesAtDial = "refuses-at-dial"
 
+// holdingBackCosts is another flaw of a breaker: what it holds back uses up attempts.
+const holdingBackCosts = "holding-back-costs"
+
 type twinRequest struct {
 	tandem.Request
 
@@ -421,6 +424,11 @@ func (w *twin) deliver(made *twinRequest, to string) {
 	open := w.failures >= 5 && !w.is("breaker-opens")
 	w.mu.Unlock()
 	if open {
+		if w.is(holdingBackCosts) {
+			w.mu.Lock()
+			made.CallbackAttempts++
+			w.mu.Unlock()
+		}
 		return
 	}
 	attempt := tandem.Attempt{Number: 1, Outcome: tandem.OutcomeConnect}
