@@ -53,7 +53,7 @@ crash: ## kill the real binary CRASH_ROUNDS times (500) and look for anything lo
 soak: ## run server and generator in turn for SOAK_DURATION (10m) each: memory, goroutines and files stay level
 	SOAK_DURATION=$(SOAK_DURATION) go test ./cmd/tandem -run 'TestSoak|TestLoadMemory' -parallel 1 -timeout 24h -count=1 -v
 
-bench: ## the figures of docs/performance.md beside what was asked (6 minutes, on a quiet machine), then every package
+bench: ## the figures of docs/performance.md beside what was asked (10 minutes, on a quiet machine), then every package
 	go test -run '^$$' -bench . -benchtime 1x -v -timeout 30m ./cmd/tandem
 	go test -run '^$$' -bench . -benchmem ./internal/...
 
