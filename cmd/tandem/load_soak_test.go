@@ -46,6 +46,10 @@ func TestLoadMemory(t *testing.T) {
 			t.Fatalf("it ended too early: %v\n%s", p.err, p.stderr.String())
 		}
 	}
+	select {
+	case <-p.exited:
+	case <-time.After(duration/20 + patience): // the rest of it, and callbacks
+	}
 	if code := p.exitCode(t); code != 0 {
 		t.Fatalf("exit code %d\n%s%s", code, p.stdout.String(), p.stderr.String())
 	}
