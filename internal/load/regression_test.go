@@ -153,8 +153,14 @@ func TestCompareReportsUnlike(t *testing.T) {
 		"interrupted":     {func(r *load.Report) { r.Interrupted = true }, "b.json was interrupted"},
 		"invalid":         {func(r *load.Report) { r.Valid = false }, "b.json is invalid"},
 	}
+	base := func() *load.Report {
+		r := small(1, 1, 0)
+		r.Phases = append(r.Phases, load.Phase{Name: load.PhaseMixed})
+		r.Settings = load.Settings{Task: "sleep", Complexity: 3, Concurrency: 256, RatePerSecond: 60, SyncRatio: 0.5}
+		return r
+	}
 	for name, test := range tests {
-		a, b := sleepy.report(t), sleepy.report(t)
+		a, b := base(), base()
 		test.edit(b)
 		reports := []load.NamedReport{named("a.json", a), named("b.json", b)}
 		_, err := load.CompareReports(reports, 0.1)
