@@ -3,6 +3,7 @@ package load
 import (
 	"cmp"
 	"context"
+	"errors"
 	"math"
 	"net/http"
 	"sync"
@@ -18,9 +19,12 @@ const (
 	moment         = 500 * time.Millisecond // of waiting for callbacks after an interruption
 	reconnectPause = 50 * time.Millisecond  // of a caller of a closed loop that found no connection
 	maxTries       = 10                     // of one request that is refused
-	maxHeeded      = 2 * time.Minute        // a service that asks for a longer pause is not waited for
+	maxHeeded      = 2 * time.Minute        // a service that asks for a longer pause is left alone for good
 	defaultHeeded  = time.Second            // the pause after a refusal that names none
 )
+
+// errLeftAlone ends a phase that respects refusals.
+var errLeftAlone = errors.New("the service asks to be left alone for longer than the phase can wait")
 
 // running is a phase while it runs. Times are on the clock of the run.
 type running struct {
@@ -173,6 +177,7 @@ func (p *running) send(ctx context.Context, c *caller, worker int, next turnOf) 
 	var a answer
 	for try := 1; ; try++ {
 		if heed && !r.gate.pass(ctx, r, p.end()) {
+			p.stop(errLeftAlone)
 			break
 		}
 		sent := r.now()
@@ -189,10 +194,10 @@ func (p *running) send(ctx context.Context, c *caller, worker int, next turnOf) 
 		if a.refused && a.wait == 0 {
 			a.wait = defaultHeeded
 		}
-		if heed && a.wait > 0 && a.wait <= maxHeeded {
+		if heed && a.wait > 0 {
 			r.gate.close(ended + a.wait)
 		}
-		if !heed || !a.refused || try == maxTries || a.wait > maxHeeded {
+		if !heed || !a.refused || try == maxTries {
 			break
 		}
 	}
@@ -295,7 +300,7 @@ type gate struct{ until atomic.Int64 }
 
 func (g *gate) close(until time.Duration) { storeMax(&g.until, until) }
 
-// pass waits until the gate is open. It is false when it opens too late, or ctx ends.
+// pass waits until the gate is open. It is false when that is after the end, or too long to wait for, or ctx ends.
 func (g *gate) pass(ctx context.Context, r *run, end time.Duration) bool {
 	for {
 		until := time.Duration(g.until.Load())
@@ -304,7 +309,7 @@ func (g *gate) pass(ctx context.Context, r *run, end time.Duration) bool {
 			return false
 		case now >= until:
 			return true
-		case until > end || !pause(ctx, until-now):
+		case until > end || until-now > maxHeeded || !pause(ctx, until-now):
 			return false
 		}
 	}

@@ -206,7 +206,11 @@ func (r *run) warnf(format string, args ...any) {
 // examine decides whether a phase measured the service or the generator.
 func (r *run) examine(phase *Phase, p *running, cpu time.Duration) {
 	cores := runtime.GOMAXPROCS(0)
-	if reason := p.stopped.Load(); reason != nil {
+	switch reason := p.stopped.Load(); {
+	case reason == nil:
+	case errors.Is(*reason, errLeftAlone):
+		r.warnf("%s: sending ended early: %v", phase.Name, *reason)
+	default:
 		r.invalidf("%s: sending ended early: %v", phase.Name, *reason)
 	}
 	if p.plan != nil {

@@ -283,21 +283,36 @@ func TestRespectsRefusals(t *testing.T) {
 	}
 }
 
-// TestRefusalsWithoutEnd: a service that refuses everything is given up.
+// TestRefusalsWithoutEnd: a service that wants to be left alone for longer than a run
+// waits, or than a phase is long, is left alone, in all phases.
 func TestRefusalsWithoutEnd(t *testing.T) {
 	t.Parallel()
-	f := (&fake{post: func(w http.ResponseWriter, _ *http.Request, _ int64) bool {
-		w.Header().Set("Retry-After", "3600") // longer than is waited for
-		w.WriteHeader(http.StatusServiceUnavailable)
-		return true
-	}}).start(t)
-	report := f.run(t, load.Config{Phases: []string{load.PhaseAsync}, Requests: 10, On429: load.On429Respect, Drain: time.Hour})
-	side := report.Phases[0].Async
-	if side.Sent != 10 || side.Retried != 0 || side.Errors["http_503"] != 10 || report.Phases[0].Callbacks.Expected != 0 {
-		t.Errorf("side: %+v, callbacks %+v", side, report.Phases[0].Callbacks)
-	}
-	if report.Valid {
-		t.Error("a run in which nothing was accepted is valid")
+	for name, test := range map[string]struct {
+		after    string
+		duration time.Duration
+	}{"longer than is waited": {"3600", time.Hour}, "longer than the phase": {"60", 10 * time.Second}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := (&fake{post: func(w http.ResponseWriter, _ *http.Request, _ int64) bool {
+				w.Header().Set("Retry-After", test.after)
+				w.WriteHeader(http.StatusServiceUnavailable)
+				return true
+			}}).start(t)
+			report := f.run(t, load.Config{
+				Phases: []string{load.PhaseAsync, load.PhaseSync}, Duration: test.duration, Concurrency: 1,
+				On429: load.On429Respect, Drain: time.Hour,
+			})
+			side := report.Phases[0].Async
+			if side.Sent != 1 || side.Retried != 0 || side.Errors["http_503"] != 1 || report.Phases[0].Callbacks.Expected != 0 {
+				t.Errorf("side: %+v, callbacks %+v", side, report.Phases[0].Callbacks)
+			}
+			if side := report.Phases[1].Sync; side.Sent != 0 || f.asked.Load() != 1 {
+				t.Errorf("%d POSTs, want one: the service asks to be left alone", f.asked.Load())
+			}
+			if report.Valid || !strings.Contains(strings.Join(report.Warnings, "\n"), "left alone") {
+				t.Errorf("valid %t, warnings %q: nothing was accepted, and why", report.Valid, report.Warnings)
+			}
+		})
 	}
 }
 
