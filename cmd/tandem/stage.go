@@ -53,7 +53,7 @@ func (c *stageCommand) Run(ctx context.Context, t *terminal) error {
 		engine: engine.Config{TaskTimeout: stagePatience},
 		server: server.Config{Mode: modeDemo, TestCallback: true, TaskTimeout: stagePatience},
 		secret: secret,
-		log:    slog.New(slog.NewTextHandler(t.err, &slog.HandlerOptions{Level: slog.LevelError})),
+		log:    slog.New(slog.DiscardHandler), // what matters to a run is in its report
 	}, listener)
 	if err != nil {
 		return err
@@ -86,7 +86,7 @@ func openStage(ctx context.Context, secret tandem.Secret) (_ *stage, err error) 
 	if s.stdin, err = s.cmd.StdinPipe(); err != nil {
 		return nil, fmt.Errorf("start a server: %w", err)
 	}
-	s.cmd.Stderr = os.Stderr // errors only, which nobody else would tell
+	s.cmd.Stderr = os.Stderr // why it ended, if it did not mean to
 	stdout, err := s.cmd.StdoutPipe()
 	if err != nil {
 		return nil, fmt.Errorf("start a server: %w", err)
