@@ -42,7 +42,7 @@ type loadCommand struct {
 	ProductionMode bool   `help:"Safe on a live system: at most 50 requests in all, 5 at a time; waits when refused; asks before anything beyond."`
 	Yes            bool   `help:"With --production-mode: do not ask."`
 
-	Requests    int64         `short:"n" placeholder:"N" help:"Requests in all, shared evenly by the phases (balanced: 500, demo: 6000, production: 50; none with --duration)."`
+	Requests    int64         `short:"n" placeholder:"N" help:"Requests in all, shared evenly by the phases (balanced: 500, demo: 6000, with --duration as many as it holds; production: 50)."`
 	Duration    time.Duration `help:"Time to send in all, shared evenly by the phases."`
 	Concurrency int           `short:"c" placeholder:"N" help:"Callers, each of which sends its next request when the last is answered (balanced: 20, demo: 64, production: 5). With --rate: requests in flight at most (512; production: 5)."`
 	Rate        float64       `placeholder:"PER-SECOND" help:"Send by a schedule, whatever the answers do (open loop)."`
@@ -198,7 +198,7 @@ func (c *loadCommand) fillIn() {
 		modeDemo:       {6000, 64, "sleep", load.On429Count},
 		modeProduction: {safeRequests, safeConcurrency, "", load.On429Respect},
 	}[c.mode()]
-	if c.Requests == 0 && c.Duration == 0 {
+	if c.Requests == 0 && (c.Duration == 0 || c.ProductionMode) {
 		c.Requests = defaults.requests
 	}
 	if c.Concurrency == 0 {
@@ -267,9 +267,6 @@ func (c *loadCommand) beyond() []string {
 	var more []string
 	if c.Requests > safeRequests {
 		more = append(more, fmt.Sprintf("%d requests instead of at most %d", c.Requests, safeRequests))
-	}
-	if c.Requests == 0 {
-		more = append(more, fmt.Sprintf("as many requests as %v hold instead of at most %d", c.Duration, safeRequests))
 	}
 	if c.Warmup > 0 {
 		more = append(more, fmt.Sprintf("%v of warm-up", c.Warmup))
