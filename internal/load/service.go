@@ -19,6 +19,7 @@ import (
 
 const (
 	probeTimeout = 10 * time.Second // of everything that is asked beside the load
+	meterTimeout = 2 * time.Second  // of one reading of /metrics
 	probes       = 5                // readings of the service's clock; the quickest counts
 	maxPage      = 4 << 20          // bytes of an answer outside the load
 	maxLookups   = 100              // missing callbacks whose request is looked up
@@ -179,8 +180,11 @@ type vitals struct {
 	memory int64   // bytes
 }
 
-// vitals reads two lines of /metrics.
+// vitals reads two lines of /metrics. It is not cut off when ctx ends: a service
+// has every reason to complain in its log of a scraper that leaves in the middle.
 func (s *service) vitals(ctx context.Context) (vitals, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), meterTimeout)
+	defer cancel()
 	status, _, body, err := s.get(ctx, "/metrics")
 	if err != nil {
 		return vitals{}, err
