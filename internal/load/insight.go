@@ -34,8 +34,8 @@ func compare(r *Report) *Comparison {
 		c.EndToEndP50Ratio = quotient(waits.Response.P50MS, leaves.EndToEnd.P50MS)
 	}
 	c.SameCompletion = same(c.CompletedRatio)
-	c.CPUPerRequestSync, _ = one.Server.perResult(one)
-	c.CPUPerRequestAsync, _ = other.Server.perResult(other)
+	c.CPUPerRequestSync, _ = one.Server.perRequest(one)
+	c.CPUPerRequestAsync, _ = other.Server.perRequest(other)
 	return c
 }
 
@@ -246,7 +246,8 @@ func (a *account) callbacks() {
 		})
 	case c.Missing > 0:
 		a.add(TopicCallbacks, func(s *sentence) string {
-			return fmt.Sprintf("%s of %s callbacks had not come when the wait for them ended.", s.fig("async.missing"), s.fig("async.expected"))
+			return fmt.Sprintf("%s of %s callbacks had not come when the wait for them ended. The times to a callback are those of the %s that came.",
+				s.fig("async.missing"), s.fig("async.expected"), s.fig("async.delivered"))
 		})
 	case a.report.Settings.Signed:
 		a.add(TopicCallbacks, func(s *sentence) string {

@@ -192,12 +192,12 @@ func TestCompare(t *testing.T) {
 	r := &load.Report{Phases: []load.Phase{
 		{
 			Name: load.PhaseSync, Server: &load.ServerUse{CPUSeconds: 2},
-			Sync: &load.Side{Completed: 100, AcceptedPerSecond: 80, CompletedPerSecond: 80, Response: load.Latency{Count: 100, P50MS: 200, P99MS: 300}},
+			Sync: &load.Side{Accepted: 100, Completed: 100, AcceptedPerSecond: 80, CompletedPerSecond: 80, Response: load.Latency{Count: 100, P50MS: 200, P99MS: 300}},
 		},
 		{
 			Name: load.PhaseAsync, Server: &load.ServerUse{CPUSeconds: 3},
 			Async: &load.Side{
-				Completed: 90, WorkFailed: 10, AcceptedPerSecond: 800, CompletedPerSecond: 84, Response: load.Latency{Count: 100, P50MS: 2, P99MS: 5},
+				Accepted: 100, Completed: 90, WorkFailed: 7, AcceptedPerSecond: 800, CompletedPerSecond: 84, Response: load.Latency{Count: 100, P50MS: 2, P99MS: 5},
 				EndToEnd: &load.Latency{Count: 100, P50MS: 400},
 			},
 		},

@@ -111,7 +111,7 @@ var common = slices.Concat(
 		figure("errors", UnitCount, false, func(s *Side) float64 { return float64(s.errors()) }),
 		figure("refused", UnitCount, false, func(s *Side) float64 { return float64(s.refused()) }),
 		use("server.cpu", UnitCores, func(u *ServerUse, _ *Phase) (float64, bool) { return u.CPUCores, true }),
-		use("server.cpu_per_request", UnitMilliseconds, func(u *ServerUse, p *Phase) (float64, bool) { return u.perResult(p) }),
+		use("server.cpu_per_request", UnitMilliseconds, func(u *ServerUse, p *Phase) (float64, bool) { return u.perRequest(p) }),
 		use("server.memory", UnitMegabytes, func(u *ServerUse, _ *Phase) (float64, bool) {
 			return float64(u.MaxMemoryBytes) / 1e6, u.MaxMemoryBytes > 0
 		}),
@@ -230,21 +230,21 @@ func (s *Side) errors() int64 {
 // refused counts the answers that say "not now".
 func (s *Side) refused() int64 { return s.Errors["http_429"] + s.Errors["http_503"] }
 
-// results counts what both sides got.
-func (p *Phase) results() int64 {
+// accepted counts what the server took on, from both sides.
+func (p *Phase) accepted() int64 {
 	var sum int64
 	for _, side := range []*Side{p.Sync, p.Async} {
 		if side != nil {
-			sum += side.Completed + side.WorkFailed
+			sum += side.Accepted
 		}
 	}
 	return sum
 }
 
-// perResult is the server's CPU time for one result, in milliseconds.
-func (u *ServerUse) perResult(p *Phase) (float64, bool) {
-	if u == nil || u.CPUSeconds <= 0 || p.results() == 0 {
+// perRequest is the server's CPU time for one accepted request, in milliseconds.
+func (u *ServerUse) perRequest(p *Phase) (float64, bool) {
+	if u == nil || u.CPUSeconds <= 0 || p.accepted() == 0 {
 		return 0, false
 	}
-	return u.CPUSeconds * 1000 / float64(p.results()), true
+	return u.CPUSeconds * 1000 / float64(p.accepted()), true
 }
