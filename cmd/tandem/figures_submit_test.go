@@ -41,7 +41,9 @@ func submitSpeed(b *testing.B) {
 	perSecond := func(base string, request []byte) float64 {
 		return float64(closedLoop(b, base, connections, length, request, http.StatusOK)) / length.Seconds()
 	}
-	bare := func() float64 { return perSecond(floor, postOf("/echo", `{"task":"echo","data":{"text":"hello","n":1}}`)) }
+	bare := func() float64 {
+		return perSecond(floor, postOf("/echo", `{"task":"echo","data":{"text":"hello","n":1}}`))
+	}
 	var floors, ratios []float64
 	for range rounds {
 		p := startServe(b, "--db", filepath.Join(b.TempDir(), "tandem.db"), "--external-delay", "0s")
