@@ -2,9 +2,8 @@ package store
 
 import "strings"
 
-// insertRows is how many rows one statement adds when as many wait. A statement is begun and
-// ended, and finds its place in every index, at a price of its own: 16 rows at a time cost a tenth
-// less of an accept's work in the store, 64 hardly less than that.
+// insertRows is how many rows one statement adds when as many wait: a statement is begun and
+// ended, and finds its place in every index, at a price of its own (docs/performance.md).
 const insertRows = 16
 
 // insertion collects the rows that a transaction adds to a table. They are in it once flush has
