@@ -175,6 +175,9 @@ func cards(r *Report) []card {
 		return true
 	}
 	ratio := func(sync, async string) string {
+		if async == "async.completed_per_second" && metrics["async.missing"].Value > 0 {
+			return "cannot be told" // the wait for what is missing is in it
+		}
 		if text := versus(metrics[sync], metrics[async]); text != "" {
 			return text
 		}

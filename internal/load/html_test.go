@@ -226,6 +226,30 @@ func TestHTMLSaysWhatDoesNotCount(t *testing.T) {
 	}
 }
 
+// TestHTMLCards: the card of the callbacks is an alarm when some are missing, and what was completed is
+// not compared then, because the wait for them is in the rate.
+func TestHTMLCards(t *testing.T) {
+	t.Parallel()
+	cards := func(missing int64) string {
+		s := busy
+		s.callbacks.Missing = missing
+		var texts []string
+		for _, node := range parse(t, s.report(t)).all("li") {
+			if first := node.FirstChild; first != nil && first.Data == "h2" {
+				texts = append(texts, attribute(node, "class")+" "+strings.Join(strings.Fields(content(node)), " "))
+			}
+		}
+		return strings.Join(texts, "\n")
+	}
+	good, bad := cards(0), cards(1)
+	if strings.Contains(good, "bad Callbacks") || !strings.Contains(good, "Work completedthe same") || strings.Count(good, "\n") != 3 {
+		t.Errorf("nothing missing:\n%s", good)
+	}
+	if !strings.Contains(bad, "bad Callbacks1,499 of 1,500") || !strings.Contains(bad, "Work completedcannot be told") {
+		t.Errorf("one missing:\n%s", bad)
+	}
+}
+
 // TestHTMLOfParts: a report without a side, a phase or a second has a page too.
 func TestHTMLOfParts(t *testing.T) {
 	t.Parallel()

@@ -290,7 +290,11 @@ func sideBySide(metrics map[string]Metric, prefixes [2]string) []groupOfFigures 
 			if hasOther {
 				line.Async = other.show()
 			}
-			if hasOne && hasOther && row.ratio && (one.Unit != UnitPerSecond || prefixes[0] == PhaseSync) { // --sync-ratio decides the rates of a mixed phase
+			switch {
+			case !hasOne || !hasOther || !row.ratio:
+			case one.Unit == UnitPerSecond && prefixes[0] != PhaseSync: // --sync-ratio decides the rates of a mixed phase
+			case row.async == "completed_per_second" && metrics[prefixes[1]+".missing"].Value > 0: // the wait for them is in it
+			default:
 				line.Versus = versus(one, other)
 			}
 			group.Rows = append(group.Rows, line)
