@@ -232,8 +232,8 @@ func (e *Engine) repeatCall(claiming context.Context, job store.Job) store.Next 
 // whether a call was made and counts. The caller holds a slot.
 func (e *Engine) callExternal(ctx context.Context, r *tandem.Request) (next store.Next, called bool) {
 	deadline := r.CreatedAt.Add(submissionMaxAge)
-	if started := now(); !started.Before(deadline) {
-		return e.submissionFailed(r, store.Outcome{CompletedAt: started},
+	if !time.Now().Before(deadline) {
+		return e.submissionFailed(r, store.Outcome{CompletedAt: now()},
 			fmt.Sprintf("The external service has not confirmed it within %s.", submissionMaxAge)), false
 	}
 	result, err := e.exchange(ctx, r)
