@@ -82,9 +82,10 @@ func (q Quota) String() string {
 // Memory is bounded, and what is remembered of a client that called within the
 // window is never dropped to make room: a flood of addresses must not buy
 // anybody a new allowance. When the table is full of such clients, newcomers
-// share histories by a secret hash of their address. Sharing can refuse a call that
-// would have passed, and never lets one pass that should not.
-type Rate struct {
+// share histories by a secret hash of what they are known by. Sharing can refuse a call that
+// would have passed, and never lets one pass that should not. Clients that a stranger cannot make
+// up, such as API keys, belong in a Rate of their own: a flood cannot fill that.
+type Rate[K comparable] struct {
 	quota    Quota
 	width    time.Duration // of the cells whose calls are one run; 0: each call is one
 	capacity int
@@ -93,23 +94,23 @@ type Rate struct {
 	mu      sync.Mutex // guards the fields below
 	origin  time.Time  // of the first call; times are kept as durations since then
 	now     time.Duration
-	clients map[netip.Addr]*list.Element // of *client
-	order   list.List                    // of *client, longest without a call that passed first
-	shared  []history                    // of newcomers to a full table; nil until it was full once
+	clients map[K]*list.Element // of *client[K]
+	order   list.List           // of *client[K], longest without a call that passed first
+	shared  []history           // of newcomers to a full table; nil until it was full once
 	allowed int64
 	limited int64
 }
 
 // client is one place of the table.
-type client struct {
-	key netip.Addr
+type client[K comparable] struct {
+	key K
 	history
 }
 
 // NewRate makes a limiter that remembers at most capacity clients (less than 1
 // counts as 1) and room for some more that share. The quota must be valid and not zero.
-func NewRate(quota Quota, capacity int) *Rate {
-	r := &Rate{quota: quota, capacity: max(capacity, 1), seed: maphash.MakeSeed(), clients: make(map[netip.Addr]*list.Element)}
+func NewRate[K comparable](quota Quota, capacity int) *Rate[K] {
+	r := &Rate[K]{quota: quota, capacity: max(capacity, 1), seed: maphash.MakeSeed(), clients: make(map[K]*list.Element)}
 	if quota.Calls > finest {
 		r.width = quota.Window / finest
 	}
@@ -124,15 +125,13 @@ type Verdict struct {
 	Wait      time.Duration // until what was refused would pass; 0: it has passed, or never would
 }
 
-// Take asks for one call of the client at an address. All of an IPv6 network /64
-// is one client: that is the least that anybody is given. A time before one that
-// was seen already counts as that one.
-func (r *Rate) Take(address netip.Addr, now time.Time) Verdict { return r.TakeAll(address, now, 1) }
+// Take asks for one call of a client. A time before one that was seen already counts
+// as that one.
+func (r *Rate[K]) Take(key K, now time.Time) Verdict { return r.TakeAll(key, now, 1) }
 
 // TakeAll asks for n calls at once, of which all pass or none. When n is 0 it asks
 // whether one would pass, and takes none.
-func (r *Rate) TakeAll(address netip.Addr, now time.Time, n int) Verdict {
-	key := clientOf(address)
+func (r *Rate[K]) TakeAll(key K, now time.Time, n int) Verdict {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	at := r.advance(now)
@@ -142,7 +141,7 @@ func (r *Rate) TakeAll(address netip.Addr, now time.Time, n int) Verdict {
 	room := len(r.clients) < r.capacity
 	var calls *history
 	if known {
-		calls = &place.Value.(*client).history
+		calls = &place.Value.(*client[K]).history
 	} else {
 		calls = r.newcomer(key, room)
 	}
@@ -159,7 +158,7 @@ func (r *Rate) TakeAll(address netip.Addr, now time.Time, n int) Verdict {
 		case known:
 			r.order.MoveToBack(place)
 		case room:
-			r.clients[key] = r.order.PushBack(&client{key, *calls})
+			r.clients[key] = r.order.PushBack(&client[K]{key, *calls})
 		}
 	}
 	verdict := Verdict{OK: ok, Remaining: r.quota.Calls - calls.total, Reset: r.quota.Window}
@@ -181,7 +180,7 @@ type RateStats struct {
 }
 
 // Stats returns where the limiter stands.
-func (r *Rate) Stats(now time.Time) RateStats {
+func (r *Rate[K]) Stats(now time.Time) RateStats {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.origin.IsZero() {
@@ -193,7 +192,7 @@ func (r *Rate) Stats(now time.Time) RateStats {
 
 // advance moves the clock, which never goes back: callers may read the time in one
 // order and arrive in another.
-func (r *Rate) advance(now time.Time) time.Duration {
+func (r *Rate[K]) advance(now time.Time) time.Duration {
 	if r.origin.IsZero() {
 		r.origin = now
 	}
@@ -203,13 +202,13 @@ func (r *Rate) advance(now time.Time) time.Duration {
 
 // forget drops at most so many clients of whom no call counts any more. Those
 // that called last are at the back, so the first that still counts ends it.
-func (r *Rate) forget(most int) {
+func (r *Rate[K]) forget(most int) {
 	for range most {
 		oldest := r.order.Front()
 		if oldest == nil {
 			return
 		}
-		c := oldest.Value.(*client)
+		c := oldest.Value.(*client[K])
 		if n := len(c.runs); n > 0 && c.runs[n-1].last > r.now-r.quota.Window { // none: they have expired while somebody asked
 			return
 		}
@@ -221,7 +220,7 @@ func (r *Rate) forget(most int) {
 // newcomer returns the history of a client without a place in the table: one of its own
 // if there is room, else the one it shares. What was shared goes along to a place,
 // because it holds the calls that the client made meanwhile.
-func (r *Rate) newcomer(key netip.Addr, room bool) *history {
+func (r *Rate[K]) newcomer(key K, room bool) *history {
 	switch {
 	case r.shared == nil && room:
 		return &history{}
@@ -236,8 +235,9 @@ func (r *Rate) newcomer(key netip.Addr, room bool) *history {
 	return &history{slices.Clone(shared.runs), shared.total}
 }
 
-// clientOf is the address that stands for a client.
-func clientOf(address netip.Addr) netip.Addr {
+// Network is the address that stands for a client who is known by nothing better: IPv4 as
+// such, and the first of an IPv6 network /64, which is the least that anybody is given.
+func Network(address netip.Addr) netip.Addr {
 	if address = address.Unmap().WithZone(""); !address.Is6() {
 		return address
 	}

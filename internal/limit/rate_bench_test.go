@@ -1,6 +1,7 @@
 package limit_test
 
 import (
+	"net/netip"
 	"runtime"
 	"sync/atomic"
 	"testing"
@@ -19,7 +20,7 @@ func BenchmarkRateTake(b *testing.B) {
 		clients uint32
 	}{{"one client", 1}, {"65,536 clients", capacity}, {"a flood", 1 << 24}} {
 		b.Run(bench.name, func(b *testing.B) {
-			r := limit.NewRate(quota(50, time.Minute), capacity)
+			r := limit.NewRate[netip.Addr](quota(50, time.Minute), capacity)
 			start, next := time.Now(), atomic.Uint32{}
 			b.ReportAllocs()
 			b.RunParallel(func(pb *testing.PB) {
@@ -41,7 +42,7 @@ func BenchmarkRateMemory(b *testing.B) {
 		var before, after runtime.MemStats
 		runtime.GC()
 		runtime.ReadMemStats(&before)
-		r, now := limit.NewRate(quota(50, time.Minute), capacity), time.Now()
+		r, now := limit.NewRate[netip.Addr](quota(50, time.Minute), capacity), time.Now()
 		for range 50 {
 			for n := range uint32(2 * capacity) {
 				r.Take(address(n), now)

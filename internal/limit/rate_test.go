@@ -30,7 +30,7 @@ func address(n uint32) netip.Addr {
 
 func TestRateSlides(t *testing.T) {
 	t.Parallel()
-	r := limit.NewRate(quota(3, 60*time.Second), plenty)
+	r := limit.NewRate[netip.Addr](quota(3, 60*time.Second), plenty)
 	for _, step := range []struct {
 		at   time.Duration
 		want limit.Verdict
@@ -64,7 +64,7 @@ func TestRateSlides(t *testing.T) {
 // that is set is not seen at all.
 func TestRateWhenTheClockIsSetBack(t *testing.T) {
 	t.Parallel()
-	r := limit.NewRate(quota(1, 60*time.Second), plenty)
+	r := limit.NewRate[netip.Addr](quota(1, 60*time.Second), plenty)
 	r.Take(address(1), epoch)
 	for _, at := range []time.Duration{-time.Hour, 0, 59 * time.Second} {
 		if v := r.Take(address(1), epoch.Add(at)); v.OK {
@@ -91,15 +91,15 @@ func TestRateClients(t *testing.T) {
 		{"2001:db8:0:1::", "2001:db8:0:1:8000::", true},
 		{"fe80::1%eth0", "fe80::2%eth1", true},
 	} {
-		r := limit.NewRate(quota(1, time.Second), plenty)
-		r.Take(netip.MustParseAddr(tt.a), epoch)
-		if v := r.Take(netip.MustParseAddr(tt.b), epoch); v.OK == tt.same {
+		r := limit.NewRate[netip.Addr](quota(1, time.Second), plenty)
+		r.Take(limit.Network(netip.MustParseAddr(tt.a)), epoch)
+		if v := r.Take(limit.Network(netip.MustParseAddr(tt.b)), epoch); v.OK == tt.same {
 			t.Errorf("%s and %s: passes %v", tt.a, tt.b, v.OK)
 		}
 	}
-	r := limit.NewRate(quota(1, time.Second), plenty)
-	r.Take(netip.Addr{}, epoch) // a peer without an address
-	if v := r.Take(netip.Addr{}, epoch); v.OK {
+	r := limit.NewRate[netip.Addr](quota(1, time.Second), plenty)
+	r.Take(limit.Network(netip.Addr{}), epoch) // a peer without an address
+	if v := r.Take(limit.Network(netip.Addr{}), epoch); v.OK {
 		t.Error("peers without an address are not one client")
 	}
 }
@@ -108,7 +108,7 @@ func TestRateClients(t *testing.T) {
 func TestRateTakesAllOrNone(t *testing.T) {
 	t.Parallel()
 	for _, calls := range []int{10, 100} { // one by one, and in cells of 64ths
-		r := limit.NewRate(quota(calls, 64*time.Second), plenty)
+		r := limit.NewRate[netip.Addr](quota(calls, 64*time.Second), plenty)
 		whole := 64 * time.Second
 		for i, step := range []struct {
 			at   time.Duration
@@ -139,7 +139,7 @@ func TestRateTakesAllOrNone(t *testing.T) {
 // To ask costs nothing and leaves no trace.
 func TestRateAsked(t *testing.T) {
 	t.Parallel()
-	r := limit.NewRate(quota(1, time.Second), 1)
+	r := limit.NewRate[netip.Addr](quota(1, time.Second), 1)
 	for i := range uint32(10) {
 		if v := r.TakeAll(address(i), epoch, 0); !v.OK || v.Remaining != 1 {
 			t.Errorf("client %d: %+v", i, v)
@@ -194,7 +194,7 @@ func TestRateNeverLetsTooManyPass(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		q := quota(rapid.SampledFrom([]int{1, 2, 5, 50, 64, 65, 200}).Draw(t, "calls"), time.Second)
 		capacity := rapid.IntRange(1, 40).Draw(t, "capacity")
-		r := limit.NewRate(q, capacity)
+		r := limit.NewRate[netip.Addr](q, capacity)
 		passed := map[uint32][]time.Duration{}
 		calls := arrivals(t, q, rapid.IntRange(1, 60).Draw(t, "clients"))
 		now := calls[0].at
@@ -221,7 +221,7 @@ func TestRateIsExact(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		q := quota(rapid.SampledFrom([]int{1, 2, 5, 50, 64}).Draw(t, "calls"), time.Second)
-		r := limit.NewRate(q, plenty)
+		r := limit.NewRate[netip.Addr](q, plenty)
 		passed := map[uint32][]time.Duration{}
 		calls := arrivals(t, q, 3)
 		now := calls[0].at
@@ -254,7 +254,7 @@ func TestRateRefusesOnlyAtTheQuota(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		q := quota(rapid.SampledFrom([]int{65, 100, 200}).Draw(t, "calls"), time.Second)
-		r := limit.NewRate(q, plenty)
+		r := limit.NewRate[netip.Addr](q, plenty)
 		passed := map[uint32][]time.Duration{}
 		calls := arrivals(t, q, 2)
 		now := calls[0].at
@@ -275,7 +275,7 @@ func TestRateSteadyClient(t *testing.T) {
 	t.Parallel()
 	for _, calls := range []int{1, 7, 50, 64} {
 		q := quota(calls, 60*time.Second)
-		r := limit.NewRate(q, plenty)
+		r := limit.NewRate[netip.Addr](q, plenty)
 		now := epoch
 		for range calls {
 			r.Take(address(1), now) // a burst, all at once
@@ -297,7 +297,7 @@ func TestRateUnderAFlood(t *testing.T) {
 	t.Parallel()
 	const capacity = 4_096
 	q := quota(50, 60*time.Second)
-	r := limit.NewRate(q, capacity)
+	r := limit.NewRate[netip.Addr](q, capacity)
 	greedy, steady := address(1), address(2)
 	for range q.Calls {
 		r.Take(greedy, epoch)
@@ -335,7 +335,7 @@ func TestRateUnderAFlood(t *testing.T) {
 func TestRateRemembersWhatWasShared(t *testing.T) {
 	t.Parallel()
 	q := quota(3, 60*time.Second)
-	r := limit.NewRate(q, 1)
+	r := limit.NewRate[netip.Addr](q, 1)
 	r.Take(address(1), epoch) // takes the only place
 	late := epoch.Add(30 * time.Second)
 	for range q.Calls {
@@ -355,7 +355,7 @@ func TestRateRemembersWhatWasShared(t *testing.T) {
 // Who goes on calling does not keep those in the table who have stopped.
 func TestRateForgets(t *testing.T) {
 	t.Parallel()
-	r := limit.NewRate(quota(50, 60*time.Second), plenty)
+	r := limit.NewRate[netip.Addr](quota(50, 60*time.Second), plenty)
 	for n := range uint32(100) {
 		r.Take(address(n), epoch)
 	}
@@ -372,7 +372,7 @@ func TestRateForgets(t *testing.T) {
 // However many ask at once, the quota passes.
 func TestRateTogether(t *testing.T) {
 	t.Parallel()
-	r := limit.NewRate(quota(50, time.Hour), plenty)
+	r := limit.NewRate[netip.Addr](quota(50, time.Hour), plenty)
 	var passed atomic.Int64
 	var all sync.WaitGroup
 	for range 8 {
