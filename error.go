@@ -18,6 +18,9 @@ const (
 	CodeCallbackBlocked    Code = "CALLBACK_BLOCKED"     // a URL that policy forbids
 	CodeInvalidCursor      Code = "INVALID_CURSOR"       // not a cursor that this server gave out
 	CodeValidation         Code = "VALIDATION_FAILED"    // a field missing, of the wrong type or out of range
+	CodeUnauthenticated    Code = "UNAUTHENTICATED"      // no API key, or none that is known
+	CodeForbidden          Code = "FORBIDDEN"            // the key has not the scope for this
+	CodeCrossOrigin        Code = "CROSS_ORIGIN"         // a browser sent it for a page of somebody else
 	CodeNotFound           Code = "NOT_FOUND"
 	CodeMethodNotAllowed   Code = "METHOD_NOT_ALLOWED"
 	CodeTooLarge           Code = "PAYLOAD_TOO_LARGE"

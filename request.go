@@ -93,6 +93,7 @@ type Request struct {
 	Data             json.RawMessage `json:"input_data"`                // the caller's JSON object, as received
 	Complexity       int             `json:"complexity"`                // 1..10
 	BatchID          string          `json:"batch_id,omitempty"`        // submissions that came together
+	KeyID            string          `json:"key_id,omitempty"`          // the API key that asked for it; "" where nobody is asked for one
 	Result           json.RawMessage `json:"result,omitempty"`          // what the task returned
 	ProcessingTimeMS float64         `json:"processing_time_ms"`        // time in the task, milliseconds; 0 until it ended
 	CallbackURL      string          `json:"callback_url,omitempty"`    // async only

@@ -36,8 +36,13 @@ type Config struct {
 	MaxQueue int64        // unfinished requests on disk; beyond it Accept refuses; 1,000,000
 	Log      *slog.Logger // slog.Default
 
-	connect func(dsn string) (*sql.DB, error) // nil but in tests that watch what is asked of the database
+	connect connector // nil but in tests that watch what is asked of the database
 }
+
+// connector opens a pool of connections.
+type connector func(dsn string) (*sql.DB, error)
+
+func connect(dsn string) (*sql.DB, error) { return sql.Open("sqlite", dsn) }
 
 // Bounds of the in-memory database: finished rows beyond either are trimmed, oldest first.
 const (
@@ -94,7 +99,7 @@ func OpenSQLite(ctx context.Context, cfg Config) (*SQLite, error) {
 		cfg.Log = slog.Default()
 	}
 	if cfg.connect == nil {
-		cfg.connect = func(dsn string) (*sql.DB, error) { return sql.Open("sqlite", dsn) }
+		cfg.connect = connect
 	}
 	s := &SQLite{
 		cfg:      cfg,
@@ -124,13 +129,11 @@ func (s *SQLite) open(ctx context.Context) error {
 		if s.lock, err = lockBeside(path); err != nil {
 			return err
 		}
-		name = "file:" + strings.NewReplacer("%", "%25", "?", "%3f", "#", "%23").Replace(filepath.ToSlash(path)) + "?"
+		name = fileName(path)
 	}
 	pragmas := []string{"busy_timeout(5000)", "cache_size(-8000)", "temp_store(memory)"}
 	if !s.memory {
-		pragmas = append(pragmas, "journal_mode(WAL)", "synchronous(FULL)", "fullfsync(1)", "checkpoint_fullfsync(1)",
-			// 16 MB between checkpoints instead of 4: a page that many rows change is written once for all of them.
-			"wal_autocheckpoint(4000)", "journal_size_limit(67108864)")
+		pragmas = append(pragmas, durable()...)
 	}
 	var err error
 	if s.writeDB, err = s.cfg.connect(dsn(name, pragmas...)); err != nil {
@@ -152,6 +155,20 @@ func (s *SQLite) open(ctx context.Context) error {
 		s.readDB.SetMaxIdleConns(max(4, runtime.NumCPU()))
 	}
 	return s.recover(ctx)
+}
+
+// fileName is how SQLite is told of a file.
+func fileName(path string) string {
+	return "file:" + strings.NewReplacer("%", "%25", "?", "%3f", "#", "%23").Replace(filepath.ToSlash(path)) + "?"
+}
+
+// durable are the pragmas of every connection that writes to a file.
+func durable() []string {
+	return []string{
+		"journal_mode(WAL)", "synchronous(FULL)", "fullfsync(1)", "checkpoint_fullfsync(1)",
+		// 16 MB between checkpoints instead of 4: a page that many rows change is written once for all of them.
+		"wal_autocheckpoint(4000)", "journal_size_limit(67108864)",
+	}
 }
 
 // dsn appends pragmas, which then hold for every connection of a pool.
@@ -226,25 +243,43 @@ func migrate(ctx context.Context, db *sql.DB) error {
 	if err := ours(ctx, db); err != nil {
 		return fmt.Errorf("read its schema: %w", err)
 	}
-	files, err := fs.Sub(migrations, "migrations/sqlite")
+	provider, err := migrationsOf(db)
 	if err != nil {
 		return err
 	}
-	provider, err := goose.NewProvider(goose.DialectSQLite3, db, files, goose.WithLogger(goose.NopLogger()))
-	if err != nil {
-		return fmt.Errorf("read migrations: %w", err)
-	}
-	sources := provider.ListSources()
-	newest := sources[len(sources)-1].Version
-	if version, err := provider.GetDBVersion(ctx); err != nil {
+	if _, _, err := versions(ctx, provider); err != nil {
 		return err
-	} else if version > newest {
-		return fmt.Errorf("its schema is version %d, this tandem knows up to %d: it was written by a newer tandem; start that one, or name another file", version, newest)
 	}
 	if _, err := provider.Up(ctx); err != nil {
 		return fmt.Errorf("bring the schema up to date: %w", err)
 	}
 	return nil
+}
+
+// migrationsOf is what runs the migrations of a database.
+func migrationsOf(db *sql.DB) (*goose.Provider, error) {
+	files, err := fs.Sub(migrations, "migrations/sqlite")
+	if err != nil {
+		return nil, err
+	}
+	provider, err := goose.NewProvider(goose.DialectSQLite3, db, files, goose.WithLogger(goose.NopLogger()))
+	if err != nil {
+		return nil, fmt.Errorf("read migrations: %w", err)
+	}
+	return provider, nil
+}
+
+// versions returns the version of a schema, and the newest one that this program knows.
+func versions(ctx context.Context, provider *goose.Provider) (version, newest int64, err error) {
+	sources := provider.ListSources()
+	newest = sources[len(sources)-1].Version
+	if version, err = provider.GetDBVersion(ctx); err != nil {
+		return 0, 0, err
+	}
+	if version > newest {
+		return 0, 0, fmt.Errorf("its schema is version %d, this tandem knows up to %d: it was written by a newer tandem; start that one, or name another file", version, newest)
+	}
+	return version, newest, nil
 }
 
 // explain turns SQLite's codes into what to do next.

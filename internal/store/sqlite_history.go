@@ -49,21 +49,21 @@ func (s *SQLite) read(ctx context.Context, f func(querier) error) error {
 
 // columns are what scan reads, in its order.
 const columns = `seq, id, mode, task, status, callback_status, complexity, callback_attempts, processing_us,
-	started_at, completed_at, error_code, error_message, callback_url, batch_id, data, result`
+	started_at, completed_at, error_code, error_message, callback_url, batch_id, key_id, data, result`
 
 func scan(row interface{ Scan(...any) error }) (seq int64, r tandem.Request, err error) {
 	var mode, status, callback string
 	var processing int64
 	var started, completed sql.NullInt64
-	var batch sql.NullString
+	var batch, key sql.NullString
 	var data, result []byte
 	err = row.Scan(&seq, &r.ID, &mode, &r.Task, &status, &callback, &r.Complexity, &r.CallbackAttempts, &processing,
-		&started, &completed, &r.ErrorCode, &r.ErrorMessage, &r.CallbackURL, &batch, &data, &result)
+		&started, &completed, &r.ErrorCode, &r.ErrorMessage, &r.CallbackURL, &batch, &key, &data, &result)
 	if err != nil {
 		return 0, r, err
 	}
 	r.Mode, r.Status, r.CallbackStatus = tandem.Mode(mode), tandem.Status(status), tandem.CallbackStatus(callback)
-	r.BatchID, r.Data, r.Result = batch.String, data, result
+	r.BatchID, r.KeyID, r.Data, r.Result = batch.String, key.String, data, result
 	r.ProcessingTimeMS = float64(processing) / 1000
 	r.StartedAt, r.CompletedAt = fromMicros(started), fromMicros(completed)
 	r.CreatedAt, err = tandem.IDTime(r.ID)
@@ -122,7 +122,7 @@ func attempts(ctx context.Context, q querier, seq int64) ([]tandem.Attempt, erro
 // jobColumns are what scan reads of a row that is handed out: of data and
 // result only the one that the job needs, and that only if it is at most ? bytes.
 const jobColumns = `seq, requests.id, mode, task, status, callback_status, complexity, callback_attempts, processing_us,
-	started_at, completed_at, error_code, error_message, callback_url, batch_id,
+	started_at, completed_at, error_code, error_message, callback_url, batch_id, key_id,
 	CASE WHEN lane = 'deliver' OR length(data) > ? THEN x'' ELSE data END,
 	CASE WHEN lane = 'deliver' AND length(result) <= ? THEN result END`
 
@@ -229,7 +229,8 @@ func (s *SQLite) nextDue(ctx context.Context, lane Lane, now time.Time) (time.Ti
 // Requests returns a page of the history.
 //
 // A filter on mode, status or task becomes a union over every combination of
-// the three, each a range of requests_history in order of seq. SQLite merges
+// the three, each a range of requests_history in order of seq; one on a key always
+// does, with ranges of requests_key. SQLite merges
 // them row by row and stops at the limit, so a page costs the same however
 // rare its rows are among the rest.
 func (s *SQLite) Requests(ctx context.Context, f Filter) (Page, error) {
@@ -273,19 +274,44 @@ func (s *SQLite) Requests(ctx context.Context, f Filter) (Page, error) {
 			}
 			page.Requests = append(page.Requests, r)
 		}
-		return rows.Err()
+		if err := rows.Err(); err != nil || !f.allSubmissions() {
+			return err
+		}
+		page.Submissions, err = s.submissions(ctx, q, f.Key)
+		return err
 	})
 	return page, err
+}
+
+// allSubmissions reports whether a filter finds every submission, or every one of a key.
+func (f *Filter) allSubmissions() bool {
+	return f.Task == tandem.TaskSubmission && f.Mode == "" && f.Status == "" && f.Batch == "" && f.Since.IsZero() && f.Until.IsZero()
+}
+
+// submissions is how many are in the history: all of them, or those of a key.
+func (s *SQLite) submissions(ctx context.Context, q querier, key string) (n int64, err error) {
+	if key == "" {
+		return s.counters.value(counterSubmissionRows), nil
+	}
+	err = q.QueryRowContext(ctx, `SELECT submissions FROM key_totals WHERE key_id = ?`, key).Scan(&n)
+	if errors.Is(err, sql.ErrNoRows) {
+		return 0, nil
+	}
+	return n, err
 }
 
 // pageQuery returns the statement for a filter and its arguments up to LIMIT
 // ? OFFSET ?; "" when nothing can match.
 func pageQuery(f Filter, tasks []string, from, before int64) (string, []any) {
+	if f.Batch != "" && f.Key != "" { // the few rows of a batch are looked through
+		return `SELECT ` + columns + ` FROM requests INDEXED BY requests_batch WHERE batch_id = ? AND key_id = ? AND seq >= ? AND seq < ? ORDER BY seq DESC LIMIT ? OFFSET ?`,
+			[]any{f.Batch, f.Key, from, before}
+	}
 	if f.Batch != "" {
 		return `SELECT ` + columns + ` FROM requests INDEXED BY requests_batch WHERE batch_id = ? AND seq >= ? AND seq < ? ORDER BY seq DESC LIMIT ? OFFSET ?`,
 			[]any{f.Batch, from, before}
 	}
-	if f.Mode == "" && f.Status == "" && f.Task == "" {
+	if f.Mode == "" && f.Status == "" && f.Task == "" && f.Key == "" {
 		return `SELECT ` + columns + ` FROM requests WHERE seq >= ? AND seq < ? ORDER BY seq DESC LIMIT ? OFFSET ?`, []any{from, before}
 	}
 	modes, statuses := tandem.Modes, tandem.Statuses
@@ -298,6 +324,14 @@ func pageQuery(f Filter, tasks []string, from, before int64) (string, []any) {
 	if f.Task != "" || len(tasks) == 0 {
 		tasks = []string{f.Task}
 	}
+	arm, owner := `
+		SELECT seq AS row FROM requests INDEXED BY requests_history
+		WHERE mode = ? AND status = ? AND task = ? AND seq >= ? AND seq < ?`, []any{}
+	if f.Key != "" {
+		arm, owner = `
+		SELECT seq AS row FROM requests INDEXED BY requests_key
+		WHERE key_id = ? AND mode = ? AND status = ? AND task = ? AND seq >= ? AND seq < ?`, []any{f.Key}
+	}
 	var arms []string
 	var args []any
 	for _, mode := range modes {
@@ -306,9 +340,7 @@ func pageQuery(f Filter, tasks []string, from, before int64) (string, []any) {
 				continue // a sync request has no callback
 			}
 			for _, task := range tasks {
-				arms = append(arms, `
-		SELECT seq AS row FROM requests INDEXED BY requests_history
-		WHERE mode = ? AND status = ? AND task = ? AND seq >= ? AND seq < ?`)
+				arms, args = append(arms, arm), append(args, owner...)
 				args = append(args, string(mode), string(status), task, from, before)
 			}
 		}
@@ -405,7 +437,7 @@ func (s *SQLite) finished(ctx context.Context, after, before int64, limit int) (
 	last = after
 	err = s.read(ctx, func(q querier) error {
 		rows, err := q.QueryContext(ctx, `
-			SELECT seq, task, lane IS NULL AND status NOT IN ('pending', 'processing'), length(data) + coalesce(length(result), 0)
+			SELECT seq, task, key_id, lane IS NULL AND status NOT IN ('pending', 'processing'), length(data) + coalesce(length(result), 0)
 			FROM requests
 			WHERE seq > ? AND seq < ?
 			ORDER BY seq
@@ -419,7 +451,7 @@ func (s *SQLite) finished(ctx context.Context, after, before int64, limit int) (
 			var row oldRow
 			var over bool
 			var size int
-			if err := rows.Scan(&row.seq, &row.task, &over, &size); err != nil {
+			if err := rows.Scan(&row.seq, &row.task, &row.key, &over, &size); err != nil {
 				return err
 			}
 			last = row.seq
@@ -437,6 +469,7 @@ func (s *SQLite) finished(ctx context.Context, after, before int64, limit int) (
 type oldRow struct {
 	seq  int64
 	task string
+	key  sql.NullString
 }
 
 // deleteRows deletes rows with their attempts, and returns how long that held the writer.
@@ -460,6 +493,7 @@ func (s *SQLite) deleteRows(ctx context.Context, old []oldRow) (deleted int, too
 			gone += int(n)
 			if row.task == tandem.TaskSubmission {
 				tx.count(counterSubmissionRows, -n)
+				tx.own(row.key.String, -n)
 			}
 		}
 		tx.count(counterRows, -int64(gone))

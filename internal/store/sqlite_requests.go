@@ -74,6 +74,7 @@ func insert(tx *tx, it *item) error {
 	if r.Task == tandem.TaskSubmission {
 		tx.count(counterSubmissionRows, 1)
 		tx.count(recentCounter(it.due), 1)
+		tx.own(r.KeyID, 1)
 	}
 	if r.Status == tandem.StatusProcessing {
 		it.due = it.due.Add(CallerLease)
@@ -86,7 +87,7 @@ func insert(tx *tx, it *item) error {
 	err := tx.requests.add(tx,
 		it.seq, r.ID, string(r.Mode), r.Task, string(r.Status), string(r.CallbackStatus), r.Complexity,
 		nullMicros(r.StartedAt), lane, due, r.CallbackURL, []byte(r.Data),
-		sql.NullString{String: r.BatchID, Valid: r.BatchID != ""})
+		sql.NullString{String: r.BatchID, Valid: r.BatchID != ""}, sql.NullString{String: r.KeyID, Valid: r.KeyID != ""})
 	if err != nil {
 		return insertError(err)
 	}
@@ -99,8 +100,8 @@ func insert(tx *tx, it *item) error {
 }
 
 const insertRequest = `
-	INSERT INTO requests (seq, id, mode, task, status, callback_status, complexity, started_at, lane, due_at, callback_url, data, batch_id)
-	VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
+	INSERT INTO requests (seq, id, mode, task, status, callback_status, complexity, started_at, lane, due_at, callback_url, data, batch_id, key_id)
+	VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
 
 // insertError says of rows that could not be inserted whether one is there already.
 func insertError(err error) error {

@@ -33,6 +33,8 @@ type tx struct {
 	deltas map[string]int64 // :: counter → what this transaction adds
 	values map[string]int64 // :: counter → its value once this is committed; nil: none changes
 
+	owned map[string]int64 // :: key → submissions that this transaction adds to its history
+
 	requests, attempts insertion // rows to add
 
 	undo []func() // takes back what apply changed in memory, if the transaction fails
@@ -55,6 +57,30 @@ func (t *tx) exec(text string, args ...any) (int64, error) {
 
 // count adds to a counter in this transaction.
 func (t *tx) count(name string, delta int64) { t.deltas[name] += delta }
+
+// own adds to the submissions of a key in this transaction; "" is nobody's.
+func (t *tx) own(key string, delta int64) {
+	if key == "" {
+		return
+	}
+	if t.owned == nil {
+		t.owned = map[string]int64{}
+	}
+	t.owned[key] += delta
+}
+
+// countOwned writes what own has collected.
+func (t *tx) countOwned() error {
+	for key, delta := range t.owned {
+		_, err := t.exec(`
+			INSERT INTO key_totals (key_id, submissions) VALUES (?, ?)
+			ON CONFLICT (key_id) DO UPDATE SET submissions = submissions + excluded.submissions`, key, delta)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // prepared is called with connMu held, or before the writer has started.
 func (s *SQLite) prepared(text string) (*sql.Stmt, error) {
@@ -251,6 +277,9 @@ func (t *tx) run(ops []*op) error {
 	}
 	if err := t.attempts.flush(t); err != nil {
 		return fmt.Errorf("log attempts: %w", err)
+	}
+	if err := t.countOwned(); err != nil {
+		return fmt.Errorf("count submissions of keys: %w", err)
 	}
 	if len(t.deltas) > 0 {
 		var counts []byte

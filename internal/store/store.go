@@ -145,6 +145,7 @@ type Filter struct {
 	Mode         tandem.Mode
 	Status       tandem.Status
 	Task         string
+	Key          string    // the API key that asked
 	Batch        string    // not together with Mode, Status or Task
 	Since, Until time.Time // Since <= created_at < Until
 	Limit        int       // 1..1000
@@ -155,8 +156,9 @@ type Filter struct {
 
 // Page is a part of the history.
 type Page struct {
-	Requests []tandem.Request
-	Next     string // cursor of the page after this one; "" at the end
+	Requests    []tandem.Request
+	Next        string // cursor of the page after this one; "" at the end
+	Submissions int64  // in the history, for a filter on their task and at most a key, whatever is on the page; else 0
 }
 
 // Stats are the counters of a store. Totals count since the database was made

@@ -1,0 +1,188 @@
+package store
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"tandem"
+)
+
+const (
+	// MaxKeys bounds the API keys of a database, revoked ones included.
+	MaxKeys = 10_000
+	// forgetRevoked is how long a revoked key is kept at least: callbacks of its requests,
+	// which are never older than 365 days, are still signed with its secret. Then it goes when room is needed.
+	forgetRevoked = 366 * 24 * time.Hour
+	maxKeyName    = 64 // characters
+	keyPrefix     = "key_"
+
+	keysLook  = 250 * time.Millisecond // how often a change made by another process is looked for
+	keysFlush = time.Minute            // how often last uses are written
+)
+
+// ErrNoKey says that there is no such key, or that it is revoked.
+var ErrNoKey = errors.New("there is no such key, or it is revoked")
+
+// ErrKeyExists says that a name is taken.
+var ErrKeyExists = errors.New("there is a key of this name")
+
+// KeysConfig of [OpenKeys].
+type KeysConfig struct {
+	URL    string       // a path, or "file:" and a path
+	Create bool         // make the database if there is none
+	Log    *slog.Logger // slog.Default
+
+	connect connector // as in Config
+}
+
+// NewKey is what a key is made from.
+type NewKey struct {
+	Name      string
+	Scopes    []tandem.Scope
+	ExpiresAt time.Time // zero: never
+}
+
+// Validate says what is wrong with it.
+func (n NewKey) Validate(now time.Time) error {
+	seen := map[tandem.Scope]bool{}
+	for _, scope := range n.Scopes {
+		known := false
+		for _, s := range tandem.Scopes {
+			known = known || s == scope
+		}
+		switch {
+		case !known:
+			return fmt.Errorf("scope %q: want some of submit, read, admin", scope)
+		case seen[scope]:
+			return fmt.Errorf("scope %q: given twice", scope)
+		}
+		seen[scope] = true
+	}
+	odd := func(r rune) bool { return !unicode.IsPrint(r) }
+	switch {
+	case len(n.Scopes) == 0:
+		return errors.New("a key needs at least one scope: submit, read or admin")
+	case n.Name == "" || !utf8.ValidString(n.Name) || utf8.RuneCountInString(n.Name) > maxKeyName ||
+		strings.ContainsFunc(n.Name, odd) || strings.TrimSpace(n.Name) != n.Name:
+		return fmt.Errorf("key name %.80q: want 1 to %d characters that can be seen", n.Name, maxKeyName)
+	case strings.HasPrefix(n.Name, keyPrefix):
+		return fmt.Errorf("key name %q: only ids begin with %s", n.Name, keyPrefix)
+	case !n.ExpiresAt.IsZero() && !n.ExpiresAt.After(now):
+		return errors.New("a key that has expired already is no use")
+	}
+	return nil
+}
+
+// Made is a key that was just made, with what is shown once.
+type Made struct {
+	Key    tandem.Key
+	Token  tandem.Token
+	Secret tandem.Secret // signs the callbacks of its requests
+}
+
+// Authenticate finds the key of a token, as it was at most a second ago, and notes that it was
+// used. The error is a *tandem.Error, CodeUnauthenticated, with a text for whoever holds the token.
+//
+// The token is looked up by its hash, so how long it takes says nothing about how close a guess came.
+func (k *Keys) Authenticate(token tandem.Token, now time.Time) (*tandem.Key, error) {
+	found := k.known.Load().byHash[token.Hash()]
+	switch {
+	case found.member == nil, !found.member.key.RevokedAt.IsZero(), !found.until.IsZero() && !now.Before(found.until):
+		return nil, tandem.Errorf(tandem.CodeUnauthenticated, "This API key is not known here: it was revoked or replaced, or belongs elsewhere.")
+	case !found.member.key.ExpiresAt.IsZero() && !now.Before(found.member.key.ExpiresAt):
+		return nil, tandem.Errorf(tandem.CodeUnauthenticated, "This API key has expired, on %s.", found.member.key.ExpiresAt.Format(time.RFC3339))
+	}
+	found.member.used.note(now)
+	return &found.member.key, nil
+}
+
+// SigningSecrets returns what signs the callbacks of a key's requests, newest first, be it revoked
+// or expired; nil if there is no such key. The slice is shared and must not be changed.
+func (k *Keys) SigningSecrets(id string, now time.Time) []tandem.Secret {
+	if k == nil || id == "" {
+		return nil
+	}
+	m := k.known.Load().byID[id]
+	switch {
+	case m == nil:
+		return nil
+	case len(m.secrets) > 1 && !now.Before(m.oldSecretUntil):
+		return m.secrets[:1]
+	default:
+		return m.secrets
+	}
+}
+
+// snapshot is all that is known of keys, as of one moment. It is never changed.
+type snapshot struct {
+	mark   string                           // of the change that it shows
+	byHash map[[sha256.Size]byte]credential // :: hash of a token → whose it is
+	byID   map[string]*member               // :: id → key
+}
+
+// credential is what one token stands for.
+type credential struct {
+	member *member
+	until  time.Time // of a token that was replaced: not valid from then on; zero: it was not
+}
+
+// member is one key in a snapshot.
+type member struct {
+	key            tandem.Key      // LastUsedAt as of the snapshot
+	secrets        []tandem.Secret // the second, if there is one, until oldSecretUntil
+	oldSecretUntil time.Time
+	used           *use // goes from snapshot to snapshot
+}
+
+// use is when a key was last used: noted from any goroutine, written by flush.
+type use struct {
+	last    atomic.Int64 // microseconds since 1970; 0: not since the start
+	written atomic.Int64 // what is on disk of it
+}
+
+// note stores at most once a second, so that the cores do not fight over a busy key.
+func (u *use) note(now time.Time) {
+	if at := now.UnixMicro(); at-u.last.Load() >= int64(time.Second/time.Microsecond) {
+		u.last.Store(at)
+	}
+}
+
+// Run keeps the keys as they are in the database, and last uses as they are here, until ctx
+// ends. What cannot be read or written is logged and tried again.
+func (k *Keys) Run(ctx context.Context) {
+	look, flush := time.NewTicker(keysLook), time.NewTicker(keysFlush)
+	defer look.Stop()
+	defer flush.Stop()
+	failed := false
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			if err := k.Flush(context.WithoutCancel(ctx)); err != nil {
+				k.log.Warn("keep when API keys were last used", "error", err)
+			}
+			return
+		case <-look.C:
+			err = k.Refresh(ctx)
+		case <-flush.C:
+			if err := k.Flush(ctx); err != nil && ctx.Err() == nil {
+				k.log.Warn("keep when API keys were last used", "error", err)
+			}
+			continue
+		}
+		if err != nil && !failed && ctx.Err() == nil {
+			k.log.Error("read API keys; until this is mended, changes to them take no effect", "error", err)
+		} else if err == nil && failed {
+			k.log.Info("API keys can be read again")
+		}
+		failed = err != nil
+	}
+}
