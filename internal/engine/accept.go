@@ -26,6 +26,7 @@ type Order struct {
 	Data        json.RawMessage // a JSON object, checked by the caller of the engine; not modified
 	Complexity  int             // MinComplexity..MaxComplexity
 	CallbackURL string          // Submit only
+	KeyID       string          // the API key that asks; "": nobody was asked for one
 }
 
 // Do does the work of an order while the caller waits, at most TaskTimeout from
@@ -243,7 +244,7 @@ func (e *Engine) commit(ctx context.Context, r *tandem.Request, lane store.Lane)
 func newRequest(mode tandem.Mode, order Order) (tandem.Request, error) {
 	r := tandem.Request{
 		Mode: mode, Task: order.Task, Status: tandem.StatusProcessing,
-		Data: order.Data, Complexity: order.Complexity,
+		Data: order.Data, Complexity: order.Complexity, KeyID: order.KeyID,
 	}
 	if mode == tandem.ModeAsync {
 		r.Status, r.CallbackStatus, r.CallbackURL = tandem.StatusPending, tandem.CallbackPending, order.CallbackURL

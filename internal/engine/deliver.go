@@ -35,7 +35,7 @@ func (e *Engine) deliver(claiming context.Context, r *tandem.Request) store.Next
 		place.Release()
 		return e.unsendable(r, number, sent, err)
 	}
-	result := place.Post(e.working, e.callbackHeader(r.ID, sent, body), body)
+	result := place.Post(e.working, e.callbackHeader(r, sent, body), body)
 	if result.Interrupted {
 		return handBack(store.LaneDeliver)
 	}
@@ -131,17 +131,21 @@ func (e *Engine) callbackBody(r *tandem.Request, number int, sent time.Time) ([]
 	return bytes.TrimRight(body.Bytes(), "\n"), nil
 }
 
-// callbackHeader signs body with every secret, so that receivers can verify
-// while a secret is being rotated.
-func (e *Engine) callbackHeader(id string, sent time.Time, body []byte) http.Header {
-	signatures := make([]string, len(e.cfg.Secrets))
-	for i, secret := range e.cfg.Secrets {
-		signatures[i] = secret.Sign(id, sent, body)
+// callbackHeader signs body with every secret of the key that asked, newest first, so
+// that receivers can verify while a secret is being rotated.
+func (e *Engine) callbackHeader(r *tandem.Request, sent time.Time, body []byte) http.Header {
+	secrets := e.cfg.Keys.SigningSecrets(r.KeyID, sent)
+	if len(secrets) == 0 {
+		secrets = e.cfg.Secrets
+	}
+	signatures := make([]string, len(secrets))
+	for i, secret := range secrets {
+		signatures[i] = secret.Sign(r.ID, sent, body)
 	}
 	header := make(http.Header, 5)
 	header.Set("Content-Type", "application/json")
 	header.Set("User-Agent", "tandem/"+tandem.Version)
-	header.Set(tandem.HeaderWebhookID, id)
+	header.Set(tandem.HeaderWebhookID, r.ID)
 	header.Set(tandem.HeaderWebhookTimestamp, fmt.Sprint(sent.Unix()))
 	header.Set(tandem.HeaderWebhookSignature, strings.Join(signatures, " "))
 	return header

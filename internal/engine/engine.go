@@ -54,7 +54,8 @@ var (
 type Config struct {
 	Store       store.Store     // required; the engine does not close it
 	Egress      *egress.Client  // required; how callbacks leave
-	Secrets     []tandem.Secret // sign every callback, one signature each; at least one
+	Secrets     []tandem.Secret // sign the callbacks of requests that no key asked for, one signature each; at least one
+	Keys        *store.Keys     // whose secrets sign the others; nil: there are none, and Secrets do. The engine neither runs nor closes them
 	Tasks       []Task          // more tasks, beside the built-in ones
 	Workers     int             // slots, and threads, for tasks that compute; the number of cores (see compute.go for where it is one less)
 	IOWorkers   int             // slots for tasks that wait; 256

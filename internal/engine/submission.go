@@ -71,15 +71,21 @@ type Submission struct {
 // errNotSaved ends the calls of submissions that could not be saved.
 var errNotSaved = errors.New("the submission could not be saved")
 
+// Batch is some submissions that come together, or a single one.
+type Batch struct {
+	ID    string            // "": a single one
+	KeyID string            // the API key that asks; "": nobody was asked for one
+	Data  []json.RawMessage // JSON objects, checked by the caller
+}
+
 // SubmitAll saves submissions, all of them or none, and passes each on to the
 // external service at the same time, side by side: it takes as long as the slowest call or
-// the commit, whichever is longer. data are JSON objects, checked by the caller. The caller's leaving
-// changes nothing.
+// the commit, whichever is longer. The caller's leaving changes nothing.
 //
 // A call that goes wrong is repeated for 24 hours, now by the store's jobs. The error says
 // that nothing was saved: CodeDraining, CodeOverloaded, CodeQueueFull or
 // CodeStoreUnavailable. Calls may have been made all the same, with ids that nobody will hear of again.
-func (e *Engine) SubmitAll(ctx context.Context, batchID string, data []json.RawMessage) ([]Submission, error) {
+func (e *Engine) SubmitAll(ctx context.Context, batch Batch) ([]Submission, error) {
 	if !e.gate.enter() {
 		return nil, drainingError("")
 	}
@@ -91,7 +97,7 @@ func (e *Engine) SubmitAll(ctx context.Context, batchID string, data []json.RawM
 	defer slots.part()
 	const tries = 10
 	for try := 1; ; try++ {
-		all, err := e.submitOnce(ctx, slots, batchID, data)
+		all, err := e.submitOnce(ctx, slots, batch)
 		switch {
 		case err == nil:
 			return all, nil
@@ -102,16 +108,16 @@ func (e *Engine) SubmitAll(ctx context.Context, batchID string, data []json.RawM
 }
 
 // submitOnce does it with new ids; ErrExists says that one of them is taken.
-func (e *Engine) submitOnce(ctx context.Context, slots *slots, batchID string, data []json.RawMessage) ([]Submission, error) {
+func (e *Engine) submitOnce(ctx context.Context, slots *slots, batch Batch) ([]Submission, error) {
 	arrived := time.Now()
-	all := make([]Submission, len(data))
-	requests := make([]*tandem.Request, len(data))
-	for i, one := range data {
-		r, err := newRequest(tandem.ModeSync, Order{Task: tandem.TaskSubmission, Data: one, Complexity: MinComplexity})
+	all := make([]Submission, len(batch.Data))
+	requests := make([]*tandem.Request, len(batch.Data))
+	for i, one := range batch.Data {
+		r, err := newRequest(tandem.ModeSync, Order{Task: tandem.TaskSubmission, Data: one, Complexity: MinComplexity, KeyID: batch.KeyID})
 		if err != nil {
 			return nil, err
 		}
-		r.BatchID = batchID
+		r.BatchID = batch.ID
 		all[i].Request, requests[i] = r, &all[i].Request
 	}
 	e.tellSubmissions(requests)

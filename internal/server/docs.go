@@ -63,7 +63,7 @@ var assets = map[string]asset{
 func page(path, id, name string, html []byte) route {
 	return route{
 		method: http.MethodGet, path: path, id: id, tag: tagPages, summary: "This document, for people (" + name + ")",
-		status: http.StatusOK, media: mediaHTML,
+		status: http.StatusOK, media: mediaHTML, access: forEverybody,
 		handle: func(w http.ResponseWriter, _ *http.Request) error { return writePage(w, docsPolicy, html) },
 	}
 }
@@ -74,6 +74,9 @@ func writePage(w http.ResponseWriter, policy string, html []byte) error {
 	header.Set("Content-Type", "text/html; charset=utf-8")
 	header.Set("Content-Security-Policy", policy)
 	header.Set("Referrer-Policy", "no-referrer")
+	header.Set("X-Frame-Options", "DENY") // for browsers that do not know frame-ancestors
+	header.Set("Cross-Origin-Opener-Policy", "same-origin")
+	header.Set("Cross-Origin-Resource-Policy", "same-origin")
 	header.Set("Cache-Control", "no-cache")
 	_, _ = w.Write(html) // fails only when the caller has gone
 	return nil

@@ -35,6 +35,9 @@ type entry struct {
 // handleEntry shows everything known about one request.
 func (s *server) handleEntry(r *http.Request) (entry, error) {
 	found, err := s.cfg.Store.Request(r.Context(), r.PathValue("id"))
+	if err == nil && !caller(r).Sees(&found) {
+		err = store.NotFound(r.PathValue("id")) // in the words for one that does not exist
+	}
 	if err != nil {
 		return entry{}, err
 	}
@@ -47,6 +50,7 @@ func (s *server) handleList(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	filter.Key = owned(r)
 	body, next, err := s.page(r.Context(), filter)
 	if err != nil {
 		return err

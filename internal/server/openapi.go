@@ -72,6 +72,7 @@ var headerDocs = map[string]struct{ kind, text string }{
 	"X-Request-ID":     {huma.TypeString, "Names this exchange in the log: yours, if it has 1 to 64 letters, digits, dots, dashes or underscores, else a new one"},
 	"ETag":             {huma.TypeString, "Send it as If-None-Match to learn whether anything has changed"},
 	"Vary":             {huma.TypeString, "Names the headers of the request on which the answer depends"},
+	"WWW-Authenticate": {huma.TypeString, "Bearer, what is wrong with the key, and the scope that it would need (RFC 6750)"},
 	"Location":         {huma.TypeString, "Where the request is in the history"},
 	"Retry-After":      {huma.TypeInteger, "Seconds after which it is worth asking again"},
 	"RateLimit":        {huma.TypeString, "While there is a limit: r requests are left, and in t seconds there are more (IETF draft)"},
@@ -89,7 +90,7 @@ func (s *server) document(routes []route) (jsonText, yamlText []byte, err error)
 			Description: "One engine, two ways to ask it for work: POST /sync waits for the result, POST /async gets it by callback. Errors are RFC 9457 problems; decide by their code.",
 		},
 		Servers:    []*huma.Server{{URL: "/", Description: "This server"}},
-		Components: &huma.Components{Schemas: registry, Headers: map[string]*huma.Header{}},
+		Components: &huma.Components{Schemas: registry, Headers: map[string]*huma.Header{}, SecuritySchemes: securitySchemes()},
 		Tags: []*huma.Tag{
 			{Name: tagWork, Description: "Ask for work."}, {Name: tagHistory, Description: "What became of it."},
 			{Name: tagSubmissions, Description: "A sample application on the same engine."},
@@ -119,6 +120,17 @@ func (s *server) document(routes []route) (jsonText, yamlText []byte, err error)
 	return jsonText, yamlText, nil
 }
 
+// schemeKey names the one way to say who asks.
+const schemeKey = "api_key"
+
+func securitySchemes() map[string]*huma.SecurityScheme {
+	return map[string]*huma.SecurityScheme{schemeKey: {
+		Type: "http", Scheme: "bearer", BearerFormat: "tdm_ and 49 letters and digits",
+		Description: "An API key, made with `tandem keys create`. Its scopes are submit, read and admin; a key sees only its own requests, unless it has admin. " +
+			"Demo mode and --no-auth ask for no key and ignore one that is sent.",
+	}}
+}
+
 // indented writes the document for people as well: it is served rarely.
 func indented(doc *huma.OpenAPI) ([]byte, error) {
 	text, err := json.MarshalIndent(doc, "", "  ")
@@ -145,6 +157,11 @@ func operation(registry huma.Registry, rt route) *huma.Operation {
 		op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/json": media}}
 	}
 	headers, problems := slices.Clone(rt.headers), append([]tandem.Code{tandem.CodeInternal}, rt.problems...)
+	op.Security = []map[string][]string{} // nothing is asked for
+	if scope := rt.access.scope(); scope != "" {
+		op.Security = []map[string][]string{{schemeKey: {string(scope)}}}
+		problems = append(problems, tandem.CodeUnauthenticated, tandem.CodeForbidden)
+	}
 	if rt.limited {
 		headers, problems = append(headers, rateHeaders...), append(problems, tandem.CodeRateLimited)
 	}
@@ -183,6 +200,9 @@ func addProblem(registry huma.Registry, op *huma.Operation, code tandem.Code, li
 		var headers []string
 		if k.Retry > 0 {
 			headers = append(headers, "Retry-After")
+		}
+		if k.Status == http.StatusUnauthorized || k.Status == http.StatusForbidden {
+			headers = append(headers, "WWW-Authenticate")
 		}
 		if limited {
 			headers = append(headers, rateHeaders...)

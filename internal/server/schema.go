@@ -18,6 +18,7 @@ var rootDocs = map[string]string{
 	"Request.callback_status":    "The fate of the callback; async only",
 	"Request.input_data":         "data, as received",
 	"Request.batch_id":           "Submissions that came together",
+	"Request.key_id":             "The API key that asked for it; absent where nobody is asked for one",
 	"Request.complexity":         "How much work was asked for",
 	"Request.result":             "What the task returned",
 	"Request.processing_time_ms": "Time in the task, milliseconds; 0 until it ended",

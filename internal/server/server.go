@@ -19,8 +19,6 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/jub0bs/cors"
-
 	"tandem/internal/engine"
 	"tandem/internal/limit"
 	"tandem/internal/store"
@@ -38,6 +36,7 @@ const (
 type Config struct {
 	Engine       *engine.Engine // required
 	Store        store.Store    // required; the one that Engine uses
+	Keys         *store.Keys    // whose holders may call; nil: everybody may, and nobody is asked
 	Mode         string         // "demo" or "production", as /stats shows it
 	TestCallback bool           // serve /test-callback (demo mode)
 	MaxData      int64          // bytes of `data`; 10,240; at most 16 MiB
@@ -45,11 +44,16 @@ type Config struct {
 	TaskTimeout  time.Duration  // 30 s; bounds how long an answer may take
 	CORSOrigins  []string       // such as https://app.example.com; none: no CORS headers
 	RateLimit    limit.Quota    // of POST /sync, /async and submissions together, per client; zero: no limit
+	ReadLimit    limit.Quota    // of GETs that read data, per client; zero: no limit
 	Debug        bool           // what debug_mode says
 	Log          *slog.Logger   // slog.Default
 
 	// TrustedProxies are the peers whose X-Forwarded-For is believed; none.
 	TrustedProxies []netip.Prefix
+
+	Connections     *Connections // bounds what is open; nil: nothing does
+	Certificate     *Certificate // serve HTTPS and HTTP/2 with it; nil: plain HTTP
+	SecurityContact string       // mailto: or https: address in /.well-known/security.txt; "": there is no such file
 }
 
 // Validate reports what contradicts itself or is out of range.
@@ -69,6 +73,15 @@ func (cfg Config) Validate() error {
 	}
 	if err := cfg.RateLimit.Validate(); err != nil {
 		errs = append(errs, fmt.Errorf("rate limit: %w", err))
+	}
+	if err := cfg.ReadLimit.Validate(); err != nil {
+		errs = append(errs, fmt.Errorf("read limit: %w", err))
+	}
+	if err := ValidContact(cfg.SecurityContact); err != nil {
+		errs = append(errs, fmt.Errorf("security contact: %w", err))
+	}
+	if err := ValidOrigins(cfg.CORSOrigins); err != nil {
+		errs = append(errs, fmt.Errorf("CORS origins: %w", err))
 	}
 	if err := ValidProxies(cfg.TrustedProxies); err != nil {
 		errs = append(errs, fmt.Errorf("trusted proxies: %w", err))
@@ -101,8 +114,8 @@ type server struct {
 	bodies  *reader
 	inbox   *inbox // nil unless Config.TestCallback
 	tally   tally
-	rate    *limit.Rate // nil: there is no limit
-	policy  []string    // value of RateLimit-Policy
+	posts   *allowance // nil: there is no limit
+	gets    *allowance // the same
 	meters  *meters
 	started time.Time
 	index   map[string]string // :: id of a route of the API → its path
@@ -118,7 +131,8 @@ func New(cfg Config) (http.Handler, error) {
 	cfg = cfg.withDefaults()
 	s := &server{
 		cfg: cfg, log: cfg.Log, started: time.Now(), tally: make(tally, len(kinds)),
-		bodies: newReader(cfg.MaxData, cfg.MaxDepth, cfg.Engine.TaskNames()), rate: newRate(cfg.RateLimit), policy: ratePolicy(cfg.RateLimit),
+		bodies: newReader(cfg.MaxData, cfg.MaxDepth, cfg.Engine.TaskNames()),
+		posts:  newAllowance("post", cfg.RateLimit), gets: newAllowance("get", cfg.ReadLimit),
 	}
 	if cfg.TestCallback {
 		s.inbox = newInbox()
@@ -134,58 +148,8 @@ func New(cfg Config) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
+	if handler, err = s.sameOrigin(handler); err != nil {
+		return nil, err
+	}
 	return s.instrument(handler), nil
-}
-
-// withCORS answers preflights and marks answers for the configured origins. There
-// are no credentials to share: the API knows no cookies.
-func (s *server) withCORS(next http.Handler) (http.Handler, error) {
-	if len(s.cfg.CORSOrigins) == 0 {
-		return next, nil
-	}
-	middleware, err := cors.NewMiddleware(cors.Config{
-		Origins:         s.cfg.CORSOrigins,
-		Methods:         []string{http.MethodGet, http.MethodHead, http.MethodPost},
-		RequestHeaders:  []string{"Content-Type", "If-None-Match", headerRequestID},
-		ResponseHeaders: []string{"ETag", "Location", "Link", "RateLimit", "RateLimit-Policy", "Retry-After", headerRequestID, "X-Process-Time"},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("configure CORS: %w", err)
-	}
-	return middleware.Wrap(next), nil
-}
-
-// ValidOrigins says what is wrong with a list for [Config].CORSOrigins, before anything is started for it.
-func ValidOrigins(origins []string) error {
-	if len(origins) == 0 {
-		return nil
-	}
-	_, err := cors.NewMiddleware(cors.Config{Origins: origins})
-	return err
-}
-
-// Limits of a connection. A caller that is slower than this is cut off, with a
-// 408 if it had at least sent its header.
-const (
-	readHeaderTimeout = 5 * time.Second
-	readTimeout       = 15 * time.Second // header and body
-	idleTimeout       = 120 * time.Second
-	maxHeaderBytes    = 64 << 10
-	answerTime        = 15 * time.Second // to write what the task took TaskTimeout for
-)
-
-// HTTPServer makes the server that the API is meant to run in; the caller
-// listens, serves and shuts down. Its write timeout leaves a sync request its
-// TaskTimeout, which covers the wait for a slot as well, and a submission its wait and its call.
-func HTTPServer(handler http.Handler, cfg Config) *http.Server {
-	cfg = cfg.withDefaults()
-	return &http.Server{
-		Handler:           handler,
-		ReadHeaderTimeout: readHeaderTimeout,
-		ReadTimeout:       readTimeout,
-		WriteTimeout:      readTimeout + max(cfg.TaskTimeout, 2*engine.MaxExternalTimeout) + answerTime,
-		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    maxHeaderBytes,
-		ErrorLog:          slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
-	}
 }

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -72,7 +71,7 @@ type submissionEntry struct {
 type submissionList struct {
 	Submissions []submissionEntry `json:"submissions" doc:"Newest first"`
 	Count       int               `json:"count" minimum:"0" doc:"How many are listed"`
-	Total       int64             `json:"total" minimum:"0" doc:"How many there are: in the history, or in the batch"`
+	Total       int64             `json:"total" minimum:"0" doc:"How many of those that the key may see there are: in the history, or in the batch"`
 	Limit       int               `json:"limit" doc:"As asked for"`
 	Offset      int               `json:"offset" doc:"As asked for"`
 	HasMore     bool              `json:"has_more" doc:"Whether there are more after these"`
@@ -104,31 +103,31 @@ func (s *server) submissionRoutes() []route {
 	problems := append(slices.Clone(orderProblems), tandem.CodeOverloaded)
 	return []route{
 		{
-			method: http.MethodPost, path: "/api/submit", handle: s.handleSubmit, limited: true,
+			method: http.MethodPost, path: "/api/submit", handle: s.handleSubmit, access: forCallers, limited: true,
 			id: "submit", tag: tagSubmissions, summary: "Save a submission and pass it on",
 			description: "It is saved, durably, while the external service is called. A call that goes wrong is repeated for 24 hours, with the same Idempotency-Key; the answer does not wait for that.",
 			body:        personBody{}, status: http.StatusOK, reply: submissionReply{}, problems: problems,
 		},
 		{
-			method: http.MethodPost, path: "/api/submit/batch", handle: s.handleBatch, limited: true, counts: true,
+			method: http.MethodPost, path: "/api/submit/batch", handle: s.handleBatch, access: forCallers, limited: true, counts: true,
 			id: "submit-batch", tag: tagSubmissions, summary: "Save up to 10 submissions and pass them on side by side",
 			description: "All are saved or none. Each entry counts towards the rate limit.",
 			body:        batchBody{}, status: http.StatusOK, reply: batchReply{}, problems: problems,
 		},
 		{
-			method: http.MethodGet, path: "/api/submissions", handle: show(s.handleSubmissions),
+			method: http.MethodGet, path: "/api/submissions", handle: show(s.handleSubmissions), access: forReaders, limited: true,
 			id: "list-submissions", tag: tagSubmissions, summary: "List submissions, newest first", description: "Unknown parameters are refused.",
 			params: submissionParams(), status: http.StatusOK, reply: submissionList{},
 			problems: []tandem.Code{tandem.CodeValidation, tandem.CodeStoreUnavailable},
 		},
 		{
-			method: http.MethodGet, path: "/api/stats", handle: conditional(s.handleSubmissionStats, s.submissionTag), tagged: true,
+			method: http.MethodGet, path: "/api/stats", handle: conditional(s.handleSubmissionStats, s.submissionTag), access: forAdmins, limited: true, tagged: true,
 			id: "submission-stats", tag: tagSubmissions, summary: "Show figures about submissions",
 			description: "The ETag covers every figure but uptime_seconds, and the start of the process.",
 			status:      http.StatusOK, reply: submissionStatistics{}, problems: []tandem.Code{tandem.CodeStoreUnavailable},
 		},
 		{
-			method: http.MethodGet, path: "/health", handle: show(s.handleHealth),
+			method: http.MethodGet, path: "/health", handle: show(s.handleHealth), access: forEverybody,
 			id: "health", tag: tagSubmissions, summary: "Say that the service answers: the same as /healthz", status: http.StatusOK, reply: health{},
 		},
 	}
@@ -140,7 +139,7 @@ func (s *server) handleSubmit(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	replies, err := s.submit(r.Context(), "", []person{p})
+	replies, err := s.submit(r, "", []person{p})
 	if err != nil {
 		return err
 	}
@@ -155,7 +154,7 @@ func (s *server) handleBatch(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	people, err := s.bodies.people(w, r)
-	if most := s.cfg.RateLimit.Calls; s.rate != nil && len(people) > most {
+	if most := s.cfg.RateLimit.Calls; s.posts != nil && len(people) > most {
 		err = invalid([]tandem.FieldError{{
 			Location: "body.submissions", Message: fmt.Sprintf("must have at most %d entries: --rate-limit never lets more through together", most), Value: len(people),
 		}})
@@ -172,7 +171,7 @@ func (s *server) handleBatch(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	started := time.Now()
-	replies, err := s.submit(r.Context(), id, people)
+	replies, err := s.submit(r, id, people)
 	if err != nil {
 		return err
 	}
@@ -180,7 +179,7 @@ func (s *server) handleBatch(w http.ResponseWriter, r *http.Request) error {
 }
 
 // submit saves submissions and passes them on, side by side.
-func (s *server) submit(ctx context.Context, batchID string, people []person) ([]submissionReply, error) {
+func (s *server) submit(r *http.Request, batchID string, people []person) ([]submissionReply, error) {
 	data := make([]json.RawMessage, len(people))
 	for i, p := range people {
 		var err error
@@ -188,7 +187,7 @@ func (s *server) submit(ctx context.Context, batchID string, people []person) ([
 			return nil, err
 		}
 	}
-	done, err := s.cfg.Engine.SubmitAll(ctx, batchID, data)
+	done, err := s.cfg.Engine.SubmitAll(r.Context(), engine.Batch{ID: batchID, KeyID: keyOf(r), Data: data})
 	if err != nil {
 		return nil, err
 	}
@@ -251,23 +250,19 @@ func (s *server) handleSubmissions(r *http.Request) (submissionList, error) {
 	if err != nil {
 		return submissionList{}, err
 	}
+	asked.Key = owned(r)
 	filter, list := asked, submissionList{Limit: asked.Limit, Offset: asked.Offset}
 	if filter.Batch != "" { // it is small: all of it is read, and counted
 		filter.Limit, filter.Offset = maxBatch, 0
 	} else {
 		filter.Task = tandem.TaskSubmission
-		stats, err := s.cfg.Store.Stats(r.Context())
-		if err != nil {
-			return submissionList{}, err
-		}
-		list.Total = stats.Submissions.Kept
 	}
 	page, err := s.cfg.Store.Requests(r.Context(), filter)
 	if err != nil {
 		return submissionList{}, err
 	}
 	found := page.Requests
-	list.HasMore = page.Next != ""
+	list.HasMore, list.Total = page.Next != "", page.Submissions
 	if filter.Batch != "" {
 		list.Total = int64(len(found))
 		found = found[min(asked.Offset, len(found)):]

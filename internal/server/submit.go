@@ -29,6 +29,7 @@ func (s *server) handleSync(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	order.KeyID = keyOf(r)
 	done, err := s.cfg.Engine.Do(r.Context(), order)
 	if err != nil {
 		return err
@@ -44,6 +45,7 @@ func (s *server) handleAsync(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	order.KeyID = keyOf(r)
 	accepted, err := s.cfg.Engine.Submit(r.Context(), order)
 	if err != nil {
 		return err

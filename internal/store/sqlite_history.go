@@ -70,10 +70,15 @@ func scan(row interface{ Scan(...any) error }) (seq int64, r tandem.Request, err
 	return seq, r, err
 }
 
+// NotFound is what Request says of an id that no request has.
+func NotFound(id string) error {
+	return tandem.Errorf(tandem.CodeNotFound, "There is no request %.60q; it may have been older than the retention.", id)
+}
+
 // Request returns one request with its attempts.
 func (s *SQLite) Request(ctx context.Context, id string) (tandem.Request, error) {
 	var r tandem.Request
-	unknown := tandem.Errorf(tandem.CodeNotFound, "There is no request %.60q; it may have been older than the retention.", id)
+	unknown := NotFound(id)
 	order, err := tandem.IDOrder(id)
 	if err != nil {
 		return r, unknown
