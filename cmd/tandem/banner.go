@@ -19,6 +19,9 @@ func (c *serveCommand) banner(address net.Addr, s *service, program string) stri
 		fmt.Fprintf(&b, "  %-10s %s\n", name, fmt.Sprintf(format, args...))
 	}
 	base := baseURL(address)
+	if c.TLSCert != "" {
+		base = "https" + strings.TrimPrefix(base, "http")
+	}
 	fmt.Fprintf(&b, "tandem %s, %s mode\n\n", tandem.Version, c.Mode)
 	line("listening", "%s  (docs: %s/docs)", base, base)
 	if store.Memory(c.DB) {
@@ -33,6 +36,9 @@ func (c *serveCommand) banner(address net.Addr, s *service, program string) stri
 	}
 	if !c.quota.IsZero() {
 		line("limit", "%d POSTs per client in any %d s", c.quota.Calls, c.quota.Window/time.Second)
+	}
+	if !c.reads.IsZero() {
+		line("limit", "%d GETs of data per client in any %d s", c.reads.Calls, c.reads.Window/time.Second)
 	}
 	if len(c.TrustedProxy) > 0 {
 		line("proxies", "%s say who the client is", strings.TrimSpace(join(" ", c.TrustedProxy)))

@@ -63,6 +63,7 @@ type serveCommand struct {
 	MaxDepth    int           `default:"10" env:"TANDEM_MAX_DEPTH" help:"Deepest nesting of data."`
 	TaskTimeout time.Duration `default:"30s" env:"TANDEM_TASK_TIMEOUT" help:"Longest run of a task, and longest wait for a sync answer."`
 	RateLimit   string        `placeholder:"CALLS/WINDOW|off" env:"TANDEM_RATE_LIMIT" help:"POSTs that one client may make in any window of time (demo: off, production: 50/60s)."`
+	ReadLimit   string        `placeholder:"CALLS/WINDOW|off" env:"TANDEM_READ_LIMIT" help:"GETs of data that one client may make in any window of time (demo: off, production: 600/60s)."`
 	CORSOrigin  []string      `name:"cors-origin" placeholder:"URL" env:"TANDEM_CORS_ORIGIN" help:"Origins whose pages may call the API (demo: http://localhost:3000, http://127.0.0.1:3000)."`
 	Retention   time.Duration `default:"720h" env:"TANDEM_RETENTION" help:"Finished requests older than this are deleted; 0: never."`
 
@@ -73,6 +74,11 @@ type serveCommand struct {
 	SubmissionLog string `placeholder:"FILE" env:"TANDEM_SUBMISSION_LOG" help:"File that gets a JSON line per submission: ids and times, names only with --debug. Rotated at 64 MiB."`
 
 	TrustedProxy []netip.Prefix `placeholder:"CIDR" env:"TANDEM_TRUSTED_PROXY" help:"Proxies whose X-Forwarded-For says who the client is."`
+
+	MaxConnections  int    `default:"10000" env:"TANDEM_MAX_CONNECTIONS" help:"Open connections; beyond it those that wait are closed for new ones. One address may have a quarter."`
+	TLSCert         string `placeholder:"FILE" env:"TANDEM_TLS_CERT" help:"Certificate (PEM, with its chain): serve HTTPS and HTTP/2. A renewed one is taken up within a second."`
+	TLSKey          string `placeholder:"FILE" env:"TANDEM_TLS_KEY" help:"The key of --tls-cert (PEM)."`
+	SecurityContact string `placeholder:"mailto:ADDRESS|URL" env:"TANDEM_SECURITY_CONTACT" help:"Whom to tell of a vulnerability, for /.well-known/security.txt."`
 
 	CallbackAttempts        int            `default:"3" env:"TANDEM_CALLBACK_ATTEMPTS" help:"Tries per callback."`
 	CallbackBackoff         time.Duration  `default:"1s" env:"TANDEM_CALLBACK_BACKOFF" help:"Wait before the second try; doubled for each further one."`
@@ -87,6 +93,7 @@ type serveCommand struct {
 
 	secret tandem.Secret // SigningSecret, read; zero: the database's
 	quota  limit.Quota   // RateLimit, read
+	reads  limit.Quota   // ReadLimit, read
 
 	delay [2]time.Duration // ExternalDelay, read: the shortest and the longest
 }
@@ -267,6 +274,12 @@ func (c *serveCommand) Validate() error {
 			c.RateLimit = "50/60s"
 		}
 	}
+	if c.ReadLimit == "" {
+		c.ReadLimit = "off"
+		if production {
+			c.ReadLimit = "600/60s"
+		}
+	}
 	if len(c.CORSOrigin) == 0 && !production {
 		c.CORSOrigin = []string{"http://localhost:3000", "http://127.0.0.1:3000"}
 	}
@@ -298,6 +311,15 @@ func (c *serveCommand) Validate() error {
 	if c.quota, err = limit.ParseQuota(c.RateLimit); err != nil {
 		return badArgument("", "--rate-limit %s: %w", c.RateLimit, err)
 	}
+	if c.reads, err = limit.ParseQuota(c.ReadLimit); err != nil {
+		return badArgument("", "--read-limit %s: %w", c.ReadLimit, err)
+	}
+	if err := server.ValidContact(c.SecurityContact); err != nil {
+		return badArgument("", "--security-contact %s: %w", c.SecurityContact, err)
+	}
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		return badArgument("", "--tls-cert and --tls-key: one needs the other")
+	}
 	if c.secret, err = readSecret(c.SigningSecret); err != nil {
 		return badArgument("tandem prints a fresh one at the first start without --signing-secret", "--signing-secret: %w", err)
 	}
@@ -315,6 +337,7 @@ func (c *serveCommand) validBounds() error {
 		{"max-queue", c.MaxQueue, 1, 1_000_000_000},
 		{"max-data", c.MaxData, 1, 16 << 20},
 		{"max-depth", int64(c.MaxDepth), 1, 1_000},
+		{"max-connections", int64(c.MaxConnections), 1, 1_000_000},
 		{"callback-attempts", int64(c.CallbackAttempts), 1, 1_000},
 		{"callback-host-concurrency", int64(c.CallbackHostConcurrency), 1, 10_000},
 	} {

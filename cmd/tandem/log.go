@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"sync"
 	"time"
 	"unicode"
+	"unicode/utf16"
 )
 
 // newLogger writes JSON for machines; lines for people when one watches, or debugs.
@@ -22,8 +24,36 @@ func newLogger(w io.Writer, debug bool) *slog.Logger {
 	if debug || isTerminal(w) {
 		return slog.New(newConsole(w, level))
 	}
-	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
+	return slog.New(slog.NewJSONHandler(&plain{w}, &slog.HandlerOptions{Level: level}))
 }
+
+// plain escapes in lines of JSON what a terminal might obey or show in another order: control
+// characters beyond those of ASCII, and marks that nobody sees. What is read from the line is the same.
+type plain struct{ w io.Writer }
+
+// Write writes whole lines of JSON, in which such characters can stand in strings only.
+func (p *plain) Write(line []byte) (int, error) {
+	if !bytes.ContainsFunc(line, hidden) {
+		return p.w.Write(line)
+	}
+	var escaped bytes.Buffer
+	for _, r := range string(line) {
+		switch {
+		case !hidden(r):
+			escaped.WriteRune(r)
+		case r > 0xffff:
+			high, low := utf16.EncodeRune(r)
+			fmt.Fprintf(&escaped, `\u%04x\u%04x`, high, low)
+		default:
+			fmt.Fprintf(&escaped, `\u%04x`, r)
+		}
+	}
+	_, err := p.w.Write(escaped.Bytes())
+	return len(line), err
+}
+
+// hidden reports whether a character of a line of JSON cannot be seen.
+func hidden(r rune) bool { return r != '\n' && r != ' ' && !unicode.IsPrint(r) }
 
 // isTerminal reports whether w is a character device; nothing else than the
 // form of the log depends on it.

@@ -15,15 +15,24 @@ import (
 // Run serves until a signal comes. A clean drain is exit code 0, which is what
 // service managers expect of a service they stop; a drain cut short by a second signal is not.
 func (c *serveCommand) Run(ctx context.Context, t *terminal) error {
-	// Listening comes first: a port in use is known before a database is touched, and
+	log := newLogger(t.err, c.Debug)
+	var certificate *server.Certificate
+	if c.TLSCert != "" {
+		var err error
+		if certificate, err = server.LoadCertificate(c.TLSCert, c.TLSKey, log); err != nil {
+			return badArgument("", "--tls-cert, --tls-key: %w", err)
+		}
+	}
+	// Listening comes before the database: a port in use is known before a database is touched, and
 	// callers queue in the listener while a large one is being recovered.
 	listener, err := listen(ctx, c.Listen)
 	if err != nil {
 		return err
 	}
 	address := listener.Addr()
-	log := newLogger(t.err, c.Debug)
-	tandem, err := openService(ctx, c.parts(address, log), listener)
+	parts := c.parts(address, log)
+	parts.server.Certificate = certificate
+	tandem, err := openService(ctx, parts, listener)
 	if err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -72,9 +81,12 @@ func (c *serveCommand) parts(address net.Addr, log *slog.Logger) parts {
 			TaskTimeout:  c.TaskTimeout,
 			CORSOrigins:  c.CORSOrigin,
 			RateLimit:    c.quota,
+			ReadLimit:    c.reads,
 			Debug:        c.Debug,
 
-			TrustedProxies: c.TrustedProxy,
+			TrustedProxies:  c.TrustedProxy,
+			Connections:     server.NewConnections(c.MaxConnections, c.TrustedProxy),
+			SecurityContact: c.SecurityContact,
 		},
 		secret: c.secret,
 		log:    log,

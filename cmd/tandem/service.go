@@ -53,6 +53,7 @@ type service struct {
 	engine   *engine.Engine
 	lines    *engine.SubmissionLog // nil: none is kept
 	http     *http.Server
+	api      server.Config
 	secret   tandem.Secret
 	made     bool // secret is new: tell it to somebody
 	log      *slog.Logger
@@ -102,7 +103,7 @@ func openService(ctx context.Context, p parts, listener net.Listener) (_ *servic
 	if err != nil {
 		return nil, fmt.Errorf("set up the HTTP API: %w", err)
 	}
-	s.http = server.HTTPServer(handler, p.server)
+	s.api, s.http = p.server, server.HTTPServer(handler, p.server)
 	return s, nil
 }
 
@@ -127,8 +128,8 @@ func (s *service) run(ctx context.Context, halt <-chan struct{}) error {
 	})
 	g.Go(func() error {
 		s.awaitEngine(running)
-		if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
-			return fmt.Errorf("serve %s: %w", s.listener.Addr(), err)
+		if err := server.Serve(s.http, s.listener, s.api); !errors.Is(err, http.ErrServerClosed) {
+			return err
 		}
 		return nil
 	})

@@ -112,6 +112,7 @@ type reading struct {
 	tasks  []string
 	lines  engine.SubmissionLogStats
 	flying int64
+	conns  connectionFigures
 }
 
 // figures is the collector of all of them.
@@ -149,7 +150,7 @@ func (f *figures) Collect(out chan<- prometheus.Metric) {
 	stats, err := s.cfg.Store.Stats(ctx)
 	at := time.Now()
 	lines, _ := s.cfg.Engine.SubmissionLogStats()
-	now := &reading{at, stats, s.cfg.Engine.Totals(), s.rateFigures(at), s.tally, s.cfg.Engine.TaskNames(), lines, s.meters.inFlight.Load()}
+	now := &reading{at, stats, s.cfg.Engine.Totals(), s.rateLimiting(at), s.tally, s.cfg.Engine.TaskNames(), lines, s.meters.inFlight.Load(), s.cfg.Connections.figures()}
 	lists := [][]figure{f.always, f.stored}
 	if err != nil {
 		s.log.Warn("read the store for /metrics", "error", err)
@@ -222,15 +223,22 @@ func figuresOfProcess() []figure {
 				out.gauge(float64(count), state)
 			}
 		}},
-		{name: "tandem_rate_limit_requests_total", help: "POSTs that the rate limit let through or answered with 429 since the start.", labels: []string{"verdict"}, read: func(now *reading, out put) {
-			out.counter(now.rate.Allowed, "allowed")
-			out.counter(now.rate.Limited, "limited")
+		{name: "tandem_rate_limit_requests_total", help: "Calls that a rate limit (post, get) let through or answered with 429 since the start.", labels: []string{"policy", "verdict"}, read: readRates(func(policy string, rate rateFigures, out put) {
+			out.counter(rate.Allowed, policy, "allowed")
+			out.counter(rate.Limited, policy, "limited")
+		})},
+		{name: "tandem_rate_limit_tracked_clients", help: "Addresses whose calls are remembered one by one; 0 while there is no limit.", labels: []string{"policy"}, read: readRates(func(policy string, rate rateFigures, out put) {
+			out.gauge(float64(rate.Tracked), policy)
+		})},
+		{name: "tandem_rate_limit_capacity_clients", help: "The most addresses remembered one by one; further ones share allowances. 0 while there is no limit.", labels: []string{"policy"}, read: readRates(func(policy string, rate rateFigures, out put) {
+			out.gauge(float64(rate.Capacity), policy)
+		})},
+		{name: "tandem_http_connections", help: "Connections that are open.", read: func(now *reading, out put) {
+			out.gauge(float64(now.conns.Open))
 		}},
-		{name: "tandem_rate_limit_tracked_clients", help: "Clients whose calls are remembered one by one; 0 while there is no limit.", read: func(now *reading, out put) {
-			out.gauge(float64(now.rate.Tracked))
-		}},
-		{name: "tandem_rate_limit_capacity_clients", help: "The most clients remembered one by one; further ones share allowances. 0 while there is no limit.", read: func(now *reading, out put) {
-			out.gauge(float64(now.rate.Capacity))
+		{name: "tandem_http_connections_cut_total", help: "Connections closed since the start to stay within --max-connections: waiting ones, to make room, and new ones.", labels: []string{"which"}, read: func(now *reading, out put) {
+			out.counter(now.conns.Closed, "waiting")
+			out.counter(now.conns.Refused, "new")
 		}},
 		{name: "tandem_submission_log_lines_total", help: "Lines of the submission log that were written, or dropped, since the start.", labels: []string{"outcome"}, read: func(now *reading, out put) {
 			out.counter(now.lines.Written, "written")
@@ -244,6 +252,14 @@ func figuresOfProcess() []figure {
 				out.counter(now.tally[i].Load(), string(kinds[i].Code))
 			}
 		}},
+	}
+}
+
+// readRates shows one figure of both limits.
+func readRates(show func(policy string, rate rateFigures, out put)) func(*reading, put) {
+	return func(now *reading, out put) {
+		show("post", now.rate.rateFigures, out)
+		show("get", now.rate.Reads, out)
 	}
 }
 

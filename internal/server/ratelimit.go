@@ -14,18 +14,58 @@ import (
 	"tandem/internal/limit"
 )
 
-// clientsTracked is how many clients the rate limit remembers one by one; more
-// share. Full of clients at 50 calls each it takes about 80 MB, and as a rule far less.
-const clientsTracked = 65_536
+// How many clients each rate limit remembers one by one; more share. A table full of clients at
+// 64 calls each takes about 80 MB, and as a rule far less.
+const (
+	addressesTracked = 65_536
+	keysTracked      = 10_000 // as many as there can be
+)
+
+// allowance is the limit on one kind of call. API keys have a table of their own: strangers, who
+// can have any number of addresses, cannot push a key out of it.
+type allowance struct {
+	name      string // "post" or "get", in the headers
+	quota     limit.Quota
+	policy    []string // value of RateLimit-Policy
+	addresses *limit.Rate[netip.Addr]
+	keys      *limit.Rate[string]
+}
+
+// newAllowance makes one; nil means that there is no limit.
+func newAllowance(name string, quota limit.Quota) *allowance {
+	if quota.IsZero() {
+		return nil
+	}
+	return &allowance{
+		name: name, quota: quota,
+		policy:    []string{`"` + name + `";q=` + strconv.Itoa(quota.Calls) + `;w=` + strconv.FormatInt(int64(quota.Window/time.Second), 10)},
+		addresses: limit.NewRate[netip.Addr](quota, addressesTracked),
+		keys:      limit.NewRate[string](quota, keysTracked),
+	}
+}
+
+// allowanceFor is the limit that holds for a method.
+func (s *server) allowanceFor(method string) *allowance {
+	if method == http.MethodGet || method == http.MethodHead {
+		return s.gets
+	}
+	return s.posts
+}
+
+// take asks for n calls of whoever sends a request: of the API key that was found to be good,
+// else of the address. A key that is wrong counts as none, so guessing costs its address.
+func (a *allowance) take(key string, address netip.Addr, n int) limit.Verdict {
+	if key != "" {
+		return a.keys.TakeAll(key, time.Now(), n)
+	}
+	return a.addresses.TakeAll(limit.Network(address), time.Now(), n)
+}
 
 // limited lets a client through to next as often as the quota allows. It decides
 // before anything of the body is read: a refusal has to be cheap. What net/http then
 // drops of a small body, so that the connection can be used again, is its business; a
 // large one ends the connection.
 func (s *server) limited(next handler) handler {
-	if s.rate == nil {
-		return next
-	}
 	return func(w http.ResponseWriter, r *http.Request) error {
 		if err := s.allow(w, r, 1); err != nil {
 			return err
@@ -38,31 +78,28 @@ func (s *server) limited(next handler) handler {
 // whether one is left. Every answer says what is left, in the headers of the IETF
 // draft on RateLimit fields.
 func (s *server) allow(w http.ResponseWriter, r *http.Request, n int) error {
-	if s.rate == nil {
+	a := s.allowanceFor(r.Method)
+	if a == nil {
 		return nil
 	}
-	verdict := s.rate.TakeAll(s.client(r), time.Now(), n)
+	verdict := a.take(keyOf(r), s.client(r), n)
 	var buf [48]byte
-	left := strconv.AppendInt(append(buf[:0], `"post";r=`...), int64(verdict.Remaining), 10)
+	left := append(append(append(buf[:0], '"'), a.name...), `";r=`...)
+	left = strconv.AppendInt(left, int64(verdict.Remaining), 10)
 	left = strconv.AppendInt(append(left, `;t=`...), int64(wholeSeconds(verdict.Reset)), 10)
 	header := w.Header()
-	header["Ratelimit-Policy"] = s.policy // shared by every answer and never written to
+	header["Ratelimit-Policy"] = a.policy // shared by every answer and never written to
 	header["Ratelimit"] = []string{string(left)}
 	if verdict.OK {
 		return nil
 	}
-	quota := s.cfg.RateLimit
-	message := fmt.Sprintf("At most %d POSTs in any %d s are taken from one client. Try again after Retry-After.", quota.Calls, quota.Window/time.Second)
+	kind := strings.ToUpper(a.name)
+	message := fmt.Sprintf("At most %d %ss in any %d s are taken from one client. Try again after Retry-After.", a.quota.Calls, kind, a.quota.Window/time.Second)
 	if n > 1 {
-		message = fmt.Sprintf("Each entry of a batch counts as one POST, and of the %d in any %d s %d are left. Try again after Retry-After, or send fewer.",
-			quota.Calls, quota.Window/time.Second, verdict.Remaining)
+		message = fmt.Sprintf("Each entry of a batch counts as one %s, and of the %d in any %d s %d are left. Try again after Retry-After, or send fewer.",
+			kind, a.quota.Calls, a.quota.Window/time.Second, verdict.Remaining)
 	}
 	return &tandem.Error{Code: tandem.CodeRateLimited, Message: message, RetryAfter: verdict.Wait}
-}
-
-// ratePolicy is the value of RateLimit-Policy.
-func ratePolicy(quota limit.Quota) []string {
-	return []string{`"post";q=` + strconv.Itoa(quota.Calls) + `;w=` + strconv.FormatInt(int64(quota.Window/time.Second), 10)}
 }
 
 // wholeSeconds rounds up: who waits that long has waited long enough.
@@ -134,33 +171,37 @@ func ValidProxies(ranges []netip.Prefix) error {
 	return nil
 }
 
-// rateLimiting is what /stats says about the limit; all zero but Enabled while
-// there is none.
+// rateLimiting is what /stats says about the limits: on POST, and within it on GET.
 type rateLimiting struct {
+	rateFigures
+
+	Reads rateFigures `json:"reads" doc:"The same of GET and --read-limit"`
+}
+
+// rateFigures are those of one limit; all zero but Enabled while there is none.
+type rateFigures struct {
 	Enabled       bool  `json:"enabled" doc:"false: nobody is slowed down"`
-	Limit         int   `json:"limit" minimum:"0" doc:"POSTs of one client in any window"`
+	Limit         int   `json:"limit" minimum:"0" doc:"Calls of one client in any window"`
 	WindowSeconds int64 `json:"window_seconds" minimum:"0" doc:"Length of the window"`
-	Tracked       int   `json:"clients_tracked" minimum:"0" doc:"Clients whose calls are remembered one by one"`
-	Capacity      int   `json:"capacity" minimum:"0" doc:"The most of them; further clients share allowances while all have called within the window"`
-	Allowed       int64 `json:"allowed" minimum:"0" doc:"POSTs let through since the process started, each entry of a batch as one"`
-	Limited       int64 `json:"limited" minimum:"0" doc:"POSTs answered with 429 since the process started"`
+	Tracked       int   `json:"clients_tracked" minimum:"0" doc:"Addresses whose calls are remembered one by one"`
+	Capacity      int   `json:"capacity" minimum:"0" doc:"The most of them; further addresses share allowances while all have called within the window"`
+	Keys          int   `json:"keys_tracked" minimum:"0" doc:"API keys whose calls are remembered; addresses cannot push them out"`
+	Allowed       int64 `json:"allowed" minimum:"0" doc:"Calls let through since the process started, each entry of a batch as one"`
+	Limited       int64 `json:"limited" minimum:"0" doc:"Calls answered with 429 since the process started"`
 }
 
-func (s *server) rateFigures(now time.Time) rateLimiting {
-	if s.rate == nil {
-		return rateLimiting{}
-	}
-	stats := s.rate.Stats(now)
-	return rateLimiting{
-		Enabled: true, Limit: stats.Quota.Calls, WindowSeconds: int64(stats.Quota.Window / time.Second),
-		Tracked: stats.Clients, Capacity: stats.Capacity, Allowed: stats.Allowed, Limited: stats.Limited,
-	}
+func (s *server) rateLimiting(now time.Time) rateLimiting {
+	return rateLimiting{s.posts.figures(now), s.gets.figures(now)}
 }
 
-// newRate makes the limiter; nil means that there is no limit.
-func newRate(quota limit.Quota) *limit.Rate {
-	if quota.IsZero() {
-		return nil
+func (a *allowance) figures(now time.Time) rateFigures {
+	if a == nil {
+		return rateFigures{}
 	}
-	return limit.NewRate(quota, clientsTracked)
+	addresses, keys := a.addresses.Stats(now), a.keys.Stats(now)
+	return rateFigures{
+		Enabled: true, Limit: a.quota.Calls, WindowSeconds: int64(a.quota.Window / time.Second),
+		Tracked: addresses.Clients, Capacity: addresses.Capacity, Keys: keys.Clients,
+		Allowed: addresses.Allowed + keys.Allowed, Limited: addresses.Limited + keys.Limited,
+	}
 }

@@ -68,14 +68,21 @@ func (s *server) instrument(next http.Handler) http.Handler {
 		header := w.Header()
 		header[headerRequestID] = []string{id}
 		header["X-Content-Type-Options"] = nosniff
+		if r.TLS != nil {
+			header["Strict-Transport-Security"] = httpsOnly
+		}
 		s.meters.inFlight.Add(1)
 		defer s.finish(rw, r)
 		next.ServeHTTP(rw, r)
 	})
 }
 
-// nosniff is shared by every answer and never written to.
-var nosniff = []string{"nosniff"}
+// Both are shared by many answers and never written to. Browsers that were here over TLS come back
+// over TLS for a year.
+var (
+	nosniff   = []string{"nosniff"}
+	httpsOnly = []string{"max-age=31536000"}
+)
 
 // finish turns a panic into a problem, counts the answer and logs it. It is deferred
 // directly, so that recover sees the panic.

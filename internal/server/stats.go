@@ -100,6 +100,8 @@ type systemStatistics struct {
 	Mode          string    `json:"mode" doc:"demo or production" example:"demo"`
 	Memory        memory    `json:"memory"`
 	Goroutines    uint64    `json:"goroutines" minimum:"1" doc:"Of the process"`
+
+	Connections connectionFigures `json:"connections"`
 }
 
 // memory in bytes, as runtime/metrics counts it.
@@ -119,7 +121,7 @@ func (s *server) handleStats(r *http.Request) (statistics, error) {
 		Requests:     requestFigures(&counted, vitals.RequestsPerSecond),
 		Latency:      latencyFigures(vitals.Latency),
 		Callbacks:    callbackFigures(&counted, vitals.Destinations),
-		RateLimiting: s.rateFigures(now),
+		RateLimiting: s.rateLimiting(now),
 		Errors:       s.errorFigures(counted.Failures),
 		Queue:        queueFigures(&counted, now),
 		System:       s.systemFigures(now),
@@ -235,6 +237,6 @@ func (s *server) systemFigures(now time.Time) systemStatistics {
 	return systemStatistics{
 		UptimeSeconds: seconds(now.Sub(s.started)), Timestamp: now.UTC().Truncate(time.Millisecond), Version: tandem.Version, Mode: s.cfg.Mode,
 		Memory:     memory{HeapBytes: samples[0].Value.Uint64(), TotalBytes: samples[1].Value.Uint64() - samples[2].Value.Uint64()},
-		Goroutines: samples[3].Value.Uint64(),
+		Goroutines: samples[3].Value.Uint64(), Connections: s.cfg.Connections.figures(),
 	}
 }

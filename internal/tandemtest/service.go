@@ -66,6 +66,9 @@ func Start(t testing.TB, cfg Config) *Service {
 	if cfg.Server.Mode == "" {
 		cfg.Server.Mode = "demo"
 	}
+	if cfg.Server.Connections == nil {
+		cfg.Server.Connections = server.NewConnections(10_000, cfg.Server.TrustedProxies)
+	}
 	if cfg.Secret.IsZero() {
 		cfg.Secret = tandem.NewSecret()
 	}
@@ -87,18 +90,18 @@ func Start(t testing.TB, cfg Config) *Service {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, "listen", err)
 	s.URL = "http://" + listener.Addr().String()
-	s.serve(t, server.HTTPServer(handler, cfg.Server), listener)
+	s.serve(t, server.HTTPServer(handler, cfg.Server), listener, cfg.Server)
 	s.awaitReady(t)
 	return s
 }
 
 // serve starts everything and arranges for its end.
-func (s *Service) serve(t testing.TB, web *http.Server, listener net.Listener) {
+func (s *Service) serve(t testing.TB, web *http.Server, listener net.Listener, cfg server.Config) {
 	ctx, cancel := context.WithCancel(context.Background())
 	g, running := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.Engine.Run(running) })
 	g.Go(func() error {
-		if err := web.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		if err := server.Serve(web, listener, cfg); !errors.Is(err, http.ErrServerClosed) {
 			return err
 		}
 		return nil
