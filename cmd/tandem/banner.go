@@ -46,9 +46,14 @@ func (c *serveCommand) banner(address net.Addr, s *service, program string) stri
 	for _, allowed := range c.allowed() {
 		line("allowed", "%s", allowed)
 	}
-	if c.Mode == modeProduction {
-		line("WARNING", "there are no API keys yet: whoever reaches this port may use it")
-	} else if !onlyThisMachine(address) {
+	if c.asksForKeys() {
+		line("keys", "%s; tandem keys lists, makes and revokes them", plural(s.keys.Count(), "API key"))
+	}
+	switch production := c.Mode == modeProduction; {
+	case production && c.NoAuth:
+		line("WARNING", "--no-auth: whoever reaches this port can use it, and sees")
+		line("", "everybody's requests, /stats and /metrics")
+	case !production && !onlyThisMachine(address):
 		line("WARNING", "others reach this port, and can have private addresses called")
 	}
 	if s.made {
@@ -107,12 +112,26 @@ func join[T any](separator string, values []T) string {
 	return b.String()
 }
 
+// firstKey is the command line that makes a key for this configuration.
+func (c *serveCommand) firstKey(program string) string {
+	db := ""
+	if c.DB != "file:tandem.db" {
+		db = " --db " + redact(c.DB)
+	}
+	return program + " keys create --name admin --scopes submit,read,admin" + db +
+		"\n      and start again; or serve with --no-auth, and whoever reaches the port may use it"
+}
+
 // tryIt is a command line that works when pasted.
 func (c *serveCommand) tryIt(base string) string {
 	if c.Mode != modeDemo {
+		key := ""
+		if c.asksForKeys() {
+			key = " \\\n  -H \"Authorization: Bearer $TANDEM_API_KEY\""
+		}
 		return fmt.Sprintf(`try it:
-curl -X POST %s/sync -H 'Content-Type: application/json' \
-  -d '{"data":{"n":1}}'`, base)
+curl -X POST %s/sync -H 'Content-Type: application/json'%s \
+  -d '{"data":{"n":1}}'`, base, key)
 	}
 	return fmt.Sprintf(`try it, then look at the history:
 curl -X POST %s/async -H 'Content-Type: application/json' \

@@ -22,6 +22,7 @@ import (
 	"tandem/internal/engine"
 	"tandem/internal/limit"
 	"tandem/internal/server"
+	"tandem/internal/store"
 )
 
 // The modes.
@@ -39,6 +40,7 @@ type commandLine struct {
 	Load    loadCommand    `cmd:"" help:"Put a service under load, both ways, and report what came of it."`
 	Compare compareCommand `cmd:"" help:"Set reports of load against each other."`
 	Audit   auditCommand   `cmd:"" help:"Audit the security of a deployment: SSRF, limits, keys, headers and more."`
+	Keys    keysCommand    `cmd:"" help:"Make, list, revoke and rotate API keys, while the server runs or before."`
 	Sink    sinkCommand    `cmd:"" help:"Receive callbacks: print, verify, and misbehave on demand."`
 	Health  healthCommand  `cmd:"" help:"Ask a server whether it is well (for container checks)."`
 	Version versionCommand `cmd:"" help:"Say which tandem this is."`
@@ -54,7 +56,7 @@ type serveCommand struct {
 	DB     string     `name:"db" placeholder:"URL" env:"TANDEM_DB" help:"Database: a file, file:PATH, or :memory: (demo: :memory:, production: file:tandem.db)."`
 	Config configFile `placeholder:"FILE" env:"TANDEM_CONFIG" help:"YAML file with the long names of these flags as keys."`
 	Debug  bool       `env:"TANDEM_DEBUG" help:"Log the steps of every request, for people; they show what was submitted."`
-	NoAuth bool       `env:"TANDEM_NO_AUTH" help:"Accept requests without API keys. There are none yet, so this only confirms it."`
+	NoAuth bool       `env:"TANDEM_NO_AUTH" help:"Production without API keys: whoever reaches the port may use it and see everything."`
 
 	Workers     int           `default:"0" env:"TANDEM_WORKERS" help:"Slots for work that computes; 0: one per core."`
 	IOWorkers   int           `default:"256" env:"TANDEM_IO_WORKERS" help:"Slots for work that waits."`
@@ -145,7 +147,7 @@ func badCommandLine(err error) error {
 	var parse *kong.ParseError
 	if errors.As(err, &parse) && parse.Context != nil {
 		if command := parse.Context.Selected(); command != nil {
-			bad.hint = "tandem " + command.Name + " --help lists its flags"
+			bad.hint = "tandem " + strings.TrimPrefix(command.FullPath(), "tandem ") + " --help lists its flags"
 		}
 	}
 	if ours, ok := errors.AsType[*failure](err); ok {
@@ -286,11 +288,11 @@ func (c *serveCommand) Validate() error {
 	if err := validAddress(c.Listen); err != nil {
 		return badArgument("", "--listen %s: %w", c.Listen, err)
 	}
-	if scheme, _, ok := strings.Cut(c.DB, "://"); ok && scheme != "file" {
-		if strings.HasPrefix(scheme, "postgres") {
-			return badArgument("--db file:tandem.db keeps everything in one SQLite file", "--db %s: PostgreSQL comes with a later version", redact(c.DB))
-		}
-		return badArgument("--db file:tandem.db, a path, or :memory:", "--db %s: unknown kind of database", redact(c.DB))
+	if err := validDatabase(c.DB); err != nil {
+		return err
+	}
+	if c.asksForKeys() && store.Memory(c.DB) {
+		return badArgument("name a file with --db, or serve with --no-auth", "--db :memory: has no API keys, and production mode asks for them")
 	}
 	if err := c.validBounds(); err != nil {
 		return err
@@ -324,6 +326,22 @@ func (c *serveCommand) Validate() error {
 		return badArgument("tandem prints a fresh one at the first start without --signing-secret", "--signing-secret: %w", err)
 	}
 	return nil
+}
+
+// asksForKeys reports whether callers need an API key.
+func (c *serveCommand) asksForKeys() bool { return c.Mode == modeProduction && !c.NoAuth }
+
+// validDatabase refuses a kind of database that there is not.
+func validDatabase(url string) error {
+	scheme, _, ok := strings.Cut(url, "://")
+	switch {
+	case !ok || scheme == "file":
+		return nil
+	case strings.HasPrefix(scheme, "postgres"):
+		return badArgument("--db file:tandem.db keeps everything in one SQLite file", "--db %s: PostgreSQL comes with a later version", redact(url))
+	default:
+		return badArgument("--db file:tandem.db, a path, or :memory:", "--db %s: unknown kind of database", redact(url))
+	}
 }
 
 // validBounds checks the numbers.

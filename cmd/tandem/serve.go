@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -36,6 +37,9 @@ func (c *serveCommand) Run(ctx context.Context, t *terminal) error {
 	if err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
+		}
+		if errors.Is(err, errNoKeys) {
+			return &failure{code: exitCannotRun, err: errNoKeys, hint: c.firstKey(t.program)}
 		}
 		return err
 	}
@@ -90,6 +94,7 @@ func (c *serveCommand) parts(address net.Addr, log *slog.Logger) parts {
 		},
 		secret: c.secret,
 		log:    log,
+		auth:   c.asksForKeys(),
 
 		external:      c.externalCalls(),
 		submissionLog: engine.SubmissionLogConfig{Path: c.SubmissionLog, Names: c.Debug},

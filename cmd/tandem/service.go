@@ -39,6 +39,7 @@ type parts struct {
 	server server.Config
 	secret tandem.Secret // signs callbacks; zero: the one in the database, made if there is none
 	log    *slog.Logger
+	auth   bool // ask callers for the API keys in the database
 
 	external      egress.Config              // of the client for engine.External, if that has a URL
 	submissionLog engine.SubmissionLogConfig // no Path: none is kept
@@ -48,6 +49,7 @@ type parts struct {
 type service struct {
 	listener net.Listener
 	store    *store.SQLite
+	keys     *store.Keys // nil: the database is in memory, and has none
 	egress   *egress.Client
 	external *egress.Client // nil: the external service is simulated
 	engine   *engine.Engine
@@ -70,6 +72,9 @@ func openService(ctx context.Context, p parts, listener net.Listener) (_ *servic
 	}()
 	p.store.Log, p.egress.Log, p.engine.Log, p.server.Log = p.log, p.log, p.log, p.log
 	if s.store, err = store.OpenSQLite(ctx, p.store); err != nil {
+		return nil, err
+	}
+	if err := s.openKeys(ctx, &p); err != nil {
 		return nil, err
 	}
 	if s.secret = p.secret; s.secret.IsZero() {
@@ -105,6 +110,29 @@ func openService(ctx context.Context, p parts, listener net.Listener) (_ *servic
 	}
 	s.api, s.http = p.server, server.HTTPServer(handler, p.server)
 	return s, nil
+}
+
+// errNoKeys says that nobody could use the service.
+var errNoKeys = errors.New("there is no API key yet, and production mode asks for one: nobody could use this server")
+
+// openKeys opens the API keys. Their secrets sign callbacks whether callers are asked for keys or not:
+// the database may hold requests from when they were.
+func (s *service) openKeys(ctx context.Context, p *parts) (err error) {
+	if store.Memory(p.store.URL) {
+		return nil
+	}
+	if s.keys, err = store.OpenKeys(ctx, store.KeysConfig{URL: p.store.URL, Log: p.log}); err != nil {
+		return err
+	}
+	p.engine.Keys = s.keys
+	if !p.auth {
+		return nil
+	}
+	if s.keys.Count() == 0 {
+		return errNoKeys
+	}
+	p.server.Keys = s.keys
+	return nil
 }
 
 // run serves until ctx ends, then drains: the engine refuses new work first, so
@@ -155,6 +183,9 @@ func (s *service) run(ctx context.Context, halt <-chan struct{}) error {
 	defer flush()
 	var writing sync.WaitGroup
 	writing.Go(func() { s.lines.Run(logging) })
+	if s.keys != nil {
+		writing.Go(func() { s.keys.Run(logging) })
+	}
 	err := g.Wait()
 	flush() // nobody is left who appends
 	writing.Wait()
@@ -187,6 +218,11 @@ func (s *service) close() error {
 		s.external.Close()
 	}
 	err := s.lines.Close()
+	if s.keys != nil {
+		if failed := s.keys.Close(); failed != nil {
+			err = errors.Join(err, fmt.Errorf("close the API keys: %w", failed))
+		}
+	}
 	if s.store == nil {
 		return err
 	}

@@ -186,3 +186,6 @@ func (k *Keys) Run(ctx context.Context) {
 		failed = err != nil
 	}
 }
+
+// Count is how many keys there are, revoked and expired ones included.
+func (k *Keys) Count() int { return len(k.known.Load().byID) }

@@ -1,0 +1,264 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"tandem"
+	"tandem/internal/store"
+)
+
+// keysCommand looks after API keys. What is shown once goes to standard output, alone, so that a
+// script can take it; everything for people goes to standard error.
+type keysCommand struct {
+	DB string `name:"db" placeholder:"URL" default:"file:tandem.db" env:"TANDEM_DB" help:"Database of the server, which may be running: a file, or file:PATH (default: ${default})."`
+
+	Create        keysCreateCommand        `cmd:"" help:"Make a key. Its token is shown this once."`
+	List          keysListCommand          `cmd:"" help:"List keys, without anything secret."`
+	Revoke        keysRevokeCommand        `cmd:"" help:"Make a key invalid, for good. Work that runs goes on."`
+	Rotate        keysRotateCommand        `cmd:"" help:"Give a key a new token."`
+	RotateSigning keysRotateSigningCommand `cmd:"" name:"rotate-signing" help:"Give a key a new secret for the signatures on callbacks."`
+}
+
+// Validate refuses databases that have no keys; kong calls it.
+func (c *keysCommand) Validate() error {
+	if store.Memory(c.DB) {
+		return badArgument("--db names the file of a server in production mode, by default file:tandem.db", "--db :memory: has no API keys: demo mode asks for none")
+	}
+	return validDatabase(c.DB)
+}
+
+// open opens the keys.
+func (c *keysCommand) open(ctx context.Context, create bool) (*store.Keys, error) {
+	return store.OpenKeys(ctx, store.KeysConfig{URL: c.DB, Create: create})
+}
+
+// with opens the keys for f.
+func (c *keysCommand) with(ctx context.Context, f func(*store.Keys) error) error {
+	keys, err := c.open(ctx, false)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(keys), keys.Close())
+}
+
+// keysCreateCommand makes a key.
+type keysCreateCommand struct {
+	Name    string         `required:"" help:"Whose it is, for people: unique among the keys that are not revoked."`
+	Scopes  []tandem.Scope `required:"" help:"What it allows: submit (ask for work), read (its own requests), admin (everybody's, and the figures)."`
+	Expires lifetime       `placeholder:"TIME" help:"Valid for this long, such as 90d or 12h (default: until it is revoked)."`
+	Plain   bool           `help:"Print the token and nothing else."`
+}
+
+// Validate refuses what cannot be made; kong calls it.
+func (c *keysCreateCommand) Validate() error {
+	if err := c.key(time.Now()).Validate(time.Now()); err != nil {
+		return badArgument("tandem keys create --name reports --scopes submit,read --expires 90d", "%w", err)
+	}
+	return nil
+}
+
+func (c *keysCreateCommand) key(now time.Time) store.NewKey {
+	n := store.NewKey{Name: c.Name, Scopes: c.Scopes}
+	if c.Expires > 0 {
+		n.ExpiresAt = now.Add(time.Duration(c.Expires))
+	}
+	return n
+}
+
+// Run makes it, and the database as well if there is none yet.
+func (c *keysCreateCommand) Run(ctx context.Context, all *keysCommand, t *terminal) error {
+	keys, err := all.open(ctx, true)
+	if err != nil {
+		return err
+	}
+	made, err := keys.Create(ctx, c.key(time.Now()))
+	if err = errors.Join(err, keys.Close()); err != nil {
+		return nameTaken(err)
+	}
+	if !c.Plain {
+		t.notef("key %s %q: %s; %s", made.Key.ID, made.Key.Name, scopesOf(made.Key), expiryOf(made.Key))
+		t.notef("its token, shown this once, for Authorization: Bearer or TANDEM_API_KEY:")
+	}
+	t.printf("%s\n", made.Token.Reveal())
+	if !c.Plain {
+		t.notef("its callbacks are signed with a secret of its own; receive them and verify:")
+		t.notef("%s sink --secret %s", t.program, made.Secret.Reveal())
+	}
+	return nil
+}
+
+// nameTaken adds what to do about a name that is taken.
+func nameTaken(err error) error {
+	if !errors.Is(err, store.ErrKeyExists) {
+		return err
+	}
+	return &failure{code: exitCannotRun, err: err, hint: "choose another name; `tandem keys rotate` gives a key a new token, `tandem keys revoke` frees its name"}
+}
+
+// keysListCommand lists keys.
+type keysListCommand struct{}
+
+// Run prints a table.
+func (c *keysListCommand) Run(ctx context.Context, all *keysCommand, t *terminal) error {
+	return all.with(ctx, func(keys *store.Keys) error {
+		list, err := keys.List(ctx)
+		if err != nil {
+			return err
+		}
+		now := time.Now()
+		table := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(table, "ID\tNAME\tSCOPES\tSTATE\tCREATED\tEXPIRES\tLAST USED")
+		for _, key := range list {
+			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", key.ID, key.Name, strings.Join(texts(key.Scopes), ","), stateOf(key, now),
+				dateOf(key.CreatedAt, "-"), dateOf(key.ExpiresAt, "never"), dateOf(key.LastUsedAt, "never"))
+		}
+		return table.Flush()
+	})
+}
+
+// keysRevokeCommand ends a key.
+type keysRevokeCommand struct {
+	Key string `arg:"" help:"Its id or name."`
+}
+
+// Run ends it.
+func (c *keysRevokeCommand) Run(ctx context.Context, all *keysCommand, t *terminal) error {
+	return all.with(ctx, func(keys *store.Keys) error {
+		key, err := keys.Revoke(ctx, c.Key)
+		if err != nil {
+			return unknownKey(err)
+		}
+		t.notef("revoked %s %q; a running server refuses it within a second", key.ID, key.Name)
+		return nil
+	})
+}
+
+// keysRotateCommand gives a key a new token.
+type keysRotateCommand struct {
+	Key     string   `arg:"" help:"Its id or name."`
+	Overlap lifetime `default:"0" placeholder:"TIME" help:"The old token stays valid for this long, such as 24h (default: not at all)."`
+	Plain   bool     `help:"Print the token and nothing else."`
+}
+
+// Run prints the new token.
+func (c *keysRotateCommand) Run(ctx context.Context, all *keysCommand, t *terminal) error {
+	return all.with(ctx, func(keys *store.Keys) error {
+		key, token, err := keys.Rotate(ctx, c.Key, time.Duration(c.Overlap))
+		if err != nil {
+			return unknownKey(err)
+		}
+		if !c.Plain {
+			t.notef("key %s %q: the old token is valid %s; the new one, shown this once:", key.ID, key.Name, overlapOf(c.Overlap))
+		}
+		t.printf("%s\n", token.Reveal())
+		return nil
+	})
+}
+
+// keysRotateSigningCommand gives a key a new signing secret.
+type keysRotateSigningCommand struct {
+	Key     string   `arg:"" help:"Its id or name."`
+	Overlap lifetime `default:"24h" placeholder:"TIME" help:"Callbacks carry the old signature as well for this long (default: ${default})."`
+	Plain   bool     `help:"Print the secret and nothing else."`
+}
+
+// Run prints the new secret.
+func (c *keysRotateSigningCommand) Run(ctx context.Context, all *keysCommand, t *terminal) error {
+	return all.with(ctx, func(keys *store.Keys) error {
+		key, secret, err := keys.RotateSigning(ctx, c.Key, time.Duration(c.Overlap))
+		if err != nil {
+			return unknownKey(err)
+		}
+		if !c.Plain {
+			t.notef("key %s %q: the old secret signs %s; the new one, shown this once:", key.ID, key.Name, overlapOf(c.Overlap))
+		}
+		t.printf("%s\n", secret.Reveal())
+		return nil
+	})
+}
+
+// unknownKey adds where to look.
+func unknownKey(err error) error {
+	if !errors.Is(err, store.ErrNoKey) {
+		return err
+	}
+	return &failure{code: exitCannotRun, err: err, hint: "tandem keys list shows them"}
+}
+
+// maxLifetime is how far ahead a key's end may be.
+const maxLifetime = 100 * 365 * day
+
+// lifetime is a duration that may be given in days.
+type lifetime time.Duration
+
+// UnmarshalText reads 90d, or what time.ParseDuration takes; kong calls it.
+func (l *lifetime) UnmarshalText(text []byte) error {
+	d, err := time.ParseDuration(string(text))
+	if days, ok := strings.CutSuffix(string(text), "d"); ok {
+		var n uint64
+		n, err = strconv.ParseUint(days, 10, 16)
+		d = time.Duration(n) * day
+	}
+	if err != nil || d < 0 || d > maxLifetime {
+		return fmt.Errorf("%.20q: want a time such as 90d, 12h or 30m, at most 100 years", text)
+	}
+	*l = lifetime(d)
+	return nil
+}
+
+func overlapOf(l lifetime) string {
+	switch d := time.Duration(l); {
+	case d == 0:
+		return "no more"
+	case d%day == 0:
+		return "for another " + plural(int(d/day), "day")
+	default:
+		return "for another " + d.String()
+	}
+}
+
+// notef writes a line for people.
+func (t *terminal) notef(format string, args ...any) { fmt.Fprintf(t.err, format+"\n", args...) }
+
+func texts(scopes []tandem.Scope) []string {
+	list := make([]string, len(scopes))
+	for i, scope := range scopes {
+		list[i] = string(scope)
+	}
+	return list
+}
+
+func scopesOf(key tandem.Key) string { return strings.Join(texts(key.Scopes), ", ") }
+
+func expiryOf(key tandem.Key) string {
+	if key.ExpiresAt.IsZero() {
+		return "valid until it is revoked"
+	}
+	return "valid until " + key.ExpiresAt.Format(time.RFC3339)
+}
+
+// stateOf is one word.
+func stateOf(key tandem.Key, now time.Time) string {
+	switch {
+	case !key.RevokedAt.IsZero():
+		return "revoked"
+	case !key.ExpiresAt.IsZero() && !now.Before(key.ExpiresAt):
+		return "expired"
+	default:
+		return "valid"
+	}
+}
+
+// dateOf shows a time to the minute.
+func dateOf(at time.Time, zero string) string {
+	if at.IsZero() {
+		return zero
+	}
+	return at.UTC().Format("2006-01-02T15:04Z")
+}
