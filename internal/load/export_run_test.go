@@ -65,10 +65,24 @@ func (i *Inbox) Refused(number uint64) { i.b.refused(number) }
 // Arrive is a good callback for a number.
 func (i *Inbox) Arrive(number uint64) {
 	a := Arrival{Key: string(i.b.appendKey(nil, number)), Callback: tandem.Callback{Type: tandem.EventCompleted}}
-	if p, landing := i.b.settle(&a); p != nil {
-		p.landed(landing)
-	}
+	i.b.settle(&a)
 }
+
+// Polled is a result seen by polling.
+func (i *Inbox) Polled(number uint64) { i.b.polled(number, landing{}) }
+
+// Completed is how many results have been recorded.
+func (i *Inbox) Completed() int64 {
+	i.p.results.mu.Lock()
+	defer i.p.results.mu.Unlock()
+	return i.p.results.completed + i.p.results.workFailed
+}
+
+// Outstanding is how many are waited for; AllIn is closed when there are none.
+func (i *Inbox) Outstanding() int64 { return i.b.outstanding() }
+
+// AllIn opens allIn.
+func (i *Inbox) AllIn() <-chan struct{} { return i.b.allIn() }
 
 // ArriveAt is a good callback for a key.
 func (i *Inbox) ArriveAt(key string) int {

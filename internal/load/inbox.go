@@ -40,7 +40,7 @@ type inbox struct {
 	since  func(time.Time) time.Duration // on the clock of the run
 	offset time.Duration                 // the service's clock minus ours
 
-	mu     sync.Mutex // guards the fields below, and the counters of the phases
+	mu     sync.Mutex // guards the fields below, and the counters of the phases; taken before a recorder's
 	next   uint64     // number
 	states []uint64   // two bits per number
 	open   map[uint64]expectation
@@ -140,23 +140,19 @@ func (b *inbox) settleLocked(number, state uint64) {
 // answered says that the 202 of a request was read.
 func (b *inbox) answered(number uint64, id string) {
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	p := b.phases[len(b.phases)-1]
 	p.callbacks.Expected++
-	early, overtaken := b.early[number]
-	if overtaken {
+	b.left++
+	if early, overtaken := b.early[number]; overtaken {
 		p.callbacks.BeforeAnswer++
 		p.callbacks.Delivered++
-		b.settleLocked(number, stateDelivered)
-	} else {
-		b.left++
-		b.open[number] = expectation{planned: b.open[number].planned, answered: true}
-		if len(b.ids) < maxKnownIDs {
-			b.ids[number] = id
-		}
+		b.landedLocked(p, number, early)
+		return
 	}
-	b.mu.Unlock()
-	if overtaken {
-		p.landed(early)
+	b.open[number] = expectation{planned: b.open[number].planned, answered: true}
+	if len(b.ids) < maxKnownIDs {
+		b.ids[number] = id
 	}
 }
 
@@ -178,31 +174,40 @@ func (b *inbox) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if !ok {
 		return
 	}
-	if p, landing := b.settle(&arrival); p != nil {
-		p.landed(landing)
-	}
+	b.settle(&arrival)
 	b.answer(w, req, arrival)
 }
 
-// polled settles a request whose result was seen by polling.
-func (b *inbox) polled(number uint64) {
+// polled counts a result that was seen by polling, unless the request was given up
+// meanwhile: it is missing then, and counted as such.
+func (b *inbox) polled(number uint64, l landing) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.phases[len(b.phases)-1].callbacks.Polled++
+	if !b.open[number].answered {
+		return
+	}
+	p := b.phases[len(b.phases)-1]
+	p.callbacks.Polled++
+	b.landedLocked(p, number, l)
+}
+
+// landedLocked records a result that was waited for. It is recorded before anybody
+// is told that nothing is missing, because then the phase is reported.
+func (b *inbox) landedLocked(p *running, number uint64, l landing) {
 	b.settleLocked(number, stateDelivered)
 	b.left--
+	p.landed(l)
 	b.wakeLocked()
 }
 
-// settle decides the answer to a callback and counts it. It returns the phase to
-// which a result has come, nil when none has.
-func (b *inbox) settle(a *Arrival) (*running, landing) {
+// settle decides the answer to a callback and counts it.
+func (b *inbox) settle(a *Arrival) {
 	number, ours := b.number(a.Key)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.phases) == 0 {
 		a.Status = http.StatusNotFound
-		return nil, landing{}
+		return
 	}
 	a.Known = ours && number < b.next
 	p := b.phases[len(b.phases)-1]
@@ -231,13 +236,12 @@ func (b *inbox) settle(a *Arrival) (*running, landing) {
 		if bad {
 			a.Status = b.cfg.Behaviour.status()
 		}
-		return b.acceptLocked(p, number, a)
+		b.acceptLocked(p, number, a)
 	}
-	return nil, landing{}
 }
 
 // acceptLocked counts a good callback for a key that is known.
-func (b *inbox) acceptLocked(p *running, number uint64, a *Arrival) (*running, landing) {
+func (b *inbox) acceptLocked(p *running, number uint64, a *Arrival) {
 	_, early := b.early[number]
 	expected, open := b.open[number]
 	switch state := b.stateLocked(number); {
@@ -253,13 +257,9 @@ func (b *inbox) acceptLocked(p *running, number uint64, a *Arrival) (*running, l
 	case !expected.answered:
 		b.early[number] = b.landing(expected, a)
 	default:
-		b.settleLocked(number, stateDelivered)
 		p.callbacks.Delivered++
-		b.left--
-		b.wakeLocked()
-		return p, b.landing(expected, a)
+		b.landedLocked(p, number, b.landing(expected, a))
 	}
-	return nil, landing{}
 }
 
 // landing is what a callback says about its request.

@@ -86,12 +86,11 @@ func (l *poller) run(ctx context.Context, p *running) {
 		now := r.now()
 		switch tandem.Status(found.Status) {
 		case tandem.StatusCompleted, tandem.StatusCallbackSent, tandem.StatusCallbackFailed, tandem.StatusFailed:
-			p.landed(landing{
+			r.inbox.polled(w.number, landing{
 				at: now, endToEnd: now - w.planned,
 				processing: time.Duration(found.ProcessingTimeMS * float64(time.Millisecond)),
 				failed:     found.Status == string(tandem.StatusFailed),
 			})
-			r.inbox.polled(w.number)
 		default:
 			w.due = now + max(again, pollAgain)
 			l.add(w)
