@@ -64,5 +64,13 @@ func (s *SQLite) SetPatience(d time.Duration) error {
 	return err
 }
 
+// Forget deletes keys that were revoked long ago, whether there is room or not.
+func (k *Keys) Forget(ctx context.Context) error {
+	return k.change(ctx, func(exec execer) error {
+		_, err := forget(exec, time.Now())
+		return err
+	})
+}
+
 // DatabasePath reads a value of --db that names a file.
 func DatabasePath(url string) (string, error) { return databasePath(url) }

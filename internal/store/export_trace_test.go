@@ -9,7 +9,18 @@ import (
 // OpenTraced is OpenSQLite, and seen is called with every statement that is
 // prepared or run on any of its connections, from any goroutine.
 func OpenTraced(ctx context.Context, cfg Config, seen func(statement string)) (*SQLite, error) {
-	cfg.connect = func(dsn string) (*sql.DB, error) {
+	cfg.connect = traced(seen)
+	return OpenSQLite(ctx, cfg)
+}
+
+// OpenKeysTraced is OpenTraced for API keys.
+func OpenKeysTraced(ctx context.Context, cfg KeysConfig, seen func(statement string)) (*Keys, error) {
+	cfg.connect = traced(seen)
+	return OpenKeys(ctx, cfg)
+}
+
+func traced(seen func(string)) connector {
+	return func(dsn string) (*sql.DB, error) {
 		plain, err := sql.Open("sqlite", dsn)
 		if err != nil {
 			return nil, err
@@ -17,7 +28,6 @@ func OpenTraced(ctx context.Context, cfg Config, seen func(statement string)) (*
 		defer plain.Close() // it was opened for its driver only
 		return sql.OpenDB(&tracer{plain.Driver(), dsn, seen}), nil
 	}
-	return OpenSQLite(ctx, cfg)
 }
 
 // tracer makes connections that tell what is asked of them.

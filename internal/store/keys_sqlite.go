@@ -286,11 +286,16 @@ func (k *Keys) makeRoom(ctx context.Context, exec execer, now time.Time) error {
 	if err := k.conn.QueryRowContext(ctx, `SELECT count(*) FROM keys`).Scan(&n); err != nil || n < MaxKeys {
 		return err
 	}
-	gone, err := exec(`DELETE FROM keys WHERE revoked_at < ?`, micros(now.Add(-forgetRevoked)))
+	gone, err := forget(exec, now)
 	if err == nil && gone == 0 {
 		err = fmt.Errorf("there are %d already, which is the most; a revoked one counts until %d days are over", MaxKeys, forgetRevoked/(24*time.Hour))
 	}
 	return err
+}
+
+// forget deletes keys that were revoked long ago.
+func forget(exec execer, now time.Time) (int64, error) {
+	return exec(`DELETE FROM keys WHERE revoked_at < ?`, micros(now.Add(-forgetRevoked)))
 }
 
 // Revoke makes a key, named by its id or name, invalid for good. Work that it has asked for goes

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -73,6 +74,7 @@ func TestPlans(t *testing.T) {
 	openTraced(t, empty, &all)
 	live(t, full, &all)
 	liveInMemory(t, &all)
+	liveKeys(t, full, &all)
 
 	checkComplete(t, all.list())
 	checkPlans(t, "an empty table", empty, all.list())
@@ -256,6 +258,7 @@ func live(t *testing.T, path string, all *statements) {
 		}
 	})
 	submission := newSubmission("batch_a")
+	submission.KeyID = "key_a"
 	accept(t, s, submission, store.LaneIO)
 	if err := s.Finish(t.Context(), submissionJob(submission), called("")); err != nil {
 		t.Fatal(err)
@@ -289,13 +292,18 @@ func look(t *testing.T, s store.Store) {
 	if _, err := s.Requests(t.Context(), store.Filter{Batch: "batch_a", Limit: 10}); err != nil {
 		t.Fatal(err)
 	}
-	for _, mode := range append(tandem.Modes, "") {
-		for _, status := range append(tandem.Statuses, "") {
-			for _, task := range []string{"", "echo"} {
-				for _, since := range []time.Time{{}, time.Now().Add(-time.Hour)} {
-					filter := store.Filter{Mode: mode, Status: status, Task: task, Since: since, Until: since, Limit: 10}
-					if _, err := s.Requests(t.Context(), filter); err != nil {
-						t.Fatal(err)
+	if _, err := s.Requests(t.Context(), store.Filter{Batch: "batch_a", Key: "key_a", Limit: 10}); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"", "key_a"} {
+		for _, mode := range append(tandem.Modes, "") {
+			for _, status := range append(tandem.Statuses, "") {
+				for _, task := range []string{"", "echo", tandem.TaskSubmission} {
+					for _, since := range []time.Time{{}, time.Now().Add(-time.Hour)} {
+						filter := store.Filter{Key: key, Mode: mode, Status: status, Task: task, Since: since, Until: since, Limit: 10}
+						if _, err := s.Requests(t.Context(), filter); err != nil {
+							t.Fatal(err)
+						}
 					}
 				}
 			}
@@ -321,6 +329,28 @@ func fill(t *testing.T, s *store.SQLite, all *statements) {
 		t.Fatal(err)
 	}
 	waitFor(t, "room", func() bool { return mustStats(t, s).Unavailable == nil })
+}
+
+// liveKeys does everything that can be done with keys.
+func liveKeys(t *testing.T, path string, all *statements) {
+	t.Helper()
+	k, err := store.OpenKeysTraced(t.Context(), store.KeysConfig{URL: path, Log: quiet()}, all.add)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made := makeKey(t, k, "a", tandem.ScopeRead)
+	valid(t, k, made.Token, time.Now())
+	for _, overlap := range []time.Duration{0, time.Hour} {
+		_, _, err := k.Rotate(t.Context(), "a", overlap)
+		_, _, errSigning := k.RotateSigning(t.Context(), "a", overlap)
+		if err := errors.Join(err, errSigning); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, errRevoke := k.Revoke(t.Context(), "a")
+	if err := errors.Join(errRevoke, k.Refresh(t.Context()), k.Flush(t.Context()), k.Forget(t.Context()), k.Close()); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // liveInMemory has a database trimmed, and rows deleted.

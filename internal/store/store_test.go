@@ -73,6 +73,15 @@ func checkFile(t testing.TB, path string) {
 		"queue/deliver":   `SELECT count(*) FROM requests WHERE lane = 'deliver'`,
 		"attempts in all": `SELECT count(*) FROM attempts WHERE request NOT IN (SELECT seq FROM requests)`, // orphans: none
 	}
+	var wrong int64
+	err = db.QueryRow(`
+		SELECT count(*)
+		FROM (SELECT key_id, count(*) AS n FROM requests WHERE task = 'submission' AND key_id IS NOT NULL GROUP BY key_id) AS own
+		FULL JOIN key_totals ON own.key_id = key_totals.key_id
+		WHERE coalesce(n, 0) <> coalesce(submissions, 0)`).Scan(&wrong)
+	if err != nil || wrong != 0 {
+		t.Errorf("the submissions of %d keys are counted wrongly, %v", wrong, err)
+	}
 	for name, query := range recounts {
 		var counted, kept int64
 		if err := db.QueryRow(query).Scan(&counted); err != nil {

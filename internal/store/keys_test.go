@@ -1,0 +1,511 @@
+package store_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"tandem"
+	"tandem/internal/store"
+)
+
+func openKeys(t testing.TB, path string) *store.Keys {
+	t.Helper()
+	k, err := store.OpenKeys(context.Background(), store.KeysConfig{URL: path, Create: true, Log: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := k.Close(); err != nil {
+			t.Errorf("close keys: %v", err)
+		}
+	})
+	return k
+}
+
+func keysPath(t testing.TB) string { return filepath.Join(t.TempDir(), "tandem.db") }
+
+func makeKey(t testing.TB, k *store.Keys, name string, scopes ...tandem.Scope) store.Made {
+	t.Helper()
+	made, err := k.Create(t.Context(), store.NewKey{Name: name, Scopes: scopes})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return made
+}
+
+// valid reports whether a token is taken, and fails the test for any error but a refusal.
+func valid(t testing.TB, k *store.Keys, token tandem.Token, now time.Time) bool {
+	t.Helper()
+	_, err := k.Authenticate(token, now)
+	if err != nil && tandem.CodeOf(err) != tandem.CodeUnauthenticated {
+		t.Fatal(err)
+	}
+	return err == nil
+}
+
+func TestKeysCreate(t *testing.T) {
+	t.Parallel()
+	k := openKeys(t, keysPath(t))
+	expires := time.Now().Add(time.Hour)
+	made, err := k.Create(t.Context(), store.NewKey{Name: "reports", Scopes: []tandem.Scope{"submit", "read"}, ExpiresAt: expires})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := k.Authenticate(made.Token, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(&made.Key, got); diff != "" {
+		t.Errorf("(-made +found):\n%s", diff)
+	}
+	list, err := k.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]tandem.Key{made.Key}, list); diff != "" {
+		t.Errorf("(-made +listed):\n%s", diff)
+	}
+	if valid(t, k, tandem.NewToken(), time.Now()) {
+		t.Error("a token that nobody made is taken")
+	}
+	for at, want := range map[time.Time]bool{made.Key.ExpiresAt.Add(-time.Microsecond): true, made.Key.ExpiresAt: false, made.Key.ExpiresAt.Add(time.Hour): false} {
+		if got := valid(t, k, made.Token, at); got != want {
+			t.Errorf("%v before its end: taken %v", made.Key.ExpiresAt.Sub(at), got)
+		}
+	}
+}
+
+func TestKeysRefuse(t *testing.T) {
+	t.Parallel()
+	k := openKeys(t, keysPath(t))
+	makeKey(t, k, "taken", tandem.ScopeRead)
+	read := []tandem.Scope{tandem.ScopeRead}
+	for _, test := range []struct {
+		name string
+		key  store.NewKey
+		ok   bool
+	}{
+		{"64 characters", store.NewKey{Name: strings.Repeat("ä", 64), Scopes: read}, true},
+		{"65 characters", store.NewKey{Name: strings.Repeat("ä", 65), Scopes: read}, false},
+		{"no name", store.NewKey{Scopes: read}, false},
+		{"space around it", store.NewKey{Name: " a", Scopes: read}, false},
+		{"space in it", store.NewKey{Name: "a b", Scopes: read}, true},
+		{"an escape", store.NewKey{Name: "a\x1b[31m", Scopes: read}, false},
+		{"a line", store.NewKey{Name: "a\nb", Scopes: read}, false},
+		{"not UTF-8", store.NewKey{Name: "a\xff", Scopes: read}, false},
+		{"the form of an id", store.NewKey{Name: "key_a", Scopes: read}, false},
+		{"a name that is taken", store.NewKey{Name: "taken", Scopes: read}, false},
+		{"no scope", store.NewKey{Name: "b"}, false},
+		{"an unknown scope", store.NewKey{Name: "b", Scopes: []tandem.Scope{"write"}}, false},
+		{"a scope twice", store.NewKey{Name: "b", Scopes: []tandem.Scope{"read", "read"}}, false},
+		{"every scope", store.NewKey{Name: "b", Scopes: tandem.Scopes}, true},
+		{"expired", store.NewKey{Name: "c", Scopes: read, ExpiresAt: time.Now()}, false},
+		{"about to expire", store.NewKey{Name: "c", Scopes: read, ExpiresAt: time.Now().Add(time.Minute)}, true},
+	} {
+		if _, err := k.Create(t.Context(), test.key); (err == nil) != test.ok {
+			t.Errorf("%s: %v", test.name, err)
+		}
+	}
+	if _, err := k.Create(t.Context(), store.NewKey{Name: "taken", Scopes: read}); !errors.Is(err, store.ErrKeyExists) {
+		t.Errorf("a name that is taken: %v", err)
+	}
+}
+
+func TestKeysRevoke(t *testing.T) {
+	t.Parallel()
+	k := openKeys(t, keysPath(t))
+	made, other := makeKey(t, k, "a", tandem.ScopeSubmit), makeKey(t, k, "b", tandem.ScopeSubmit)
+	if _, err := k.Revoke(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	if valid(t, k, made.Token, now) || !valid(t, k, other.Token, now) {
+		t.Error("the wrong key is revoked, or none")
+	}
+	if got := k.SigningSecrets(made.Key.ID, now); len(got) != 1 || got[0].Reveal() != made.Secret.Reveal() {
+		t.Error("what a revoked key has asked for is not signed any more")
+	}
+	for _, which := range []string{"a", made.Key.ID, "nobody", ""} {
+		if _, err := k.Revoke(t.Context(), which); !errors.Is(err, store.ErrNoKey) {
+			t.Errorf("revoke %q: %v", which, err)
+		}
+		if _, _, err := k.Rotate(t.Context(), which, 0); !errors.Is(err, store.ErrNoKey) {
+			t.Errorf("rotate %q: %v", which, err)
+		}
+		if _, _, err := k.RotateSigning(t.Context(), which, 0); !errors.Is(err, store.ErrNoKey) {
+			t.Errorf("rotate the secret of %q: %v", which, err)
+		}
+	}
+	again := makeKey(t, k, "a", tandem.ScopeRead) // its name is free
+	if _, err := k.Revoke(t.Context(), again.Key.ID); err != nil {
+		t.Errorf("revoke by id: %v", err)
+	}
+}
+
+func TestKeysRotate(t *testing.T) {
+	t.Parallel()
+	k := openKeys(t, keysPath(t))
+	made := makeKey(t, k, "a", tandem.ScopeSubmit)
+	key, second, err := k.Rotate(t.Context(), "a", time.Hour)
+	if err != nil || key.ID != made.Key.ID {
+		t.Fatalf("%v, %v", key, err)
+	}
+	now := time.Now()
+	for at, old := range map[time.Time]bool{now: true, now.Add(59 * time.Minute): true, now.Add(61 * time.Minute): false} {
+		if !valid(t, k, second, at) || valid(t, k, made.Token, at) != old {
+			t.Errorf("after %v the new token is taken %v, the old one %v", at.Sub(now), valid(t, k, second, at), valid(t, k, made.Token, at))
+		}
+	}
+	_, third, err := k.Rotate(t.Context(), "a", time.Hour) // the first goes, whatever it was promised
+	if err != nil || valid(t, k, made.Token, now) || !valid(t, k, second, now) || !valid(t, k, third, now) {
+		t.Errorf("after another rotation: %v", err)
+	}
+	_, fourth, err := k.Rotate(t.Context(), "a", 0)
+	if err != nil || valid(t, k, third, now) || !valid(t, k, fourth, now) {
+		t.Errorf("after a rotation without overlap: %v", err)
+	}
+}
+
+func TestKeysRotateSigning(t *testing.T) {
+	t.Parallel()
+	k := openKeys(t, keysPath(t))
+	made := makeKey(t, k, "a", tandem.ScopeSubmit)
+	_, second, err := k.RotateSigning(t.Context(), "a", time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	both, one := []string{second.Reveal(), made.Secret.Reveal()}, []string{second.Reveal()}
+	for at, want := range map[time.Time][]string{now: both, now.Add(59 * time.Minute): both, now.Add(61 * time.Minute): one} {
+		if diff := cmp.Diff(want, revealed(k.SigningSecrets(made.Key.ID, at))); diff != "" {
+			t.Errorf("after %v (-want +got):\n%s", at.Sub(now), diff)
+		}
+	}
+	_, third, err := k.RotateSigning(t.Context(), "a", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{third.Reveal()}, revealed(k.SigningSecrets(made.Key.ID, now))); diff != "" {
+		t.Errorf("without overlap (-want +got):\n%s", diff)
+	}
+	var none *store.Keys
+	if k.SigningSecrets("key_nobody", now) != nil || k.SigningSecrets("", now) != nil || none.SigningSecrets(made.Key.ID, now) != nil {
+		t.Error("secrets of nobody")
+	}
+}
+
+func revealed(secrets []tandem.Secret) (texts []string) {
+	for _, s := range secrets {
+		texts = append(texts, s.Reveal())
+	}
+	return texts
+}
+
+// TestKeysOfTwoProcesses: what one changes the other knows after a look, while a server has
+// the same file open and writes to it; a look finds nothing new where nothing has changed.
+func TestKeysOfTwoProcesses(t *testing.T) {
+	t.Parallel()
+	path := keysPath(t)
+	s := openFile(t, path) // holds the lock
+	here, there := openKeys(t, path), openKeys(t, path)
+	made := makeKey(t, there, "a", tandem.ScopeSubmit)
+	now := time.Now()
+	if valid(t, here, made.Token, now) {
+		t.Error("known before anybody looked: the test shows nothing")
+	}
+	look := func() {
+		t.Helper()
+		accept(t, s, newSync(), store.LaneNone)
+		if err := here.Refresh(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	look()
+	if !valid(t, here, made.Token, now) {
+		t.Error("a new key is not known")
+	}
+	_, token, err := there.Rotate(t.Context(), "a", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	look()
+	if valid(t, here, made.Token, now) || !valid(t, here, token, now) {
+		t.Error("a rotation is not known")
+	}
+	if _, err := here.Revoke(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if err := there.Refresh(t.Context()); err != nil || valid(t, there, token, now) {
+		t.Errorf("a revocation is not known: %v", err)
+	}
+}
+
+// TestKeysRun: Run looks by itself, within a second, and writes last uses when it ends.
+func TestKeysRun(t *testing.T) {
+	t.Parallel()
+	path := keysPath(t)
+	here, there := openKeys(t, path), openKeys(t, path)
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { here.Run(ctx) })
+	made := makeKey(t, there, "a", tandem.ScopeSubmit)
+	unused := makeKey(t, there, "b", tandem.ScopeSubmit)
+	waitFor(t, "a new key", func() bool { return valid(t, here, made.Token, time.Now()) })
+	at := time.Now().Add(time.Minute).UTC().Truncate(time.Microsecond)
+	for range 3 {
+		if !valid(t, here, made.Token, at) {
+			t.Fatal("not taken")
+		}
+	}
+	stop()
+	running.Wait()
+	list, err := there.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	made.Key.LastUsedAt = at
+	if diff := cmp.Diff([]tandem.Key{made.Key, unused.Key}, list); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestKeysFlush: only uses since the last Flush are written, and a reload of all keys keeps those that are not.
+func TestKeysFlush(t *testing.T) {
+	t.Parallel()
+	path := keysPath(t)
+	k := openKeys(t, path)
+	made := makeKey(t, k, "a", tandem.ScopeSubmit)
+	first := time.Now().Add(time.Hour).UTC().Truncate(time.Microsecond)
+	valid(t, k, made.Token, first)
+	makeKey(t, k, "b", tandem.ScopeSubmit) // reads all keys again
+	lastUsed := func() time.Time {
+		t.Helper()
+		if err := k.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		list, err := k.List(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return list[0].LastUsedAt
+	}
+	if got := lastUsed(); !got.Equal(first) {
+		t.Errorf("used at %v, want %v", got, first)
+	}
+	valid(t, k, made.Token, first.Add(999*time.Millisecond)) // the same second, as it were
+	if got := lastUsed(); !got.Equal(first) {
+		t.Errorf("used at %v, want %v still", got, first)
+	}
+	valid(t, k, made.Token, first.Add(time.Second))
+	if got := lastUsed(); !got.Equal(first.Add(time.Second)) {
+		t.Errorf("used at %v, want a second later than %v", got, first)
+	}
+}
+
+// TestKeysOpen: which files keys are opened in, and what is said of the others.
+func TestKeysOpen(t *testing.T) {
+	t.Parallel()
+	open := func(url string, create bool) error {
+		k, err := store.OpenKeys(t.Context(), store.KeysConfig{URL: url, Create: create, Log: quiet()})
+		if err != nil {
+			return err
+		}
+		return k.Close()
+	}
+	refused := func(what string, err error, want string) {
+		t.Helper()
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q in it", what, err, want)
+		}
+	}
+	refused("memory", open(":memory:", true), "demo mode has none")
+	missing := keysPath(t)
+	refused("a missing file", open(missing, false), "no such file")
+	if _, err := os.Stat(missing); !errors.Is(err, os.ErrNotExist) {
+		t.Error("a file was made that nobody asked for")
+	}
+	if err := open(missing, true); err != nil {
+		t.Errorf("a new file: %v", err)
+	}
+	if info, err := os.Stat(missing); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("a new file: %v, %v", info.Mode(), err)
+	}
+	openFile(t, missing) // what was made is what a server opens
+
+	foreign := keysPath(t)
+	db, err := sql.Open("sqlite", foreign)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Exec(`CREATE TABLE t (x)`); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	refused("another's database", open(foreign, true), "something else")
+}
+
+// TestKeysOfAnOlderSchema: it is brought up to date, unless a process that knows no better has the file.
+func TestKeysOfAnOlderSchema(t *testing.T) {
+	t.Parallel()
+	path := keysPath(t)
+	s, err := store.OpenSQLite(t.Context(), store.Config{URL: path, Log: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := sql.Open("sqlite", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	for _, statement := range []string{
+		`DROP TABLE key_totals`, `DROP INDEX requests_key`, `ALTER TABLE requests DROP COLUMN key_id`, `DROP TABLE keys`,
+		`DELETE FROM goose_db_version WHERE version_id = 3`,
+	} {
+		if _, err := db.Exec(statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err = store.OpenKeys(t.Context(), store.KeysConfig{URL: path, Log: quiet()})
+	if err == nil || !strings.Contains(err.Error(), "another tandem is using it") {
+		t.Errorf("while a server has it: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	makeKey(t, openKeys(t, path), "a", tandem.ScopeRead)
+}
+
+// TestKeysAtTheBound: 10,000 keys and no more, but those revoked a year ago go first.
+func TestKeysAtTheBound(t *testing.T) {
+	t.Parallel()
+	path := keysPath(t)
+	k := openKeys(t, path)
+	made := makeKey(t, k, "first", tandem.ScopeRead)
+	db, err := sql.Open("sqlite", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	fill := fmt.Sprintf(`
+		WITH RECURSIVE n (i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < %d)
+		INSERT INTO keys (id, name, scopes, token_hash, secret, created_at)
+		SELECT 'key_' || i, 'n' || i, 'read', randomblob(32), (SELECT secret FROM keys WHERE name = 'first'), 1 FROM n`, store.MaxKeys)
+	if _, err := db.Exec(fill); err != nil {
+		t.Fatal(err)
+	}
+	one := store.NewKey{Name: "one more", Scopes: []tandem.Scope{tandem.ScopeRead}}
+	if _, err := k.Create(t.Context(), one); err == nil || !strings.Contains(err.Error(), "which is the most") {
+		t.Errorf("key 10,001: %v", err)
+	}
+	for _, revoked := range []struct {
+		ago  time.Duration
+		room bool
+	}{{365 * 24 * time.Hour, false}, {367 * 24 * time.Hour, true}} {
+		if _, err := db.Exec(`UPDATE keys SET revoked_at = ? WHERE id = 'key_2'`, time.Now().Add(-revoked.ago).UnixMicro()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := k.Create(t.Context(), one); (err == nil) != revoked.room {
+			t.Errorf("one revoked %v ago: %v", revoked.ago, err)
+		}
+	}
+	if !valid(t, k, made.Token, time.Now()) || k.Count() != store.MaxKeys {
+		t.Errorf("%d keys", k.Count())
+	}
+}
+
+// TestKeysKeepNoToken: the file has the hash of a token, and the token nowhere.
+func TestKeysKeepNoToken(t *testing.T) {
+	t.Parallel()
+	path := keysPath(t)
+	k := openKeys(t, path)
+	made := makeKey(t, k, "a", tandem.ScopeRead)
+	_, second, err := k.Rotate(t.Context(), "a", time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hash := second.Hash()
+	found := false
+	for _, name := range []string{path, path + "-wal"} {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found = found || strings.Contains(string(text), string(hash[:]))
+		for _, token := range []tandem.Token{made.Token, second} {
+			if strings.Contains(string(text), token.Reveal()) || strings.Contains(string(text), token.Reveal()[4:47]) {
+				t.Errorf("%s holds a token", filepath.Base(name))
+			}
+		}
+	}
+	if !found {
+		t.Error("nor is the hash there: the test looks in the wrong place")
+	}
+}
+
+// TestKeysOwnRequests: lists of a key hold its requests only, whatever else is asked for.
+func TestKeysOwnRequests(t *testing.T) {
+	t.Parallel()
+	for kind, s := range map[string]store.Store{"file": openFile(t, keysPath(t)), "memory": openMemory(t)} {
+		want := map[string][]string{}
+		for _, key := range []string{"key_a", "key_b", ""} {
+			for _, r := range []*tandem.Request{newSync(), newAsync(), newSubmission("batch_" + key), newSubmission("")} {
+				r.KeyID = key
+				lane := store.LaneIO
+				if r.Mode == tandem.ModeSync && r.Task != tandem.TaskSubmission {
+					lane = store.LaneNone
+				}
+				accept(t, s, r, lane)
+				want[key] = append([]string{r.ID}, want[key]...)
+			}
+		}
+		ids := func(filter store.Filter) (found []string, submissions int64) {
+			t.Helper()
+			filter.Limit = 100
+			page, err := s.Requests(t.Context(), filter)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range page.Requests {
+				found = append(found, r.ID)
+			}
+			return found, page.Submissions
+		}
+		for _, key := range []string{"key_a", "key_b"} {
+			all, _ := ids(store.Filter{Key: key})
+			syncs, _ := ids(store.Filter{Key: key, Mode: tandem.ModeAsync})
+			batch, _ := ids(store.Filter{Key: key, Batch: "batch_" + key})
+			submissions, total := ids(store.Filter{Key: key, Task: tandem.TaskSubmission})
+			got := [][]string{all, syncs, batch, submissions}
+			own := want[key]
+			if diff := cmp.Diff([][]string{own, {own[2]}, {own[1]}, {own[0], own[1]}}, got); diff != "" {
+				t.Errorf("%s: of %s (-want +got):\n%s", kind, key, diff)
+			}
+			if total != 2 {
+				t.Errorf("%s: %s has %d submissions, want 2", kind, key, total)
+			}
+		}
+		foreign, _ := ids(store.Filter{Key: "key_a", Batch: "batch_key_b"})
+		unknown, none := ids(store.Filter{Key: "key_c", Task: tandem.TaskSubmission})
+		if len(foreign)+len(unknown) > 0 || none != 0 {
+			t.Errorf("%s: another's batch %v, of nobody %v, %d", kind, foreign, unknown, none)
+		}
+		if everybody, total := ids(store.Filter{Task: tandem.TaskSubmission}); len(everybody) != 6 || total != 6 {
+			t.Errorf("%s: %d submissions, counted %d, want 6", kind, len(everybody), total)
+		}
+		if got := mustRequest(t, s, want["key_a"][0]); got.KeyID != "key_a" {
+			t.Errorf("%s: a request of key_a says %q", kind, got.KeyID)
+		}
+	}
+}
