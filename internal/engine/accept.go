@@ -64,7 +64,7 @@ func (e *Engine) Do(ctx context.Context, order Order) (tandem.Request, error) {
 	ctx, release := context.WithDeadlineCause(ctx, arrived.Add(e.cfg.TaskTimeout), errTaskTimeout)
 	defer release()
 
-	if err := e.accept(ctx, &r); err != nil {
+	if err := e.accept(&r); err != nil {
 		return tandem.Request{}, err
 	}
 	e.vitals.accepted(arrived)
@@ -72,7 +72,7 @@ func (e *Engine) Do(ctx context.Context, order Order) (tandem.Request, error) {
 		e.tell("🚀 sync: on disk, its caller waits", &r, "task", r.Task, "took", time.Since(arrived), "in_flight", e.gate.count())
 	}
 	outcome := e.doWork(ctx, slots, task, &r)
-	if err := e.finish(ctx, &r, outcome); err != nil {
+	if err := e.finish(&r, outcome); err != nil {
 		return tandem.Request{}, err
 	}
 	e.vitals.end(Ending{tandem.ModeSync, task.Name, outcome.ErrorCode})
@@ -99,27 +99,24 @@ func (e *Engine) doWork(ctx context.Context, slots *slots, task Task, r *tandem.
 // accept commits a sync request before its work. The client's leaving does not cut
 // it short: a commit cut short may or may not have happened, and its row would seem
 // to be processing until the next start.
-func (e *Engine) accept(ctx context.Context, r *tandem.Request) error {
-	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(storeTimeout, e.cfg.TaskTimeout))
-	defer cancel()
+func (e *Engine) accept(r *tandem.Request) error {
+	bounded := e.accepting.wait(time.Now())
 	err := e.commit(bounded, r, store.LaneNone)
 	if err == nil {
 		return nil
 	}
 	if bounded.Err() != nil { // there may be a row all the same
 		const code = tandem.FailedInterrupted
-		_ = e.finish(ctx, r, store.Outcome{ErrorCode: code, ErrorMessage: failureMessage(code), CompletedAt: now()})
+		_ = e.finish(r, store.Outcome{ErrorCode: code, ErrorMessage: failureMessage(code), CompletedAt: now()})
 	}
 	return storeError("accept request", "", err)
 }
 
 // finish commits how the work of a sync request ended and writes it into r. It
 // does not depend on the client still being there.
-func (e *Engine) finish(ctx context.Context, r *tandem.Request, o store.Outcome) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
-	defer cancel()
+func (e *Engine) finish(r *tandem.Request, o store.Outcome) error {
 	job, next := store.Job{Request: *r}, store.Next{Outcome: &o}
-	if err := e.cfg.Store.Finish(ctx, job, next); err != nil {
+	if err := e.cfg.Store.Finish(e.storing.wait(time.Now()), job, next); err != nil {
 		e.log.Error("store the result of a sync request", "request_id", r.ID, "err", err)
 		if tandem.CodeOf(err) != tandem.CodeNotFound {
 			e.finishLater(job, next)
@@ -163,8 +160,8 @@ func (e *Engine) finishLater(job store.Job, next store.Next) {
 // Submit accepts an order; when it returns nil the order is on disk and will be
 // worked on, now or after a restart. The errors are *tandem.Error: CodeValidation,
 // CodeInvalidCallbackURL, CodeCallbackBlocked, CodeDraining, CodeQueueFull,
-// CodeStoreUnavailable, and CodeClientClosed when ctx ended first: then the order
-// may have been accepted all the same.
+// CodeStoreUnavailable, and CodeClientClosed when ctx has ended already. A client that leaves
+// later changes nothing.
 func (e *Engine) Submit(ctx context.Context, order Order) (tandem.Request, error) {
 	arrived := time.Now()
 	if !e.gate.enter() {
@@ -182,18 +179,17 @@ func (e *Engine) Submit(ctx context.Context, order Order) (tandem.Request, error
 	if err != nil {
 		return tandem.Request{}, err
 	}
-	bounded, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
-	if err := e.commit(bounded, &r, task.Lane); err != nil {
-		if ctx.Err() != nil {
-			return tandem.Request{}, &tandem.Error{Code: tandem.CodeClientClosed, Message: "The client has gone.", Err: err}
-		}
+	if err := ctx.Err(); err != nil {
+		return tandem.Request{}, &tandem.Error{Code: tandem.CodeClientClosed, Message: "The client has gone.", Err: err}
+	}
+	if err := e.commit(e.storing.wait(arrived), &r, task.Lane); err != nil {
 		return tandem.Request{}, storeError("accept request", "", err)
 	}
 	e.vitals.accepted(arrived)
-	e.vitals.latency[latencyAccept].record(time.Now(), time.Since(arrived))
+	took := time.Since(arrived)
+	e.vitals.latency[latencyAccept].record(arrived.Add(took), took)
 	if e.telling() {
-		e.tell("📝 async: on disk, the work goes to the background", &r, "task", r.Task, "took", time.Since(arrived), "in_flight", e.gate.count())
+		e.tell("📝 async: on disk, the work goes to the background", &r, "task", r.Task, "took", took, "in_flight", e.gate.count())
 	}
 	return r, nil
 }
@@ -257,7 +253,7 @@ func identify(r *tandem.Request) error {
 	raw, err := uuid.NewV7()
 	if err == nil {
 		r.ID = tandem.ID(raw)
-		r.CreatedAt, err = tandem.IDTime(r.ID)
+		r.CreatedAt = time.Unix(raw.Time().UnixTime()).UTC() // what tandem.IDTime reads in it
 	}
 	if err != nil {
 		return &tandem.Error{Code: tandem.CodeInternal, Message: "No request id could be made.", Err: err}

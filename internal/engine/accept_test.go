@@ -351,7 +351,9 @@ func TestSubmitClientGone(t *testing.T) {
 	leave()
 	o := order("echo")
 	o.CallbackURL = newReceiver(t, nil).URL
-	if _, err := p.Submit(ctx, o); err != nil { // the store may have been quicker
-		wantCode(t, err, tandem.CodeClientClosed)
+	_, err := p.Submit(ctx, o)
+	wantCode(t, err, tandem.CodeClientClosed)
+	if stats, err := p.store.Stats(t.Context()); err != nil || stats.Requests[tandem.ModeAsync] != 0 {
+		t.Errorf("%d requests, %v; want none for a client that had left before", stats.Requests[tandem.ModeAsync], err)
 	}
 }

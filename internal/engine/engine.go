@@ -121,6 +121,9 @@ type Engine struct {
 	vitals  *vitals
 	gate    gate
 
+	accepting patience // of a sync order with its row
+	storing   patience // with every other commit that a caller waits for
+
 	// working ends, with errInterrupted, when running work must stop: at the end
 	// of the grace period or in Halt. It is a field because work outlives every call
 	// that starts it, and both Do and the store's jobs obey it.
@@ -150,6 +153,9 @@ func New(cfg Config) (*Engine, error) {
 		},
 		vitals: newVitals(time.Now()),
 		gate:   gate{empty: make(chan struct{})},
+
+		accepting: patience{length: min(storeTimeout, cfg.TaskTimeout)},
+		storing:   patience{length: storeTimeout},
 	}
 	e.working, e.interrupt = context.WithCancelCause(context.Background())
 	return e, nil
@@ -167,6 +173,8 @@ func (e *Engine) Run(ctx context.Context) error {
 		return fmt.Errorf("run engine: %w", err)
 	}
 	defer e.interrupt(errInterrupted)
+	defer e.accepting.release()
+	defer e.storing.release()
 
 	// The threads outlive everything that may hand them work.
 	var threads errgroup.Group

@@ -78,3 +78,12 @@ func StartThreads(count int) (do func(func()), stop func()) {
 		_ = group.Wait()
 	}
 }
+
+// Patience for the tests of its arithmetic.
+type Patience = patience
+
+func NewPatience(length time.Duration) *Patience { return &patience{length: length} }
+
+func (p *patience) Wait(now time.Time) context.Context { return p.wait(now) }
+
+func (p *patience) Release() { p.release() }

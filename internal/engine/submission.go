@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
@@ -80,12 +81,12 @@ type Batch struct {
 
 // SubmitAll saves submissions, all of them or none, and passes each on to the
 // external service at the same time, side by side: it takes as long as the slowest call or
-// the commit, whichever is longer. The caller's leaving changes nothing.
+// the commit, whichever is longer. Callers that leave change nothing.
 //
 // A call that goes wrong is repeated for 24 hours, now by the store's jobs. The error says
 // that nothing was saved: CodeDraining, CodeOverloaded, CodeQueueFull or
 // CodeStoreUnavailable. Calls may have been made all the same, with ids that nobody will hear of again.
-func (e *Engine) SubmitAll(ctx context.Context, batch Batch) ([]Submission, error) {
+func (e *Engine) SubmitAll(batch Batch) ([]Submission, error) {
 	if !e.gate.enter() {
 		return nil, drainingError("")
 	}
@@ -97,7 +98,7 @@ func (e *Engine) SubmitAll(ctx context.Context, batch Batch) ([]Submission, erro
 	defer slots.part()
 	const tries = 10
 	for try := 1; ; try++ {
-		all, err := e.submitOnce(ctx, slots, batch)
+		all, err := e.submitOnce(slots, batch)
 		switch {
 		case err == nil:
 			return all, nil
@@ -108,7 +109,7 @@ func (e *Engine) SubmitAll(ctx context.Context, batch Batch) ([]Submission, erro
 }
 
 // submitOnce does it with new ids; ErrExists says that one of them is taken.
-func (e *Engine) submitOnce(ctx context.Context, slots *slots, batch Batch) ([]Submission, error) {
+func (e *Engine) submitOnce(slots *slots, batch Batch) ([]Submission, error) {
 	arrived := time.Now()
 	all := make([]Submission, len(batch.Data))
 	requests := make([]*tandem.Request, len(batch.Data))
@@ -134,12 +135,12 @@ func (e *Engine) submitOnce(ctx context.Context, slots *slots, batch Batch) ([]S
 			<-decided
 			if kept {
 				s.Saving = saving
-				e.finishSubmission(ctx, s, next)
+				e.finishSubmission(s, next)
 				e.submissionDone(s, arrived)
 			}
 		})
 	}
-	err := e.acceptSubmissions(ctx, requests)
+	err := e.acceptSubmissions(requests)
 	if kept = err == nil; !kept {
 		giveUp(errNotSaved)
 	}
@@ -160,9 +161,8 @@ func (e *Engine) submitOnce(ctx context.Context, slots *slots, batch Batch) ([]S
 
 // acceptSubmissions commits the rows. What may have been committed although nobody
 // could wait for it is taken back: its caller is told that nothing was saved.
-func (e *Engine) acceptSubmissions(ctx context.Context, requests []*tandem.Request) error {
-	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
-	defer cancel()
+func (e *Engine) acceptSubmissions(requests []*tandem.Request) error {
+	bounded := e.storing.wait(time.Now())
 	err := e.cfg.Store.Accept(bounded, store.LaneIO, requests...)
 	if err != nil && bounded.Err() != nil {
 		const code = tandem.FailedInterrupted
@@ -196,11 +196,9 @@ func (e *Engine) firstCall(ctx context.Context, slots *slots, s *Submission) sto
 // finishSubmission commits what came of the first call and writes it into s. If that
 // cannot be committed the row stays in its lane, and the call is made again when
 // its lease is over: pending is what it is.
-func (e *Engine) finishSubmission(ctx context.Context, s *Submission, next store.Next) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
-	defer cancel()
+func (e *Engine) finishSubmission(s *Submission, next store.Next) {
 	r := &s.Request
-	err := e.cfg.Store.Finish(ctx, store.Job{Lane: store.LaneIO, Request: *r}, next)
+	err := e.cfg.Store.Finish(e.storing.wait(time.Now()), store.Job{Lane: store.LaneIO, Request: *r}, next)
 	if err != nil {
 		e.log.Error("store what came of a submission; its call will be repeated", "request_id", r.ID, "err", err)
 	}
@@ -259,7 +257,7 @@ func (e *Engine) callExternal(ctx context.Context, r *tandem.Request) (next stor
 	}
 	switch {
 	case result.Outcome == tandem.OutcomeDelivered:
-		o.Result = json.RawMessage(fmt.Sprintf(`{"status_code":%d,"simulated":%t}`, result.StatusCode, e.cfg.External.URL == ""))
+		o.Result = json.RawMessage(`{"status_code":` + strconv.Itoa(result.StatusCode) + `,"simulated":` + strconv.FormatBool(e.cfg.External.URL == "") + `}`)
 		e.vitals.latency[latencyProcess].record(ended, o.Processing)
 		return store.Next{Outcome: &o}, true
 	case result.Outcome == tandem.OutcomeGone:

@@ -87,7 +87,7 @@ func (p *plant) submitAll(n int, batch string) []engine.Submission {
 	for range n {
 		data = append(data, ada)
 	}
-	all, err := p.SubmitAll(p.t.Context(), engine.Batch{ID: batch, Data: data})
+	all, err := p.SubmitAll(engine.Batch{ID: batch, Data: data})
 	if err != nil || len(all) != n {
 		p.t.Fatalf("SubmitAll: %d, %v", len(all), err)
 	}
@@ -229,7 +229,7 @@ func TestSubmissionThatCannotBeSaved(t *testing.T) {
 	p := start(t, calling(t, x.URL, patience, nil))
 	p.store.onAccept(func() { <-called; <-called })
 	p.store.sabotage(&tandem.Error{Code: tandem.CodeStoreUnavailable, Message: "full"}, nil)
-	_, err := p.SubmitAll(t.Context(), engine.Batch{ID: "batch_a", Data: []json.RawMessage{ada, ada}})
+	_, err := p.SubmitAll(engine.Batch{ID: "batch_a", Data: []json.RawMessage{ada, ada}})
 	if tandem.CodeOf(err) != tandem.CodeStoreUnavailable {
 		t.Errorf("%v, want %s", err, tandem.CodeStoreUnavailable)
 	}
@@ -246,7 +246,7 @@ func TestSubmissionSavedTooLate(t *testing.T) {
 	t.Parallel()
 	p := start(t, func(s *setup) { s.engine.External = engine.External{} })
 	p.store.late = true
-	_, err := p.SubmitAll(t.Context(), engine.Batch{Data: []json.RawMessage{ada}})
+	_, err := p.SubmitAll(engine.Batch{Data: []json.RawMessage{ada}})
 	if tandem.CodeOf(err) != tandem.CodeStoreUnavailable {
 		t.Errorf("%v, want %s", err, tandem.CodeStoreUnavailable)
 	}
@@ -368,7 +368,7 @@ func TestSubmissionCutOffByShutdown(t *testing.T) {
 	if s.Request.Status != tandem.StatusPending {
 		t.Errorf("%+v", s)
 	}
-	if _, err := p.SubmitAll(t.Context(), engine.Batch{Data: []json.RawMessage{ada}}); tandem.CodeOf(err) != tandem.CodeDraining {
+	if _, err := p.SubmitAll(engine.Batch{Data: []json.RawMessage{ada}}); tandem.CodeOf(err) != tandem.CodeDraining {
 		t.Errorf("after the end: %v, want %s", err, tandem.CodeDraining)
 	}
 	if err := p.store.Close(); err != nil {
@@ -377,18 +377,6 @@ func TestSubmissionCutOffByShutdown(t *testing.T) {
 	next := start(t, calling(t, x.URL, patience, func(s *setup) { s.url = path }))
 	if got := next.settled(s.Request.ID); got.Status != tandem.StatusCompleted {
 		t.Errorf("after the restart: %+v", got)
-	}
-}
-
-// A caller who leaves changes nothing.
-func TestSubmissionOfACallerWhoLeaves(t *testing.T) {
-	t.Parallel()
-	ctx, leave := context.WithCancel(t.Context())
-	x := newExternal(t, func(int, http.ResponseWriter, *http.Request) { leave() })
-	p := start(t, calling(t, x.URL, patience, nil))
-	all, err := p.SubmitAll(ctx, engine.Batch{Data: []json.RawMessage{ada}})
-	if err != nil || all[0].Request.Status != tandem.StatusCompleted {
-		t.Errorf("%+v, %v", all, err)
 	}
 }
 

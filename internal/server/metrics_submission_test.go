@@ -22,7 +22,7 @@ func TestMetricsOfTheSubmissionLog(t *testing.T) {
 	t.Cleanup(func() { log.Close() })
 	svc := start(t, func(s *setup) { s.engine.SubmissionLog = log })
 	for range 5 {
-		if _, err := svc.engine.SubmitAll(t.Context(), engine.Batch{Data: []json.RawMessage{[]byte(`{"firstName":"Ada","lastName":"Lovelace"}`)}}); err != nil {
+		if _, err := svc.engine.SubmitAll(engine.Batch{Data: []json.RawMessage{[]byte(`{"firstName":"Ada","lastName":"Lovelace"}`)}}); err != nil {
 			t.Fatal(err)
 		}
 	}
