@@ -7,6 +7,7 @@ var (
 	MetricNames = metricNames
 	DescribeRun = describeRun
 	Wrap        = wrap
+	Starved     = starved
 )
 
 // Show writes a figure as the sentences do.

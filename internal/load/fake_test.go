@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -33,6 +34,7 @@ type fake struct {
 
 	skew    time.Duration // of its clock
 	metrics func() string // GET /metrics; nil: 404
+	breaker string        // state of the circuit breaker for every receiver in GET /stats; "": 404
 
 	mu       sync.Mutex
 	urls     []string // callback URLs
@@ -58,6 +60,7 @@ func (f *fake) start(t *testing.T) *fake {
 		}
 		_, _ = io.WriteString(w, f.metrics())
 	})
+	mux.HandleFunc("GET /stats", f.stats)
 	mux.HandleFunc("GET /requests/{id}", f.show)
 	mux.HandleFunc("POST /{mode}", f.handle)
 	server := httptest.NewServer(mux)
@@ -69,6 +72,20 @@ func (f *fake) start(t *testing.T) *fake {
 	})
 	f.url = server.URL
 	return f
+}
+
+func (f *fake) stats(w http.ResponseWriter, r *http.Request) {
+	if f.breaker == "" {
+		http.NotFound(w, r)
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	domains := map[string]map[string]string{}
+	for _, to := range f.urls {
+		domains[strings.Split(to, "/")[2]] = map[string]string{"state": f.breaker}
+	}
+	_ = json.NewEncoder(w).Encode(map[string]any{"callback_service": map[string]any{"domains": domains}})
 }
 
 func (f *fake) show(w http.ResponseWriter, r *http.Request) {
@@ -111,8 +128,8 @@ func (f *fake) handle(w http.ResponseWriter, r *http.Request) {
 		times = f.callbacks(n)
 	}
 	send := func() {
-		for range times {
-			f.send(order.CallbackURL, id, n)
+		for i := range times {
+			f.send(order.CallbackURL, id, n, i+1)
 		}
 	}
 	if f.early {
@@ -124,10 +141,12 @@ func (f *fake) handle(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, `{"request_id":%q,"status":"accepted"}`, id)
 }
 
-// send posts a callback.
-func (f *fake) send(url, id string, n int64) {
+// send posts a callback of the n-th request.
+func (f *fake) send(url, id string, n int64, attempt int) {
 	now := time.Now()
-	body, err := json.Marshal(tandem.Callback{Type: tandem.EventCompleted, RequestID: id, ProcessingTimeMS: 4, Timestamp: now.Add(f.skew).UTC()})
+	callback := tandem.Callback{Type: tandem.EventCompleted, RequestID: id, ProcessingTimeMS: 4, Timestamp: now.Add(f.skew).UTC()}
+	callback.Metadata.Attempt = attempt
+	body, err := json.Marshal(callback)
 	if err != nil {
 		panic(err)
 	}

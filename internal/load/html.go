@@ -8,6 +8,7 @@ import (
 	"html/template"
 	"io"
 	"math"
+	"strings"
 )
 
 // pageFiles are what the HTML report is made of.
@@ -175,8 +176,8 @@ func cards(r *Report) []card {
 		return true
 	}
 	ratio := func(sync, async string) string {
-		if async == "async.completed_per_second" && metrics["async.missing"].Value > 0 {
-			return "cannot be told" // the wait for what is missing is in it
+		if ownWait(metrics, PhaseAsync, strings.TrimPrefix(async, "async.")) {
+			return "cannot be told"
 		}
 		if text := versus(metrics[sync], metrics[async]); text != "" {
 			return text
@@ -189,8 +190,12 @@ func cards(r *Report) []card {
 		"with async: it accepts in %s, sync answers in %s (p50)", "async.accept.p50", "sync.response.p50") ||
 		add("Answer", show("sync.response.p50"), "p50; 99 of 100 within %s", "sync.response.p99") ||
 		add("Acceptance", show("async.accept.p50"), "p50; 99 of 100 within %s", "async.accept.p99")
+	by := "by callback"
+	if r.Settings.Completion == CompletionPoll {
+		by = "seen by a poll"
+	}
 	add("The result itself", ratio("sync.response.p50", "async.end_to_end.p50"),
-		"with async: by callback after %s, on the line after %s (p50)", "async.end_to_end.p50", "sync.response.p50")
+		"with async: "+by+" after %s, on the line after %s (p50)", "async.end_to_end.p50", "sync.response.p50")
 	_ = add("Work completed", ratio("sync.completed_per_second", "async.completed_per_second"),
 		"with async: %s, sync %s (async accepted %s)", "async.completed_per_second", "sync.completed_per_second", "async.accepted_per_second") ||
 		add("Work completed", show("sync.completed_per_second"), "%s of %s requests", "sync.success_rate", "sync.sent") ||

@@ -64,6 +64,7 @@ type landing struct {
 	endToEnd   time.Duration
 	processing time.Duration
 	delivery   time.Duration
+	attempt    int  // of the delivery, from 1, as it says; 0: polled
 	failed     bool // it says that the work failed
 }
 
@@ -196,6 +197,9 @@ func (b *inbox) polled(number uint64, l landing) {
 func (b *inbox) landedLocked(p *running, number uint64, l landing) {
 	b.settleLocked(number, stateDelivered)
 	b.left--
+	if l.attempt > 1 {
+		p.callbacks.Redelivered++
+	}
 	p.landed(l)
 	b.wakeLocked()
 }
@@ -269,6 +273,7 @@ func (b *inbox) landing(expected expectation, a *Arrival) landing {
 		at: at, endToEnd: at - expected.planned,
 		processing: time.Duration(a.Callback.ProcessingTimeMS * float64(time.Millisecond)),
 		delivery:   a.At.Sub(a.Callback.Timestamp.Add(-b.offset)),
+		attempt:    a.Callback.Metadata.Attempt,
 		failed:     a.Callback.Type != tandem.EventCompleted,
 	}
 }

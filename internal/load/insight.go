@@ -28,10 +28,12 @@ func compare(r *Report) *Comparison {
 		ResponseP50Ratio: quotient(waits.Response.P50MS, leaves.Response.P50MS),
 		ResponseP99Ratio: quotient(waits.Response.P99MS, leaves.Response.P99MS),
 		AcceptedRatio:    quotient(leaves.AcceptedPerSecond, waits.AcceptedPerSecond),
-		CompletedRatio:   quotient(leaves.CompletedPerSecond, waits.CompletedPerSecond),
 	}
-	if leaves.EndToEnd != nil && leaves.EndToEnd.Count > 0 {
-		c.EndToEndP50Ratio = quotient(waits.Response.P50MS, leaves.EndToEnd.P50MS)
+	if r.Settings.Completion != CompletionPoll { // the pace of the polls is no figure of the service
+		c.CompletedRatio = quotient(leaves.CompletedPerSecond, waits.CompletedPerSecond)
+		if leaves.EndToEnd != nil && leaves.EndToEnd.Count > 0 {
+			c.EndToEndP50Ratio = quotient(waits.Response.P50MS, leaves.EndToEnd.P50MS)
+		}
 	}
 	c.SameCompletion = same(c.CompletedRatio)
 	c.CPUPerRequestSync, _ = one.Server.perRequest(one)
@@ -140,6 +142,8 @@ func (a *account) throughput() {
 	a.add(TopicThroughput, func(s *sentence) string {
 		waits, leaves := s.fig("sync.completed_per_second"), s.fig("async.completed_per_second")
 		switch {
+		case a.polled():
+			return fmt.Sprintf("How much async completes cannot be told: its %s are the pace of the polls (sync %s).", leaves, waits)
 		case ratio <= 0: // one of them completed nothing: the errors and missing callbacks say why
 			return ""
 		case a.waitedInVain():
@@ -161,6 +165,9 @@ func (a *account) throughput() {
 	})
 }
 
+// polled reports whether async results were asked for, at a pace that is ours and not the service's.
+func (a *account) polled() bool { return a.report.Settings.Completion == CompletionPoll }
+
 // keepsUp reports whether an open loop's rate was done as fast as it was asked for,
 // in which case it says nothing about what is possible.
 func (a *account) keepsUp() bool {
@@ -181,6 +188,24 @@ func (a *account) computes() bool {
 	return least >= 1 && (a.report.Settings.Task == "compute" || a.report.Settings.Task == "")
 }
 
+// starved says that work which computes had to wait for a core, so that the figures are those of a
+// busy machine; "": it had not, or nothing tells.
+func starved(r *Report) string {
+	if r.Settings.Task != "compute" && r.Settings.Task != "" {
+		return ""
+	}
+	metrics := byName(r)
+	for _, phase := range []string{PhaseSync, PhaseAsync} {
+		used, took := metrics[phase+".server.cpu_per_request"], metrics[phase+".processing.p50"]
+		whole := metrics[phase+".completed"].Value == metrics[phase+".accepted"].Value // else the CPU time is that of others as well
+		if whole && used.Value >= 5 && took.Value > 2*used.Value {
+			return fmt.Sprintf("The machine was busy: work that uses %s of CPU time took %s (p50), because other programs wanted the cores as well. On an idle machine the figures would be better.",
+				used.show(), took.show())
+		}
+	}
+	return ""
+}
+
 // waitedInVain reports whether async completes less per second for the reason that its time
 // goes on until missing callbacks are given up.
 func (a *account) waitedInVain() bool {
@@ -190,8 +215,15 @@ func (a *account) waitedInVain() bool {
 // backlog says that async accepted more than was done meanwhile, because then
 // the end-to-end time tells about the length of the run.
 func (a *account) backlog() {
-	if a.async == nil || a.async.Async == nil || a.value("async.completed_per_second") <= 0 || a.waitedInVain() ||
+	if a.async == nil || a.async.Async == nil || a.value("async.completed_per_second") <= 0 || a.waitedInVain() || a.polled() ||
 		a.value("async.accepted_per_second") < 1.5*a.value("async.completed_per_second") {
+		return
+	}
+	if a.value("async.delivery_lag.p50") > a.value("async.end_to_end.p50")/2 {
+		a.add(TopicThroughput, func(s *sentence) string {
+			return fmt.Sprintf("Async accepted %s and completed %s: the rest had been worked on and waited for the receiver.",
+				s.fig("async.accepted_per_second"), s.fig("async.completed_per_second"))
+		})
 		return
 	}
 	a.add(TopicThroughput, func(s *sentence) string {
@@ -202,6 +234,12 @@ func (a *account) backlog() {
 
 // result says when the result is there, and what the time to it consists of.
 func (a *account) result() {
+	if a.polled() {
+		a.add(TopicResult, func(s *sentence) string {
+			return fmt.Sprintf("Half of the async results were seen within %s, by polling; they may have been there long before.", s.fig("async.end_to_end.p50"))
+		})
+		return
+	}
 	if a.comparison != nil && a.comparison.EndToEndP50Ratio > 0 {
 		ratio := a.comparison.EndToEndP50Ratio
 		a.add(TopicResult, func(s *sentence) string {
@@ -236,9 +274,17 @@ func (a *account) callbacks() {
 	}
 	c := a.async.Callbacks
 	switch {
-	case a.report.Settings.Completion == CompletionPoll:
+	case a.polled():
 		a.add(TopicCallbacks, func(s *sentence) string {
 			return fmt.Sprintf("No callback was expected, because none could reach the generator: %s of %s results were seen by polling.", s.fig("async.polled"), s.fig("async.expected"))
+		})
+	case c.Missing == c.Expected && c.BadSignature > 0:
+		a.add(TopicCallbacks, func(s *sentence) string {
+			return fmt.Sprintf("Not one of %s callbacks came with a good signature: %s had another. Is the signing secret that of the service?", s.fig("async.expected"), s.fig("async.bad_signature"))
+		})
+	case c.Missing == c.Expected && c.Misbehaved > 0:
+		a.add(TopicCallbacks, func(s *sentence) string {
+			return fmt.Sprintf("Not one of %s callbacks was taken.", s.fig("async.expected"))
 		})
 	case c.Missing == c.Expected:
 		a.add(TopicCallbacks, func(s *sentence) string {
@@ -263,7 +309,19 @@ func (a *account) callbacks() {
 			return fmt.Sprintf("%s of the callbacks were repeats. Delivery is at least once: a receiver drops repeats by their webhook-id.", s.fig("async.duplicate"))
 		})
 	}
-	if c.BadSignature > 0 {
+	if c.Misbehaved > 0 {
+		a.add(TopicCallbacks, func(s *sentence) string {
+			return fmt.Sprintf("%s callbacks were answered badly on purpose, and the service tried again: %s of the %s that were delivered came at a later try.",
+				s.fig("async.misbehaved"), s.fig("async.redelivered"), s.fig("async.delivered"))
+		})
+	}
+	if c.Breaker == BreakerOpen {
+		a.add(TopicCallbacks, func(s *sentence) string {
+			return fmt.Sprintf("When the wait ended, the service's circuit breaker for this receiver was open: after too many failures it holds callbacks back for a while, and %s were missing. A longer --drain shows it close again.",
+				s.fig("async.missing"))
+		})
+	}
+	if c.BadSignature > 0 && c.Missing < c.Expected {
 		a.add(TopicCallbacks, func(s *sentence) string {
 			return fmt.Sprintf("%s of the callbacks had a signature that does not verify: another secret, or a forgery.", s.fig("async.bad_signature"))
 		})
@@ -346,13 +404,15 @@ func (a *account) choice() {
 		return fmt.Sprintf("Choose sync when the caller cannot go on without the result and may be kept for %s (p99 %s).", p50, p99)
 	})
 	a.add(TopicChoice, func(s *sentence) string {
-		switch lost := a.async.Callbacks != nil && a.async.Callbacks.Missing > 0; {
-		case lost && a.report.Settings.Completion != CompletionPoll:
+		switch lost := a.async.Callbacks != nil && a.async.Callbacks.Missing > 0 && a.async.Callbacks.Misbehaved == 0; {
+		case lost && !a.polled():
 			return fmt.Sprintf("Choose async only after it is known why %s of %s callbacks are missing.", s.fig("async.missing"), s.fig("async.expected"))
 		case c.ResponseP50Ratio <= alike:
 			return fmt.Sprintf("Choose async here for what it promises, not for speed: what is accepted (%s) is kept, done, and its result sent again until it arrives.", s.fig("async.accept.p50"))
 		case c.CompletedRatio > alike:
 			return fmt.Sprintf("Choose async when callers can go on without the result: they are free after %s, and %s are completed.", s.fig("async.accept.p50"), s.fig("async.completed_per_second"))
+		case c.EndToEndP50Ratio == 0:
+			return fmt.Sprintf("Choose async when callers can go on without the result: they are free after %s.", s.fig("async.accept.p50"))
 		default:
 			return fmt.Sprintf("Choose async when callers can go on without the result: they are free after %s, and the result follows in %s (p50).", s.fig("async.accept.p50"), s.fig("async.end_to_end.p50"))
 		}

@@ -93,6 +93,48 @@ func TestInsightsFlip(t *testing.T) {
 				r.Settings.Completion, r.Phases[1].Callbacks.Polled = load.CompletionPoll, 1700
 			}, "callbacks came", "1,700 of 1,800 results were seen by polling",
 		},
+		{
+			"the pace of polls is no throughput", func(r *load.Report) { closed(r); completed(3000, 9)(r) }, none,
+			func(r *load.Report) { r.Settings.Completion = load.CompletionPoll },
+			"Sync completes 333× as much", "How much async completes cannot be told",
+		},
+		{
+			"what a poll sees may have been there before", func(r *load.Report) { phase(func(_, p *load.Phase) { p.Async.EndToEnd.P50MS = 1360 })(r) }, none,
+			func(r *load.Report) { r.Settings.Completion = load.CompletionPoll },
+			"The result itself comes later with async", "Half of the async results were seen within 1.36 s, by polling",
+		},
+		{
+			"the pace of polls is no queue", phase(func(_, p *load.Phase) { p.Async.AcceptedPerSecond = 1000 }), none,
+			func(r *load.Report) { r.Settings.Completion = load.CompletionPoll },
+			"the rest waited in the queue", "",
+		},
+		{
+			"a slow receiver is no queue", phase(func(_, p *load.Phase) { p.Async.AcceptedPerSecond = 1000 }), none,
+			phase(func(_, p *load.Phase) { p.Async.DeliveryLag.P50MS = 0.6 * p.Async.EndToEnd.P50MS }),
+			"the rest waited in the queue", "waited for the receiver",
+		},
+		{
+			"all callbacks have another signature", phase(func(_, p *load.Phase) { p.Callbacks.Missing = 1800 }), none,
+			phase(func(_, p *load.Phase) { p.Callbacks.BadSignature = 5400 }),
+			"Can the service reach", "Not one of 1,800 callbacks came with a good signature: 5,400 had another",
+		},
+		{
+			"all callbacks are refused on purpose", phase(func(_, p *load.Phase) { p.Callbacks.Missing = 1800 }), none,
+			phase(func(_, p *load.Phase) { p.Callbacks.Misbehaved = 7 }),
+			"Can the service reach", "Not one of 1,800 callbacks was taken",
+		},
+		{
+			"retries", none, phase(func(_, p *load.Phase) { p.Callbacks.Misbehaved, p.Callbacks.Redelivered = 8, 6 }), none,
+			"8 callbacks were answered badly on purpose, and the service tried again: 6 of the 1,800", "",
+		},
+		{
+			"the breaker", none, phase(func(_, p *load.Phase) { p.Callbacks.Breaker = load.BreakerOpen }), phase(func(_, p *load.Phase) { p.Callbacks.Breaker = load.BreakerHalfOpen }),
+			"circuit breaker for this receiver was open", "",
+		},
+		{
+			"what is missing on purpose is no reason", phase(func(_, p *load.Phase) { p.Callbacks.Missing = 9 }), none, phase(func(_, p *load.Phase) { p.Callbacks.Misbehaved = 9 }),
+			"Choose async only after it is known", "Choose async when callers can go on",
+		},
 		{"repeats", none, phase(func(_, p *load.Phase) { p.Callbacks.Duplicate = 4 }), none, "4 of the callbacks were repeats", ""},
 		{"a forgery", none, phase(func(_, p *load.Phase) { p.Callbacks.BadSignature = 1 }), none, "1 of the callbacks had a signature that does not verify", ""},
 		{
@@ -214,8 +256,45 @@ func TestCompare(t *testing.T) {
 	if got.SameCompletion || math.Abs(got.CompletedRatio-1.2) > 1e-9 || got.CPUPerRequestSync != 0 || got.EndToEndP50Ratio != 0 {
 		t.Errorf("%+v", got)
 	}
+	r.Settings.Completion = load.CompletionPoll
+	r.Phases[1].Async.EndToEnd = &load.Latency{Count: 100, P50MS: 400}
+	if got := load.Compare(r); got.CompletedRatio != 0 || got.EndToEndP50Ratio != 0 || got.AcceptedRatio == 0 {
+		t.Errorf("compared with the pace of polls: %+v", got)
+	}
 	r.Phases[1].Async.Response.Count = 0
 	if got := load.Compare(r); got != nil {
 		t.Errorf("nothing was accepted, and yet %+v", got)
+	}
+}
+
+// TestStarved: a busy machine is told from its neighbours, by the CPU time that the work has used.
+func TestStarved(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name string
+		edit func(*load.Report)
+		want bool
+	}{
+		{"a core each", func(*load.Report) {}, false},
+		{"twice as long", func(r *load.Report) { r.Phases[0].Sync.Processing.P50MS = 1.9 * 24 }, false},
+		{"longer", func(r *load.Report) { r.Phases[0].Sync.Processing.P50MS = 2.2 * 24 }, true},
+		{"longer, async", func(r *load.Report) { r.Phases[1].Async.Processing.P50MS = 2.2 * 24 }, true},
+		{"the default task", func(r *load.Report) { r.Settings.Task = ""; r.Phases[0].Sync.Processing.P50MS = 200 }, true},
+		{"work that waits", func(r *load.Report) { r.Settings.Task = "sleep"; r.Phases[0].Sync.Processing.P50MS = 200 }, false},
+		{"others used the time", func(r *load.Report) { r.Phases[0].Sync.Completed--; r.Phases[0].Sync.Processing.P50MS = 200 }, false},
+		{"too little to tell", func(r *load.Report) {
+			r.Phases[0].Server.CPUSeconds = 1500 * 0.004
+			r.Phases[0].Sync.Processing.P50MS = 200
+		}, false},
+		{"no account", func(r *load.Report) { r.Phases[0].Server = nil; r.Phases[0].Sync.Processing.P50MS = 200 }, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			r := busy.report(t)
+			test.edit(r)
+			if got := load.Starved(r); (got != "") != test.want {
+				t.Errorf("%q, want a warning: %t", got, test.want)
+			}
+		})
 	}
 }

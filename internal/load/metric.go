@@ -141,6 +141,7 @@ var (
 			callback("late", false, func(c *Callbacks) int64 { return c.Late }),
 			callback("unanswered", false, func(c *Callbacks) int64 { return c.Unanswered }),
 			callback("misbehaved", false, func(c *Callbacks) int64 { return c.Misbehaved }),
+			callback("redelivered", false, func(c *Callbacks) int64 { return c.Redelivered }),
 			callback("polled", true, func(c *Callbacks) int64 { return c.Polled }),
 		},
 	)
@@ -241,9 +242,12 @@ func (p *Phase) accepted() int64 {
 	return sum
 }
 
+// leastCPU is how many seconds of CPU time are worth dividing: kernels count hundredths.
+const leastCPU = 0.1
+
 // perRequest is the server's CPU time for one accepted request, in milliseconds.
 func (u *ServerUse) perRequest(p *Phase) (float64, bool) {
-	if u == nil || u.CPUSeconds <= 0 || p.accepted() == 0 {
+	if u == nil || u.CPUSeconds < leastCPU || p.accepted() == 0 {
 		return 0, false
 	}
 	return u.CPUSeconds * 1000 / float64(p.accepted()), true

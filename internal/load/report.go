@@ -19,6 +19,13 @@ const (
 	CompletionPoll     = "poll"     // by GET /requests/{id}, because no callback can reach it
 )
 
+// The values of Callbacks.Breaker.
+const (
+	BreakerClosed   = "closed"    // callbacks are tried
+	BreakerOpen     = "open"      // they are held back
+	BreakerHalfOpen = "half-open" // one is tried
+)
+
 // Report is everything a run measured. Every field says its unit in its name;
 // times of day are UTC. What was not measured is absent rather than zero.
 type Report struct {
@@ -149,9 +156,11 @@ type Callbacks struct {
 	Late            int64            `json:"late"`              // of the missing, came after the drain had ended, while a later phase ran
 	Unanswered      int64            `json:"unanswered"`        // for requests that got no 202 (a timeout, say) and were carried out all the same
 	Misbehaved      int64            `json:"misbehaved"`        // answered badly by us, on purpose
+	Redelivered     int64            `json:"redelivered"`       // of the delivered, came at a second or later try, as the callback says
 	Polled          int64            `json:"polled"`            // results seen by polling /requests/{id}, never counted as delivered
 	MissingByStatus map[string]int64 `json:"missing_by_status"` // :: status in /requests/{id} → missing ones, from a bounded sample; "unknown" where it could not be read
 	MissingSampled  int64            `json:"missing_sampled"`   // how many of the missing were looked up
+	Breaker         string           `json:"breaker,omitempty"` // the service's circuit breaker for our receiver when the drain ended; looked up when callbacks were missing or answered badly on purpose
 }
 
 // ServerUse is what the server spent on a phase, by its own /metrics.

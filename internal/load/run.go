@@ -113,9 +113,8 @@ func (r *run) phases(ctx context.Context) []*running {
 		after, _ := usage()
 		busy, wall = busy+after-cpu, wall+r.now()-began
 		r.examine(&phase, p, after-cpu)
-		if phase.Callbacks != nil && len(missing) > 0 && ctx.Err() == nil {
-			phase.Callbacks.MissingByStatus = r.lookUp(ctx, missing)
-			phase.Callbacks.MissingSampled = int64(len(missing))
+		if phase.Callbacks != nil && ctx.Err() == nil {
+			r.lookUp(ctx, phase.Callbacks, missing)
 		}
 		r.report.Phases = append(r.report.Phases, phase)
 		ran = append(ran, p)
@@ -133,7 +132,7 @@ func (r *run) finish(ctx context.Context, ran []*running) (*Report, error) {
 	for i, p := range ran {
 		if callbacks := report.Phases[i].Callbacks; callbacks != nil {
 			late := r.inbox.counters(p) // what came while later phases ran is in it
-			late.MissingByStatus, late.MissingSampled = callbacks.MissingByStatus, callbacks.MissingSampled
+			late.MissingByStatus, late.MissingSampled, late.Breaker = callbacks.MissingByStatus, callbacks.MissingSampled, callbacks.Breaker
 			*callbacks = late
 		}
 	}
@@ -168,19 +167,25 @@ func (r *run) finish(ctx context.Context, ran []*running) (*Report, error) {
 	return report, nil
 }
 
-// lookUp asks what has become of requests whose callbacks are missing.
-func (r *run) lookUp(ctx context.Context, ids []string) map[string]int64 {
+// lookUp asks what has become of requests whose callbacks are missing, and whether the
+// service holds callbacks back.
+func (r *run) lookUp(ctx context.Context, callbacks *Callbacks, missing []string) {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	byStatus := make(map[string]int64)
-	for _, id := range ids {
+	if r.poller == nil && (len(missing) > 0 || callbacks.Misbehaved > 0) {
+		callbacks.Breaker = r.service.breaker(ctx, r.report.Settings.CallbackURL)
+	}
+	if len(missing) == 0 {
+		return
+	}
+	callbacks.MissingByStatus, callbacks.MissingSampled = make(map[string]int64), int64(len(missing))
+	for _, id := range missing {
 		found, _, err := r.service.lookup(ctx, id)
 		if err != nil || found.Status == "" {
 			found.Status = "unknown"
 		}
-		byStatus[found.Status]++
+		callbacks.MissingByStatus[found.Status]++
 	}
-	return byStatus
 }
 
 // note keeps what the first error of each category said.
@@ -263,6 +268,9 @@ func (r *run) warn() {
 	async := slices.ContainsFunc(report.Phases, func(p Phase) bool { return p.Async != nil })
 	if report.Generator.SharesMachine {
 		r.warnf("The service runs on the generator's machine: they compete for its cores, and the figures of a machine of its own would be better.")
+	}
+	if text := starved(report); text != "" {
+		r.warnf("%s", text)
 	}
 	if async && r.poller != nil {
 		r.warnf("No callback could reach the generator: it asked for each result with GET /requests/{id}, at most %d times a second. End-to-end times are to the poll that saw the result. The service was given callback URLs at %s, which resolve nowhere and reach nobody; its own records will show them as failed.",

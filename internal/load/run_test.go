@@ -133,7 +133,7 @@ func TestLateCallbacks(t *testing.T) {
 			f.urls = nil
 			f.mu.Unlock()
 			for i, url := range urls {
-				f.send(url, fmt.Sprint("req_", n, i), n)
+				f.send(url, fmt.Sprint("req_", n, i), n, 1)
 			}
 		}
 		return false
@@ -368,7 +368,7 @@ func TestPoll(t *testing.T) {
 // TestMisbehavingReceiver: what the receiver refuses on purpose is sent again and counts once.
 func TestMisbehavingReceiver(t *testing.T) {
 	t.Parallel()
-	f := (&fake{callbacks: func(int64) int { return 20 }}).start(t)
+	f := (&fake{callbacks: func(int64) int { return 20 }, breaker: load.BreakerHalfOpen}).start(t)
 	report := f.run(t, load.Config{
 		Phases: []string{load.PhaseAsync}, Requests: 20, Drain: 10 * time.Second,
 		Callback: load.CallbackConfig{Behaviour: load.Behaviour{FailRate: 0.5}},
@@ -376,6 +376,9 @@ func TestMisbehavingReceiver(t *testing.T) {
 	got := report.Phases[0].Callbacks
 	if got.Delivered != 20 || got.Missing != 0 || got.Misbehaved == 0 {
 		t.Errorf("callbacks %+v: want all delivered at last, after some that were refused on purpose", got)
+	}
+	if got.Redelivered == 0 || got.Redelivered > got.Misbehaved || got.Breaker != load.BreakerHalfOpen {
+		t.Errorf("callbacks %+v: want some at a later try, and the breaker as the service tells", got)
 	}
 }
 

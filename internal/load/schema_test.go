@@ -37,6 +37,7 @@ var words = map[string][]string{
 	"Report.schema":        {load.SchemaVersion},
 	"Settings.on_429":      {load.On429Count, load.On429Respect},
 	"Settings.completion":  {load.CompletionCallback, load.CompletionPoll},
+	"Callbacks.breaker":    {load.BreakerClosed, load.BreakerOpen, load.BreakerHalfOpen},
 	"Phase.name":           {load.PhaseSync, load.PhaseAsync, load.PhaseMixed},
 	"Phase.loop":           {"closed", "open"},
 	"Insight.topic":        {load.TopicAnswer, load.TopicThroughput, load.TopicResult, load.TopicCallbacks, load.TopicErrors, load.TopicCost, load.TopicChoice},

@@ -208,6 +208,35 @@ func sample(page []byte, name string) (float64, bool) {
 	return 0, false
 }
 
+// breaker asks for the state of the service's circuit breaker for a receiver; "": it does not tell.
+func (s *service) breaker(ctx context.Context, receiver string) string {
+	u, err := url.Parse(receiver)
+	if err != nil {
+		return ""
+	}
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	var stats struct {
+		Callbacks struct {
+			Domains map[string]struct {
+				State string `json:"state"`
+			} `json:"domains"`
+		} `json:"callback_service"`
+	}
+	status, _, body, err := s.get(ctx, "/stats")
+	if err != nil || status != http.StatusOK || json.Unmarshal(body, &stats) != nil {
+		return ""
+	}
+	switch state := stats.Callbacks.Domains[strings.ToLower(net.JoinHostPort(u.Hostname(), port))].State; state {
+	case BreakerClosed, BreakerOpen, BreakerHalfOpen:
+		return state
+	default:
+		return ""
+	}
+}
+
 // lookup asks what has become of a request.
 func (s *service) lookup(ctx context.Context, id string) (found lookedUp, again time.Duration, err error) {
 	status, header, body, err := s.get(ctx, "/requests/"+url.PathEscape(id))

@@ -247,6 +247,7 @@ var rows = []struct {
 		{label: "for nothing that was asked", async: "unknown", rare: true},
 		{label: "after the wait had ended", async: "late", rare: true},
 		{label: "answered badly on purpose", async: "misbehaved", rare: true},
+		{label: "delivered at a later try", async: "redelivered", rare: true},
 		{label: "seen by polling instead", async: "polled", rare: true},
 	}},
 	{heading: "The server", whole: true, rows: []row{
@@ -293,7 +294,7 @@ func sideBySide(metrics map[string]Metric, prefixes [2]string) []groupOfFigures 
 			switch {
 			case !hasOne || !hasOther || !row.ratio:
 			case one.Unit == UnitPerSecond && prefixes[0] != PhaseSync: // --sync-ratio decides the rates of a mixed phase
-			case row.async == "completed_per_second" && metrics[prefixes[1]+".missing"].Value > 0: // the wait for them is in it
+			case ownWait(metrics, prefixes[1], row.async):
 			default:
 				line.Versus = versus(one, other)
 			}
@@ -304,6 +305,20 @@ func sideBySide(metrics map[string]Metric, prefixes [2]string) []groupOfFigures 
 		}
 	}
 	return groups
+}
+
+// ownWait reports whether a figure of async says how long the generator waited, for callbacks that
+// did not come or between polls, rather than what the service did.
+func ownWait(metrics map[string]Metric, prefix, name string) bool {
+	polled := metrics[prefix+".polled"].Value > 0
+	switch name {
+	case "completed_per_second":
+		return polled || metrics[prefix+".missing"].Value > 0
+	case "end_to_end.p50", "end_to_end.p99":
+		return polled
+	default:
+		return false
+	}
 }
 
 // comparison writes two sides beside each other; a side that did not run has no column.
