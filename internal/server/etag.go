@@ -66,7 +66,7 @@ func exactTag[T any](_ T, body []byte) (string, error) { return `"` + digest(bod
 // limit on reading. It also covers the start of the process, so that a restart is always seen.
 func (s *server) figuresTag(reply statistics, _ []byte) (string, error) {
 	reply.System = systemStatistics{Version: reply.System.Version, Mode: reply.System.Mode, Timestamp: s.started}
-	reply.RateLimiting.Reads = rateFigures{}
+	reply.RateLimiting.Reads = RateFigures{}
 	covered, err := render(reply)
 	return `W/"` + digest(covered) + `"`, err
 }

@@ -55,3 +55,9 @@ func Instrument(next http.Handler, log *slog.Logger) http.Handler {
 	s.meters = newMeters(s)
 	return s.instrument(next)
 }
+
+// Figures are how many connections are open, how many may be, and how many were closed and refused.
+func Figures(c *Connections) [4]int64 {
+	f := c.figures()
+	return [4]int64{int64(f.Open), int64(f.Capacity), f.Closed, f.Refused}
+}

@@ -223,14 +223,14 @@ func figuresOfProcess() []figure {
 				out.gauge(float64(count), state)
 			}
 		}},
-		{name: "tandem_rate_limit_requests_total", help: "Calls that a rate limit (post, get) let through or answered with 429 since the start.", labels: []string{"policy", "verdict"}, read: readRates(func(policy string, rate rateFigures, out put) {
+		{name: "tandem_rate_limit_requests_total", help: "Calls that a rate limit (post, get) let through or answered with 429 since the start.", labels: []string{"policy", "verdict"}, read: readRates(func(policy string, rate RateFigures, out put) {
 			out.counter(rate.Allowed, policy, "allowed")
 			out.counter(rate.Limited, policy, "limited")
 		})},
-		{name: "tandem_rate_limit_tracked_clients", help: "Addresses whose calls are remembered one by one; 0 while there is no limit.", labels: []string{"policy"}, read: readRates(func(policy string, rate rateFigures, out put) {
+		{name: "tandem_rate_limit_tracked_clients", help: "Addresses whose calls are remembered one by one; 0 while there is no limit.", labels: []string{"policy"}, read: readRates(func(policy string, rate RateFigures, out put) {
 			out.gauge(float64(rate.Tracked), policy)
 		})},
-		{name: "tandem_rate_limit_capacity_clients", help: "The most addresses remembered one by one; further ones share allowances. 0 while there is no limit.", labels: []string{"policy"}, read: readRates(func(policy string, rate rateFigures, out put) {
+		{name: "tandem_rate_limit_capacity_clients", help: "The most addresses remembered one by one; further ones share allowances. 0 while there is no limit.", labels: []string{"policy"}, read: readRates(func(policy string, rate RateFigures, out put) {
 			out.gauge(float64(rate.Capacity), policy)
 		})},
 		{name: "tandem_http_connections", help: "Connections that are open.", read: func(now *reading, out put) {
@@ -256,9 +256,9 @@ func figuresOfProcess() []figure {
 }
 
 // readRates shows one figure of both limits.
-func readRates(show func(policy string, rate rateFigures, out put)) func(*reading, put) {
+func readRates(show func(policy string, rate RateFigures, out put)) func(*reading, put) {
 	return func(now *reading, out put) {
-		show("post", now.rate.rateFigures, out)
+		show("post", now.rate.RateFigures, out)
 		show("get", now.rate.Reads, out)
 	}
 }

@@ -141,20 +141,21 @@ func TestMetricsOfTheRateLimit(t *testing.T) {
 	}
 	got := scrape(t, svc)
 	for name, want := range map[string]float64{
-		`tandem_rate_limit_requests_total{verdict="allowed"}`:                    2,
-		`tandem_rate_limit_requests_total{verdict="limited"}`:                    3,
-		`tandem_rate_limit_tracked_clients`:                                      1,
+		`tandem_rate_limit_requests_total{policy="post",verdict="allowed"}`:      2,
+		`tandem_rate_limit_requests_total{policy="get",verdict="allowed"}`:       0,
+		`tandem_rate_limit_requests_total{policy="post",verdict="limited"}`:      3,
+		`tandem_rate_limit_tracked_clients{policy="post"}`:                       1,
 		`tandem_http_request_duration_seconds_count{route="/sync",status="4xx"}`: 3,
 	} {
 		if got[name] != want {
 			t.Errorf("%s is %v, want %v", name, got[name], want)
 		}
 	}
-	if got["tandem_rate_limit_capacity_clients"] < 1000 {
-		t.Errorf("room for %v clients", got["tandem_rate_limit_capacity_clients"])
+	if got[`tandem_rate_limit_capacity_clients{policy="post"}`] < 1000 {
+		t.Errorf("room for %v clients", got[`tandem_rate_limit_capacity_clients{policy="post"}`])
 	}
 	free := scrape(t, start(t, nil))
-	if capacity, there := free["tandem_rate_limit_capacity_clients"]; !there || capacity != 0 {
+	if capacity, there := free[`tandem_rate_limit_capacity_clients{policy="post"}`]; !there || capacity != 0 {
 		t.Errorf("without a limit: room for %v clients (there: %t)", capacity, there)
 	}
 }

@@ -162,13 +162,20 @@ func operation(registry huma.Registry, rt route) *huma.Operation {
 		op.Security = []map[string][]string{{schemeKey: {string(scope)}}}
 		problems = append(problems, tandem.CodeUnauthenticated, tandem.CodeForbidden)
 	}
+	if rt.method == http.MethodPost {
+		problems = append(problems, tandem.CodeCrossOrigin)
+	}
 	if rt.limited {
 		headers, problems = append(headers, rateHeaders...), append(problems, tandem.CodeRateLimited)
 	}
 	if rt.tagged {
+		unchanged := []string{"ETag"}
+		if rt.limited {
+			unchanged = append(unchanged, rateHeaders...)
+		}
 		headers = append(headers, "ETag")
 		op.Parameters = append(slices.Clone(op.Parameters), tagParam())
-		op.Responses["304"] = &huma.Response{Description: "It is still what If-None-Match names", Headers: headerRefs("ETag")}
+		op.Responses["304"] = &huma.Response{Description: "It is still what If-None-Match names", Headers: headerRefs(unchanged...)}
 	}
 	success := &huma.Response{Description: http.StatusText(rt.status), Headers: headerRefs(headers...)}
 	switch {

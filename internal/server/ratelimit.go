@@ -173,13 +173,13 @@ func ValidProxies(ranges []netip.Prefix) error {
 
 // rateLimiting is what /stats says about the limits: on POST, and within it on GET.
 type rateLimiting struct {
-	rateFigures
+	RateFigures
 
-	Reads rateFigures `json:"reads" doc:"The same of GET and --read-limit"`
+	Reads RateFigures `json:"reads" doc:"The same of GET and --read-limit"`
 }
 
-// rateFigures are those of one limit; all zero but Enabled while there is none.
-type rateFigures struct {
+// RateFigures are those of one limit, exported because the document is made from it; all zero but Enabled while there is none.
+type RateFigures struct {
 	Enabled       bool  `json:"enabled" doc:"false: nobody is slowed down"`
 	Limit         int   `json:"limit" minimum:"0" doc:"Calls of one client in any window"`
 	WindowSeconds int64 `json:"window_seconds" minimum:"0" doc:"Length of the window"`
@@ -194,12 +194,12 @@ func (s *server) rateLimiting(now time.Time) rateLimiting {
 	return rateLimiting{s.posts.figures(now), s.gets.figures(now)}
 }
 
-func (a *allowance) figures(now time.Time) rateFigures {
+func (a *allowance) figures(now time.Time) RateFigures {
 	if a == nil {
-		return rateFigures{}
+		return RateFigures{}
 	}
 	addresses, keys := a.addresses.Stats(now), a.keys.Stats(now)
-	return rateFigures{
+	return RateFigures{
 		Enabled: true, Limit: a.quota.Calls, WindowSeconds: int64(a.quota.Window / time.Second),
 		Tracked: addresses.Clients, Capacity: addresses.Capacity, Keys: keys.Clients,
 		Allowed: addresses.Allowed + keys.Allowed, Limited: addresses.Limited + keys.Limited,

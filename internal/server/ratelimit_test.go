@@ -69,7 +69,7 @@ func TestRateLimit(t *testing.T) {
 			t.Errorf("%s %v", a.body, a.header)
 		}
 	}
-	for _, path := range []string{"/livez", "/requests", "/stats"} { // reading is not limited
+	for _, path := range []string{"/livez", "/requests", "/stats"} { // reading has a limit of its own, and here none
 		if a := svc.get(path); a.status != http.StatusOK || a.header.Get("RateLimit") != "" {
 			t.Errorf("GET %s: %d %v", path, a.status, a.header)
 		}
@@ -103,8 +103,102 @@ func TestNoRateLimit(t *testing.T) {
 		}
 	}
 	for name, value := range stats(t, svc)["rate_limiting"] {
-		if value != false && value != 0.0 {
+		if _, reads := value.(map[string]any); !reads && value != false && value != 0.0 {
 			t.Errorf("rate_limiting.%s is %v", name, value)
+		}
+	}
+}
+
+// Reading has an allowance of its own, which writing does not use up, nor the other way round.
+// What is asked again and again by those who watch a service, and what is not about data, is free.
+func TestReadLimit(t *testing.T) {
+	t.Parallel()
+	svc := limitedTo(t, 2, func(s *setup) { s.server.ReadLimit = limit.Quota{Calls: 7, Window: time.Hour} })
+	for range 2 {
+		if a := svc.post("/sync", `{"data":{"a":1},"task":"echo"}`); a.status != http.StatusOK {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+	}
+	for i, step := range []struct {
+		method, path string
+		status       int
+	}{
+		{http.MethodGet, "/requests", http.StatusOK},
+		{http.MethodHead, "/requests", http.StatusOK},
+		{http.MethodGet, "/stats", http.StatusOK},
+		{http.MethodGet, "/requests/req_00000000000000000000000000000000", http.StatusNotFound},
+		{http.MethodGet, "/requests?limit=0", http.StatusUnprocessableEntity},
+		{http.MethodGet, "/api/submissions", http.StatusOK},
+		{http.MethodGet, "/api/stats", http.StatusOK},
+		{http.MethodGet, "/stats", http.StatusTooManyRequests},
+		{http.MethodGet, "/metrics", http.StatusTooManyRequests},
+	} {
+		a := svc.do(step.method, step.path, "")
+		var remaining, reset int
+		if _, err := fmt.Sscanf(a.header.Get("RateLimit"), `"get";r=%d;t=%d`, &remaining, &reset); err != nil || a.header.Get("RateLimit-Policy") != `"get";q=7;w=3600` {
+			t.Errorf("%s %s: %v", step.method, step.path, a.header)
+		}
+		if a.status != step.status || remaining != max(6-i, 0) || reset < 1 || reset > 3600 {
+			t.Errorf("%d: %s %s: %d %v", i, step.method, step.path, a.status, a.header)
+		}
+		if a.status == http.StatusTooManyRequests {
+			if p := a.problem(t); p.Code != tandem.CodeRateLimited || p.RetryAfter != reset || !strings.Contains(p.Detail, "7 GETs in any 3600 s") {
+				t.Errorf("%s", a.body)
+			}
+		}
+	}
+	for _, path := range []string{"/livez", "/readyz", "/healthz", "/health", "/docs", "/openapi.json", "/problems", "/"} {
+		if a := svc.get(path); a.status != http.StatusOK || a.header.Get("RateLimit") != "" {
+			t.Errorf("GET %s: %d %v", path, a.status, a.header)
+		}
+	}
+	if a := svc.post("/sync", `{"data":{"a":1},"task":"echo"}`); a.status != http.StatusTooManyRequests || !strings.HasPrefix(a.header.Get("RateLimit"), `"post"`) {
+		t.Errorf("POST /sync: %d %v", a.status, a.header)
+	}
+}
+
+// A key is one client wherever it calls from, two keys at one address are two, and addresses do not
+// push keys out of the table, however many there are.
+func TestRateLimitByKey(t *testing.T) {
+	t.Parallel()
+	svc, keys := withKeys(t, func(s *setup) {
+		s.server.RateLimit = limit.Quota{Calls: 2, Window: time.Hour}
+		s.server.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	})
+	first, second := newKey(t, keys, "first", tandem.ScopeSubmit), newKey(t, keys, "second", tandem.ScopeSubmit)
+	for i, step := range []struct {
+		header, from string
+		status       int
+	}{
+		{bearer(first), "192.0.2.1", http.StatusOK},
+		{bearer(first), "192.0.2.2", http.StatusOK},
+		{bearer(first), "192.0.2.3", http.StatusTooManyRequests},
+		{bearer(second), "192.0.2.1", http.StatusOK},
+		{bearer(second), "192.0.2.1", http.StatusOK},
+		{bearer(second), "192.0.2.1", http.StatusTooManyRequests},
+	} {
+		if a := svc.do(http.MethodPost, "/sync", `{"data":{"a":1},"task":"echo"}`, step.header, "X-Forwarded-For: "+step.from); a.status != step.status {
+			t.Errorf("%d: %d %s", i, a.status, a.body)
+		}
+	}
+	admin := newKey(t, keys, "admin", tandem.ScopeAdmin)
+	var figures map[string]map[string]any
+	svc.do(http.MethodGet, "/stats", "", bearer(admin)).decode(t, &figures)
+	for name, want := range map[string]any{"keys_tracked": 2.0, "clients_tracked": 0.0, "allowed": 4.0, "limited": 2.0} {
+		if got := figures["rate_limiting"][name]; got != want {
+			t.Errorf("%s is %v, want %v", name, got, want)
+		}
+	}
+}
+
+// To look costs something, and yet changes nothing of what the tag of /stats covers.
+func TestStatsTagUnderAReadLimit(t *testing.T) {
+	t.Parallel()
+	svc := start(t, func(s *setup) { s.server.ReadLimit = limit.Quota{Calls: 100, Window: time.Hour} })
+	tag := svc.get("/stats").header.Get("ETag")
+	for range 3 {
+		if a := svc.do(http.MethodGet, "/stats", "", "If-None-Match: "+tag); a.status != http.StatusNotModified || a.header.Get("RateLimit") == "" {
+			t.Errorf("%d %v", a.status, a.header)
 		}
 	}
 }

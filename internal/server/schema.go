@@ -66,6 +66,7 @@ var rootDocs = map[string]string{
 	"Arrival.last_at":                 "When it last came, UTC",
 	"Arrival.first_at":                "When it first came, UTC",
 	"Receipt.id":                      "The webhook-id",
+	"SystemStatistics.connections":    "Of HTTP, within --max-connections",
 	"SystemStatistics.memory":         "As the Go runtime counts it",
 	"CallbackService.global_stats":    "All destinations together",
 	"QueueStatistics.capacity":        "--max-queue: beyond it POST answers 503",

@@ -76,7 +76,10 @@ func start(t testing.TB, change func(*setup)) *service {
 		t.Fatal(err)
 	}
 	faulty := &faultyStore{Store: sqlite}
-	s.engine.Store, s.engine.Egress, s.engine.Secrets = faulty, strangers, []tandem.Secret{tandem.NewSecret()}
+	s.engine.Store, s.engine.Egress = faulty, strangers
+	if s.engine.Secrets == nil {
+		s.engine.Secrets = []tandem.Secret{tandem.NewSecret()}
+	}
 	e, err := engine.New(s.engine)
 	if err != nil {
 		t.Fatal(err)
@@ -226,6 +229,7 @@ var document = sync.OnceValues(func() (validator.Validator, error) {
 		config.WithStrictIgnorePaths("$.body.input_data.**", "$.body[*].input_data.**", "$.body.result.**", "$.body[*].result.**", "$.body.body.**", "$.body.errors[*].value.**",
 			"$.body.headers.*", "$.body.errors.*", "$.body.queue.lanes.*", "$.body.endpoints.*", "$.body.callback_service.attempts.*", "$.body.callback_service.domains**"),
 		config.WithStrictIgnoredHeadersExtra("x-content-type-options", "content-security-policy", "referrer-policy", "content-encoding",
+			"x-frame-options", "cross-origin-opener-policy", "cross-origin-resource-policy", "strict-transport-security",
 			"access-control-allow-origin", "access-control-expose-headers", "allow"))
 	return v, errors.Join(errs...)
 })
@@ -278,10 +282,11 @@ func check(t testing.TB, r *http.Request, response *http.Response, body []byte) 
 	if response.Header.Get("X-Request-Id") == "" || response.Header.Get("X-Content-Type-Options") != "nosniff" {
 		t.Errorf("%s: X-Request-ID or X-Content-Type-Options missing in %v", what, response.Header)
 	}
+	checkKeeping(t, what, r, response)
 	if response.StatusCode >= 400 && r.Method != http.MethodHead {
 		checkProblem(t, what, r, response, body)
 	}
-	asset := strings.HasPrefix(r.URL.Path, "/docs/") || r.URL.Path == "/openapi.json"
+	asset := strings.HasPrefix(r.URL.Path, "/docs/") || strings.HasPrefix(r.URL.Path, "/.well-known/") || r.URL.Path == "/openapi.json"
 	known := strings.HasPrefix(r.URL.Path, "/requests/") || strings.HasPrefix(r.URL.Path, "/test-callback/") || strings.HasPrefix(r.URL.Path, "/problems/")
 	undocumented := response.StatusCode == http.StatusMethodNotAllowed || response.StatusCode == http.StatusNotFound && !known
 	if asset || undocumented || r.Method == http.MethodOptions || r.Method == http.MethodHead {
@@ -299,6 +304,32 @@ func check(t testing.TB, r *http.Request, response *http.Response, body []byte) 
 		t.Errorf("%s: the answer is not as documented: %s: %s %v\n%.300s", what, p.Message, p.Reason, p.SchemaValidationErrors, body)
 	}
 }
+
+// checkKeeping looks at what an answer says to browsers and caches: nobody keeps data, and a page
+// takes nothing from elsewhere and is framed nowhere.
+func checkKeeping(t testing.TB, what string, r *http.Request, response *http.Response) {
+	t.Helper()
+	switch keep := response.Header.Get("Cache-Control"); {
+	case r.Method == http.MethodOptions, keep == "no-store", keep == "private, no-cache":
+	case strings.HasPrefix(r.URL.Path, "/docs/") && keep == "public, max-age=3600":
+	case keep == "no-cache" && (strings.HasPrefix(response.Header.Get("Content-Type"), mediaHTML) || strings.HasPrefix(r.URL.Path, "/openapi.") || strings.HasPrefix(r.URL.Path, "/.well-known/")):
+	default:
+		t.Errorf("%s: Cache-Control %q", what, keep)
+	}
+	if !strings.HasPrefix(response.Header.Get("Content-Type"), mediaHTML) {
+		return
+	}
+	for name, want := range map[string]string{
+		"Content-Security-Policy": "frame-ancestors 'none'", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer",
+		"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Resource-Policy": "same-origin",
+	} {
+		if got := response.Header.Get(name); !strings.Contains(got, want) {
+			t.Errorf("%s: %s %q, want %s", what, name, got, want)
+		}
+	}
+}
+
+const mediaHTML = "text/html"
 
 // checkProblem holds an error against RFC 9457 and our table of codes.
 func checkProblem(t testing.TB, what string, r *http.Request, response *http.Response, body []byte) {
