@@ -63,9 +63,15 @@ func securityRun(b *testing.B, mode string) map[string]float64 {
 		b.Fatal(err)
 	}
 	secret := tandem.NewSecret()
-	args := []string{"serve", "--listen", "127.0.0.1:0", "--mode", mode, "--db", filepath.Join(b.TempDir(), "tandem.db"), "--callback-host-concurrency", "64"}
-	if mode == "production" {
-		args = append(args, "--rate-limit", "1000000/60s", "--allow-callback-cidr", "127.0.0.0/8", "--allow-callback-port", port)
+	db, key := filepath.Join(b.TempDir(), "tandem.db"), ""
+	args := []string{"serve", "--listen", "127.0.0.1:0", "--mode", mode, "--db", db, "--callback-host-concurrency", "64"}
+	if mode == "production" { // with a key, which is looked up, kept with the request, and signs for it
+		key, _ = keys(b, db, "create", "--plain", "--name", "load", "--scopes", "submit,read,admin")
+		text, _ := keys(b, db, "rotate-signing", "--plain", "load", "--overlap", "0s")
+		if secret, err = tandem.ParseSecret(text); err != nil {
+			b.Fatal(err)
+		}
+		args = append(args, "--rate-limit", "1000000/60s", "--read-limit", "1000000/60s", "--allow-callback-cidr", "127.0.0.0/8", "--allow-callback-port", port)
 	}
 	p := start(b, []string{"TANDEM_SIGNING_SECRET=" + secret.Reveal()}, args...)
 	p.awaitReady(b)
@@ -74,7 +80,7 @@ func securityRun(b *testing.B, mode string) map[string]float64 {
 	for _, name := range []string{load.PhaseSync, load.PhaseAsync} {
 		phase := generate(b, load.Config{
 			URL: p.url, Phases: []string{name}, Requests: 30_000, Concurrency: 64, Task: "echo",
-			Callback: load.CallbackConfig{Listen: receiver}, Secret: secret,
+			Callback: load.CallbackConfig{Listen: receiver}, Secret: secret, APIKey: key,
 		})
 		side := phase.Sync
 		if name == load.PhaseAsync {

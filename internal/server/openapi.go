@@ -124,7 +124,7 @@ func (s *server) document(routes []route) (jsonText, yamlText []byte, err error)
 const schemeKey = "api_key"
 
 func securitySchemes() map[string]*huma.SecurityScheme {
-	return map[string]*huma.SecurityScheme{schemeKey: {
+	return map[string]*huma.SecurityScheme{schemeKey: { //nolint:gosec // a description
 		Type: "http", Scheme: "bearer", BearerFormat: "tdm_ and 49 letters and digits",
 		Description: "An API key, made with `tandem keys create`. Its scopes are submit, read and admin; a key sees only its own requests, unless it has admin. " +
 			"Demo mode and --no-auth ask for no key and ignore one that is sent.",

@@ -195,6 +195,10 @@ func TestNames(t *testing.T) {
 		"blank in other ways":         {quoted("\u00a0\u2003\u3000"), "", "must not be blank"},
 		"nothing that can be seen":    {quoted("\u200b\u200d\ufeff"), "", "must not be blank"},
 		"a mark alone":                {quoted("\u0301"), "", "must not be blank"},
+		"letters that fill space":     {quoted("\u3164\u115f\u1160\uffa0"), "", "must not be blank"},
+		"a neighbour of theirs":       {quoted("\u3163"), "\u3163", ""},
+		"an empty Braille cell":       {quoted("\u2800"), "", "must not be blank"},
+		"its neighbour":               {quoted("\u2801"), "\u2801", ""},
 		"a new line in it":            {`"A\nB"`, "", "must not contain control characters"},
 		"a new line after it":         {`"A\n"`, "", "must not contain control characters"},
 		"NUL":                         {`"A\u0000B"`, "", "must not contain control characters"},
@@ -438,6 +442,7 @@ func TestSubmitWithoutTheStore(t *testing.T) {
 		t.Errorf("%v", figures)
 	}
 	svc.store.sabotage("Stats", unavailable)
+	svc.store.sabotage("Requests", unavailable)
 	for _, path := range []string{"/api/stats", "/api/submissions"} {
 		if a := svc.get(path); a.status != http.StatusServiceUnavailable {
 			t.Errorf("%s: %d %s", path, a.status, a.body)
