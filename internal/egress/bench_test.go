@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 	"testing"
 
 	"tandem"
@@ -52,5 +53,16 @@ func BenchmarkReserve(b *testing.B) {
 			b.Fatal(err)
 		}
 		place.Release()
+	}
+}
+
+// Check of a URL that nobody has asked for before; BenchmarkCheck asks for one again and again.
+func BenchmarkCheckNew(b *testing.B) {
+	client := newClient(b, demo())
+	b.ReportAllocs()
+	for i := range b.N {
+		if err := client.Check("https://hooks.example.com/callback/" + strconv.Itoa(i)); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

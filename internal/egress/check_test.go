@@ -2,9 +2,11 @@ package egress_test
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -44,6 +46,39 @@ func TestCheckVectors(t *testing.T) {
 		if got := tandem.CodeOf(demo.Check(v.URL)); got != v.Demo.Code() {
 			t.Errorf("demo: %s: Check(%.80q) = %q, want it %s", v.Name, v.URL, got, v.Demo)
 		}
+	}
+}
+
+// What is remembered of good URLs is bounded, and changes no answer: a client that has been
+// asked before says what a new one says.
+func TestCheckRemembers(t *testing.T) {
+	t.Parallel()
+	const good = 1000
+	var urls []string
+	for _, v := range egress.Vectors() {
+		if !v.Own.IsValid() {
+			urls = append(urls, v.URL)
+		}
+	}
+	for i := range good {
+		urls = append(urls, fmt.Sprintf("https://hooks.example.com/%d", i))
+	}
+	client := newClient(t, egress.Config{})
+	var asking sync.WaitGroup
+	for range 4 {
+		asking.Go(func() {
+			for i := range 3 * len(urls) {
+				url := urls[i/3] // three times each: found out, remembered, and perhaps forgotten by then
+				want := tandem.CodeOf(newClient(t, egress.Config{}).Check(url))
+				if got := tandem.CodeOf(client.Check(url)); got != want {
+					t.Errorf("Check(%.80q) = %q, a new client says %q", url, got, want)
+				}
+			}
+		})
+	}
+	asking.Wait()
+	if n := client.Remembered(); n == 0 || n > 256 {
+		t.Errorf("%d URLs are remembered, want 1 to 256", n)
 	}
 }
 

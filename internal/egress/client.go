@@ -94,6 +94,7 @@ type Client struct {
 	policy    *Policy // compiled; the dialer has the same one
 	dialer    *Dialer
 	transport *http.Transport
+	good      goodURLs
 
 	// mu guards the fields below and the fields of every destination. Nothing
 	// waits with it held.
@@ -117,6 +118,7 @@ func New(cfg Config) (*Client, error) {
 		policy:       dialer.policy,
 		dialer:       dialer,
 		destinations: limit.NewKeyed[*destination](cfg.MaxDestinations),
+		good:         goodURLs{targets: make(map[string]target)},
 	}
 	// HTTP/1.1 only: net/http leaves HTTP/2 off for a dialer of our own.
 	c.transport = &http.Transport{
@@ -141,7 +143,7 @@ func (c *Client) Close() { c.transport.CloseIdleConnections() }
 // blocked one is always the same; its Err says why, for the log. The dial decides, and
 // refuses whatever Check refuses.
 func (c *Client) Check(rawURL string) error {
-	_, err := c.policy.parse(rawURL)
+	_, err := c.parse(rawURL)
 	return err
 }
 

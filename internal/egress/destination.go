@@ -78,7 +78,7 @@ type Place struct {
 // place at once, and Post says blocked.
 func (c *Client) Reserve(ctx context.Context, rawURL string) (*Place, error) {
 	place := &Place{client: c}
-	place.target, place.refused = c.policy.parse(rawURL)
+	place.target, place.refused = c.parse(rawURL)
 	if place.refused != nil {
 		return place, nil //nolint:nilerr // Post says it, as an outcome
 	}

@@ -10,3 +10,10 @@ func (d *Dialer) Judge(hostPort string) error {
 	_, _, err := d.judge(hostPort)
 	return err
 }
+
+// Remembered is how many URLs are.
+func (c *Client) Remembered() int {
+	c.good.mu.Lock()
+	defer c.good.mu.Unlock()
+	return len(c.good.targets)
+}

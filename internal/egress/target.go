@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"golang.org/x/net/idna"
@@ -65,6 +66,37 @@ func (p *Policy) parse(raw string) (target, error) {
 		host += ":" + written
 	}
 	t.url.Host = host
+	return t, nil
+}
+
+// maxGoodURLs bounds [goodURLs]; of the longest URLs they take 1 MB.
+const maxGoodURLs = 256
+
+// goodURLs remembers what was made of URLs that may be called: most callers have one or
+// two, and every request asks twice. What is made of a URL depends on the policy alone, which never changes.
+type goodURLs struct {
+	mu      sync.Mutex        // guards targets
+	targets map[string]target // :: URL → target; at most maxGoodURLs
+}
+
+// parse is that of the policy, with a memory.
+func (c *Client) parse(raw string) (target, error) {
+	c.good.mu.Lock()
+	t, known := c.good.targets[raw]
+	c.good.mu.Unlock()
+	if known {
+		return t, nil
+	}
+	t, err := c.policy.parse(raw)
+	if err != nil {
+		return target{}, err
+	}
+	c.good.mu.Lock()
+	defer c.good.mu.Unlock()
+	if len(c.good.targets) >= maxGoodURLs {
+		clear(c.good.targets) // simpler than to know which was asked for last, and those in use come back
+	}
+	c.good.targets[raw] = t
 	return t, nil
 }
 
