@@ -8,11 +8,14 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -156,12 +159,18 @@ func TestHeldBackCallbackCostsNothing(t *testing.T) {
 var mustPass = []string{
 	"ssrf-metadata", "ssrf-notation", "ssrf-redirect", "ssrf-oracle", "input-json", "input-duplicate-names", "input-depth", "input-types", "input-media-type",
 	"input-query", "input-path", "input-injection", "error-problems", "error-markup", "error-request-id", "error-5xx", "error-internals", "callback-signed",
-	"headers-nosniff", "headers-no-store", "headers-pages", "headers-banner", "cors-origin", "cors-preflight", "limit-announced-body", "limit-streamed-body",
+	"headers-nosniff", "headers-no-store", "headers-pages", "headers-banner", "cors-origin", "cors-preflight", "cors-cross-site-post", "limit-announced-body", "limit-streamed-body",
 	"limit-header", "limit-page", "limit-methods", "health-open", "health-details",
 }
 
 // mustPassProduction are those that production mode adds.
-var mustPassProduction = []string{"ssrf-private", "ssrf-port", "ssrf-own-address", "rate-limit-announced", "rate-limit-forwarded-for", "rate-limit-enforced"}
+var mustPassProduction = []string{"ssrf-private", "ssrf-port", "ssrf-own-address", "rate-limit-announced", "rate-limit-reads", "rate-limit-forwarded-for", "rate-limit-enforced", "headers-security-txt"}
+
+// mustPassTLS are those that need a certificate, and those about headers and limits, which HTTP/2 has in another way.
+var mustPassTLS = []string{
+	"tls-in-use", "tls-versions", "tls-certificate", "headers-nosniff", "headers-no-store", "headers-pages", "headers-banner", "cors-cross-site-post",
+	"limit-announced-body", "limit-streamed-body", "limit-header", "limit-methods", "limit-slow-client", "rate-limit-batch", "error-problems",
+}
 
 // TestRealService: what the real service promises today passes, in demo mode and as in production.
 func TestRealService(t *testing.T) {
@@ -175,7 +184,10 @@ func TestRealService(t *testing.T) {
 		{"production", slices.Concat(mustPass, mustPassProduction), func(receiver string) tandemtest.Config {
 			return tandemtest.Config{
 				Strict: true, Egress: egress.Config{Policy: receiverOnly(t, receiver)},
-				Server: server.Config{Mode: "production", RateLimit: limit.Quota{Calls: 190, Window: time.Minute}},
+				Server: server.Config{
+					Mode: "production", RateLimit: limit.Quota{Calls: 190, Window: time.Minute}, ReadLimit: limit.Quota{Calls: 5_000, Window: time.Minute},
+					SecurityContact: "mailto:security@example.com",
+				},
 			}
 		}},
 	} {
@@ -196,6 +208,39 @@ func TestRealService(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestRealServiceOverTLS: so does it over HTTP/2 with a certificate of its own, also what only the full audit asks.
+func TestRealServiceOverTLS(t *testing.T) {
+	t.Parallel()
+	pair, pool := newCertificate(t, 90)
+	key, err := x509.MarshalPKCS8PrivateKey(pair.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for name, block := range map[string]*pem.Block{"cert.pem": {Type: "CERTIFICATE", Bytes: pair.Certificate[0]}, "key.pem": {Type: "PRIVATE KEY", Bytes: key}} {
+		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	certificate, err := server.LoadCertificate(filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := tandemtest.Start(t, tandemtest.Config{RootCAs: pool, Server: server.Config{Certificate: certificate, RateLimit: limit.Quota{Calls: 1_000, Window: time.Minute}}})
+	report, err := audit.Run(t.Context(), audit.Config{URL: s.URL, RootCAs: pool, Level: audit.LevelFull, Only: mustPassTLS, Rate: 2_000, Patience: 15 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(report.Findings) != len(mustPassTLS) {
+		t.Errorf("%d findings, want %d", len(report.Findings), len(mustPassTLS))
+	}
+	for _, entry := range report.Findings {
+		if entry.Outcome != audit.Pass {
+			t.Errorf("%s: %s, want pass\n%s", entry.ID, entry.Outcome, strings.Join(entry.Evidence, "\n"))
+		}
 	}
 }
 

@@ -6,6 +6,8 @@ package tandemtest
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -38,6 +40,9 @@ type Config struct {
 	Server server.Config // Mode "": demo; TestCallback is on unless Strict
 	Strict bool          // take Egress.Policy as it is, instead of allowing private addresses and any port
 	Secret tandem.Secret // zero: a new one
+
+	// RootCAs trust Server.Certificate, if there is one; then the URL is https.
+	RootCAs *x509.CertPool
 }
 
 // Service is a running tandem.
@@ -75,7 +80,7 @@ func Start(t testing.TB, cfg Config) *Service {
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	cfg.Store.Log, cfg.Egress.Log, cfg.Engine.Log, cfg.Server.Log = log, log, log, log
 
-	s := &Service{Secret: cfg.Secret, client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}}
+	s := &Service{Secret: cfg.Secret, client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64, TLSClientConfig: &tls.Config{RootCAs: cfg.RootCAs}}}}
 	var err error
 	s.Store, err = store.OpenSQLite(t.Context(), cfg.Store)
 	must(t, "open store", err)
@@ -90,6 +95,9 @@ func Start(t testing.TB, cfg Config) *Service {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, "listen", err)
 	s.URL = "http://" + listener.Addr().String()
+	if cfg.Server.Certificate != nil {
+		s.URL = "https://" + listener.Addr().String()
+	}
 	s.serve(t, server.HTTPServer(handler, cfg.Server), listener, cfg.Server)
 	s.awaitReady(t)
 	return s
