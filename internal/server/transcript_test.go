@@ -16,6 +16,7 @@ import (
 const (
 	guide     = "../../docs/API_ENDPOINTS.md"
 	guideHost = "127.0.0.1:8000" // stands for the server in the guide
+	keysHost  = "127.0.0.1:8001" // stands for one that asks for API keys
 )
 
 // A transcript is a fenced block of the guide, "```console", that starts with a
@@ -25,19 +26,19 @@ const (
 // contains the text.
 var (
 	transcripts = regexp.MustCompile("(?s)(?:<!-- until ([^\n]*?) -->\n)?```console\n(\\$ curl (?:[^\n]*\\\\\n)*[^\n]*)\n(.*?)```")
-	words       = regexp.MustCompile(`'[^']*'|[^\s\\]+`)
+	words       = regexp.MustCompile(`'[^']*'|"[^"]*"|[^\s\\]+`)
 	fickleKeys  = `processing_time|processingTime|avg_processing_time|processing_time_ms|sync_avg_processing_time_ms|async_avg_processing_time_ms|duration_ms|uptime_seconds|requests_per_second|p50|p95|p99|heap_bytes|total_bytes|goroutines|oldest_age_seconds`
 	fickle      = regexp.MustCompile(`"(` + fickleKeys + `)": [-+.0-9e]+`)
 	moments     = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z`)
-	names       = regexp.MustCompile(`req_[0-9a-f]{32}|batch_[0-9a-f]{32}|"[0-9a-f]{32}"|cursor=[^&>\s]+`)
+	names       = regexp.MustCompile(`\$[A-Z]+|req_[0-9a-f]{32}|batch_[0-9a-f]{32}|"[0-9a-f]{32}"|cursor=[^&>\s]+`)
 	signatures  = regexp.MustCompile(`v1,[A-Za-z0-9+/=]+`)
 	stamps      = regexp.MustCompile(`"Webhook-Timestamp": "\d+"`)
 )
 
 // shownHeaders are the headers that a transcript shows when they are there.
-var shownHeaders = []string{"Content-Type", "ETag", "Location", "Link", "Allow", "Retry-After"}
+var shownHeaders = []string{"Content-Type", "ETag", "Location", "Link", "Allow", "Retry-After", "WWW-Authenticate"}
 
-// TestGuide replays every transcript of the guide, in order, against one server,
+// TestGuide replays every transcript of the guide, in order, against one server and one with API keys,
 // and compares everything but times, figures and ids. With -update it writes
 // what was answered into the guide.
 func TestGuide(t *testing.T) {
@@ -47,7 +48,11 @@ func TestGuide(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	replay := &replay{svc: svc, real: map[string]string{}}
+	locked, keys := withKeys(t, func(s *setup) { s.engine.Tasks = nil })
+	replay := &replay{services: map[string]*service{guideHost: svc, keysHost: locked}, real: map[string]string{
+		"$CALLER": newKey(t, keys, "caller", "submit").Token.Reveal(),
+		"$READER": newKey(t, keys, "reader", "read").Token.Reveal(),
+	}}
 	count := 0
 	updated := transcripts.ReplaceAllStringFunc(string(text), func(block string) string {
 		count++
@@ -74,8 +79,8 @@ func TestGuide(t *testing.T) {
 
 // replay keeps what the names in the guide stand for.
 type replay struct {
-	svc  *service
-	real map[string]string // :: id or cursor in the guide → ours
+	services map[string]*service // :: host in the guide → ours
+	real     map[string]string   // :: id, cursor or API key in the guide → ours
 }
 
 // bind pairs the names of an expected answer with those of the real one, by
@@ -96,10 +101,15 @@ func (p *replay) bind(want, got string) string {
 // run does what a curl command says and writes the answer down.
 func (p *replay) run(t *testing.T, command, until string) string {
 	t.Helper()
+	host := guideHost
+	if strings.Contains(command, keysHost) {
+		host = keysHost
+	}
+	svc := p.services[host]
 	method, url, body, headers := curl(t, p.translate(command))
 	var a answer
-	p.svc.until(command, func() bool {
-		a = p.svc.do(method, url, body, headers...)
+	svc.until(command, func() bool {
+		a = svc.do(method, url, body, headers...)
 		return strings.Contains(a.body, until)
 	})
 	var out strings.Builder
@@ -112,7 +122,7 @@ func (p *replay) run(t *testing.T, command, until string) string {
 	if a.body != "" {
 		out.WriteString("\n" + indent(a.body))
 	}
-	return strings.ReplaceAll(out.String(), p.svc.Listener.Addr().String(), guideHost)
+	return strings.ReplaceAll(out.String(), svc.Listener.Addr().String(), host)
 }
 
 func (p *replay) translate(command string) string {
@@ -122,7 +132,10 @@ func (p *replay) translate(command string) string {
 		}
 		return name
 	})
-	return strings.ReplaceAll(command, guideHost, p.svc.Listener.Addr().String())
+	for host, svc := range p.services {
+		command = strings.ReplaceAll(command, host, svc.Listener.Addr().String())
+	}
+	return command
 }
 
 // indent makes JSON readable and leaves everything else as it is.
@@ -142,19 +155,27 @@ func steady(text string) string {
 	return signatures.ReplaceAllString(text, "v1,SIGNATURE")
 }
 
+// unquote takes the quotation marks of the shell away.
+func unquote(word string) string {
+	if strings.HasPrefix(word, `"`) {
+		return strings.Trim(word, `"`)
+	}
+	return strings.Trim(word, "'")
+}
+
 // curl reads the few options that the guide uses.
 func curl(t *testing.T, command string) (method, path, body string, headers []string) {
 	t.Helper()
 	method = http.MethodGet
 	args := words.FindAllString(command, -1)[2:] // after "$ curl"
 	for i := 0; i < len(args); i++ {
-		argument := strings.Trim(args[i], "'")
+		argument := unquote(args[i])
 		next := func() string {
 			i++
 			if i == len(args) {
 				t.Fatalf("%s: %s lacks its value", command, argument)
 			}
-			return strings.Trim(args[i], "'")
+			return unquote(args[i])
 		}
 		switch {
 		case argument == "-i":
