@@ -35,7 +35,8 @@ func openLogFile(path string, maxSize int64, keep int) (*logFile, error) {
 	return f, f.open()
 }
 
-// open opens path for appending. A line that a crash left unfinished is ended.
+// open opens path for appending. A line that a crash left unfinished is ended; a file of
+// something else, such as the database, stays as it is.
 func (f *logFile) open() error {
 	if info, err := os.Stat(f.path); err == nil && !info.Mode().IsRegular() {
 		return fmt.Errorf("%s is not a regular file", f.path) // opening it might wait for a reader
@@ -44,22 +45,32 @@ func (f *logFile) open() error {
 	if err != nil {
 		return err
 	}
-	info, err := file.Stat()
-	size := int64(0)
-	if err == nil {
-		size = info.Size()
-	}
-	if last := []byte{'\n'}; err == nil && size > 0 {
-		if _, err = file.ReadAt(last, size-1); err == nil && last[0] != '\n' {
-			_, err = file.WriteString("\n")
-			size++
-		}
-	}
+	size, err := f.endLastLine(file)
 	if err != nil {
 		return errors.Join(err, file.Close())
 	}
 	f.file, f.size = file, size
 	return nil
+}
+
+// endLastLine makes file one of whole lines, and returns its size.
+func (f *logFile) endLastLine(file *os.File) (int64, error) {
+	info, err := file.Stat()
+	if err != nil || info.Size() == 0 {
+		return 0, err
+	}
+	size, edge := info.Size(), make([]byte, 1)
+	if _, err := file.ReadAt(edge, 0); err != nil {
+		return 0, err
+	}
+	if edge[0] != '{' {
+		return 0, fmt.Errorf("%s is something else: it does not begin with a JSON line", f.path)
+	}
+	if _, err := file.ReadAt(edge, size-1); err != nil || edge[0] == '\n' {
+		return size, err
+	}
+	_, err = file.WriteString("\n")
+	return size + 1, err
 }
 
 // write appends whole lines, all of them or none. A file that somebody has moved

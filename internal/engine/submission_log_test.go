@@ -302,7 +302,8 @@ func TestSubmissionLogKeepsWhatFits(t *testing.T) {
 // TestOpenSubmissionLogErrors: what cannot be a log is found out at the start.
 func TestOpenSubmissionLogErrors(t *testing.T) {
 	t.Parallel()
-	folder := t.TempDir()
+	folder, database := t.TempDir(), filepath.Join(t.TempDir(), "tandem.db")
+	must(t, os.WriteFile(database, []byte("SQLite format 3\x00"), 0o600))
 	for _, test := range []struct {
 		name string
 		cfg  engine.SubmissionLogConfig
@@ -314,6 +315,7 @@ func TestOpenSubmissionLogErrors(t *testing.T) {
 		{"negative buffer", engine.SubmissionLogConfig{Path: filepath.Join(folder, "a"), Buffer: -1}, "negative"},
 		{"no folder", engine.SubmissionLogConfig{Path: filepath.Join(folder, "missing", "a")}, "create files in " + filepath.Join(folder, "missing") + ": no such file or directory"},
 		{"a folder", engine.SubmissionLogConfig{Path: folder}, "is not a regular file"},
+		{"the database", engine.SubmissionLogConfig{Path: database}, database + " is something else: it does not begin with a JSON line"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -326,6 +328,9 @@ func TestOpenSubmissionLogErrors(t *testing.T) {
 	t.Cleanup(func() { // after the parallel cases
 		if files, err := os.ReadDir(folder); err != nil || len(files) != 0 {
 			t.Errorf("left behind: %v, %v", files, err)
+		}
+		if text, err := os.ReadFile(database); err != nil || string(text) != "SQLite format 3\x00" {
+			t.Errorf("the database is now %q, %v", text, err)
 		}
 	})
 }
