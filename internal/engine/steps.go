@@ -52,22 +52,22 @@ func (e *Engine) tellSubmissions(requests []*tandem.Request) {
 	}
 }
 
-// submissionDone tells what has become of a submission when its caller is answered, and
+// submissionDone notes how long a submission took when its caller is answered, tells what has become of it, and
 // leaves its line for the log.
 func (e *Engine) submissionDone(s *Submission, arrived time.Time) {
 	r, ended := &s.Request, time.Now()
-	total := ended.Sub(arrived)
+	s.Took = ended.Sub(arrived)
 	e.cfg.SubmissionLog.Append(SubmissionLine{
 		Time: onRecord(ended), SubmissionID: r.ID, BatchID: r.BatchID, Status: r.Status, ErrorCode: r.ErrorCode,
-		SaveMS: milliseconds(s.Saving), ExternalMS: milliseconds(s.Calling), TotalMS: milliseconds(total), Names: r.Data,
+		SaveMS: milliseconds(s.Saving), ExternalMS: milliseconds(s.Calling), TotalMS: milliseconds(s.Took), Names: r.Data,
 	})
 	if !e.telling() {
 		return
 	}
 	if r.Status == tandem.StatusPending {
-		e.tell(markOf(r.Status)+" submission: the call is repeated in the background", r, "took", total)
+		e.tell(markOf(r.Status)+" submission: the call is repeated in the background", r, "took", s.Took)
 	} else {
-		e.tell(markOf(r.Status)+" submission: "+string(r.Status), r, "took", total, "one_after_the_other", total+min(s.Saving, s.Calling))
+		e.tell(markOf(r.Status)+" submission: "+string(r.Status), r, "took", s.Took, "one_after_the_other", s.Took+min(s.Saving, s.Calling))
 	}
 	if e.cfg.SubmissionLog != nil {
 		e.tell("📝 submission: its line for the log is written in the background", r)

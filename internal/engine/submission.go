@@ -67,6 +67,7 @@ type Submission struct {
 	Request tandem.Request
 	Saving  time.Duration // until its row was committed
 	Calling time.Duration // in the external call; 0: none was made
+	Took    time.Duration // from its arrival until both had ended and what came of it was committed, waiting for a slot included
 }
 
 // errNotSaved ends the calls of submissions that could not be saved.

@@ -341,9 +341,22 @@ func TestCallsAreBoundedBySlots(t *testing.T) {
 		}
 	})
 	p = start(t, calling(t, x.URL, patience, func(s *setup) { s.engine.IOWorkers, s.engine.Workers = 3, 1 }))
-	p.submitAll(6, "")
+	all := p.submitAll(6, "")
 	if most.Load() != 3 {
 		t.Errorf("%d calls at once, want 3", most.Load())
+	}
+	shortest := all[0].Calling
+	for _, s := range all {
+		shortest = min(shortest, s.Calling)
+	}
+	var waited int // for a slot, while a whole call of somebody else ran
+	for _, s := range all {
+		if s.Took >= s.Calling+shortest {
+			waited++
+		}
+	}
+	if waited < 3 {
+		t.Errorf("%d of 6 took longer than their call because they waited for a slot, want at least 3: %+v", waited, all)
 	}
 }
 

@@ -201,7 +201,7 @@ func (s *server) submit(r *http.Request, batchID string, people []person) ([]sub
 func replyTo(p person, done *engine.Submission) submissionReply {
 	reply := submissionReply{
 		FirstName: p.FirstName, LastName: p.LastName, SubmissionID: done.Request.ID, Timestamp: done.Request.CreatedAt,
-		ProcessingTime: max(done.Saving, done.Calling).Seconds(), External: externalOf(done.Request.Status),
+		ProcessingTime: done.Took.Seconds(), External: externalOf(done.Request.Status),
 	}
 	reply.Message = "Thank you, " + p.FirstName + " " + p.LastName + ": your submission is saved" + map[string]string{
 		externalConfirmed: " and confirmed.",
