@@ -51,4 +51,6 @@ func (s *server) handleReady(r *http.Request) (state, error) {
 }
 
 // seconds rounds to milliseconds: more digits would only be noise.
-func seconds(d time.Duration) float64 { return d.Round(time.Millisecond).Seconds() }
+func seconds(d time.Duration) float64 {
+	return float64(d.Round(time.Millisecond).Milliseconds()) / 1000
+}

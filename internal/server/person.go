@@ -178,8 +178,12 @@ func cleanName(text string) (name, expected string) {
 	}
 }
 
-// isVisible reports what a name needs one of: marks and joiners alone show nothing.
-func isVisible(r rune) bool { return unicode.In(r, unicode.L, unicode.N, unicode.P, unicode.S) }
+// isVisible reports what a name needs one of: marks and joiners alone show nothing, nor do
+// the letters and the symbol that only fill space.
+func isVisible(r rune) bool {
+	const brailleBlank = '\u2800'
+	return unicode.In(r, unicode.L, unicode.N, unicode.P, unicode.S) && !unicode.Is(unicode.Other_Default_Ignorable_Code_Point, r) && r != brailleBlank
+}
 
 // isControl reports control characters, and those that end a line or a paragraph.
 func isControl(r rune) bool { return unicode.In(r, unicode.Cc, unicode.Zl, unicode.Zp) }
