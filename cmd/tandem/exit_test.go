@@ -126,7 +126,7 @@ func TestSecondSignal(t *testing.T) {
 // is not parallel: the demo computes on every core, at the lowest priority.
 func TestDemo(t *testing.T) { //nolint:paralleltest // see above
 	if testing.Short() {
-		t.Skip("takes about 25 s")
+		t.Skip("takes about 20 s")
 	}
 	p := start(t, nil, "demo")
 	select {
@@ -147,7 +147,7 @@ func TestDemo(t *testing.T) { //nolint:paralleltest // see above
 		`(?m)^  missing +0$`,
 		`(?m)^  with a bad signature +0$`,
 		`(?m)^2\. Work that computes: `,
-		`(?m)^report: .*demo-report-compute\.html$`,
+		`(?m)^In short, with async:\n  work that waits +callers are free [\d.]+× sooner, and [\d.]+× as much gets done$`,
 	} {
 		if !regexp.MustCompile(want).MatchString(out) {
 			t.Errorf("no line like %s in\n%s", want, out)
@@ -164,7 +164,13 @@ func TestDemo(t *testing.T) { //nolint:paralleltest // see above
 	if p.stderr.String() != "" {
 		t.Errorf("on standard error: %s", p.stderr.String())
 	}
-	for _, name := range []string{"demo-report.html", "demo-report-compute.html"} {
+	pages := []string{"demo-report.html", "demo-report-compute.html"}
+	if strings.Contains(out, "left out: this machine is busy") { // with other tests: nothing computes
+		pages = pages[:1]
+	} else if !strings.Contains(out, "\n  work that computes   callers are free ") {
+		t.Errorf("no summary of the second part in\n%s", out)
+	}
+	for _, name := range pages {
 		page, err := os.ReadFile(filepath.Join(p.cmd.Dir, name))
 		if err != nil || !strings.Contains(string(page), "</html>") {
 			t.Errorf("%s: %v, %d bytes, want a whole page", name, err, len(page))

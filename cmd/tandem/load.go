@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -323,8 +324,10 @@ func readData(name string) (json.RawMessage, error) {
 	switch err := json.Unmarshal(content, &object); {
 	case len(content) > maxDataFile:
 		return nil, fmt.Errorf("%s: longer than %d bytes", name, maxDataFile)
+	case errors.As(err, new(*json.UnmarshalTypeError)):
+		return nil, fmt.Errorf("%s: not an object", name)
 	case err != nil:
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, fmt.Errorf("%s: not JSON: %w", name, err)
 	case len(object) == 0:
 		return nil, fmt.Errorf("%s: the object is empty", name)
 	}

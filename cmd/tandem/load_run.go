@@ -142,12 +142,12 @@ func verdict(ctx context.Context, report *load.Report) error {
 		return errors.New("no request was accepted: the errors above say why")
 	case len(failed) > 0:
 		return &failure{code: exitCheckFailed, err: fmt.Errorf("thresholds failed: %s", strings.Join(failed, ", "))}
-	case missing > 0 && report.Settings.SinkFailRate == 0 && report.Settings.Completion != "poll":
-		return &failure{code: exitCheckFailed, err: fmt.Errorf("%d callbacks are missing", missing),
-			hint: "can the service reach " + report.Settings.CallbackURL + "? --callback-url names another address, --drain waits longer"}
 	case forged > 0:
 		return &failure{code: exitCheckFailed, err: fmt.Errorf("%d callbacks had a bad signature", forged),
 			hint: "--signing-secret has to be the one of the service"}
+	case missing > 0 && report.Settings.SinkFailRate == 0 && report.Settings.Completion == load.CompletionCallback:
+		return &failure{code: exitCheckFailed, err: fmt.Errorf("%d callbacks are missing", missing),
+			hint: "can the service reach " + report.Settings.CallbackURL + "? --callback-url names another address, --drain waits longer"}
 	default:
 		return nil
 	}
