@@ -22,16 +22,17 @@ func newLogger(w io.Writer, debug bool) *slog.Logger {
 		level = slog.LevelDebug
 	}
 	if debug || isTerminal(w) {
-		return slog.New(newConsole(w, level))
+		return slog.New(newConsole(&plain{w}, level))
 	}
 	return slog.New(slog.NewJSONHandler(&plain{w}, &slog.HandlerOptions{Level: level}))
 }
 
-// plain escapes in lines of JSON what a terminal might obey or show in another order: control
-// characters beyond those of ASCII, and marks that nobody sees. What is read from the line is the same.
+// plain escapes in the lines of a log what slog leaves as it is and a terminal might obey or show in
+// another order: control characters beyond those of ASCII, and marks that nobody sees. They can stand
+// in strings only, and what is read from a line of JSON is the same.
 type plain struct{ w io.Writer }
 
-// Write writes whole lines of JSON, in which such characters can stand in strings only.
+// Write writes whole lines.
 func (p *plain) Write(line []byte) (int, error) {
 	if !bytes.ContainsFunc(line, hidden) {
 		return p.w.Write(line)
@@ -52,7 +53,7 @@ func (p *plain) Write(line []byte) (int, error) {
 	return len(line), err
 }
 
-// hidden reports whether a character of a line of JSON cannot be seen.
+// hidden reports whether a character of a log cannot be seen.
 func hidden(r rune) bool { return r != '\n' && r != ' ' && !unicode.IsPrint(r) }
 
 // isTerminal reports whether w is a character device; nothing else than the

@@ -254,7 +254,10 @@ func startServe(t testing.TB, args ...string) *process {
 	return p
 }
 
-var listening = regexp.MustCompile(`(?m)^  listening  (http://\S+)`)
+var (
+	listening       = regexp.MustCompile(`(?m)^  listening  (http://\S+)`)
+	secureListening = regexp.MustCompile(`(?m)^  listening  (https://\S+)`)
+)
 
 // awaitReady reads the address from the banner and waits for /readyz.
 func (p *process) awaitReady(t testing.TB) {
