@@ -137,7 +137,7 @@ func newCrash(t *testing.T, url string, secret tandem.Secret) *crash {
 		called:   map[string]int{},
 	}
 	var err error
-	c.receiver, err = load.NewReceiver(load.ReceiverConfig{Secret: secret, Open: true, OnArrival: func(a load.Arrival) {
+	c.receiver, err = load.NewReceiver(load.ReceiverConfig{Secret: secret, OnArrival: func(a load.Arrival) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.called[a.ID]++

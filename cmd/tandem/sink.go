@@ -67,7 +67,6 @@ func (c *sinkCommand) Run(ctx context.Context, t *terminal) error {
 	var printing sync.Mutex // one line at a time
 	receiver, err := load.NewReceiver(load.ReceiverConfig{
 		Secret:    c.secret,
-		Open:      true,
 		MaxKeys:   sinkMemory,
 		MaxBody:   c.MaxBody,
 		Behaviour: c.behaviour(),

@@ -103,7 +103,7 @@ func newSoak(t *testing.T, p *process, secret tandem.Secret) *soak {
 	t.Helper()
 	s := &soak{p: p, client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: soakCallers}, Timeout: patience}}
 	var err error
-	if s.receiver, err = load.NewReceiver(load.ReceiverConfig{Secret: secret, Open: true, MaxKeys: 10_000_000}); err != nil {
+	if s.receiver, err = load.NewReceiver(load.ReceiverConfig{Secret: secret, MaxKeys: 10_000_000}); err != nil {
 		t.Fatal(err)
 	}
 	good := httptest.NewServer(s.receiver)

@@ -213,9 +213,9 @@ func (b *inbox) settle(a *Arrival) {
 		a.Status = http.StatusNotFound
 		return
 	}
-	a.Known = ours && number < b.next
+	known := ours && number < b.next
 	p := b.phases[len(b.phases)-1]
-	for i := len(b.phases) - 1; a.Known && p.firstNumber > number; i-- {
+	for i := len(b.phases) - 1; known && p.firstNumber > number; i-- {
 		p = b.phases[i]
 	}
 	counts := &p.callbacks
@@ -229,7 +229,7 @@ func (b *inbox) settle(a *Arrival) {
 			a.Status = http.StatusBadRequest
 		}
 		counts.Malformed++
-	case !a.Known:
+	case !known:
 		a.Status = http.StatusNotFound
 		counts.Unknown++
 	case bad && !b.cfg.Behaviour.delivers():

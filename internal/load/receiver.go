@@ -7,7 +7,6 @@
 package load
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,14 +27,10 @@ const (
 	maxReading     = 64 // bodies in memory at once; further callbacks wait for their turn
 )
 
-// ErrReceiverFull is the error of [Receiver.Expect] at ReceiverConfig.MaxKeys.
-var ErrReceiverFull = errors.New("the receiver expects as many callbacks as it may")
-
 // ReceiverConfig configures a [Receiver].
 type ReceiverConfig struct {
 	Secret    tandem.Secret // verifies every callback; zero: signatures are not checked
-	Open      bool          // expect anything: a callback's key is its webhook-id, and at MaxKeys the oldest is forgotten
-	MaxKeys   int           // callbacks remembered, about 100 bytes each; 0: 1,000,000
+	MaxKeys   int           // ids remembered, about 100 bytes each, to know repeats; beyond, the oldest is forgotten; 0: 1,000,000
 	MaxBody   int64         // bytes of one callback, beyond which it is answered 413; 0: 1 MiB
 	Behaviour Behaviour     // how it answers; the zero value is a good receiver
 	OnArrival func(Arrival) // told of every callback before it is answered, from many goroutines at once; nil: nobody
@@ -77,46 +72,36 @@ func (b Behaviour) misbehaves(dice float64) bool {
 // may hold anything.
 type Arrival struct {
 	At        time.Time       // when its body had been read
-	Key       string          // what [Receiver.Expect] was told: the last element of the path; the webhook-id of an open receiver
+	Key       string          // the last element of the path
 	ID        string          // webhook-id
 	Callback  tandem.Callback // its body; zero when Malformed
 	Bytes     int             // length of the body
 	Checked   bool            // there is a secret
 	Signature error           // why the signature is refused; nil: it is good, or was not checked
 	Malformed error           // why the body is no callback, or not about the id in the header; nil: it is
-	Known     bool            // its key is expected
-	Duplicate bool            // one with this key was answered 2xx before
+	Duplicate bool            // it was answered 2xx before
 	Status    int             // the answer it gets; 0: none, it hangs
 }
 
-// Counts says what a receiver has seen. Each callback is in Received and, when
-// something is wrong with it, in exactly one of BadSignature, Malformed, Unknown, Misbehaved and Duplicates.
+// Counts says what a receiver has seen. Each callback is in Received and in exactly one of the others.
 type Counts struct {
-	Expected     int64 // keys registered and not cancelled; of an open receiver: different keys seen
 	Received     int64 // callbacks, whatever became of them
-	Delivered    int64 // expected keys with a good callback that was answered 2xx
-	Duplicates   int64 // good callbacks for a key that was delivered already
+	Delivered    int64 // good ones that were answered 2xx, each id once
+	Duplicates   int64 // good ones that had been delivered already
 	BadSignature int64 // answered 401
 	Malformed    int64 // answered 400 or 413: no callback
-	Unknown      int64 // answered 404: nobody expects it
 	Misbehaved   int64 // answered badly, or not at all, on purpose
 }
 
-// Missing is how many expected callbacks have not come.
-func (c Counts) Missing() int64 { return c.Expected - c.Delivered }
-
-// Receiver is an http.Handler that takes callbacks. Callers that know what they
-// wait for register a key of their own making, before they send the request whose callback_url
-// ends in it: the request id is not known then, and a callback can overtake the 202.
+// Receiver is an http.Handler that takes whatever callbacks come.
 type Receiver struct {
 	taker
 
 	mu     sync.Mutex      // guards the fields below
-	keys   map[string]bool // :: key → delivered
-	order  []string        // ring of the keys of an open receiver, oldest at next once it is full
+	seen   map[string]bool // the ids that were delivered
+	order  []string        // ring of them, oldest at next once it is full
 	next   int
 	counts Counts
-	idle   chan struct{} // closed when nothing is missing; nil while nobody waits
 }
 
 // taker is what every receiver has: it reads and checks a callback, and answers it.
@@ -131,7 +116,7 @@ func NewReceiver(cfg ReceiverConfig) (*Receiver, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Receiver{taker: taker, keys: make(map[string]bool)}, nil
+	return &Receiver{taker: taker, seen: make(map[string]bool)}, nil
 }
 
 func newTaker(cfg ReceiverConfig) (taker, error) {
@@ -150,76 +135,11 @@ func newTaker(cfg ReceiverConfig) (taker, error) {
 	return taker{cfg: cfg, reading: make(chan struct{}, maxReading)}, nil
 }
 
-// Expect registers a key. Call it before the request is sent. The key is the
-// last element of the callback_url's path: letters, digits and hyphens.
-func (r *Receiver) Expect(key string) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if _, ok := r.keys[key]; ok {
-		return fmt.Errorf("expect callback %q: registered already", key)
-	}
-	if len(r.keys) >= r.cfg.MaxKeys {
-		return fmt.Errorf("expect callback %q: %w", key, ErrReceiverFull)
-	}
-	r.keys[key] = false
-	r.counts.Expected++
-	return nil
-}
-
-// Cancel takes an expected key back, because its request was refused. A
-// key that was delivered all the same stays.
-func (r *Receiver) Cancel(key string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if delivered, ok := r.keys[key]; !ok || delivered {
-		return
-	}
-	delete(r.keys, key)
-	r.counts.Expected--
-	r.wakeLocked()
-}
-
-// Delivered reports whether a good callback for the key was answered 2xx.
-func (r *Receiver) Delivered(key string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.keys[key]
-}
-
 // Counts returns what was seen so far.
 func (r *Receiver) Counts() Counts {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.counts
-}
-
-// Wait returns nil when no expected callback is missing, and ctx's cause when
-// ctx ends before that.
-func (r *Receiver) Wait(ctx context.Context) error {
-	r.mu.Lock()
-	if r.counts.Missing() == 0 {
-		r.mu.Unlock()
-		return nil
-	}
-	if r.idle == nil {
-		r.idle = make(chan struct{})
-	}
-	idle := r.idle
-	r.mu.Unlock()
-	select {
-	case <-idle:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("wait for callbacks: %w", context.Cause(ctx))
-	}
-}
-
-// wakeLocked tells those who Wait when nothing is missing any more.
-func (r *Receiver) wakeLocked() {
-	if r.idle != nil && r.counts.Missing() == 0 {
-		close(r.idle)
-		r.idle = nil
-	}
 }
 
 // ServeHTTP takes one callback.
@@ -255,9 +175,6 @@ func (r *taker) read(w http.ResponseWriter, req *http.Request) (Arrival, bool) {
 		return Arrival{}, false
 	}
 	a := Arrival{ID: req.Header.Get(tandem.HeaderWebhookID), Key: path.Base(req.URL.Path), Checked: !r.cfg.Secret.IsZero()}
-	if r.cfg.Open {
-		a.Key = a.ID
-	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, req.Body, r.cfg.MaxBody))
 	a.At, a.Bytes = time.Now(), len(body)
 	var tooLarge *http.MaxBytesError
@@ -286,10 +203,7 @@ func (r *Receiver) settle(a *Arrival, bad bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.counts.Received++
-	a.Duplicate, a.Known = r.keys[a.Key], r.cfg.Open
-	if !a.Known {
-		_, a.Known = r.keys[a.Key]
-	}
+	a.Duplicate = r.seen[a.ID]
 	switch {
 	case a.Signature != nil:
 		a.Status = http.StatusUnauthorized
@@ -299,43 +213,33 @@ func (r *Receiver) settle(a *Arrival, bad bool) {
 			a.Status = http.StatusBadRequest
 		}
 		r.counts.Malformed++
-	case !a.Known:
-		a.Status = http.StatusNotFound
-		r.counts.Unknown++
 	case bad && !r.cfg.Behaviour.delivers():
 		a.Status = r.cfg.Behaviour.status()
-		r.rememberLocked(a.Key)
 		r.counts.Misbehaved++
 	default:
 		a.Status = http.StatusOK
 		if bad {
 			a.Status = r.cfg.Behaviour.status()
 		}
-		r.rememberLocked(a.Key)
 		if a.Duplicate {
 			r.counts.Duplicates++
 			return
 		}
-		r.keys[a.Key] = true
+		r.rememberLocked(a.ID)
 		r.counts.Delivered++
-		r.wakeLocked()
 	}
 }
 
-// rememberLocked makes room for the key of an open receiver.
-func (r *Receiver) rememberLocked(key string) {
-	if _, ok := r.keys[key]; ok || !r.cfg.Open {
-		return
-	}
+// rememberLocked keeps an id, in the place of the oldest when there are MaxKeys.
+func (r *Receiver) rememberLocked(id string) {
 	if len(r.order) < r.cfg.MaxKeys {
-		r.order = append(r.order, key)
+		r.order = append(r.order, id)
 	} else {
-		delete(r.keys, r.order[r.next])
-		r.order[r.next] = key
+		delete(r.seen, r.order[r.next])
+		r.order[r.next] = id
 		r.next = (r.next + 1) % len(r.order)
 	}
-	r.keys[key] = false
-	r.counts.Expected++
+	r.seen[id] = true
 }
 
 // delivers reports whether the odd answer is a success all the same (--status 204).

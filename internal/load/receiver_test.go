@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math"
 	"net/http"
@@ -70,62 +69,34 @@ func start(t *testing.T, cfg load.ReceiverConfig) (*load.Receiver, sender) {
 func TestReceiverCounts(t *testing.T) {
 	t.Parallel()
 	receiver, s := start(t, load.ReceiverConfig{Secret: tandem.NewSecret(), MaxBody: 1000})
-	for _, key := range []string{"a", "b", "c"} {
-		if err := receiver.Expect(key); err != nil {
-			t.Fatal(err)
-		}
-	}
 	for _, step := range []struct {
-		name, path, id string
-		damage         func(*http.Request)
-		want           int
-		counts         load.Counts
+		name   string
+		id     string
+		damage func(*http.Request)
+		want   int
+		counts load.Counts
 	}{
-		{"expected", "/x/a", "req_1", nil, 200,
-			load.Counts{Expected: 3, Received: 1, Delivered: 1}},
-		{"again", "/x/a", "req_1", nil, 200,
-			load.Counts{Expected: 3, Received: 2, Delivered: 1, Duplicates: 1}},
-		{"nobody expects it", "/x/d", "req_2", nil, 404,
-			load.Counts{Expected: 3, Received: 3, Delivered: 1, Duplicates: 1, Unknown: 1}},
-		{"forged", "/x/b", "req_3", func(r *http.Request) { r.Header.Set(tandem.HeaderWebhookSignature, "v1,AAAA") }, 401,
-			load.Counts{Expected: 3, Received: 4, Delivered: 1, Duplicates: 1, Unknown: 1, BadSignature: 1}},
-		{"id of another", "/x/b", "req_3", func(r *http.Request) { resign(r, s.secret, "req_4", `{"request_id":"req_3"}`) }, 400,
-			load.Counts{Expected: 3, Received: 5, Delivered: 1, Duplicates: 1, Unknown: 1, BadSignature: 1, Malformed: 1}},
-		{"no JSON", "/x/b", "req_3", func(r *http.Request) { resign(r, s.secret, "req_3", `nonsense`) }, 400,
-			load.Counts{Expected: 3, Received: 6, Delivered: 1, Duplicates: 1, Unknown: 1, BadSignature: 1, Malformed: 2}},
-		{"too large", "/x/b", "req_3", func(r *http.Request) { resign(r, s.secret, "req_3", strings.Repeat("x", 1001)) }, 413,
-			load.Counts{Expected: 3, Received: 7, Delivered: 1, Duplicates: 1, Unknown: 1, BadSignature: 1, Malformed: 3}},
-		{"not a POST", "/x/b", "req_3", func(r *http.Request) { r.Method = http.MethodPut }, 405,
-			load.Counts{Expected: 3, Received: 7, Delivered: 1, Duplicates: 1, Unknown: 1, BadSignature: 1, Malformed: 3}},
-		{"the second one", "/x/b", "req_3", nil, 200,
-			load.Counts{Expected: 3, Received: 8, Delivered: 2, Duplicates: 1, Unknown: 1, BadSignature: 1, Malformed: 3}},
+		{"good", "req_1", nil, 200, load.Counts{Received: 1, Delivered: 1}},
+		{"again", "req_1", nil, 200, load.Counts{Received: 2, Delivered: 1, Duplicates: 1}},
+		{"forged", "req_3", func(r *http.Request) { r.Header.Set(tandem.HeaderWebhookSignature, "v1,AAAA") }, 401,
+			load.Counts{Received: 3, Delivered: 1, Duplicates: 1, BadSignature: 1}},
+		{"id of another", "req_3", func(r *http.Request) { resign(r, s.secret, "req_4", `{"request_id":"req_3"}`) }, 400,
+			load.Counts{Received: 4, Delivered: 1, Duplicates: 1, BadSignature: 1, Malformed: 1}},
+		{"no JSON", "req_3", func(r *http.Request) { resign(r, s.secret, "req_3", `nonsense`) }, 400,
+			load.Counts{Received: 5, Delivered: 1, Duplicates: 1, BadSignature: 1, Malformed: 2}},
+		{"too large", "req_3", func(r *http.Request) { resign(r, s.secret, "req_3", strings.Repeat("x", 1001)) }, 413,
+			load.Counts{Received: 6, Delivered: 1, Duplicates: 1, BadSignature: 1, Malformed: 3}},
+		{"not a POST", "req_3", func(r *http.Request) { r.Method = http.MethodPut }, 405,
+			load.Counts{Received: 6, Delivered: 1, Duplicates: 1, BadSignature: 1, Malformed: 3}},
+		{"the second one", "req_3", nil, 200,
+			load.Counts{Received: 7, Delivered: 2, Duplicates: 1, BadSignature: 1, Malformed: 3}},
 	} {
-		if got := s.send(t.Context(), t, step.path, step.id, step.damage); got != step.want {
+		if got := s.send(t.Context(), t, "/x", step.id, step.damage); got != step.want {
 			t.Errorf("%s: answered %d, want %d", step.name, got, step.want)
 		}
 		if diff := cmp.Diff(step.counts, receiver.Counts()); diff != "" {
 			t.Errorf("%s: counts (-want +got)\n%s", step.name, diff)
 		}
-	}
-	if got := receiver.Counts().Missing(); got != 1 {
-		t.Errorf("missing %d, want 1", got)
-	}
-	if !receiver.Delivered("a") || receiver.Delivered("c") {
-		t.Error("Delivered: want a and not c")
-	}
-
-	// Wait ends when the last one is cancelled, and not before.
-	ended, cancel := context.WithCancelCause(t.Context())
-	cause := errors.New("enough")
-	cancel(cause)
-	if err := receiver.Wait(ended); !errors.Is(err, cause) {
-		t.Errorf("Wait with one missing: %v, want the context's cause", err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- receiver.Wait(t.Context()) }()
-	receiver.Cancel("c")
-	if err := <-done; err != nil {
-		t.Errorf("Wait with none missing: %v", err)
 	}
 }
 
@@ -142,32 +113,11 @@ func resign(r *http.Request, secret tandem.Secret, id, body string) {
 	r.Body, r.ContentLength, r.GetBody = replacement.Body, replacement.ContentLength, replacement.GetBody
 }
 
-func TestReceiverExpectIsBounded(t *testing.T) {
-	t.Parallel()
-	receiver, _ := start(t, load.ReceiverConfig{MaxKeys: 2})
-	for key, want := range map[string]bool{"a": true, "b": true} {
-		if err := receiver.Expect(key); (err == nil) != want {
-			t.Errorf("Expect(%s): %v", key, err)
-		}
-	}
-	if err := receiver.Expect("c"); !errors.Is(err, load.ErrReceiverFull) {
-		t.Errorf("third of two: %v, want ErrReceiverFull", err)
-	}
-	if err := receiver.Expect("a"); err == nil || errors.Is(err, load.ErrReceiverFull) {
-		t.Errorf("the same again: %v, want its own error", err)
-	}
-	receiver.Cancel("a")
-	if err := receiver.Expect("c"); err != nil {
-		t.Errorf("after a cancel there is room: %v", err)
-	}
-}
-
-// TestOpenReceiverForgets checks that a receiver which takes anything knows
-// repeats of its last MaxKeys callbacks, and of no more.
-func TestOpenReceiverForgets(t *testing.T) {
+// TestReceiverForgets checks that a receiver knows repeats of its last MaxKeys callbacks, and of no more.
+func TestReceiverForgets(t *testing.T) {
 	t.Parallel()
 	repeats := make(chan bool, 1)
-	_, s := start(t, load.ReceiverConfig{Open: true, MaxKeys: 2, OnArrival: func(a load.Arrival) { repeats <- a.Duplicate }})
+	_, s := start(t, load.ReceiverConfig{MaxKeys: 2, OnArrival: func(a load.Arrival) { repeats <- a.Duplicate }})
 	for i, step := range []struct {
 		id     string
 		repeat bool
@@ -193,15 +143,15 @@ func TestReceiverMisbehaves(t *testing.T) {
 		want      int
 		counts    load.Counts
 	}{
-		{"good", load.Behaviour{}, 200, load.Counts{Expected: 1, Received: 1, Delivered: 1}},
-		{"status", load.Behaviour{Status: 410}, 410, load.Counts{Expected: 1, Received: 1, Misbehaved: 1}},
-		{"another success", load.Behaviour{Status: 204}, 204, load.Counts{Expected: 1, Received: 1, Delivered: 1}},
-		{"always fails", load.Behaviour{FailRate: 1}, 500, load.Counts{Expected: 1, Received: 1, Misbehaved: 1}},
-		{"always fails with a status", load.Behaviour{FailRate: 1, Status: 429}, 429, load.Counts{Expected: 1, Received: 1, Misbehaved: 1}},
-		{"redirect", load.Behaviour{Redirect: "http://127.0.0.1:1/"}, 307, load.Counts{Expected: 1, Received: 1, Misbehaved: 1}},
-		{"hang", load.Behaviour{Hang: true}, 0, load.Counts{Expected: 1, Received: 1, Misbehaved: 1}},
-		{"late", load.Behaviour{Delay: time.Hour}, 0, load.Counts{Expected: 1, Received: 1, Delivered: 1}},
-		{"a little late", load.Behaviour{Delay: time.Millisecond}, 200, load.Counts{Expected: 1, Received: 1, Delivered: 1}},
+		{"good", load.Behaviour{}, 200, load.Counts{Received: 1, Delivered: 1}},
+		{"status", load.Behaviour{Status: 410}, 410, load.Counts{Received: 1, Misbehaved: 1}},
+		{"another success", load.Behaviour{Status: 204}, 204, load.Counts{Received: 1, Delivered: 1}},
+		{"always fails", load.Behaviour{FailRate: 1}, 500, load.Counts{Received: 1, Misbehaved: 1}},
+		{"always fails with a status", load.Behaviour{FailRate: 1, Status: 429}, 429, load.Counts{Received: 1, Misbehaved: 1}},
+		{"redirect", load.Behaviour{Redirect: "http://127.0.0.1:1/"}, 307, load.Counts{Received: 1, Misbehaved: 1}},
+		{"hang", load.Behaviour{Hang: true}, 0, load.Counts{Received: 1, Misbehaved: 1}},
+		{"late", load.Behaviour{Delay: time.Hour}, 0, load.Counts{Received: 1, Delivered: 1}},
+		{"a little late", load.Behaviour{Delay: time.Millisecond}, 200, load.Counts{Received: 1, Delivered: 1}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -212,9 +162,6 @@ func TestReceiverMisbehaves(t *testing.T) {
 					cancel() // the sender gives up: otherwise it would wait for ever
 				}
 			}})
-			if err := receiver.Expect("key"); err != nil {
-				t.Fatal(err)
-			}
 			if got := s.send(ctx, t, "/key", "req_1", nil); got != test.want {
 				t.Errorf("answered %d, want %d", got, test.want)
 			}
@@ -229,7 +176,7 @@ func TestReceiverMisbehaves(t *testing.T) {
 // fall outside 100 to 300 once in 10^23 runs.
 func TestFailRate(t *testing.T) {
 	t.Parallel()
-	receiver, s := start(t, load.ReceiverConfig{Open: true, Behaviour: load.Behaviour{FailRate: 0.5}})
+	receiver, s := start(t, load.ReceiverConfig{Behaviour: load.Behaviour{FailRate: 0.5}})
 	for i := range 400 {
 		s.send(t.Context(), t, "/", fmt.Sprint("req_", i), nil)
 	}
