@@ -211,6 +211,22 @@ func TestCORS(t *testing.T) {
 	if a := svc.do(http.MethodGet, "/livez", "", "Origin: https://evil.example.com"); a.header.Get("Access-Control-Allow-Origin") != "" {
 		t.Errorf("a stranger is let in: %v", a.header)
 	}
+	for _, tt := range []struct{ method, path, origin, vary string }{
+		{http.MethodGet, "/livez", "", "Origin"}, // caches must not give it to a page
+		{http.MethodGet, "/livez", "Origin: https://app.example.com", "Origin"},
+		{http.MethodPost, "/sync", "Origin: https://app.example.com", "Origin"},
+		{http.MethodPost, "/sync", "", ""},
+	} {
+		var lines []string
+		if tt.origin != "" {
+			lines = append(lines, tt.origin)
+		}
+		a := svc.do(tt.method, tt.path, `{"data":{"n":1},"task":"echo"}`, lines...)
+		allowed := a.header.Get("Access-Control-Allow-Origin")
+		if a.status != http.StatusOK || a.header.Get("Vary") != tt.vary || (allowed != "") != (tt.origin != "") {
+			t.Errorf("%s %s with %q: %d, Vary %q, allowed %q", tt.method, tt.path, tt.origin, a.status, a.header.Get("Vary"), allowed)
+		}
+	}
 	preflight := svc.do(http.MethodOptions, "/async", "", "Origin: http://localhost:3000", "Access-Control-Request-Method: POST", "Access-Control-Request-Headers: content-type,if-none-match")
 	if preflight.status/100 != 2 || preflight.header.Get("Access-Control-Allow-Origin") != "http://localhost:3000" ||
 		!strings.Contains(preflight.header.Get("Access-Control-Allow-Headers"), "content-type") {
