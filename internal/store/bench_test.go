@@ -28,7 +28,13 @@ func BenchmarkAccept(b *testing.B) {
 
 // BenchmarkCycle is accept, work and delivery of one request in the store alone:
 // three commits, shared with 127 others.
-func BenchmarkCycle(b *testing.B) {
+func BenchmarkCycle(b *testing.B) { cycle(b, "") }
+
+// BenchmarkCycleOfKey is the same for requests that an API key has asked for: there is another index to keep.
+func BenchmarkCycleOfKey(b *testing.B) { cycle(b, "key_abcdefghijkl") }
+
+func cycle(b *testing.B, key string) {
+	b.Helper()
 	s := openFile(b, filepath.Join(b.TempDir(), "tandem.db"))
 	var delivered atomic.Int64
 	all := make(chan struct{})
@@ -47,7 +53,9 @@ func BenchmarkCycle(b *testing.B) {
 	b.ResetTimer()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			if err := s.Accept(context.Background(), store.LaneIO, newAsync()); err != nil {
+			r := newAsync()
+			r.KeyID = key
+			if err := s.Accept(context.Background(), store.LaneIO, r); err != nil {
 				b.Error(err)
 			}
 		}
