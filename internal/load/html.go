@@ -32,6 +32,7 @@ type page struct {
 	Sections []section
 	Charts   []chart
 	Settings []fact
+	Work     string
 	Failures []string
 	Machine  string
 
@@ -91,7 +92,7 @@ func WriteHTML(w io.Writer, r *Report) error {
 // makePage puts together what the page shows.
 func makePage(r *Report) (*page, error) {
 	r = r.filled()
-	p := &page{Report: r, Facts: facts(r), Failures: failures(r), Machine: describeGenerator(r), Settings: settingsOf(r)}
+	p := &page{Report: r, Facts: facts(r), Failures: failures(r), Machine: describeGenerator(r), Settings: settingsOf(r), Work: nameWork(r)}
 	if r.Interrupted {
 		p.Interrupted = interruptedText
 	}

@@ -176,12 +176,16 @@ func describeRun(r *Report) string {
 
 // describeWork says what was asked for.
 func describeWork(r *Report) string {
-	s := r.Settings
-	task := s.Task
+	return fmt.Sprintf("%s, %s of data in each request", nameWork(r), showBytes(int64(r.Settings.DataBytes)))
+}
+
+// nameWork names the work in a few words.
+func nameWork(r *Report) string {
+	task := r.Settings.Task
 	if task == "" {
 		task = "the service's default task"
 	}
-	return fmt.Sprintf("%s, complexity %d, %s of data in each request", task, s.Complexity, showBytes(int64(s.DataBytes)))
+	return fmt.Sprintf("%s, complexity %d", task, r.Settings.Complexity)
 }
 
 // describeCompletion says how the end of async work was learnt.

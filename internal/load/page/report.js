@@ -45,7 +45,7 @@
       },
       axes: [
         percentile
-          ? { ...axis, label: chart.x_label, splits: (u) => [1, 2, 10, 100, 1000, 1e4, 1e5, 1e6].filter((x) => x <= u.scales.x.max * 1.0001), filter: (u, splits) => splits, values: (u, splits) => splits.map((x) => (x === 1 ? "0" : share(x))) }
+          ? { ...axis, label: chart.x_label, splits: (u) => [1, 2, 10, 100, 1000, 1e4, 1e5, 1e6].filter((x) => x <= u.scales.x.max * 1.0001), filter: (u, splits) => splits, values: (u, splits) => splits.map((x) => (x > 1 ? share(x) : u.width < 420 ? "" : "0")) }
           : { ...axis, label: chart.x_label },
         { ...axis, label: chart.y_label, size: 66, ...(chart.log_y ? { splits: powers, filter: (u, splits) => splits } : {}), values: (u, splits) => splits.map((v) => (v == null ? "" : y(v))) },
       ],
