@@ -62,3 +62,32 @@ func cycle(b *testing.B, key string) {
 	})
 	<-all
 }
+
+// BenchmarkPage is a page of 100 requests from a history of 20,000, of which a key has one in ten.
+func BenchmarkPage(b *testing.B) {
+	s := openFile(b, filepath.Join(b.TempDir(), "tandem.db"))
+	all := make([]*tandem.Request, 2000)
+	for range 10 {
+		for i := range all {
+			all[i] = newAsync()
+			if i%10 == 0 {
+				all[i].KeyID = "key_a"
+			}
+		}
+		if err := s.Accept(b.Context(), store.LaneIO, all...); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for name, filter := range map[string]store.Filter{
+		"all": {}, "mode": {Mode: tandem.ModeAsync}, "key": {Key: "key_a"}, "key and mode": {Key: "key_a", Mode: tandem.ModeAsync},
+	} {
+		filter.Limit = 100
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				if page, err := s.Requests(b.Context(), filter); err != nil || len(page.Requests) != 100 {
+					b.Fatal(len(page.Requests), err)
+				}
+			}
+		})
+	}
+}
