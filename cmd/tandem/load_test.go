@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -74,6 +75,45 @@ func TestLoadInterrupted(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestGuideLines runs the lines of the guide and of the README that put a service under load, where
+// there is none: whoever pastes them has no bad arguments.
+func TestGuideLines(t *testing.T) {
+	t.Parallel()
+	nobody := strings.NewReplacer("http://127.0.0.1:8000", "http://127.0.0.1:1", "https://tandem.example.com", "http://127.0.0.1:1", "go run ./cmd/tandem", "tandem")
+	lines := 0
+	for _, name := range []string{"README.md", "docs/LOAD_TESTING_GUIDE.md"} {
+		text, err := os.ReadFile(filepath.Join("..", "..", filepath.FromSlash(name)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, block := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(string(text), -1) {
+			if !regexp.MustCompile(`tandem (load|compare)`).MatchString(block[1]) {
+				continue
+			}
+			cmd := exec.Command("sh", "-c", `tandem() { case $1 in load|compare) "$BINARY" "$@" >output 2>&1; echo "$? $*: $(tail -n 3 output)";; esac; }
+`+nobody.Replace(block[1]))
+			cmd.Dir = t.TempDir()
+			cmd.Env = append(os.Environ(), "BINARY="+binary, "URL=http://127.0.0.1:1", "OLD=http://127.0.0.1:1", "NEW=http://127.0.0.1:1")
+			if err := os.WriteFile(filepath.Join(cmd.Dir, "key.txt"), []byte("sesame"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			out, err := cmd.Output()
+			if err != nil {
+				t.Fatalf("%v\n%s", err, block[1])
+			}
+			for _, line := range regexp.MustCompile(`(?m)^(\d+) (?:load|compare) .*$`).FindAllStringSubmatch(string(out), -1) {
+				lines++
+				if line[1] != "1" {
+					t.Errorf("%s: exit code %s, want 1, because nobody is there:\n%s", name, line[1], out)
+				}
+			}
+		}
+	}
+	if lines < 15 { // a loop of five times two among them
+		t.Errorf("%d lines were run: the documents are not read as they should be", lines)
 	}
 }
 

@@ -169,3 +169,31 @@ func evaluate(t *testing.T, text string, r *load.Report) load.ThresholdResult {
 	}
 	return result
 }
+
+// TestGuideShowsTheTable: the lines of the guide's table are those of the program.
+func TestGuideShowsTheTable(t *testing.T) {
+	t.Parallel()
+	guide, err := os.ReadFile(filepath.FromSlash("../../docs/LOAD_TESTING_GUIDE.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var table strings.Builder
+	if err := load.WriteTable(&table, sleepy.report(t)); err != nil {
+		t.Fatal(err)
+	}
+	label := regexp.MustCompile(`(?m)^ *\S+(?: \S+)*`)
+	shown := map[string]bool{}
+	for _, line := range label.FindAllString(table.String(), -1) {
+		shown[line] = true
+	}
+	_, excerpt, _ := strings.Cut(string(guide), "```\n      ")
+	excerpt, _, found := strings.Cut("      "+excerpt, "```")
+	if !found || strings.Count(excerpt, "\n") < 10 {
+		t.Fatalf("no table in the guide:\n%s", excerpt)
+	}
+	for _, line := range label.FindAllString(excerpt, -1) {
+		if !shown[line] {
+			t.Errorf("the program has no line %q", line)
+		}
+	}
+}
