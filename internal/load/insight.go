@@ -334,7 +334,7 @@ func (a *account) errors() {
 		refused, failed := a.value(side.prefix+".refused"), a.value(side.prefix+".errors")
 		if refused > 0 {
 			a.add(TopicErrors, func(s *sentence) string {
-				return fmt.Sprintf("In %s, %s answers to %s requests were 429 or 503 (not now): the figures are those of a service at its limit.",
+				return fmt.Sprintf("In %s, %s of the answers to %s requests said 429 or 503 (not now): the figures are those of a service at its limit.",
 					side.words, s.fig(side.prefix+".refused"), s.fig(side.prefix+".sent"))
 			})
 		}
