@@ -187,7 +187,7 @@ type RateFigures struct {
 	Capacity      int   `json:"capacity" minimum:"0" doc:"The most of them; further addresses share allowances while all have called within the window"`
 	Keys          int   `json:"keys_tracked" minimum:"0" doc:"API keys whose calls are remembered; addresses cannot push them out"`
 	Allowed       int64 `json:"allowed" minimum:"0" doc:"Calls let through since the process started, each entry of a batch as one"`
-	Limited       int64 `json:"limited" minimum:"0" doc:"Calls answered with 429 since the process started"`
+	Limited       int64 `json:"limited" minimum:"0" doc:"Calls refused with 429 since the process started, each entry of a batch as one"`
 }
 
 func (s *server) rateLimiting(now time.Time) rateLimiting {
