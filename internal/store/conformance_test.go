@@ -24,8 +24,9 @@ import (
 func TestConformance(t *testing.T) {
 	t.Parallel()
 	stores := map[string]func(t *testing.T) store.Store{
-		"file":   func(t *testing.T) store.Store { return openFile(t, filepath.Join(t.TempDir(), "tandem.db")) },
-		"memory": func(t *testing.T) store.Store { return openMemory(t) },
+		"file":     func(t *testing.T) store.Store { return openFile(t, filepath.Join(t.TempDir(), "tandem.db")) },
+		"memory":   func(t *testing.T) store.Store { return openMemory(t) },
+		"postgres": func(t *testing.T) store.Store { return openPostgres(t) },
 	}
 	chapters := map[string]func(t *testing.T, s store.Store){
 		"accept keeps every field":             conformAccept,

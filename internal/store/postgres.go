@@ -1,0 +1,354 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
+	"github.com/riverqueue/river/riverdriver/riverpgxv5"
+	"github.com/riverqueue/river/rivermigrate"
+
+	"tandem"
+)
+
+const (
+	postgresConns    = 20               // connections of a node, unless the URL says pool_max_conns
+	postgresMinConns = 8                // fewer than this and the parts of a node wait for each other
+	oldestPostgres   = 15               // major version
+	connectTimeout   = 5 * time.Second  // unless the URL says connect_timeout
+	writeTimeout     = 10 * time.Second // one transaction; a database that takes longer counts as gone
+	readTimeout      = 30 * time.Second // one statement that reads
+	migrationLock    = 7_236_001        // advisory: one node changes the schema
+	sweepLock        = 7_236_002        // advisory: one node sweeps
+)
+
+// IsPostgres reports whether url names a PostgreSQL database.
+func IsPostgres(url string) bool {
+	return strings.HasPrefix(url, "postgres://") || strings.HasPrefix(url, "postgresql://")
+}
+
+// Postgres is the store that any number of nodes share. River hands out the
+// work: see the package's file postgres_river.go and docs/decisions/0013-postgresql.md.
+type Postgres struct {
+	cfg  Config
+	node string // who we are, anew with every start
+
+	pool  *pgxpool.Pool // writers, River and the heartbeat
+	reads *pgxpool.Pool // read-only, so that readers never keep writers waiting
+
+	sendMu  sync.RWMutex // held for reading to send to writers, for writing to close
+	closed  bool         // guarded by sendMu
+	accepts *lineup      // requests to be accepted, which somebody waits for
+	results *lineup      // everything else that is written
+	writers []*pgWriter
+	writing sync.WaitGroup // the writers' goroutines
+
+	stop    context.CancelFunc // ends tend and announce
+	tending sync.WaitGroup
+
+	failure   atomic.Pointer[error] // the last write failed with this; nil: it succeeded
+	accepting atomic.Int64          // calls of Accept under way, for MaxQueue
+	working   atomic.Bool           // Work was called
+	others    atomic.Pointer[map[string]int64]
+	wakes     wakes
+
+	silent atomic.Bool // a fault point, false but in tests: no heartbeat, no sweep
+}
+
+// OpenPostgres connects, brings the schema up to date and joins the nodes that
+// share the database. Errors are for people, and hold no password.
+func OpenPostgres(ctx context.Context, cfg Config) (_ *Postgres, err error) {
+	if cfg.MaxQueue == 0 {
+		cfg.MaxQueue = 1_000_000
+	}
+	if cfg.MaxQueue < 0 {
+		return nil, fmt.Errorf("max queue %d: want at least 1", cfg.MaxQueue)
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	s := &Postgres{cfg: cfg, node: uuid.NewString(), accepts: newLineup(), results: newLineup()}
+	s.wakes.init()
+	s.others.Store(&map[string]int64{})
+	defer func() {
+		if err != nil {
+			s.release()
+			err = fmt.Errorf("open database %s: %w", withoutPassword(cfg.URL), explainPostgres(err))
+		}
+	}()
+	if s.pool, s.reads, err = connectPools(ctx, cfg.URL); err != nil {
+		return nil, err
+	}
+	if err := migratePostgres(ctx, s.pool); err != nil {
+		return nil, err
+	}
+	if err := s.heartbeat(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.lookAround(ctx); err != nil {
+		return nil, err
+	}
+	s.startWriters()
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.stop = stop
+	s.tending.Go(func() { s.beat(running) })
+	s.tending.Go(func() { s.tend(running) })
+	s.tending.Go(func() { s.announce(running) })
+	return s, nil
+}
+
+// MigratePostgres brings a database up to date and does nothing else.
+func MigratePostgres(ctx context.Context, url string) error {
+	pool, reads, err := connectPools(ctx, url)
+	if err == nil {
+		defer pool.Close()
+		defer reads.Close()
+		err = migratePostgres(ctx, pool)
+	}
+	if err != nil {
+		return fmt.Errorf("migrate database %s: %w", withoutPassword(url), explainPostgres(err))
+	}
+	return nil
+}
+
+// connectPools returns a pool for writing and one for reading, which share the connections that
+// the URL allows. Neither has connected when it returns without an error but for one of the first.
+func connectPools(ctx context.Context, url string) (pool, reads *pgxpool.Pool, err error) {
+	cfg, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, nil, errors.New("the URL cannot be read; give postgres://USER:PASSWORD@HOST:PORT/DATABASE")
+	}
+	if !strings.Contains(url, "pool_max_conns=") {
+		cfg.MaxConns = postgresConns
+	}
+	if cfg.MaxConns < postgresMinConns {
+		return nil, nil, fmt.Errorf("pool_max_conns %d: want at least %d", cfg.MaxConns, postgresMinConns)
+	}
+	if cfg.ConnConfig.ConnectTimeout == 0 || !strings.Contains(url, "connect_timeout=") {
+		cfg.ConnConfig.ConnectTimeout = connectTimeout
+	}
+	if _, ok := cfg.ConnConfig.RuntimeParams["application_name"]; !ok {
+		cfg.ConnConfig.RuntimeParams["application_name"] = "tandem"
+	}
+	all := cfg.MaxConns
+	reading := cfg.Copy()
+	reading.MaxConns = max(all/4, 2)
+	setDefaults(reading, map[string]string{"statement_timeout": inMillis(readTimeout), "default_transaction_read_only": "on"})
+	cfg.MaxConns = all - reading.MaxConns
+	setDefaults(cfg, map[string]string{"statement_timeout": inMillis(readTimeout), "lock_timeout": inMillis(writeTimeout)})
+	if pool, err = pgxpool.NewWithConfig(ctx, cfg); err != nil {
+		return nil, nil, err
+	}
+	if err := pool.Ping(ctx); err != nil {
+		pool.Close()
+		return nil, nil, err
+	}
+	if reads, err = pgxpool.NewWithConfig(ctx, reading); err != nil {
+		pool.Close()
+		return nil, nil, err
+	}
+	return pool, reads, nil
+}
+
+// setDefaults sets parameters of the session that the URL does not.
+func setDefaults(cfg *pgxpool.Config, parameters map[string]string) {
+	for name, value := range parameters {
+		if _, ok := cfg.ConnConfig.RuntimeParams[name]; !ok {
+			cfg.ConnConfig.RuntimeParams[name] = value
+		}
+	}
+}
+
+func inMillis(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
+
+// migratePostgres applies River's migrations and ours. One node does, the others wait for it.
+func migratePostgres(ctx context.Context, pool *pgxpool.Pool) error {
+	lock, err := pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer lock.Release()
+	var version int
+	if err := lock.QueryRow(ctx, `SELECT current_setting('server_version_num')::int / 10000`).Scan(&version); err != nil {
+		return err
+	}
+	if version < oldestPostgres {
+		return fmt.Errorf("the server is PostgreSQL %d; tandem needs %d or newer", version, oldestPostgres)
+	}
+	// Whoever comes second waits as long as the first takes, and a large index may take long.
+	_, err = lock.Exec(ctx, `SET lock_timeout = 0; SET statement_timeout = 0`)
+	if err == nil {
+		_, err = lock.Exec(ctx, `SELECT pg_advisory_lock($1)`, migrationLock)
+	}
+	if err != nil {
+		return fmt.Errorf("wait for another node that changes the schema: %w", err)
+	}
+	defer lock.Conn().Close(context.WithoutCancel(ctx)) //nolint:errcheck // lets go of the lock and of the settings above
+	db := stdlib.OpenDBFromPool(pool)
+	defer db.Close() //nolint:errcheck // the pool stays open
+	files, err := fs.Sub(migrations, "migrations/postgres")
+	if err != nil {
+		return err
+	}
+	provider, err := goose.NewProvider(goose.DialectPostgres, db, files, goose.WithLogger(goose.NopLogger()))
+	if err != nil {
+		return fmt.Errorf("read migrations: %w", err)
+	}
+	sources := provider.ListSources()
+	newest := sources[len(sources)-1].Version
+	if version, err := provider.GetDBVersion(ctx); err != nil {
+		return err
+	} else if version > newest {
+		return fmt.Errorf("its schema is version %d, this tandem knows up to %d: it was written by a newer tandem; start that one, or name another database", version, newest)
+	}
+	if err := migrateRiver(ctx, pool); err != nil {
+		return err
+	}
+	if _, err := provider.Up(ctx); err != nil {
+		return fmt.Errorf("bring the schema up to date: %w", err)
+	}
+	return nil
+}
+
+func migrateRiver(ctx context.Context, pool *pgxpool.Pool) error {
+	migrator, err := rivermigrate.New(riverpgxv5.New(pool), &rivermigrate.Config{Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return fmt.Errorf("read River's migrations: %w", err)
+	}
+	existing, err := migrator.ExistingVersions(ctx)
+	if err != nil {
+		return fmt.Errorf("read the version of River's schema: %w", err)
+	}
+	known := migrator.AllVersions()
+	if n := len(existing); n > 0 && existing[n-1].Version > known[len(known)-1].Version {
+		return fmt.Errorf("the schema of River is version %d, this tandem knows up to %d: start the newer tandem", existing[n-1].Version, known[len(known)-1].Version)
+	}
+	if _, err := migrator.Migrate(ctx, rivermigrate.DirectionUp, nil); err != nil {
+		return fmt.Errorf("bring River's schema up to date: %w", err)
+	}
+	return nil
+}
+
+// explainPostgres turns PostgreSQL's codes into what to do next.
+func explainPostgres(err error) error {
+	if cause, ok := errors.AsType[*pgconn.PgError](err); ok {
+		switch cause.Code {
+		case "28P01", "28000":
+			return fmt.Errorf("the server does not let this user in; check user, password and pg_hba.conf: %s", cause.Message)
+		case "3D000":
+			return fmt.Errorf("there is no such database; make it first (createdb): %s", cause.Message)
+		case "42501":
+			return fmt.Errorf("this user may not make tables there; let it own the database: %s", cause.Message)
+		case "53300":
+			return fmt.Errorf("the server has no connection left; raise its max_connections or lower pool_max_conns: %s", cause.Message)
+		default:
+			return err
+		}
+	}
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return fmt.Errorf("no connection; check that the server runs and that host, port and sslmode are right: %w", err)
+	}
+	return err
+}
+
+// withoutPassword is a URL that may be shown.
+func withoutPassword(text string) string {
+	parsed, err := url.Parse(text)
+	if err != nil {
+		return "postgres://…"
+	}
+	query := parsed.Query()
+	for name := range query {
+		if strings.Contains(strings.ToLower(name), "password") {
+			query.Set(name, "xxxxx")
+		}
+	}
+	parsed.RawQuery = query.Encode()
+	return parsed.Redacted()
+}
+
+// Close commits what waits, leaves the other nodes and lets go of the database.
+// It may be called more than once.
+func (s *Postgres) Close() error {
+	s.sendMu.Lock()
+	first := !s.closed
+	if first {
+		s.closed = true
+		close(s.accepts.ops)
+		close(s.results.ops)
+	}
+	s.sendMu.Unlock()
+	s.writing.Wait()
+	if !first {
+		s.tending.Wait()
+		return nil
+	}
+	s.stop()
+	s.tending.Wait()
+	bound, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	s.leave(bound)
+	s.release()
+	return nil
+}
+
+func (s *Postgres) release() {
+	if s.pool != nil {
+		s.pool.Close()
+		s.reads.Close()
+	}
+}
+
+// SigningSecret returns the secret kept in the database, the same for all nodes whichever is first.
+func (s *Postgres) SigningSecret(ctx context.Context, fresh tandem.Secret) (tandem.Secret, bool, error) {
+	var text string
+	made := false
+	err := s.do(ctx, func(ctx context.Context, tx pgx.Tx, _ map[string]int64) error {
+		tag, err := tx.Exec(ctx, `INSERT INTO settings (name, value) VALUES ('signing_secret', $1) ON CONFLICT DO NOTHING`, fresh.Reveal())
+		if err != nil {
+			return err
+		}
+		made = tag.RowsAffected() == 1
+		return tx.QueryRow(ctx, `SELECT value FROM settings WHERE name = 'signing_secret'`).Scan(&text)
+	})
+	if err != nil {
+		return tandem.Secret{}, false, fmt.Errorf("keep the signing secret: %w", err)
+	}
+	secret, err := tandem.ParseSecret(text)
+	return secret, made, err
+}
+
+// note remembers whether the database takes writes, for /readyz.
+func (s *Postgres) note(err error) {
+	if cause, ok := errors.AsType[*pgconn.PgError](err); ok && (strings.HasPrefix(cause.Code, "22") || strings.HasPrefix(cause.Code, "23")) {
+		err = nil // one bad row; the database is well
+	}
+	if errors.Is(err, errTwice) {
+		err = nil
+	}
+	before := s.failure.Load()
+	switch {
+	case err == nil && before != nil:
+		s.failure.Store(nil)
+		s.cfg.Log.Info("the database takes writes again")
+	case err != nil:
+		if before == nil {
+			s.cfg.Log.Error("the database does not take writes; new requests are refused until it does", "error", explainPostgres(err))
+		}
+		s.failure.Store(&err)
+	}
+}

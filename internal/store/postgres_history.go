@@ -1,0 +1,348 @@
+package store
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"tandem"
+)
+
+// reading runs a function that reads, and says so in words for people when it cannot.
+func (s *Postgres) reading(ctx context.Context, f func(context.Context) error) error {
+	err := f(ctx)
+	var known *tandem.Error
+	switch {
+	case err == nil || errors.As(err, &known):
+		return err
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	default:
+		return &tandem.Error{
+			Code:       tandem.CodeStoreUnavailable,
+			Message:    "the database cannot be read now; try again later",
+			RetryAfter: 5 * time.Second,
+			Err:        err,
+		}
+	}
+}
+
+// pgColumns are what scanPostgres reads, in its order, before data and result.
+const pgColumns = `id, mode, task, status, callback_status, complexity, callback_attempts, processing_us,
+	started_at, completed_at, error_code, error_message, callback_url, coalesce(batch_id, ''), coalesce(key_id, '')`
+
+// scanPostgres reads a request, after columns of the caller's own.
+func scanPostgres(row pgx.Row, first ...any) (r tandem.Request, err error) {
+	var id pgtype.UUID
+	var processing int64
+	var started, completed pgtype.Timestamptz
+	var data, result []byte
+	err = row.Scan(append(first, &id, &r.Mode, &r.Task, &r.Status, &r.CallbackStatus, &r.Complexity, &r.CallbackAttempts, &processing,
+		&started, &completed, &r.ErrorCode, &r.ErrorMessage, &r.CallbackURL, &r.BatchID, &r.KeyID, &data, &result)...)
+	if err != nil {
+		return r, err
+	}
+	r.ID, r.Data, r.Result = tandem.ID(id.Bytes), data, result
+	r.ProcessingTimeMS = float64(processing) / 1000
+	r.StartedAt, r.CompletedAt = utc(started), utc(completed)
+	r.CreatedAt, err = tandem.IDTime(r.ID)
+	return r, err
+}
+
+func utc(t pgtype.Timestamptz) time.Time {
+	if !t.Valid {
+		return time.Time{}
+	}
+	return t.Time.UTC()
+}
+
+// Request returns one request with its attempts.
+func (s *Postgres) Request(ctx context.Context, id string) (tandem.Request, error) {
+	var r tandem.Request
+	unknown := tandem.Errorf(tandem.CodeNotFound, "There is no request %.60q; it may have been older than the retention.", id)
+	key, err := uuidOf(id)
+	if err != nil {
+		return r, unknown
+	}
+	err = s.reading(ctx, func(ctx context.Context) error {
+		found, err := scanPostgres(s.reads.QueryRow(ctx, `SELECT `+pgColumns+`, data, result FROM requests WHERE id = $1`, key))
+		if errors.Is(err, pgx.ErrNoRows) {
+			return unknown
+		}
+		if err != nil {
+			return err
+		}
+		r = found
+		r.Attempts, err = s.attempts(ctx, key)
+		return err
+	})
+	return r, err
+}
+
+func (s *Postgres) attempts(ctx context.Context, key pgtype.UUID) ([]tandem.Attempt, error) {
+	rows, err := s.reads.Query(ctx, `
+		SELECT number, outcome, started_at, duration_us, status_code, error, next_at
+		FROM attempts
+		WHERE request = $1
+		ORDER BY number, started_at`, key)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (tandem.Attempt, error) {
+		var a tandem.Attempt
+		var duration int64
+		var started, next pgtype.Timestamptz
+		err := row.Scan(&a.Number, &a.Outcome, &started, &duration, &a.StatusCode, &a.Error, &next)
+		a.StartedAt, a.NextAt, a.DurationMS = utc(started), utc(next), float64(duration)/1000
+		return a, err
+	})
+}
+
+// firstID returns the least id of an order, as it is kept.
+func firstID(order int64) pgtype.UUID {
+	id := pgtype.UUID{Valid: true}
+	ms := order >> 12
+	for i := range 6 {
+		id.Bytes[i] = byte(ms >> (40 - 8*i))
+	}
+	id.Bytes[6], id.Bytes[7] = 0x70|byte(order>>8&0x0f), byte(order)
+	return id
+}
+
+// endID is after every id.
+var endID = pgtype.UUID{Valid: true, Bytes: [16]byte{
+	math.MaxUint8, math.MaxUint8, math.MaxUint8, math.MaxUint8, math.MaxUint8, math.MaxUint8, math.MaxUint8, math.MaxUint8,
+	math.MaxUint8, math.MaxUint8, math.MaxUint8, math.MaxUint8, math.MaxUint8, math.MaxUint8, math.MaxUint8, math.MaxUint8,
+}}
+
+// orderID is firstID, but for the moment after the last id there can be.
+func orderID(t time.Time) pgtype.UUID {
+	order := tandem.OrderOf(t)
+	if order>>12 >= 1<<48 {
+		return endID
+	}
+	return firstID(order)
+}
+
+// Requests returns a page of the history. A filter becomes a union of ranges of
+// an index, as in the other store, which PostgreSQL merges row by row.
+func (s *Postgres) Requests(ctx context.Context, f Filter) (Page, error) {
+	from, before := orderID(f.Since), endID
+	if !f.Until.IsZero() {
+		before = orderID(f.Until)
+	}
+	if f.Cursor != "" {
+		last, err := base64.RawURLEncoding.DecodeString(f.Cursor)
+		var id pgtype.UUID
+		if err == nil {
+			id, err = uuidOf(string(last))
+		}
+		if err != nil {
+			return Page{}, tandem.Errorf(tandem.CodeInvalidCursor, "cursor %.60q is not one that this server gave out; start again without it", f.Cursor)
+		}
+		if string(id.Bytes[:]) < string(before.Bytes[:]) {
+			before = id
+		}
+	}
+	query, args := postgresPage(f, s.total(ctx).members(groupTask), from, before)
+	var page Page
+	if query == "" {
+		return page, nil
+	}
+	err := s.reading(ctx, func(ctx context.Context) error {
+		rows, err := s.reads.Query(ctx, query, args...)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		held := 0
+		for rows.Next() {
+			r, err := scanPostgres(rows)
+			if err != nil {
+				return err
+			}
+			held += len(r.Data) + len(r.Result)
+			n := len(page.Requests)
+			if n == f.Limit || f.MaxBytes > 0 && n > 0 && held > f.MaxBytes {
+				page.Next = base64.RawURLEncoding.EncodeToString([]byte(page.Requests[n-1].ID))
+				break
+			}
+			page.Requests = append(page.Requests, r)
+		}
+		rows.Close()
+		if err := rows.Err(); err != nil || !f.allSubmissions() {
+			return err
+		}
+		page.Submissions, err = s.submissions(ctx, f.Key)
+		return err
+	})
+	return page, err
+}
+
+// submissions is how many are in the history: all of them, or those of a key, which are counted in its index.
+func (s *Postgres) submissions(ctx context.Context, key string) (n int64, err error) {
+	if key == "" {
+		return s.total(ctx).value(counterSubmissionRows), nil
+	}
+	err = s.reads.QueryRow(ctx, `SELECT count(*) FROM requests WHERE key_id = $1 AND task = $2`, key, tandem.TaskSubmission).Scan(&n)
+	return n, err
+}
+
+// postgresPage returns the statement for a filter and its arguments; "" when nothing can match.
+func postgresPage(f Filter, tasks []string, from, before pgtype.UUID) (string, []any) {
+	args := []any{from, before, f.Limit + 1, f.Offset}
+	add := func(value any) string {
+		args = append(args, value)
+		return "$" + strconv.Itoa(len(args))
+	}
+	owner := ""
+	if f.Key != "" {
+		owner = "key_id = " + add(f.Key) + " AND "
+	}
+	const selected = `SELECT ` + pgColumns + `, data, result FROM requests WHERE `
+	const page = `id >= $1 AND id < $2 ORDER BY id DESC LIMIT $3::bigint OFFSET $4::bigint`
+	if f.Batch != "" { // the few rows of a batch are looked through
+		return selected + owner + `batch_id = ` + add(f.Batch) + ` AND ` + page, args
+	}
+	if f.Mode == "" && f.Status == "" && f.Task == "" && f.Key == "" {
+		return selected + page, args
+	}
+	modes, statuses := tandem.Modes, tandem.Statuses
+	if f.Mode != "" {
+		modes = []tandem.Mode{f.Mode}
+	}
+	if f.Status != "" {
+		statuses = []tandem.Status{f.Status}
+	}
+	if f.Task != "" || len(tasks) == 0 {
+		tasks = []string{f.Task}
+	}
+	var arms []string
+	for _, mode := range modes {
+		for _, status := range statuses {
+			if mode == tandem.ModeSync && (status == tandem.StatusCallbackSent || status == tandem.StatusCallbackFailed) {
+				continue // a sync request has no callback
+			}
+			for _, task := range tasks {
+				arms = append(arms, `
+		(SELECT id FROM requests
+		WHERE `+owner+`mode = `+add(string(mode))+` AND status = `+add(string(status))+` AND task = `+add(task)+` AND id >= $1 AND id < $2
+		ORDER BY id DESC LIMIT $3::bigint + $4::bigint)`)
+			}
+		}
+	}
+	if len(arms) == 0 {
+		return "", nil
+	}
+	return `
+	WITH page AS MATERIALIZED (
+		SELECT id AS row FROM (` + strings.Join(arms, `
+		UNION ALL`) + `) AS arms
+		ORDER BY row DESC
+		LIMIT $3::bigint OFFSET $4::bigint)
+	SELECT ` + pgColumns + `, data, result FROM page JOIN requests ON id = row ORDER BY row DESC`, args
+}
+
+// Stats returns the counters: of this node as of its last commit, of the others as of a second ago.
+func (s *Postgres) Stats(ctx context.Context) (Stats, error) {
+	stats := s.total(ctx).stats(time.Now())
+	stats.Capacity = s.cfg.MaxQueue
+	if failure := s.failure.Load(); failure != nil {
+		stats.Unavailable = *failure
+		return stats, nil
+	}
+	err := s.reading(ctx, func(ctx context.Context) error {
+		var oldest pgtype.Timestamptz
+		var now time.Time
+		err := s.reads.QueryRow(ctx, `
+			SELECT now(), min(due)
+			FROM unnest($1::text[]) AS lane
+			CROSS JOIN LATERAL (
+				SELECT scheduled_at AS due
+				FROM river_job
+				WHERE state = 'available' AND queue = lane AND priority = 1 AND scheduled_at <= now()
+				ORDER BY scheduled_at
+				LIMIT 1
+			) AS first`, laneNames()).Scan(&now, &oldest)
+		if err == nil && oldest.Valid {
+			stats.OldestDue = time.Now().Add(oldest.Time.Sub(now)) // by our clock, which may differ from the database's
+		}
+		return err
+	})
+	return stats, err
+}
+
+func laneNames() []string {
+	names := make([]string, len(Lanes))
+	for i, lane := range Lanes {
+		names[i] = string(lane)
+	}
+	return names
+}
+
+// Retain deletes finished requests that were made before the given time, in chunks of
+// transactions that last some milliseconds each.
+func (s *Postgres) Retain(ctx context.Context, before time.Time) (int, error) {
+	deleted := 0
+	after := pgtype.UUID{Valid: true}
+	for {
+		chunk := oldChunk{after: after, before: orderID(before)}
+		err := ctx.Err()
+		if err == nil {
+			err = s.do(ctx, chunk.delete)
+		}
+		switch {
+		case ctx.Err() != nil:
+			return deleted, nil //nolint:nilerr // to stop early is no error: the rest goes next time
+		case err != nil:
+			return deleted, fmt.Errorf("delete what is past its retention: %w", err)
+		}
+		deleted += chunk.deleted
+		if !chunk.last.Valid {
+			return deleted, nil
+		}
+		after = chunk.last
+	}
+}
+
+// oldChunk is a part of the history that retention looks at.
+type oldChunk struct {
+	after, before pgtype.UUID
+	last          pgtype.UUID // up to where it has looked; not valid: there was nothing
+	deleted       int
+}
+
+func (c *oldChunk) delete(ctx context.Context, tx pgx.Tx, deltas map[string]int64) error {
+	var submissions int
+	err := tx.QueryRow(ctx, `
+		WITH looked AS MATERIALIZED (
+			SELECT id, task, job_id IS NULL AND status NOT IN ('pending', 'processing') AS over
+			FROM requests
+			WHERE id > $1 AND id < $2
+			ORDER BY id
+			LIMIT $3
+		), gone AS (
+			DELETE FROM requests USING looked
+			WHERE requests.id = looked.id AND over
+			RETURNING requests.id, requests.task
+		), tries AS (
+			DELETE FROM attempts USING gone
+			WHERE request = gone.id
+		)
+		SELECT (SELECT id FROM looked ORDER BY id DESC LIMIT 1), count(*), count(*) FILTER (WHERE task = $4)
+		FROM gone`, c.after, c.before, chunkRows, tandem.TaskSubmission).Scan(&c.last, &c.deleted, &submissions)
+	if err != nil {
+		return err
+	}
+	deltas[counterRows] -= int64(c.deleted)
+	deltas[counterSubmissionRows] -= int64(submissions)
+	return nil
+}

@@ -1,0 +1,311 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"tandem"
+)
+
+const (
+	beatInterval  = 2 * time.Second // how often a node says that it lives
+	beatTimeout   = 2 * time.Second
+	sweepInterval = 3 * time.Second // how often it looks for those that do not
+	deadAfter     = 8 * time.Second // by the clock of the database
+	lookAhead     = time.Second     // how old the counters of other nodes may be
+	deepSweep     = 20              // every so many sweeps also look for requests whose job is gone
+)
+
+// heartbeat says that this node lives. It also tells whether the database takes writes.
+func (s *Postgres) heartbeat(ctx context.Context) error {
+	name, err := os.Hostname()
+	if err != nil {
+		name = "unknown"
+	}
+	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
+	defer cancel()
+	_, err = s.pool.Exec(ctx, `
+		INSERT INTO nodes (id, name, version, since, seen_at) VALUES ($1, $2, $3, now(), now())
+		ON CONFLICT (id) DO UPDATE SET seen_at = now()`, s.node, name, tandem.Version)
+	if err != nil {
+		return fmt.Errorf("say that this node lives: %w", err)
+	}
+	return nil
+}
+
+// beat is the heartbeat, apart from everything that may have to wait.
+func (s *Postgres) beat(ctx context.Context) {
+	tick := time.NewTicker(beatInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if s.silent.Load() {
+			continue
+		}
+		if err := s.heartbeat(ctx); ctx.Err() == nil {
+			s.note(err)
+		}
+	}
+}
+
+// tend looks at what other nodes count, and after those that are dead.
+func (s *Postgres) tend(ctx context.Context) {
+	look, sweep := time.NewTicker(lookAhead), time.NewTicker(sweepInterval)
+	defer look.Stop()
+	defer sweep.Stop()
+	for sweeps := 1; ; {
+		var err error
+		select {
+		case <-ctx.Done():
+			return
+		case <-look.C:
+			err = s.lookAround(ctx)
+		case <-sweep.C:
+			if s.silent.Load() {
+				continue
+			}
+			err = s.sweep(ctx, sweeps%deepSweep == 0)
+			sweeps++
+		}
+		if err != nil && ctx.Err() == nil && s.failure.Load() == nil {
+			s.cfg.Log.Error("look after other nodes; trying again", "error", err)
+		}
+	}
+}
+
+// lookAround reads the counters of all nodes but this one.
+func (s *Postgres) lookAround(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
+	defer cancel()
+	rows, err := s.pool.Query(ctx, `SELECT counts FROM counters WHERE node <> $1`, s.node)
+	if err != nil {
+		return fmt.Errorf("read the counters of other nodes: %w", err)
+	}
+	sum, text := map[string]int64{}, ""
+	_, err = pgx.ForEachRow(rows, []any{&text}, func() error { return addCounts(sum, text) })
+	if err != nil {
+		return fmt.Errorf("read the counters of other nodes: %w", err)
+	}
+	s.others.Store(&sum)
+	return nil
+}
+
+// addCounts adds what a row of counters says.
+func addCounts(sum map[string]int64, text string) error {
+	counts := map[string]int64{}
+	if err := json.Unmarshal([]byte(text), &counts); err != nil {
+		return err
+	}
+	for name, value := range counts {
+		sum[name] += value
+	}
+	return nil
+}
+
+// leave tells the other nodes that this one has ended, so that they need not wait to see it.
+func (s *Postgres) leave(ctx context.Context) {
+	if _, err := s.pool.Exec(ctx, `DELETE FROM nodes WHERE id = $1`, s.node); err != nil {
+		s.cfg.Log.Warn("leave the other nodes; they will notice", "error", err)
+	}
+}
+
+// sweep takes over what dead nodes have left. One node does at a time; nothing of
+// it depends on which of them is River's leader. A deep one also finds requests whose job is gone.
+func (s *Postgres) sweep(ctx context.Context, deep bool) error {
+	w := sweeping{store: s, deep: deep}
+	if err := s.do(ctx, w.run); err != nil {
+		return fmt.Errorf("sweep: %w", err)
+	}
+	for _, node := range w.dead {
+		s.cfg.Log.Warn("a node is dead; others take over its work", "node", node)
+	}
+	if w.interrupted+w.again > 0 {
+		s.cfg.Log.Info("took over from dead nodes", "interrupted", w.interrupted, "again", w.again)
+		for _, lane := range Lanes {
+			s.wakes.add(lane, 0)
+		}
+	}
+	return nil
+}
+
+// sweeping is one sweep.
+type sweeping struct {
+	store              *Postgres
+	deep               bool
+	dead               []string
+	interrupted, again int64
+}
+
+func (w *sweeping) run(ctx context.Context, tx pgx.Tx, deltas map[string]int64) error {
+	w.dead, w.interrupted, w.again = nil, 0, 0
+	var ours bool
+	if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, sweepLock).Scan(&ours); err != nil || !ours {
+		return err
+	}
+	rows, err := tx.Query(ctx, `DELETE FROM nodes WHERE seen_at < now() - $1::bigint * interval '1 microsecond' RETURNING id`, deadAfter.Microseconds())
+	if err != nil {
+		return err
+	}
+	if w.dead, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil {
+		return err
+	}
+	for _, part := range []func(context.Context, pgx.Tx, map[string]int64) error{w.interrupt, w.resume, w.fold} {
+		if err := part(ctx, tx, deltas); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// interrupt ends the sync requests of nodes that are no more.
+func (w *sweeping) interrupt(ctx context.Context, tx pgx.Tx, deltas map[string]int64) error {
+	tag, err := tx.Exec(ctx, `
+		UPDATE requests
+		SET status = 'failed', error_code = $1, error_message = $2, completed_at = now()
+		WHERE status = 'processing' AND job_id IS NULL AND NOT EXISTS (SELECT FROM nodes WHERE nodes.id = node)`,
+		tandem.FailedInterrupted, "the server stopped while this request was running")
+	if err != nil {
+		return fmt.Errorf("end interrupted requests: %w", err)
+	}
+	n := tag.RowsAffected()
+	w.interrupted = n
+	deltas[nowCounter(tandem.StatusProcessing)] -= n
+	deltas[endedCounter(tandem.StatusFailed)] += n
+	deltas[failureCounter(tandem.FailedInterrupted)] += n
+	deltas[counterUnfinished] -= n
+	return nil
+}
+
+// lostJobs are those that River believes a dead node runs, and those that wait for a caller
+// on a dead node to finish them.
+const lostJobs = `
+	SELECT id
+	FROM river_job
+	WHERE state = 'running' AND NOT EXISTS (SELECT FROM nodes WHERE nodes.id = attempted_by[array_upper(attempted_by, 1)])
+	UNION
+	SELECT job_id
+	FROM requests
+	WHERE status = 'processing' AND job_id IS NOT NULL AND NOT EXISTS (SELECT FROM nodes WHERE nodes.id = node)
+	      AND NOT EXISTS (SELECT FROM river_job WHERE river_job.id = job_id AND state = 'running')`
+
+// goneJobs are those that requests name and River does not have, or will not run.
+const goneJobs = `
+	UNION
+	SELECT job_id
+	FROM requests
+	WHERE job_id IS NOT NULL AND NOT EXISTS (
+		SELECT FROM river_job WHERE river_job.id = job_id AND state NOT IN ('completed', 'discarded', 'cancelled'))`
+
+// resume deletes the jobs of nodes that are no more and inserts them anew, under other ids: a
+// node that was only slow finds that its results come too late.
+func (w *sweeping) resume(ctx context.Context, tx pgx.Tx, deltas map[string]int64) error {
+	which := lostJobs
+	if w.deep {
+		which += goneJobs
+	}
+	rows, err := tx.Query(ctx, `
+		WITH lost_jobs AS MATERIALIZED (`+which+`
+		), lost AS MATERIALIZED (
+			SELECT requests.id, status, lane, nextval('river_job_id_seq') AS new_job
+			FROM lost_jobs JOIN requests ON job_id = lost_jobs.id
+			FOR UPDATE OF requests
+		), old_jobs AS (
+			DELETE FROM river_job USING lost_jobs
+			WHERE river_job.id = lost_jobs.id
+		), new_jobs AS (
+			INSERT INTO river_job (id, args, kind, max_attempts, queue, state)
+			SELECT new_job, '{}', 'request', 25, lane, 'available'
+			FROM lost
+		)
+		UPDATE requests
+		SET job_id = new_job, status = CASE requests.status WHEN 'processing' THEN 'pending' ELSE requests.status END
+		FROM lost
+		WHERE requests.id = lost.id
+		RETURNING lost.status`)
+	if err != nil {
+		return fmt.Errorf("hand out again what dead nodes were working on: %w", err)
+	}
+	var before string
+	_, err = pgx.ForEachRow(rows, []any{&before}, func() error {
+		w.again++
+		if tandem.Status(before) == tandem.StatusProcessing {
+			deltas[nowCounter(tandem.StatusProcessing)]--
+			deltas[nowCounter(tandem.StatusPending)]++
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("hand out again what dead nodes were working on: %w", err)
+	}
+	return nil
+}
+
+// fold adds the counters of nodes that are no more to those of node "".
+func (w *sweeping) fold(ctx context.Context, tx pgx.Tx, _ map[string]int64) error {
+	rows, err := tx.Query(ctx, `
+		DELETE FROM counters
+		WHERE node <> '' AND NOT EXISTS (SELECT FROM nodes WHERE nodes.id = node)
+		RETURNING counts`)
+	if err != nil {
+		return fmt.Errorf("fold counters: %w", err)
+	}
+	texts, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil || len(texts) == 0 {
+		return err
+	}
+	var base string
+	if err := tx.QueryRow(ctx, `SELECT counts FROM counters WHERE node = '' FOR UPDATE`).Scan(&base); err != nil {
+		return fmt.Errorf("fold counters: %w", err)
+	}
+	sum := map[string]int64{}
+	for _, text := range append(texts, base) {
+		if err := addCounts(sum, text); err != nil {
+			return fmt.Errorf("fold counters: %w", err)
+		}
+	}
+	maps.DeleteFunc(sum, func(name string, _ int64) bool {
+		return strings.HasPrefix(name, groupRecent) && !isRecent(name, time.Now())
+	})
+	counts, err := json.Marshal(sum)
+	if err == nil {
+		_, err = tx.Exec(ctx, `UPDATE counters SET counts = $1 WHERE node = ''`, string(counts))
+	}
+	if err != nil {
+		return fmt.Errorf("fold counters: %w", err)
+	}
+	return nil
+}
+
+// Node is one tandem of those that share a database.
+type Node struct {
+	ID      string
+	Name    string    // of its machine
+	Version string    // of tandem
+	Since   time.Time // it joined, by the clock of the database
+	Seen    time.Time // it last said that it lives, by the clock of the database
+}
+
+// Nodes lists the nodes that are not known to be dead, longest first.
+func (s *Postgres) Nodes(ctx context.Context) ([]Node, error) {
+	var nodes []Node
+	err := s.reading(ctx, func(ctx context.Context) error {
+		rows, err := s.reads.Query(ctx, `SELECT id, name, version, since, seen_at FROM nodes ORDER BY since, id`)
+		if err != nil {
+			return err
+		}
+		nodes, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Node])
+		return err
+	})
+	return nodes, err
+}

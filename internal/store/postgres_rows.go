@@ -1,0 +1,449 @@
+package store
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"tandem"
+)
+
+// pgTx is the transaction of a batch. What is of one kind is written by one statement, whose
+// parameters are arrays, a column each. A job is inserted into River's table by the
+// statement that writes the row which names it: River's own inserts would take a statement
+// more and know no time but the node's.
+type pgTx struct {
+	pgx.Tx
+
+	store  *Postgres
+	deltas map[string]int64 // :: counter → what this transaction adds
+}
+
+func (t *pgTx) count(name string, delta int64) { t.deltas[name] += delta }
+
+// pgRow is a new request.
+type pgRow struct {
+	request *tandem.Request
+	lane    Lane
+	delay   time.Duration // before it is handed out
+}
+
+// pgMark notes that the work of a job has begun. Nothing depends on it but what people see, and
+// which rows are left when a node dies.
+type pgMark struct {
+	job int64
+	at  time.Time
+}
+
+// pgSettle is what came of a job, or, without a job, of work that the caller of Accept did itself.
+type pgSettle struct {
+	job   int64
+	lane  Lane
+	after *tandem.Request
+	next  *Next
+	found bool // the row still named the job, and has been written; set by the transaction
+}
+
+func (t *pgTx) apply(ctx context.Context, ops []*pgOp) error {
+	var rows []pgRow
+	var marks []*pgMark
+	var settles []*pgSettle
+	for _, o := range ops {
+		switch {
+		case o.accept != nil:
+			rows = append(rows, o.accept...)
+		case o.mark != nil:
+			marks = append(marks, o.mark)
+		case o.settle != nil:
+			settles = append(settles, o.settle)
+		}
+	}
+	if err := t.insert(ctx, rows); err != nil {
+		return err
+	}
+	if err := t.mark(ctx, marks); err != nil {
+		return err
+	}
+	if err := t.settle(ctx, settles); err != nil {
+		return err
+	}
+	for _, o := range ops {
+		if o.apply == nil {
+			continue
+		}
+		if err := o.apply(ctx, t.Tx, t.deltas); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// insertRequests: a caller's lease or a moment is added to the clock of the database, which
+// is the only one that due times are compared with.
+const insertRequests = `
+	WITH fresh AS MATERIALIZED (
+		SELECT u.*, CASE WHEN lane <> '' THEN nextval('river_job_id_seq') END AS job_id
+		FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::int[], $7::timestamptz[], $8::text[],
+		            $9::bigint[], $10::text[], $11::text[], $12::text[], $13::bytea[])
+		     AS u(id, mode, task, status, callback_status, complexity, started_at, lane, delay_us, callback_url, batch_id, key_id, data)
+	), jobs AS (
+		INSERT INTO river_job (id, args, kind, max_attempts, queue, scheduled_at, state)
+		SELECT job_id, '{}', 'request', 25, lane, now() + delay_us * interval '1 microsecond', 'available'
+		FROM fresh
+		WHERE lane <> ''
+	)
+	INSERT INTO requests (id, mode, task, status, callback_status, complexity, started_at, lane, job_id, node, callback_url, batch_id, key_id, data)
+	SELECT id, mode, task, status, callback_status, complexity, started_at, nullif(lane, ''), job_id, $14, callback_url,
+	       nullif(batch_id, ''), nullif(key_id, ''), data
+	FROM fresh`
+
+func (t *pgTx) insert(ctx context.Context, rows []pgRow) error {
+	if len(rows) == 0 {
+		return nil
+	}
+	n := len(rows)
+	ids, data := make([]pgtype.UUID, n), make([][]byte, n)
+	started := make([]pgtype.Timestamptz, n)
+	complexity, delays := make([]int32, n), make([]int64, n)
+	var texts [8][]string
+	for i := range rows {
+		r, lane := rows[i].request, rows[i].lane
+		id, err := uuidOf(r.ID)
+		if err != nil {
+			return err
+		}
+		ids[i], data[i], started[i], complexity[i] = id, []byte(r.Data), timestamp(r.StartedAt), int32(r.Complexity)
+		delays[i] = rows[i].delay.Microseconds()
+		for column, text := range [...]string{string(r.Mode), r.Task, string(r.Status), string(r.CallbackStatus), string(lane), r.CallbackURL, r.BatchID, r.KeyID} {
+			texts[column] = append(texts[column], plain(text))
+		}
+		if r.Task == tandem.TaskSubmission {
+			t.count(counterSubmissionRows, 1)
+			t.count(recentCounter(time.Now()), 1)
+		}
+		if lane != LaneNone {
+			t.count(queueCounter(lane), 1)
+		}
+		t.count(groupAccepted+string(r.Mode), 1)
+		t.count(groupTask+r.Task, 1)
+		t.count(nowCounter(r.Status), 1)
+		t.count(counterUnfinished, 1)
+		t.count(counterRows, 1)
+	}
+	_, err := t.Exec(ctx, insertRequests, ids, texts[0], texts[1], texts[2], texts[3], complexity, started, texts[4], delays,
+		texts[5], texts[6], texts[7], data, t.store.node)
+	if cause, ok := errors.AsType[*pgconn.PgError](err); ok && cause.Code == "23505" {
+		return fmt.Errorf("insert requests: %w (%w)", ErrExists, err)
+	}
+	if err != nil {
+		return fmt.Errorf("insert requests: %w", err)
+	}
+	return nil
+}
+
+func (t *pgTx) mark(ctx context.Context, marks []*pgMark) error {
+	if len(marks) == 0 {
+		return nil
+	}
+	jobs, at := make([]int64, len(marks)), make([]pgtype.Timestamptz, len(marks))
+	for i, m := range marks {
+		jobs[i], at[i] = m.job, timestamp(m.at)
+	}
+	tag, err := t.Exec(ctx, `
+		UPDATE requests
+		SET status = 'processing', started_at = u.at, node = $3
+		FROM unnest($1::bigint[], $2::timestamptz[]) AS u(job, at)
+		WHERE job_id = u.job AND status = 'pending'`, jobs, at, t.store.node)
+	if err != nil {
+		return fmt.Errorf("note that work has begun: %w", err)
+	}
+	t.count(nowCounter(tandem.StatusPending), -tag.RowsAffected())
+	t.count(nowCounter(tandem.StatusProcessing), tag.RowsAffected())
+	return nil
+}
+
+// settleRequests writes what steps returned to those rows that still name the job, deletes the
+// job and inserts the one that comes next. A job that is deleted is one that River
+// completes in vain; one that died with its node before River did is not run again.
+const settleRequests = `
+	WITH ended AS MATERIALIZED (
+		SELECT u.*, r.status AS before, r.job_id AS old_job, CASE WHEN u.lane <> '' THEN nextval('river_job_id_seq') END AS new_job
+		FROM unnest($1::int[], $2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::int[], $8::boolean[], $9::bytea[], $10::bigint[],
+		            $11::timestamptz[], $12::timestamptz[], $13::text[], $14::text[], $15::text[], $16::bigint[])
+		     AS u(n, id, job, from_lane, status, callback_status, callback_attempts, worked, result, processing_us,
+		          started_at, completed_at, error_code, error_message, lane, delay_us)
+		JOIN requests AS r ON r.id = u.id
+		WHERE CASE WHEN u.job = 0 THEN r.status = 'processing' AND coalesce(r.lane, '') = u.from_lane ELSE r.job_id = u.job END
+		FOR UPDATE OF r
+	), old_jobs AS (
+		DELETE FROM river_job USING ended
+		WHERE river_job.id = old_job
+	), new_jobs AS (
+		INSERT INTO river_job (id, args, kind, max_attempts, queue, scheduled_at, state)
+		SELECT new_job, '{}', 'request', 25, lane, now() + delay_us * interval '1 microsecond', 'available'
+		FROM ended
+		WHERE lane <> ''
+	)
+	UPDATE requests AS r
+	SET status = e.status, callback_status = e.callback_status, callback_attempts = e.callback_attempts,
+	    lane = nullif(e.lane, ''), job_id = e.new_job,
+	    result = CASE WHEN e.worked THEN e.result ELSE r.result END,
+	    processing_us = CASE WHEN e.worked THEN e.processing_us ELSE r.processing_us END,
+	    started_at = CASE WHEN e.worked THEN e.started_at ELSE r.started_at END,
+	    completed_at = CASE WHEN e.worked THEN e.completed_at ELSE r.completed_at END,
+	    error_code = CASE WHEN e.worked THEN e.error_code ELSE r.error_code END,
+	    error_message = CASE WHEN e.worked THEN e.error_message ELSE r.error_message END
+	FROM ended AS e
+	WHERE r.id = e.id
+	RETURNING e.n, e.before`
+
+// errTwice says that a batch holds two results for one row.
+var errTwice = errors.New("two results for one request in one transaction")
+
+func (t *pgTx) settle(ctx context.Context, settles []*pgSettle) error {
+	if len(settles) == 0 {
+		return nil
+	}
+	n := len(settles)
+	numbers, attemptsMade := make([]int32, n), make([]int32, n)
+	ids, results := make([]pgtype.UUID, n), make([][]byte, n)
+	jobs, processing, delays := make([]int64, n), make([]int64, n), make([]int64, n)
+	worked := make([]bool, n)
+	started, completed := make([]pgtype.Timestamptz, n), make([]pgtype.Timestamptz, n)
+	var texts [6][]string
+	seen := make(map[pgtype.UUID]bool, n)
+	for i, s := range settles {
+		s.found = false
+		id, err := uuidOf(s.after.ID)
+		if err != nil {
+			return err
+		}
+		if seen[id] {
+			return errTwice
+		}
+		seen[id] = true
+		numbers[i], ids[i], jobs[i], attemptsMade[i] = int32(i), id, s.job, int32(s.after.CallbackAttempts)
+		lane := LaneNone
+		if s.next.Verdict == Again {
+			lane, delays[i] = s.next.Lane, delayUntil(s.next.At).Microseconds()
+		}
+		var o Outcome
+		if s.next.Outcome != nil {
+			o, worked[i] = *s.next.Outcome, true
+		}
+		results[i], processing[i] = []byte(o.Result), o.Processing.Microseconds()
+		started[i], completed[i] = timestamp(o.StartedAt), timestamp(o.CompletedAt)
+		for column, text := range [...]string{string(s.lane), string(s.after.Status), string(s.after.CallbackStatus), o.ErrorCode, o.ErrorMessage, string(lane)} {
+			texts[column] = append(texts[column], plain(text))
+		}
+	}
+	rows, err := t.Query(ctx, settleRequests, numbers, ids, jobs, texts[0], texts[1], texts[2], attemptsMade, worked, results, processing,
+		started, completed, texts[3], texts[4], texts[5], delays)
+	if err != nil {
+		return fmt.Errorf("settle requests: %w", err)
+	}
+	var number int32
+	var before string
+	_, err = pgx.ForEachRow(rows, []any{&number, &before}, func() error {
+		settles[number].found = true
+		t.countSettled(settles[number], tandem.Status(before))
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("settle requests: %w", err)
+	}
+	return t.logAttempts(ctx, settles)
+}
+
+// delayUntil says how long to wait from now, which is what the monotonic reading of a
+// step's time knows best.
+func delayUntil(at time.Time) time.Duration {
+	if at.IsZero() {
+		return 0
+	}
+	return max(time.Until(at), 0)
+}
+
+func (t *pgTx) countSettled(s *pgSettle, before tandem.Status) {
+	after, next := s.after, s.next
+	if s.lane != LaneNone {
+		t.count(queueCounter(s.lane), -1)
+	}
+	if next.Verdict == Again {
+		t.count(queueCounter(next.Lane), 1)
+	}
+	if next.Outcome != nil {
+		t.countOutcome(after, next.Outcome)
+	}
+	if after.Status != before {
+		for _, status := range []tandem.Status{tandem.StatusPending, tandem.StatusProcessing} {
+			if before == status {
+				t.count(nowCounter(status), -1)
+			}
+			if after.Status == status {
+				t.count(nowCounter(status), 1)
+			}
+		}
+		if next.Outcome == nil && next.Verdict != Again {
+			t.count(endedCounter(after.Status), 1)
+		}
+	}
+	if next.Verdict != Again {
+		if after.CallbackStatus != "" {
+			t.count(groupCallback+string(after.CallbackStatus), 1)
+		}
+		t.count(counterUnfinished, -1)
+	}
+}
+
+func (t *pgTx) countOutcome(r *tandem.Request, o *Outcome) {
+	t.count(endedCounter(o.Status()), 1)
+	if o.ErrorCode != "" {
+		t.count(failureCounter(o.ErrorCode), 1)
+	}
+	if !o.StartedAt.IsZero() {
+		t.count(groupWorkCount+string(r.Mode), 1)
+		t.count(groupWorkTime+string(r.Mode), o.Processing.Microseconds())
+	}
+	if r.Task != tandem.TaskSubmission {
+		return
+	}
+	if o.ErrorCode == "" {
+		t.count(counterSubmissionsEnded, 1)
+	}
+	if !o.StartedAt.IsZero() {
+		t.count(counterSubmissionWork, 1)
+		t.count(counterSubmissionTime, o.Processing.Microseconds())
+	}
+}
+
+// logAttempts adds the tries of those results that were written.
+func (t *pgTx) logAttempts(ctx context.Context, settles []*pgSettle) error {
+	var ids []pgtype.UUID
+	var numbers, codes []int32
+	var outcomes, errs []string
+	var durations []int64
+	var started, next []pgtype.Timestamptz
+	for _, s := range settles {
+		a := s.next.Attempt
+		if a == nil || !s.found {
+			continue
+		}
+		id, err := uuidOf(s.after.ID)
+		if err != nil {
+			return err
+		}
+		ids, numbers, outcomes = append(ids, id), append(numbers, int32(a.Number)), append(outcomes, string(a.Outcome))
+		started, durations = append(started, timestamp(a.StartedAt)), append(durations, int64(a.DurationMS*1000))
+		codes, errs, next = append(codes, int32(a.StatusCode)), append(errs, plain(a.Error)), append(next, timestamp(a.NextAt))
+		t.count(groupAttempt+string(a.Outcome), 1)
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	_, err := t.Exec(ctx, `
+		INSERT INTO attempts (request, number, outcome, started_at, duration_us, status_code, error, next_at)
+		SELECT request, number, outcome, started_at, duration_us, status_code, error, next_at
+		FROM unnest($1::uuid[], $2::int[], $3::text[], $4::timestamptz[], $5::bigint[], $6::int[], $7::text[], $8::timestamptz[])
+		     AS u(request, number, outcome, started_at, duration_us, status_code, error, next_at)
+		ON CONFLICT (request, number, outcome) DO UPDATE
+		SET started_at = excluded.started_at, duration_us = excluded.duration_us, status_code = excluded.status_code,
+		    error = excluded.error, next_at = excluded.next_at`,
+		ids, numbers, outcomes, started, durations, codes, errs, next)
+	if err != nil {
+		return fmt.Errorf("log attempts: %w", err)
+	}
+	return nil
+}
+
+// uuidOf is how a request id is kept.
+func uuidOf(id string) (pgtype.UUID, error) {
+	kept := pgtype.UUID{Valid: true}
+	if _, err := tandem.IDOrder(id); err != nil {
+		return kept, err
+	}
+	_, err := hex.Decode(kept.Bytes[:], []byte(id[len(id)-2*len(kept.Bytes):]))
+	return kept, err
+}
+
+// timestamp keeps the zero time as NULL.
+func timestamp(t time.Time) pgtype.Timestamptz {
+	return pgtype.Timestamptz{Time: t, Valid: !t.IsZero()}
+}
+
+// plain is a text as PostgreSQL can keep it: valid UTF-8 without NUL.
+func plain(text string) string {
+	return strings.ReplaceAll(strings.ToValidUTF8(text, "\uFFFD"), "\x00", "\uFFFD")
+}
+
+// Accept commits new requests.
+func (s *Postgres) Accept(ctx context.Context, lane Lane, requests ...*tandem.Request) error {
+	waiting := s.accepting.Add(int64(len(requests)))
+	defer s.accepting.Add(-int64(len(requests)))
+	if s.value(counterUnfinished)+waiting > s.cfg.MaxQueue {
+		return queueFull(s.cfg.MaxQueue)
+	}
+	rows := make([]pgRow, len(requests))
+	pending := false
+	for i, r := range requests {
+		if _, err := tandem.IDOrder(r.ID); err != nil {
+			return fmt.Errorf("accept: %w", err)
+		}
+		kept := *r // the caller may leave first
+		rows[i] = pgRow{request: &kept, lane: lane}
+		if r.Status == tandem.StatusProcessing {
+			rows[i].delay = CallerLease
+		} else {
+			pending = true
+		}
+	}
+	return s.await(ctx, s.accepts, &pgOp{accept: rows, after: func() {
+		if pending {
+			s.wakes.add(lane, 0)
+		}
+	}})
+}
+
+func queueFull(limit int64) error {
+	return &tandem.Error{
+		Code:       tandem.CodeQueueFull,
+		Message:    fmt.Sprintf("%d requests are unfinished, which is all that --max-queue allows; try again later", limit),
+		RetryAfter: 5 * time.Second,
+	}
+}
+
+// Finish commits what came of work that the caller of Accept did itself.
+func (s *Postgres) Finish(ctx context.Context, job Job, next Next) error {
+	if _, err := tandem.IDOrder(job.Request.ID); err != nil {
+		return fmt.Errorf("finish: %w", err)
+	}
+	after, err := next.apply(&job)
+	if err != nil {
+		return fmt.Errorf("finish: %w", err)
+	}
+	o := &pgOp{settle: &pgSettle{lane: job.Lane, after: &after, next: &next}}
+	o.after = func() { s.wakes.add(next.wakes()) }
+	switch err := s.await(ctx, s.results, o); {
+	case err != nil:
+		return err
+	case !o.settle.found:
+		return tandem.Errorf(tandem.CodeNotFound, "request %s is not being worked on by whoever asked for it", job.Request.ID)
+	default:
+		return nil
+	}
+}
+
+// wakes says which lane has work after a step, and in how long.
+func (n *Next) wakes() (Lane, time.Duration) {
+	if n.Verdict != Again {
+		return LaneNone, 0
+	}
+	return n.Lane, delayUntil(n.At)
+}

@@ -1,0 +1,396 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"tandem"
+)
+
+// writersPerLine is how many transactions of a line may be under way: while one waits
+// for its commit the next is being filled.
+const writersPerLine = 2
+
+// pgOp is one write. A writer commits many in one transaction. What it is, is the one field that is set.
+type pgOp struct {
+	accept []pgRow                                                             // requests to insert
+	mark   *pgMark                                                             // work that has begun
+	settle *pgSettle                                                           // what a step returned
+	apply  func(ctx context.Context, tx pgx.Tx, deltas map[string]int64) error // anything else; run once more, alone, when the batch fails
+	done   func(error)                                                         // after the commit or the failure; must not block
+	after  func()                                                              // after the commit, before done; may be nil
+	unsure bool                                                                // a transaction with it may have been committed though it failed
+}
+
+// lineup is where writes wait for a writer.
+type lineup struct{ ops chan *pgOp }
+
+func newLineup() *lineup { return &lineup{ops: make(chan *pgOp, maxBatch)} }
+
+// pgWriter commits what waits in a line, as much as there is at a time.
+type pgWriter struct {
+	store    *Postgres
+	line     *lineup
+	number   int           // of its row of counters
+	counters counters      // as committed
+	known    bool          // counters are those of its row
+	busy     chan struct{} // one token: held from before a commit until counters say what it added
+}
+
+func (s *Postgres) startWriters() {
+	for _, line := range []*lineup{s.accepts, s.results} {
+		for range writersPerLine {
+			w := &pgWriter{store: s, line: line, number: len(s.writers), busy: make(chan struct{}, 1)}
+			w.counters.values = map[string]int64{}
+			s.writers = append(s.writers, w)
+		}
+	}
+	for _, w := range s.writers {
+		s.writing.Go(w.run)
+	}
+}
+
+// submit hands a write to a line. Once it returns nil, op.done will be called.
+func (s *Postgres) submit(ctx context.Context, line *lineup, o *pgOp) error {
+	s.sendMu.RLock() // writers drain the line without it, so a full line cannot block Close for long
+	defer s.sendMu.RUnlock()
+	if s.closed {
+		return &tandem.Error{Code: tandem.CodeStoreUnavailable, Message: "the server is stopping; try again", RetryAfter: time.Second}
+	}
+	select {
+	case line.ops <- o:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// await submits a write and waits for its commit. When ctx ends first the write may still happen.
+func (s *Postgres) await(ctx context.Context, line *lineup, o *pgOp) error {
+	result := make(chan error, 1)
+	o.done = func(err error) { result <- err }
+	if err := s.submit(ctx, line, o); err != nil {
+		return err
+	}
+	select {
+	case err := <-result:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (s *Postgres) do(ctx context.Context, apply func(context.Context, pgx.Tx, map[string]int64) error) error {
+	return s.await(ctx, s.results, &pgOp{apply: apply})
+}
+
+// run ends when Close has closed the line and all is committed.
+func (w *pgWriter) run() {
+	batch := make([]*pgOp, 0, maxBatch)
+	for first := range w.line.ops {
+		batch = append(batch[:0], first)
+		runtime.Gosched() // whoever is about to hand in a write does so first
+	fill:
+		for len(batch) < maxBatch {
+			select {
+			case next, ok := <-w.line.ops:
+				if !ok {
+					break fill // the next receive ends the loop
+				}
+				batch = append(batch, next)
+			default:
+				break fill
+			}
+		}
+		w.commitAll(batch)
+		clear(batch)
+	}
+}
+
+// commitAll commits a batch; if that fails because of a row, each write alone, so
+// that one that cannot be stored never fails its neighbours.
+func (w *pgWriter) commitAll(batch []*pgOp) {
+	err := w.commit(batch)
+	if err == nil || !worthAnother(err, len(batch)) {
+		for _, o := range batch {
+			w.finish(o, err)
+		}
+		return
+	}
+	for _, o := range batch {
+		err := w.commit([]*pgOp{o})
+		if errors.Is(err, ErrExists) && o.unsure {
+			err = nil // by the transaction that seemed to fail
+		}
+		w.finish(o, err)
+	}
+}
+
+// worthAnother reports whether writes that failed together may succeed alone, or on another
+// connection. They may not when there is no connection to be had, or when time has run out.
+func worthAnother(err error, writes int) bool {
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok || errors.Is(err, context.DeadlineExceeded) {
+		return false
+	}
+	cause, ok := errors.AsType[*pgconn.PgError](err)
+	return writes > 1 || !ok || strings.HasPrefix(cause.Code, "57P") || strings.HasPrefix(cause.Code, "40")
+}
+
+// finish tells whoever waits, in words that may be shown.
+func (w *pgWriter) finish(o *pgOp, err error) {
+	if err == nil && o.after != nil {
+		o.after()
+	}
+	if o.done == nil {
+		return
+	}
+	var known *tandem.Error
+	if err != nil && !errors.As(err, &known) && !errors.Is(err, ErrExists) {
+		err = unavailable(err)
+	}
+	o.done(err)
+}
+
+// commit runs writes in one transaction. When it returns nil they are durable.
+func (w *pgWriter) commit(ops []*pgOp) error {
+	started := time.Now()
+	ctx, cancel := context.WithTimeout(context.Background(), writeTimeout)
+	defer cancel()
+	err := w.transaction(ctx, ops)
+	if errors.Is(err, errFolded) { // other nodes took us for dead; what we counted is in the sum already
+		err = w.transaction(ctx, ops)
+	}
+	if err != nil {
+		w.counters.failed()
+	} else {
+		w.counters.committed(nil, writesOf(ops), time.Since(started))
+	}
+	w.store.note(err)
+	return err
+}
+
+func writesOf(ops []*pgOp) int {
+	n := 0
+	for _, o := range ops {
+		n += max(len(o.accept), 1)
+	}
+	return n
+}
+
+// errFolded says that a writer's row of counters is not there any more.
+var errFolded = errors.New("the row of counters is gone")
+
+func (w *pgWriter) transaction(ctx context.Context, ops []*pgOp) error {
+	tx, err := w.store.pool.Begin(ctx)
+	if err != nil {
+		return fmt.Errorf("begin transaction: %w", err)
+	}
+	defer tx.Rollback(context.WithoutCancel(ctx)) //nolint:errcheck // after a commit there is nothing to roll back
+	if !w.known {
+		if err := w.readCounters(ctx, tx); err != nil {
+			return fmt.Errorf("read counters: %w", err)
+		}
+	}
+	t := &pgTx{Tx: tx, store: w.store, deltas: map[string]int64{}}
+	if err := t.apply(ctx, ops); err != nil {
+		return err
+	}
+	values := map[string]int64(nil)
+	if len(t.deltas) > 0 {
+		var counts []byte
+		if values, counts, err = w.counters.with(t.deltas, time.Now()); err != nil {
+			return fmt.Errorf("count: %w", err)
+		}
+		tag, err := tx.Exec(ctx, `UPDATE counters SET counts = $3 WHERE node = $1 AND writer = $2`, w.store.node, w.number, string(counts))
+		if err != nil {
+			return fmt.Errorf("count: %w", err)
+		}
+		if tag.RowsAffected() == 0 {
+			w.forget()
+			return errFolded
+		}
+	}
+	w.busy <- struct{}{}
+	defer func() { <-w.busy }()
+	if err := tx.Commit(ctx); err != nil {
+		w.known = false // it may have been committed
+		for _, o := range ops {
+			o.unsure = true
+		}
+		return fmt.Errorf("commit: %w", err)
+	}
+	w.known = true
+	w.counters.mu.Lock()
+	if values != nil {
+		w.counters.values = values
+	}
+	w.counters.mu.Unlock()
+	return nil
+}
+
+// forget takes what was counted so far as no longer ours.
+func (w *pgWriter) forget() {
+	w.known = false
+	w.counters.mu.Lock()
+	w.counters.values = map[string]int64{}
+	w.counters.mu.Unlock()
+}
+
+// readCounters makes sure that the writer's row is there, and takes over what it says.
+func (w *pgWriter) readCounters(ctx context.Context, tx pgx.Tx) error {
+	var text string
+	err := tx.QueryRow(ctx, `
+		INSERT INTO counters (node, writer, counts) VALUES ($1, $2, '{}')
+		ON CONFLICT (node, writer) DO UPDATE SET counts = counters.counts
+		RETURNING counts`, w.store.node, w.number).Scan(&text)
+	if err != nil {
+		return err
+	}
+	values := map[string]int64{}
+	if err := addCounts(values, text); err != nil {
+		return err
+	}
+	w.counters.mu.Lock()
+	w.counters.values = values
+	w.counters.mu.Unlock()
+	return nil
+}
+
+// value returns a counter of all nodes: ours as of the last commit, the others' as
+// of the last look around.
+func (s *Postgres) value(name string) int64 {
+	sum := (*s.others.Load())[name]
+	for _, w := range s.writers {
+		sum += w.counters.value(name)
+	}
+	return sum
+}
+
+// total returns all counters of all nodes. It waits for commits under way, so that what it
+// returns is never older than a row that the caller has seen; but not for a database that does not answer.
+func (s *Postgres) total(ctx context.Context) *counters {
+	sum := &counters{values: map[string]int64{}}
+	for name, value := range *s.others.Load() {
+		sum.values[name] += value
+	}
+	patience := time.NewTimer(time.Second)
+	defer patience.Stop()
+	for _, w := range s.writers {
+		select {
+		case w.busy <- struct{}{}:
+			<-w.busy
+		case <-ctx.Done():
+		case <-patience.C:
+		}
+		w.counters.mu.Lock()
+		for name, value := range w.counters.values {
+			sum.values[name] += value
+		}
+		c := w.counters.commits
+		w.counters.mu.Unlock()
+		sum.commits.Count += c.Count
+		sum.commits.Failed += c.Failed
+		sum.commits.Writes += c.Writes
+		sum.commits.Time += c.Time
+	}
+	return sum
+}
+
+// wakes are the lanes whose nodes are to be told that there is work: now, or soon.
+type wakes struct {
+	mu   sync.Mutex
+	at   map[wake]struct{} // at most one for each lane and wakeStep within wakeAhead
+	poke chan struct{}
+}
+
+// wake is a moment in steps of wakeStep since the epoch.
+type wake struct {
+	lane Lane
+	step int64
+}
+
+const (
+	wakeStep  = 10 * time.Millisecond
+	wakeAhead = 2 * pollInterval     // what is due later than this is found by polling soon enough
+	wakeRest  = 3 * time.Millisecond // between two announcements
+)
+
+func (k *wakes) init() {
+	k.at, k.poke = map[wake]struct{}{}, make(chan struct{}, 1)
+}
+
+// add has a lane's nodes woken after a while.
+func (k *wakes) add(lane Lane, delay time.Duration) {
+	if lane == LaneNone || delay > wakeAhead {
+		return
+	}
+	at := wake{lane: lane}
+	if delay > 0 {
+		at.step = int64((time.Duration(time.Now().Add(delay).UnixNano()) + wakeStep) / wakeStep)
+	}
+	k.mu.Lock()
+	k.at[at] = struct{}{}
+	k.mu.Unlock()
+	poke(k.poke)
+}
+
+// due takes out the lanes to wake now and says how long it is until the next.
+func (k *wakes) due() (lanes []string, next time.Duration) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now, next := time.Now(), wakeAhead
+	seen := map[Lane]bool{}
+	for at := range k.at {
+		wait := time.Duration(at.step)*wakeStep - time.Duration(now.UnixNano())
+		if wait > 0 {
+			next = min(next, wait)
+			continue
+		}
+		delete(k.at, at)
+		if !seen[at.lane] {
+			seen[at.lane] = true
+			lanes = append(lanes, string(at.lane))
+		}
+	}
+	return lanes, next
+}
+
+// announce tells all nodes, our own included, which lanes have work. It does so apart from the
+// transactions that put the work there: commits that notify wait for each other.
+func (s *Postgres) announce(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for ctx.Err() == nil {
+		lanes, next := s.wakes.due()
+		if len(lanes) > 0 {
+			_, err := s.pool.Exec(ctx, `
+				SELECT pg_notify(current_schema() || '.river_insert', json_build_object('queue', lane)::text)
+				FROM unnest($1::text[]) AS lane`, lanes)
+			if err != nil && ctx.Err() == nil {
+				s.cfg.Log.Debug("announce work; it is found by polling", "error", err)
+			}
+			next = wakeRest
+		}
+		timer.Reset(next)
+		if len(lanes) > 0 {
+			select {
+			case <-ctx.Done():
+			case <-timer.C:
+			}
+			continue
+		}
+		select {
+		case <-ctx.Done():
+		case <-s.wakes.poke:
+		case <-timer.C:
+		}
+	}
+}

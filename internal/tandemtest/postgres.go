@@ -1,0 +1,185 @@
+package tandemtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// Durability says whether a throwaway PostgreSQL waits for its disk.
+type Durability bool
+
+// The two kinds of throwaway PostgreSQL.
+const (
+	Durable  Durability = true  // as in production
+	Volatile Durability = false // fsync is off: for tests to which it makes no difference
+)
+
+// servers are the throwaway servers of this process, started when the first test asks for one.
+var servers = struct {
+	sync.Mutex
+
+	running map[Durability]*throwaway
+}{running: map[Durability]*throwaway{}}
+
+// throwaway is a PostgreSQL in a temporary folder, which is also where its socket is. It belongs to a shell that
+// stops it by its process id and removes the folder when the pipe to its standard input
+// closes: that is when this process ends, however it ends.
+type throwaway struct {
+	folder    string
+	alive     *os.File // the other end of the pipe
+	mu        sync.Mutex
+	templates map[string]bool // databases that others are made from
+}
+
+// Postgres returns the URL of an empty database on a throwaway PostgreSQL, which all tests of a test binary share.
+// Where PostgreSQL is not installed the test is skipped.
+func Postgres(t testing.TB, kind Durability) string {
+	t.Helper()
+	return PostgresFrom(t, kind, "", nil)
+}
+
+// PostgresFrom is Postgres, but the database is a copy of one that fill has filled. Databases
+// of one name are filled once for all tests.
+func PostgresFrom(t testing.TB, kind Durability, name string, fill func(url string) error) string {
+	t.Helper()
+	s := startPostgres(t, kind)
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
+	defer cancel()
+	must(t, "make the template "+name, s.template(ctx, name, fill))
+	database := "test_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+	create := "CREATE DATABASE " + database
+	if name != "" {
+		create += " TEMPLATE " + pgx.Identifier{name}.Sanitize()
+	}
+	must(t, "create database", s.exec(ctx, create))
+	t.Cleanup(func() {
+		if err := s.exec(context.Background(), "DROP DATABASE "+database+" WITH (FORCE)"); err != nil {
+			t.Errorf("drop database: %v", err)
+		}
+	})
+	return s.url(database)
+}
+
+func (s *throwaway) url(database string) string {
+	return "postgres:///" + database + "?" + url.Values{"host": {s.folder}, "user": {"postgres"}}.Encode()
+}
+
+func (s *throwaway) exec(ctx context.Context, statement string) error {
+	conn, err := pgx.Connect(ctx, s.url("postgres"))
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	_, err = conn.Exec(ctx, statement)
+	return err
+}
+
+func (s *throwaway) template(ctx context.Context, name string, fill func(url string) error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if name == "" || s.templates[name] {
+		return nil
+	}
+	if err := s.exec(ctx, "CREATE DATABASE "+pgx.Identifier{name}.Sanitize()); err != nil {
+		return err
+	}
+	if err := fill(s.url(name)); err != nil {
+		return err
+	}
+	s.templates[name] = true
+	return nil
+}
+
+// supervise runs as whoever owns the folder: $1 is the folder, $2 where the programs are, $3 the setting of fsync.
+const supervise = `
+	(
+		cd "$1" &&
+		"$2/initdb" -D data -U postgres -A trust -E UTF8 --locale=C -N >log 2>&1 &&
+		exec "$2/postgres" -D data -k "$1" -c listen_addresses= -c max_connections=400 -c fsync="$3" -c synchronous_commit="$3" \
+			-c full_page_writes="$3" -c shared_buffers=64MB -c log_min_messages=fatal >>log 2>&1
+	) </dev/null &
+	server=$!
+	read -r _
+	kill -INT $server
+	wait $server
+	rm -rf "$1"`
+
+func startPostgres(t testing.TB, kind Durability) *throwaway {
+	t.Helper()
+	programs, ok := postgresPrograms()
+	if !ok {
+		t.Skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+	}
+	servers.Lock()
+	defer servers.Unlock()
+	if s := servers.running[kind]; s != nil {
+		return s
+	}
+	folder, err := os.MkdirTemp("", "tandem-postgres-") //nolint:usetesting // it outlives the test
+	must(t, "make a folder for PostgreSQL", err)
+	fsync := "off"
+	if kind == Durable {
+		fsync = "on"
+	}
+	cmd := exec.Command("sh", "-c", supervise, "sh", folder, programs, fsync)
+	must(t, "give the folder away", unprivileged(cmd, folder))
+	reading, writing, err := os.Pipe()
+	must(t, "make a pipe", err)
+	cmd.Stdin = reading
+	must(t, "start PostgreSQL", cmd.Start())
+	reading.Close()
+	s := &throwaway{folder: folder, alive: writing, templates: map[string]bool{}}
+	if err := s.awaitStart(); err != nil {
+		writing.Close()
+		waited := cmd.Wait()
+		t.Fatalf("start PostgreSQL: %v", errors.Join(err, waited))
+	}
+	servers.running[kind] = s
+	return s
+}
+
+// awaitStart returns when the server takes connections.
+func (s *throwaway) awaitStart() error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.Now().Add(3 * Patience)
+	for {
+		<-tick.C
+		err := s.exec(context.Background(), "SELECT 1")
+		if err == nil {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			log, _ := os.ReadFile(filepath.Join(s.folder, "log"))
+			return fmt.Errorf("it does not answer: %w\n%s", err, log)
+		}
+	}
+}
+
+// postgresPrograms returns the folder of initdb and postgres: that of PATH, or the newest of Debian's.
+func postgresPrograms() (string, bool) {
+	if path, err := exec.LookPath("initdb"); err == nil {
+		if program, err := filepath.EvalSymlinks(path); err == nil {
+			return filepath.Dir(program), true
+		}
+	}
+	found, err := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
+	if err != nil || len(found) == 0 {
+		return "", false
+	}
+	slices.Sort(found)
+	return filepath.Dir(found[len(found)-1]), true
+}
