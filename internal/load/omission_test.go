@@ -64,6 +64,31 @@ func (s *staller) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.WriteString(w, `{"request_id":"req_1","processing_time_ms":1}`)
 }
 
+// watchHolds measures how long the machine keeps this process waiting for a core; the function it
+// returns ends that, and tells the worst.
+func watchHolds() (worst func() time.Duration) {
+	const pace = 2 * time.Millisecond
+	var most time.Duration
+	var watching sync.WaitGroup
+	over := make(chan struct{})
+	watching.Go(func() {
+		for {
+			due := time.Now().Add(pace)
+			select {
+			case <-time.After(pace):
+				most = max(most, time.Since(due))
+			case <-over:
+				return
+			}
+		}
+	})
+	return func() time.Duration {
+		close(over)
+		watching.Wait()
+		return most
+	}
+}
+
 // TestOpenLoopSeesStalls: a server that stands still for 1 s in 10 s. Of 50
 // requests a second, five of the 500 are planned in the first 100 ms of the stall, so the true p99 is 0.9 s. The report must say
 // so to 3 %, although no caller was free to send on time.
@@ -73,9 +98,12 @@ func TestOpenLoopSeesStalls(t *testing.T) {
 	s := &staller{start: 4 * time.Second, end: 5 * time.Second}
 	server := httptest.NewServer(s)
 	t.Cleanup(server.Close)
+	holds := watchHolds()
 	report, err := load.Run(t.Context(), load.Config{
 		URL: server.URL, Phases: []string{load.PhaseSync}, Rate: rate, Requests: count, Concurrency: 16,
 	})
+	// Between the server's account and the caller's an answer passes through four goroutines.
+	held := 4 * float64(holds()) / 1e6
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,8 +124,8 @@ func TestOpenLoopSeesStalls(t *testing.T) {
 	}
 	slices.Sort(truth)
 	want := float64(truth[count*99/100-1]) / 1e6
-	if p99 := phase.Sync.Response.P99MS; p99 < 0.97*want || p99 > 1.03*want {
-		t.Errorf("response p99 %.1f ms, the truth is %.1f ms", p99, want)
+	if p99 := phase.Sync.Response.P99MS; p99 < 0.97*want || p99 > 1.03*want+held {
+		t.Errorf("response p99 %.1f ms, the truth is %.1f ms (and %.1f ms on the way, on a busy machine)", p99, want, held)
 	}
 	if p99 := phase.Sync.Response.P99MS; p99 < 0.97*900 {
 		t.Errorf("response p99 %.1f ms, want the 900 ms that arithmetic says, or more on a busy machine", p99)
