@@ -12,7 +12,7 @@ CRASH_ROUNDS  ?= 500
 SOAK_DURATION ?= 10m
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test race lint vuln build cross ci crash soak bench fuzz clean
+.PHONY: help demo dev test race lint vuln build cross ci crash soak abuse bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ crash: ## kill the real binary CRASH_ROUNDS times (500) and look for anything lo
 
 soak: ## run server and generator in turn for SOAK_DURATION (10m) each: memory, goroutines and files stay level
 	SOAK_DURATION=$(SOAK_DURATION) go test ./cmd/tandem -run 'TestSoak|TestLoadMemory' -parallel 1 -timeout 24h -count=1 -v
+
+abuse: ## slow clients, 100,000 fuzzed requests and a million addresses against the real binary (docs/security-figures.md)
+	TANDEM_ABUSE=full go test ./cmd/tandem -run TestAbuse -parallel 1 -timeout 60m -count=1 -v
 
 bench: ## the figures of docs/performance.md beside what was asked (10 minutes, on a quiet machine), then every package
 	go test -run '^$$' -bench . -benchtime 1x -v -timeout 30m ./cmd/tandem
