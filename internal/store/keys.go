@@ -26,6 +26,9 @@ const (
 
 	keysLook  = 250 * time.Millisecond // how often a change made by another process is looked for
 	keysFlush = time.Minute            // how often last uses are written
+
+	keysWait     = 250 * time.Millisecond // how long one try to write waits for other writers
+	keysPatience = 30 * time.Second       // how long a change goes on trying: a busy server commits back to back
 )
 
 // ErrNoKey says that there is no such key, or that it is revoked.
@@ -161,30 +164,40 @@ func (k *Keys) Run(ctx context.Context) {
 	look, flush := time.NewTicker(keysLook), time.NewTicker(keysFlush)
 	defer look.Stop()
 	defer flush.Stop()
-	failed := false
+	failed, due := false, false // due: last uses are to be written
 	for {
-		var err error
 		select {
 		case <-ctx.Done():
-			if err := k.Flush(context.WithoutCancel(ctx)); err != nil {
-				k.log.Warn("keep when API keys were last used", "error", err)
-			}
+			k.tryFlush(context.WithoutCancel(ctx))
 			return
-		case <-look.C:
-			err = k.Refresh(ctx)
 		case <-flush.C:
-			if err := k.Flush(ctx); err != nil && ctx.Err() == nil {
-				k.log.Warn("keep when API keys were last used", "error", err)
-			}
+			due = true
 			continue
+		case <-look.C:
 		}
+		err := k.Refresh(ctx)
 		if err != nil && !failed && ctx.Err() == nil {
 			k.log.Error("read API keys; until this is mended, changes to them take no effect", "error", err)
 		} else if err == nil && failed {
 			k.log.Info("API keys can be read again")
 		}
 		failed = err != nil
+		if due {
+			due = !k.tryFlush(ctx)
+		}
 	}
+}
+
+// tryFlush is Flush, and reports whether there is no use in trying again soon.
+func (k *Keys) tryFlush(ctx context.Context) bool {
+	err := k.Flush(ctx)
+	if errors.Is(err, errBusy) {
+		return false
+	}
+	if err != nil && ctx.Err() == nil {
+		k.log.Warn("keep when API keys were last used", "error", err)
+	}
+	return true
 }
 
 // Count is how many keys there are, revoked and expired ones included.

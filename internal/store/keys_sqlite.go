@@ -82,6 +82,9 @@ func (k *Keys) open(ctx context.Context, path string, cfg KeysConfig) error {
 	if k.conn, err = k.db.Conn(ctx); err != nil {
 		return err
 	}
+	if _, err := k.conn.ExecContext(ctx, fmt.Sprintf(`PRAGMA busy_timeout = %d`, keysWait.Milliseconds())); err != nil {
+		return fmt.Errorf("set how long to wait for other writers: %w", err)
+	}
 	return k.Refresh(ctx)
 }
 
@@ -374,13 +377,13 @@ func (k *Keys) update(ctx context.Context, which string, f func(execer, *tandem.
 type execer func(text string, args ...any) (int64, error)
 
 // change runs f in a transaction that says that keys have changed, and takes the change over
-// here as well. Nothing cuts it short once it has begun: it waits at most the busy timeout.
+// here as well. Nothing cuts it short once it has begun: it waits at most keysPatience.
 func (k *Keys) change(ctx context.Context, f func(execer) error) error {
 	ctx = context.WithoutCancel(ctx)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	mark := rand.Text()
-	err := k.transact(ctx, func(exec execer) error {
+	err := k.transact(ctx, keysPatience, func(exec execer) error {
 		if err := f(exec); err != nil {
 			return err
 		}
@@ -395,8 +398,12 @@ func (k *Keys) change(ctx context.Context, f func(execer) error) error {
 	return k.loadLocked(ctx, mark)
 }
 
-// transact runs f in a transaction that writes. The caller holds mu.
-func (k *Keys) transact(ctx context.Context, f func(execer) error) error {
+// errBusy says that others wrote all the time that we were ready to wait.
+var errBusy = errors.New("others are writing to the database")
+
+// transact runs f in a transaction that writes, for which it waits at most patience, or keysWait
+// if that is longer. The caller holds mu.
+func (k *Keys) transact(ctx context.Context, patience time.Duration, f func(execer) error) error {
 	exec := func(text string, args ...any) (int64, error) {
 		result, err := k.conn.ExecContext(ctx, text, args...)
 		if err != nil {
@@ -404,10 +411,18 @@ func (k *Keys) transact(ctx context.Context, f func(execer) error) error {
 		}
 		return result.RowsAffected()
 	}
-	if _, err := exec(`BEGIN IMMEDIATE`); err != nil {
+	deadline := time.Now().Add(patience)
+	_, err := exec(`BEGIN IMMEDIATE`)
+	for isBusy(err) && time.Now().Before(deadline) { // each try waits for keysWait
+		_, err = exec(`BEGIN IMMEDIATE`)
+	}
+	if isBusy(err) {
+		return fmt.Errorf("%w: %w", errBusy, err)
+	}
+	if err != nil {
 		return explain(err)
 	}
-	err := f(exec)
+	err = f(exec)
 	if err == nil {
 		_, err = exec(`COMMIT`)
 	}
@@ -419,10 +434,17 @@ func (k *Keys) transact(ctx context.Context, f func(execer) error) error {
 	return explain(err)
 }
 
+// isBusy reports whether somebody else was writing.
+func isBusy(err error) bool {
+	var code *sqlite.Error
+	return errors.As(err, &code) && code.Code()&0xff == sqlite3.SQLITE_BUSY
+}
+
 // flushChunk is how many last uses are written at a time: other writers wait for each chunk.
 const flushChunk = 500
 
-// Flush writes when keys were last used, of those that were used since the last Flush.
+// Flush writes when keys were last used, of those that were used since the last Flush. While others
+// write it gives up soon, because Refresh waits for it.
 func (k *Keys) Flush(ctx context.Context) error {
 	used := make([]*member, 0)
 	for _, m := range k.known.Load().byID {
@@ -442,7 +464,7 @@ func (k *Keys) flush(ctx context.Context, chunk []*member) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	written := make([]int64, len(chunk))
-	err := k.transact(context.WithoutCancel(ctx), func(exec execer) error {
+	err := k.transact(context.WithoutCancel(ctx), 0, func(exec execer) error {
 		for i, m := range chunk {
 			written[i] = m.used.last.Load()
 			if _, err := exec(`UPDATE keys SET last_used_at = ? WHERE id = ?`, written[i], m.key.ID); err != nil {

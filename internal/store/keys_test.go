@@ -313,6 +313,49 @@ func TestKeysFlush(t *testing.T) {
 	}
 }
 
+// TestKeysWaitForOtherWriters: a change is made when whoever writes has done so, however often it has to
+// try; writing last uses is put off.
+func TestKeysWaitForOtherWriters(t *testing.T) {
+	t.Parallel()
+	path := keysPath(t)
+	here, there := openKeys(t, path), openKeys(t, path)
+	made := makeKey(t, here, "a", tandem.ScopeRead)
+	valid(t, here, made.Token, time.Now())
+	db, err := sql.Open("sqlite", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	db.SetMaxOpenConns(1)
+	if _, err := db.Exec(`BEGIN IMMEDIATE`); err != nil {
+		t.Fatal(err)
+	}
+	changed := make(chan error, 1)
+	go func() {
+		_, err := there.Create(context.Background(), store.NewKey{Name: "b", Scopes: []tandem.Scope{tandem.ScopeRead}})
+		changed <- err
+	}()
+	for range 3 { // each takes as long as one try of the change
+		if err := here.Flush(t.Context()); err == nil {
+			t.Error("last uses were written while somebody else wrote")
+		}
+	}
+	select {
+	case err := <-changed:
+		t.Errorf("a change did not wait: %v", err)
+	default:
+	}
+	if _, err := db.Exec(`COMMIT`); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-changed; err != nil {
+		t.Error(err)
+	}
+	if err := here.Flush(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestKeysOpen: which files keys are opened in, and what is said of the others.
 func TestKeysOpen(t *testing.T) {
 	t.Parallel()
