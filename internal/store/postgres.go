@@ -96,7 +96,7 @@ func OpenPostgres(ctx context.Context, cfg Config) (_ *Postgres, err error) {
 	if err := migratePostgres(ctx, s.pool); err != nil {
 		return nil, err
 	}
-	if err := s.heartbeat(ctx); err != nil {
+	if _, err := s.heartbeat(ctx); err != nil {
 		return nil, err
 	}
 	if err := s.lookAround(ctx); err != nil {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"tandem"
@@ -19,6 +20,10 @@ import (
 // reading runs a function that reads, and says so in words for people when it cannot.
 func (s *Postgres) reading(ctx context.Context, f func(context.Context) error) error {
 	err := f(ctx)
+	if lostConnection(err) && ctx.Err() == nil { // all of them, more likely than not
+		s.reads.Reset()
+		err = f(ctx)
+	}
 	var known *tandem.Error
 	switch {
 	case err == nil || errors.As(err, &known):
@@ -33,6 +38,15 @@ func (s *Postgres) reading(ctx context.Context, f func(context.Context) error) e
 			Err:        err,
 		}
 	}
+}
+
+// lostConnection reports whether a statement failed because its connection broke or was ended.
+func lostConnection(err error) bool {
+	if cause, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return strings.HasPrefix(cause.Code, "57P")
+	}
+	_, ours := errors.AsType[*tandem.Error](err)
+	return err != nil && !ours && !errors.Is(err, pgx.ErrNoRows)
 }
 
 // pgColumns are what scanPostgres reads, in its order, before data and result.

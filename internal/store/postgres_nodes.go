@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,20 +24,48 @@ const (
 	deepSweep     = 20              // every so many sweeps also look for requests whose job is gone
 )
 
-// heartbeat says that this node lives. It also tells whether the database takes writes.
-func (s *Postgres) heartbeat(ctx context.Context) error {
+// heartbeat says that this node lives, and returns whether the others did not know of it. It
+// also tells whether the database takes writes.
+func (s *Postgres) heartbeat(ctx context.Context) (fresh bool, err error) {
 	name, err := os.Hostname()
 	if err != nil {
 		name = "unknown"
 	}
 	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
 	defer cancel()
-	_, err = s.pool.Exec(ctx, `
+	err = s.pool.QueryRow(ctx, `
 		INSERT INTO nodes (id, name, version, since, seen_at) VALUES ($1, $2, $3, now(), now())
-		ON CONFLICT (id) DO UPDATE SET seen_at = now()`, s.node, name, tandem.Version)
+		ON CONFLICT (id) DO UPDATE SET seen_at = now()
+		RETURNING since = seen_at`, s.node, name, tandem.Version).Scan(&fresh)
 	if err != nil {
-		return fmt.Errorf("say that this node lives: %w", err)
+		return false, fmt.Errorf("say that this node lives: %w", err)
 	}
+	return fresh, nil
+}
+
+// rejoin is for a node that the others took for dead: what it had counted is in the sum, so
+// those of its writers whose row was folded have counted nothing.
+func (s *Postgres) rejoin(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
+	defer cancel()
+	for _, w := range s.writers { // no commit is under way: rows and memory say the same
+		w.busy <- struct{}{}
+		defer func() { <-w.busy }()
+	}
+	rows, err := s.pool.Query(ctx, `SELECT writer FROM counters WHERE node = $1`, s.node)
+	if err != nil {
+		return fmt.Errorf("rejoin the other nodes: %w", err)
+	}
+	kept, err := pgx.CollectRows(rows, pgx.RowTo[int])
+	if err != nil {
+		return fmt.Errorf("rejoin the other nodes: %w", err)
+	}
+	for _, w := range s.writers {
+		if !slices.Contains(kept, w.number) {
+			w.forget()
+		}
+	}
+	s.cfg.Log.Warn("the other nodes had taken this one for dead; it takes part again")
 	return nil
 }
 
@@ -44,7 +73,7 @@ func (s *Postgres) heartbeat(ctx context.Context) error {
 func (s *Postgres) beat(ctx context.Context) {
 	tick := time.NewTicker(beatInterval)
 	defer tick.Stop()
-	for {
+	for rejoining := false; ; {
 		select {
 		case <-ctx.Done():
 			return
@@ -53,7 +82,12 @@ func (s *Postgres) beat(ctx context.Context) {
 		if s.silent.Load() {
 			continue
 		}
-		if err := s.heartbeat(ctx); ctx.Err() == nil {
+		fresh, err := s.heartbeat(ctx)
+		if fresh || rejoining {
+			err = s.rejoin(ctx)
+			rejoining = err != nil
+		}
+		if ctx.Err() == nil {
 			s.note(err)
 		}
 	}

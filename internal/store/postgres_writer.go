@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -41,7 +42,7 @@ type pgWriter struct {
 	line     *lineup
 	number   int           // of its row of counters
 	counters counters      // as committed
-	known    bool          // counters are those of its row
+	known    atomic.Bool   // counters are those of its row
 	busy     chan struct{} // one token: held from before a commit until counters say what it added
 }
 
@@ -194,7 +195,7 @@ func (w *pgWriter) transaction(ctx context.Context, ops []*pgOp) error {
 		return fmt.Errorf("begin transaction: %w", err)
 	}
 	defer tx.Rollback(context.WithoutCancel(ctx)) //nolint:errcheck // after a commit there is nothing to roll back
-	if !w.known {
+	if !w.known.Load() {
 		if err := w.readCounters(ctx, tx); err != nil {
 			return fmt.Errorf("read counters: %w", err)
 		}
@@ -221,13 +222,13 @@ func (w *pgWriter) transaction(ctx context.Context, ops []*pgOp) error {
 	w.busy <- struct{}{}
 	defer func() { <-w.busy }()
 	if err := tx.Commit(ctx); err != nil {
-		w.known = false // it may have been committed
+		w.known.Store(false) // it may have been committed
 		for _, o := range ops {
 			o.unsure = true
 		}
 		return fmt.Errorf("commit: %w", err)
 	}
-	w.known = true
+	w.known.Store(true)
 	w.counters.mu.Lock()
 	if values != nil {
 		w.counters.values = values
@@ -238,7 +239,7 @@ func (w *pgWriter) transaction(ctx context.Context, ops []*pgOp) error {
 
 // forget takes what was counted so far as no longer ours.
 func (w *pgWriter) forget() {
-	w.known = false
+	w.known.Store(false)
 	w.counters.mu.Lock()
 	w.counters.values = map[string]int64{}
 	w.counters.mu.Unlock()

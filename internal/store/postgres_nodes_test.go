@@ -1,0 +1,249 @@
+package store_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"tandem"
+	"tandem/internal/store"
+	"tandem/internal/tandemtest"
+)
+
+// delivered ends every job well.
+func delivered(_ context.Context, job store.Job) store.Next {
+	if job.Lane == store.LaneDeliver {
+		return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+	}
+	return workEnded(`{}`)
+}
+
+// Two nodes share the work, each job is done once, and both tell the same figures.
+func TestNodesShareWork(t *testing.T) {
+	t.Parallel()
+	url := emptyPostgres(t, tandemtest.Volatile)
+	nodes := []*store.Postgres{joinPostgres(t, url), joinPostgres(t, url)}
+	var done [2]atomic.Int64
+	var mu sync.Mutex
+	times := map[string]int{}
+	for i, s := range nodes {
+		capacity := store.Capacity{Jobs: map[store.Lane]int{store.LaneIO: 8, store.LaneDeliver: 8}}
+		workWith(t, s, capacity, func(ctx context.Context, job store.Job) store.Next {
+			mu.Lock()
+			times[job.Request.ID+string(job.Lane)]++
+			mu.Unlock()
+			done[i].Add(1)
+			return delivered(ctx, job)
+		})
+	}
+	const n = 1000
+	acceptMany(t, nodes[0], n/2, store.LaneIO)
+	acceptMany(t, nodes[1], n/2, store.LaneIO)
+	for _, s := range nodes {
+		waitFor(t, "all to be delivered", func() bool { return mustStats(t, s).Ended[tandem.StatusCallbackSent] == n })
+		if stats := mustStats(t, s); stats.Requests[tandem.ModeAsync] != n || stats.Unfinished != 0 {
+			t.Errorf("a node counts %d accepted and %d unfinished", stats.Requests[tandem.ModeAsync], stats.Unfinished)
+		}
+	}
+	if done[0].Load() == 0 || done[1].Load() == 0 {
+		t.Errorf("one node did all: %d and %d jobs", done[0].Load(), done[1].Load())
+	}
+	for job, count := range times {
+		if count != 1 {
+			t.Errorf("%s was done %d times", job, count)
+		}
+	}
+}
+
+// The work of a node that falls silent is taken over, within 15 s, and what it says afterwards is not heard.
+func TestSilentNodeIsReplaced(t *testing.T) {
+	t.Parallel()
+	url := emptyPostgres(t, tandemtest.Volatile)
+	slow, other := joinPostgres(t, url), joinPostgres(t, url)
+	started, release := make(chan struct{}), make(chan struct{})
+	stop := work(t, slow, func(_ context.Context, job store.Job) store.Next {
+		job.Started()
+		close(started)
+		<-release
+		return workEnded(`{"by":"slow"}`)
+	})
+	async, plain, submission := newAsync(), newSync(), newSubmission("")
+	accept(t, slow, async, store.LaneIO)
+	accept(t, slow, plain, store.LaneNone)
+	accept(t, slow, submission, store.LaneIO)
+	<-started
+	waitStatus(t, other, async.ID, tandem.StatusProcessing)
+
+	slow.FallSilent(true)
+	silent := time.Now()
+	work(t, other, func(ctx context.Context, job store.Job) store.Next {
+		next := delivered(ctx, job)
+		if job.Request.Task == tandem.TaskSubmission {
+			return called("")
+		}
+		if next.Outcome != nil {
+			next.Outcome.Result = []byte(`{"by":"other"}`)
+		}
+		return next
+	})
+	waitStatus(t, other, async.ID, tandem.StatusCallbackSent)
+	waitStatus(t, other, plain.ID, tandem.StatusFailed)
+	waitStatus(t, other, submission.ID, tandem.StatusCompleted)
+	t.Logf("taken over %v after the last sign of life at most", time.Since(silent).Round(time.Millisecond))
+	if took := time.Since(silent); took > 30*time.Second { // 15 on a machine with nothing else to do
+		t.Errorf("taken over after %v", took)
+	}
+	close(release)
+	stop()
+	if got := mustRequest(t, other, async.ID); got.Status != tandem.StatusCallbackSent || string(got.Result) != `{"by":"other"}` || len(got.Attempts) != 1 {
+		t.Errorf("after the late result: %+v", got)
+	}
+	if got := mustRequest(t, other, plain.ID); got.ErrorCode != tandem.FailedInterrupted {
+		t.Errorf("the sync request: %+v", got)
+	}
+	for name, job := range map[string]store.Job{"sync": {Request: *plain}, "submission": submissionJob(submission)} {
+		if err := slow.Finish(t.Context(), job, called("")); tandem.CodeOf(err) != tandem.CodeNotFound {
+			t.Errorf("late end of the %s: %v, want %s", name, err, tandem.CodeNotFound)
+		}
+	}
+
+	slow.FallSilent(false) // it takes part again, and counts anew
+	accept(t, slow, newSync(), store.LaneNone)
+	for _, s := range []*store.Postgres{slow, other} {
+		waitFor(t, "both to count the same", func() bool {
+			stats := mustStats(t, s)
+			return stats.Requests[tandem.ModeSync] == 3 && stats.Requests[tandem.ModeAsync] == 1 && stats.Unfinished == 1 && stats.Failures[tandem.FailedInterrupted] == 1
+		})
+	}
+	if err := slow.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := other.Close(); err != nil {
+		t.Error(err)
+	}
+	checkPostgres(t, url)
+}
+
+// When all connections are killed, again and again, what was accepted is kept and done, and the store recovers.
+func TestConnectionsKilled(t *testing.T) {
+	t.Parallel()
+	url := emptyPostgres(t, tandemtest.Volatile)
+	s := joinPostgres(t, url)
+	work(t, s, delivered)
+	killer, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer killer.Close(context.Background())
+	var accepted sync.Map
+	var asking sync.WaitGroup
+	ctx, enough := context.WithCancel(t.Context())
+	for range 4 {
+		asking.Go(func() {
+			for ctx.Err() == nil {
+				r := newAsync()
+				if err := s.Accept(context.Background(), store.LaneIO, r); err == nil {
+					accepted.Store(r.ID, true)
+				} else if tandem.CodeOf(err) != tandem.CodeStoreUnavailable {
+					t.Errorf("accept: %v", err)
+				}
+				pause(time.Millisecond)
+			}
+		})
+	}
+	for range 5 {
+		pause(100 * time.Millisecond)
+		if _, err := killer.Exec(t.Context(), `
+			SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`); err != nil {
+			t.Error(err)
+		}
+	}
+	enough()
+	asking.Wait()
+	count := 0
+	accepted.Range(func(id, _ any) bool {
+		count++
+		waitStatus(t, s, id.(string), tandem.StatusCallbackSent)
+		return true
+	})
+	if count == 0 {
+		t.Error("nothing was accepted")
+	}
+	waitFor(t, "the store to be well", func() bool { return mustStats(t, s).Unavailable == nil && mustStats(t, s).Unfinished == 0 })
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	checkPostgres(t, url)
+}
+
+// All nodes that start at once see one secret, and one of them has made it.
+func TestOneSecretForAllNodes(t *testing.T) {
+	t.Parallel()
+	url := tandemtest.Postgres(t, tandemtest.Volatile) // empty: they change the schema at once, too
+	var group sync.WaitGroup
+	var made atomic.Int64
+	var mu sync.Mutex
+	secrets := map[string]bool{}
+	for range 4 {
+		group.Go(func() {
+			s, err := store.OpenPostgres(context.Background(), store.Config{URL: url, Log: quiet()})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer s.Close()
+			secret, fresh, err := s.SigningSecret(context.Background(), tandem.NewSecret())
+			if err != nil {
+				t.Error(err)
+			}
+			if fresh {
+				made.Add(1)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			secrets[secret.Reveal()] = true
+		})
+	}
+	group.Wait()
+	if made.Load() != 1 || len(secrets) != 1 {
+		t.Errorf("%d nodes made a secret, %d secrets are in use", made.Load(), len(secrets))
+	}
+}
+
+// What keeps a database from being opened is said plainly, and without its password.
+func TestPostgresCannotBeOpened(t *testing.T) {
+	t.Parallel()
+	url := emptyPostgres(t, tandemtest.Volatile)
+	newer := emptyPostgres(t, tandemtest.Volatile)
+	conn, err := pgx.Connect(t.Context(), newer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if _, err := conn.Exec(t.Context(), `INSERT INTO goose_db_version (version_id, is_applied) VALUES (999, true)`); err != nil {
+		t.Fatal(err)
+	}
+	before, after, _ := strings.Cut(url, "?")
+	for name, test := range map[string]struct{ url, want string }{
+		"missing database": {before + "x?" + after, "there is no such database"},
+		"newer schema":     {newer, "written by a newer tandem"},
+		"nobody listens":   {"postgres://me:hunter2@127.0.0.1:1/db", "no connection"},
+		"unreadable":       {"postgres://me:hunter2@[/db", "cannot be read"},
+		"too few":          {url + "&pool_max_conns=2", "pool_max_conns 2: want at least"},
+		"who is that":      {strings.Replace(url, "user=postgres", "user=stranger&password=hunter2", 1), "does not let this user in"},
+	} {
+		s, err := store.OpenPostgres(t.Context(), store.Config{URL: test.url, Log: quiet()})
+		if err == nil {
+			s.Close()
+		}
+		if text := fmt.Sprint(err); !strings.Contains(text, test.want) || strings.Contains(text, "hunter2") {
+			t.Errorf("%s: %v, want %q", name, err, test.want)
+		}
+	}
+}
