@@ -2,6 +2,7 @@ package server
 
 import (
 	"log/slog"
+	"net"
 	"net/http"
 	"strings"
 
@@ -61,3 +62,9 @@ func Figures(c *Connections) [4]int64 {
 	f := c.figures()
 	return [4]int64{int64(f.Open), int64(f.Capacity), f.Closed, f.Refused}
 }
+
+// Admit asks a table for room, as its listener does.
+func Admit(c *Connections, conn net.Conn) bool { return c.admit(conn) }
+
+// SetState tells a table what becomes of a connection, as net/http does.
+func SetState(c *Connections, conn net.Conn, state http.ConnState) { c.state(conn, state) }
