@@ -24,9 +24,9 @@ func TestHistoryOfHostileReceivers(t *testing.T) {
 	fault := func(f tandemtest.Fault) func(*testing.T) string {
 		return func(t *testing.T) string { t.Helper(); return tandemtest.NewReceiver(t, f).URL }
 	}
-	atADate := func() tandemtest.Fault {
+	atADate := func(ctx context.Context, conn *net.TCPConn) { // counted from the answer: the receiver may wait for its turn
 		at := time.Now().Add(45 * time.Minute).UTC().Format(http.TimeFormat)
-		return tandemtest.Answer(http.StatusServiceUnavailable, "Retry-After: "+at)
+		tandemtest.Answer(http.StatusServiceUnavailable, "Retry-After: "+at)(ctx, conn)
 	}
 	never := time.Duration(0)
 	for _, tt := range []struct {
@@ -50,7 +50,7 @@ func TestHistoryOfHostileReceivers(t *testing.T) {
 		{"429", fault(tandemtest.Answer(429)), tandem.OutcomeThrottled, 429, backoff, backoff * 3 / 2},
 		{"429 with Retry-After", fault(tandemtest.Answer(429, "Retry-After: 2700")), tandem.OutcomeThrottled, 429, 45 * time.Minute, 45 * time.Minute},
 		{"503 with Retry-After", fault(tandemtest.RetryAfter(2400)), tandem.OutcomeThrottled, 503, 40 * time.Minute, 40 * time.Minute},
-		{"503 with a date", fault(atADate()), tandem.OutcomeThrottled, 503, 44 * time.Minute, 45 * time.Minute},
+		{"503 with a date", fault(atADate), tandem.OutcomeThrottled, 503, 44 * time.Minute, 45 * time.Minute},
 		{"Retry-After in the past", fault(tandemtest.Answer(503, "Retry-After: Sat, 31 Jan 2026 12:00:00 GMT")), tandem.OutcomeThrottled, 503, backoff, backoff * 3 / 2},
 		{"Retry-After too soon", fault(tandemtest.RetryAfter(1)), tandem.OutcomeThrottled, 503, backoff, backoff},
 		{"Retry-After of a year", fault(tandemtest.RetryAfter(31_536_000)), tandem.OutcomeThrottled, 503, time.Hour, time.Hour},
