@@ -152,7 +152,7 @@ func plan(t *testing.T, db *sql.DB, statement string) (steps []string) {
 	return steps
 }
 
-// checkComplete: every statement that stands in the package was seen.
+// checkComplete: every statement for SQLite that stands in the package was seen.
 func checkComplete(t *testing.T, statements []string) {
 	t.Helper()
 	sources, err := filepath.Glob("*.go")
@@ -161,7 +161,7 @@ func checkComplete(t *testing.T, statements []string) {
 	}
 	found := 0
 	for _, source := range sources {
-		if strings.HasSuffix(source, "_test.go") {
+		if strings.HasSuffix(source, "_test.go") || strings.HasPrefix(source, "postgres") { // another planner's
 			continue
 		}
 		file, err := parser.ParseFile(token.NewFileSet(), source, nil, 0)
