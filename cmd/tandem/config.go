@@ -43,6 +43,7 @@ type commandLine struct {
 	Keys    keysCommand    `cmd:"" help:"Make, list, revoke and rotate API keys, while the server runs or before."`
 	Sink    sinkCommand    `cmd:"" help:"Receive callbacks: print, verify, and misbehave on demand."`
 	Health  healthCommand  `cmd:"" help:"Ask a server whether it is well (for container checks)."`
+	Migrate migrateCommand `cmd:"" help:"Bring a PostgreSQL database up to date, apart from a start."`
 	Version versionCommand `cmd:"" help:"Say which tandem this is."`
 	Stage   stageCommand   `cmd:"" hidden:"" help:"The server of demo and of load --demo-mode."`
 }
@@ -53,7 +54,7 @@ type commandLine struct {
 type serveCommand struct {
 	Mode   string     `enum:"demo,production" default:"demo" env:"TANDEM_MODE" help:"demo (everything in memory, private callbacks allowed) or production."`
 	Listen string     `placeholder:"HOST:PORT" env:"TANDEM_LISTEN" help:"Address to listen on (demo: 127.0.0.1:8000, production: :8000)."`
-	DB     string     `name:"db" placeholder:"URL" env:"TANDEM_DB" help:"Database: a file, file:PATH, or :memory: (demo: :memory:, production: file:tandem.db)."`
+	DB     string     `name:"db" placeholder:"URL" env:"TANDEM_DB" help:"Database: a file, file:PATH, postgres://…, or :memory: (demo: :memory:, production: file:tandem.db)."`
 	Config configFile `placeholder:"FILE" env:"TANDEM_CONFIG" help:"YAML file with the long names of these flags as keys."`
 	Debug  bool       `env:"TANDEM_DEBUG" help:"Log the steps of every request, for people; they show what was submitted."`
 	NoAuth bool       `env:"TANDEM_NO_AUTH" help:"Production without API keys: whoever reaches the port may use it and see everything."`
@@ -291,6 +292,9 @@ func (c *serveCommand) Validate() error {
 	if err := validDatabase(c.DB); err != nil {
 		return err
 	}
+	if c.asksForKeys() && store.IsPostgres(c.DB) {
+		return badArgument("serve with --no-auth behind a proxy that asks callers who they are", "--db %s: there are no API keys on PostgreSQL yet, and production mode asks for them", redact(c.DB))
+	}
 	if c.asksForKeys() && store.Memory(c.DB) {
 		return badArgument("name a file with --db, or serve with --no-auth", "--db :memory: has no API keys, and production mode asks for them")
 	}
@@ -331,16 +335,19 @@ func (c *serveCommand) Validate() error {
 // asksForKeys reports whether callers need an API key.
 func (c *serveCommand) asksForKeys() bool { return c.Mode == modeProduction && !c.NoAuth }
 
+// hasKeys reports whether a database has API keys.
+func hasKeys(url string) bool { return !store.Memory(url) && !store.IsPostgres(url) }
+
 // validDatabase refuses a kind of database that there is not.
 func validDatabase(url string) error {
 	scheme, _, ok := strings.Cut(url, "://")
 	switch {
 	case !ok || scheme == "file":
 		return nil
-	case strings.HasPrefix(scheme, "postgres"):
-		return badArgument("--db file:tandem.db keeps everything in one SQLite file", "--db %s: PostgreSQL comes with a later version", redact(url))
+	case store.IsPostgres(url):
+		return nil
 	default:
-		return badArgument("--db file:tandem.db, a path, or :memory:", "--db %s: unknown kind of database", redact(url))
+		return badArgument("--db file:tandem.db, a path, :memory:, or postgres://…", "--db %s: unknown kind of database", redact(url))
 	}
 }
 

@@ -27,6 +27,9 @@ type keysCommand struct {
 
 // Validate refuses databases that have no keys; kong calls it.
 func (c *keysCommand) Validate() error {
+	if store.IsPostgres(c.DB) {
+		return badArgument("--db names the file of a server in production mode, by default file:tandem.db", "--db %s: API keys are kept in SQLite only, until a later version", redact(c.DB))
+	}
 	if store.Memory(c.DB) {
 		return badArgument("--db names the file of a server in production mode, by default file:tandem.db", "--db :memory: has no API keys: demo mode asks for none")
 	}

@@ -48,8 +48,8 @@ type parts struct {
 // service is one tandem, from the database to the listener.
 type service struct {
 	listener net.Listener
-	store    *store.SQLite
-	keys     *store.Keys // nil: the database is in memory, and has none
+	store    store.Store
+	keys     *store.Keys // nil: the database has none
 	egress   *egress.Client
 	external *egress.Client // nil: the external service is simulated
 	engine   *engine.Engine
@@ -71,7 +71,7 @@ func openService(ctx context.Context, p parts, listener net.Listener) (_ *servic
 		}
 	}()
 	p.store.Log, p.egress.Log, p.engine.Log, p.server.Log = p.log, p.log, p.log, p.log
-	if s.store, err = store.OpenSQLite(ctx, p.store); err != nil {
+	if s.store, err = store.Open(ctx, p.store); err != nil {
 		return nil, err
 	}
 	if err := s.openKeys(ctx, &p); err != nil {
@@ -118,7 +118,7 @@ var errNoKeys = errors.New("there is no API key yet, and production mode asks fo
 // openKeys opens the API keys. Their secrets sign callbacks whether callers are asked for keys or not:
 // the database may hold requests from when they were.
 func (s *service) openKeys(ctx context.Context, p *parts) (err error) {
-	if store.Memory(p.store.URL) {
+	if !hasKeys(p.store.URL) {
 		return nil
 	}
 	if s.keys, err = store.OpenKeys(ctx, store.KeysConfig{URL: p.store.URL, Log: p.log}); err != nil {

@@ -69,6 +69,22 @@ type Postgres struct {
 	silent atomic.Bool // a fault point, false but in tests: no heartbeat, no sweep
 }
 
+// Open opens the store that cfg.URL names.
+func Open(ctx context.Context, cfg Config) (Store, error) {
+	if IsPostgres(cfg.URL) {
+		s, err := OpenPostgres(ctx, cfg)
+		if err != nil {
+			return nil, err
+		}
+		return s, nil
+	}
+	s, err := OpenSQLite(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
 // OpenPostgres connects, brings the schema up to date and joins the nodes that
 // share the database. Errors are for people, and hold no password.
 func OpenPostgres(ctx context.Context, cfg Config) (_ *Postgres, err error) {

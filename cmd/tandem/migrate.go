@@ -1,0 +1,30 @@
+package main
+
+import (
+	"context"
+
+	"tandem/internal/store"
+)
+
+// migrateCommand brings a database up to date, so that a start need not: serve does
+// the same, and nodes that start together wait for the first of them.
+type migrateCommand struct {
+	DB string `name:"db" required:"" placeholder:"URL" env:"TANDEM_DB" help:"The database, postgres://…"`
+}
+
+// Validate refuses other databases; kong calls it.
+func (c *migrateCommand) Validate() error {
+	if !store.IsPostgres(c.DB) {
+		return badArgument("a file is brought up to date by serve", "--db %s: only a PostgreSQL database is shared and needs this", redact(c.DB))
+	}
+	return nil
+}
+
+// Run migrates.
+func (c *migrateCommand) Run(ctx context.Context, t *terminal) error {
+	if err := store.MigratePostgres(ctx, c.DB); err != nil {
+		return err
+	}
+	t.printf("%s is up to date\n", redact(c.DB))
+	return nil
+}
