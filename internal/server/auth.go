@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"strings"
@@ -63,7 +64,7 @@ func (s *server) authorized(who access, next handler) handler {
 }
 
 // authenticate finds the key that a request carries. One that is wrong costs its address a
-// call, so that guessing comes to an end; one that is missing costs nothing.
+// POST, whatever the method, so that guessing soon comes to an end; one that is missing costs nothing.
 func (s *server) authenticate(w http.ResponseWriter, r *http.Request) (*tandem.Key, error) {
 	header := r.Header["Authorization"]
 	if len(header) == 0 {
@@ -74,7 +75,7 @@ func (s *server) authenticate(w http.ResponseWriter, r *http.Request) (*tandem.K
 	if err == nil {
 		return key, nil
 	}
-	if refused := s.allow(w, r, 1); refused != nil {
+	if refused := s.charge(w, r, cmp.Or(s.posts, s.gets), 1); refused != nil {
 		return nil, refused
 	}
 	w.Header().Set("WWW-Authenticate", challengeWrong)

@@ -270,29 +270,33 @@ type submissionEntry struct {
 	ID string `json:"submissionId"` //nolint:tagliatelle // the submissions API is camelCase
 }
 
-// TestWrongKeysCostTheirAddress: guessing comes to an end, and locks nobody out who has a key.
+// TestWrongKeysCostTheirAddress: guessing comes to an end, whatever is asked with the guesses, and locks nobody
+// out who has a key.
 func TestWrongKeysCostTheirAddress(t *testing.T) {
 	t.Parallel()
 	svc, keys := withKeys(t, func(s *setup) {
-		s.server.RateLimit = limit.Quota{Calls: 3, Window: time.Minute}
-		s.server.ReadLimit = limit.Quota{Calls: 3, Window: time.Minute}
+		s.server.RateLimit = limit.Quota{Calls: 4, Window: time.Minute}
+		s.server.ReadLimit = limit.Quota{Calls: 100, Window: time.Minute}
 	})
 	good := newKey(t, keys, "good", tandem.Scopes...)
-	for _, rt := range []struct{ method, path string }{{http.MethodPost, "/sync"}, {http.MethodGet, "/requests"}} {
-		ask := func(header string) int { return svc.do(rt.method, rt.path, bodies[rt.path], header).status }
-		for n, want := range []int{401, 401, 401, 429, 429} {
-			if got := ask("Authorization: Bearer " + tandem.NewToken().Reveal()); got != want {
-				t.Errorf("%s, wrong key %d: %d, want %d", rt.path, n+1, got, want)
+	ask := func(method, path, header string) int { return svc.do(method, path, bodies[path], header).status }
+	for n, want := range []int{401, 401, 429} {
+		for _, rt := range []struct{ method, path string }{{http.MethodPost, "/sync"}, {http.MethodGet, "/requests"}} {
+			if got := ask(rt.method, rt.path, "Authorization: Bearer "+tandem.NewToken().Reveal()); got != want {
+				t.Errorf("%s %s, wrong key %d: %d, want %d", rt.method, rt.path, n+1, got, want)
+			}
+			if got := ask(rt.method, rt.path, "X-Nothing: 1"); got != http.StatusUnauthorized {
+				t.Errorf("%s %s, no key: %d", rt.method, rt.path, got)
 			}
 		}
-		if got := ask("X-Nothing: 1"); got != http.StatusUnauthorized {
-			t.Errorf("%s, no key: %d", rt.path, got)
+	}
+	for n, want := range []int{200, 200, 200, 200, 429} {
+		if got := ask(http.MethodPost, "/sync", bearer(good)); got != want {
+			t.Errorf("good key, call %d: %d, want %d", n+1, got, want)
 		}
-		for n, want := range []int{200, 200, 200, 429} {
-			if got := ask(bearer(good)); got != want {
-				t.Errorf("%s, good key, call %d: %d, want %d", rt.path, n+1, got, want)
-			}
-		}
+	}
+	if got := ask(http.MethodGet, "/requests", bearer(good)); got != http.StatusOK {
+		t.Errorf("good key, reading: %d", got)
 	}
 }
 

@@ -78,7 +78,11 @@ func (s *server) limited(next handler) handler {
 // whether one is left. Every answer says what is left, in the headers of the IETF
 // draft on RateLimit fields.
 func (s *server) allow(w http.ResponseWriter, r *http.Request, n int) error {
-	a := s.allowanceFor(r.Method)
+	return s.charge(w, r, s.allowanceFor(r.Method), n)
+}
+
+// charge is allow for an allowance that need not be that of the method; nil allows everything.
+func (s *server) charge(w http.ResponseWriter, r *http.Request, a *allowance, n int) error {
 	if a == nil {
 		return nil
 	}
