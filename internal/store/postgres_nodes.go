@@ -194,12 +194,16 @@ func (w *sweeping) run(ctx context.Context, tx pgx.Tx, deltas map[string]int64) 
 	if w.dead, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil {
 		return err
 	}
-	for _, part := range []func(context.Context, pgx.Tx, map[string]int64) error{w.interrupt, w.resume, w.fold} {
-		if err := part(ctx, tx, deltas); err != nil {
-			return err
-		}
+	if err := w.interrupt(ctx, tx, deltas); err != nil {
+		return err
 	}
-	return nil
+	if err := w.resume(ctx, tx, deltas); err != nil {
+		return err
+	}
+	if len(w.dead) == 0 && !w.deep { // nodes that have left are folded in time: their rows count all the same
+		return nil
+	}
+	return w.fold(ctx, tx)
 }
 
 // interrupt ends the sync requests of nodes that are no more.
@@ -286,7 +290,7 @@ func (w *sweeping) resume(ctx context.Context, tx pgx.Tx, deltas map[string]int6
 }
 
 // fold adds the counters of nodes that are no more to those of node "".
-func (w *sweeping) fold(ctx context.Context, tx pgx.Tx, _ map[string]int64) error {
+func (w *sweeping) fold(ctx context.Context, tx pgx.Tx) error {
 	rows, err := tx.Query(ctx, `
 		DELETE FROM counters
 		WHERE node <> '' AND NOT EXISTS (SELECT FROM nodes WHERE nodes.id = node)

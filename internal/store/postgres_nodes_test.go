@@ -247,3 +247,20 @@ func TestPostgresCannotBeOpened(t *testing.T) {
 		}
 	}
 }
+
+// Three nodes with nothing to do ask little of their database.
+func TestIdleNodesAskLittle(t *testing.T) {
+	t.Parallel()
+	url := emptyPostgres(t, tandemtest.Volatile)
+	for range 3 {
+		work(t, joinPostgres(t, url), delivered)
+	}
+	pause(12 * time.Second) // River elects its leader; idle connections hand in their figures after 10 s
+	before, started := transactions(t, url), time.Now()
+	pause(12 * time.Second)
+	perSecond := float64(transactions(t, url)-before) / time.Since(started).Seconds()
+	t.Logf("%.1f transactions per second", perSecond)
+	if perSecond == 0 || perSecond > 20 {
+		t.Errorf("%.1f transactions per second, want some and at most 20", perSecond)
+	}
+}

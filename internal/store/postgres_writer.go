@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime"
 	"strings"
 	"sync"
@@ -204,6 +205,7 @@ func (w *pgWriter) transaction(ctx context.Context, ops []*pgOp) error {
 	if err := t.apply(ctx, ops); err != nil {
 		return err
 	}
+	maps.DeleteFunc(t.deltas, func(_ string, delta int64) bool { return delta == 0 })
 	values := map[string]int64(nil)
 	if len(t.deltas) > 0 {
 		var counts []byte
@@ -308,7 +310,7 @@ func (s *Postgres) total(ctx context.Context) *counters {
 // wakes are the lanes whose nodes are to be told that there is work: now, or soon.
 type wakes struct {
 	mu   sync.Mutex
-	at   map[wake]struct{} // at most one for each lane and wakeStep within wakeAhead
+	at   map[wake]struct{} // at most maxWakes
 	poke chan struct{}
 }
 
@@ -320,8 +322,9 @@ type wake struct {
 
 const (
 	wakeStep  = 10 * time.Millisecond
-	wakeAhead = 2 * pollInterval     // what is due later than this is found by polling soon enough
+	wakeAhead = time.Minute          // what is due later than this is found by polling
 	wakeRest  = 3 * time.Millisecond // between two announcements
+	maxWakes  = 4096                 // kept in memory; what is beyond is found by polling
 )
 
 func (k *wakes) init() {
@@ -338,7 +341,9 @@ func (k *wakes) add(lane Lane, delay time.Duration) {
 		at.step = int64((time.Duration(time.Now().Add(delay).UnixNano()) + wakeStep) / wakeStep)
 	}
 	k.mu.Lock()
-	k.at[at] = struct{}{}
+	if delay <= 0 || len(k.at) < maxWakes {
+		k.at[at] = struct{}{}
+	}
 	k.mu.Unlock()
 	poke(k.poke)
 }
