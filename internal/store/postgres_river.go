@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -31,6 +30,9 @@ const (
 	// rescueAfter is when River hands out a job again that has not ended. It does not know of nodes and
 	// goes by the leader's clock; the sweep is quicker and does know, so River's never comes to it.
 	rescueAfter = 365 * 24 * time.Hour
+	// loadWindow is how long the first of several jobs that were fetched together waits for the others, which
+	// come in any order: they are read with one statement, and the oldest goes first.
+	loadWindow = 2 * time.Millisecond
 	// maxLoad is how many rows are read at a time for jobs.
 	maxLoad = 512
 )
@@ -293,6 +295,8 @@ func (h *handout) read(l *pgLoad) (*pgItem, error) {
 
 // load answers what read asks, all that wait at a time with one statement.
 func (h *handout) load(ctx context.Context) {
+	window := time.NewTimer(loadWindow)
+	defer window.Stop()
 	for {
 		var batch []*pgLoad
 		select {
@@ -301,13 +305,13 @@ func (h *handout) load(ctx context.Context) {
 		case first := <-h.loads:
 			batch = append(batch, first)
 		}
-		runtime.Gosched() // jobs that were fetched together come together, if in any order
+		window.Reset(loadWindow)
 	fill:
 		for len(batch) < maxLoad {
 			select {
 			case next := <-h.loads:
 				batch = append(batch, next)
-			default:
+			case <-window.C:
 				break fill
 			}
 		}
