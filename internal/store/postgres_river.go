@@ -32,7 +32,7 @@ const (
 	rescueAfter = 365 * 24 * time.Hour
 	// loadWindow is how long the first of several jobs that were fetched together waits for the others, which
 	// come in any order: they are read with one statement, and the oldest goes first.
-	loadWindow = 2 * time.Millisecond
+	loadWindow = time.Millisecond
 	// maxLoad is how many rows are read at a time for jobs.
 	maxLoad = 512
 )
