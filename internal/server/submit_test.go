@@ -352,17 +352,22 @@ func TestServiceThatCannot(t *testing.T) {
 	t.Run("no slot", func(t *testing.T) {
 		t.Parallel()
 		begun, release := make(chan struct{}), make(chan struct{})
-		stubborn := engine.Task{Name: "stubborn", Lane: store.LaneIO, Run: func(context.Context, json.RawMessage, int) (json.RawMessage, error) {
+		stubborn := engine.Task{Name: "stubborn", Lane: store.LaneIO, Run: func(ctx context.Context, _ json.RawMessage, _ int) (json.RawMessage, error) {
 			close(begun)
-			<-release // holds the one slot beyond its deadline
+			<-ctx.Done() // not for the release alone: of two timers the later one may be noticed first
+			<-release    // holds the one slot beyond its deadline
 			return nil, errors.New("released")
 		}}
 		svc := start(t, func(s *setup) {
 			s.engine.IOWorkers, s.engine.TaskTimeout, s.engine.Tasks = 1, 300*time.Millisecond, []engine.Task{stubborn}
 		})
-		first := make(chan answer)
+		first := make(chan answer, 1)
 		go func() { first <- svc.post("/sync", `{"data":{"a":1},"task":"stubborn"}`) }()
-		<-begun
+		select {
+		case <-begun:
+		case a := <-first:
+			t.Fatalf("it never had the slot: %d %s", a.status, a.body)
+		}
 		a := svc.post("/sync", order)
 		refused(t, a, tandem.CodeOverloaded)
 		if r := svc.wait(a.problem(t).RequestID, func(tandem.Request) bool { return true }); r.ErrorCode != tandem.FailedNoSlot {
