@@ -62,10 +62,15 @@ func (c *serveCommand) banner(address net.Addr, s *service, program string) stri
 		} else {
 			line("secret", "signs callbacks; kept in the database, shown this once")
 		}
-		fmt.Fprintf(&b, "\nreceive callbacks and verify them:\n%s sink --secret %s\n", program, s.secret.Reveal())
+		fmt.Fprintf(&b, "\nreceive callbacks and verify them:\n%s\n", sinkLines(program, s.secret))
 	}
 	fmt.Fprintf(&b, "\n%s\n", c.tryIt(base))
 	return b.String()
+}
+
+// sinkLines receive and verify what a secret signs. It is no argument: those every user of the machine can read.
+func sinkLines(program string, secret tandem.Secret) string {
+	return "TANDEM_SIGNING_SECRET=" + secret.Reveal() + " \\\n  " + program + " sink"
 }
 
 // allowed lists what the configuration permits beyond the strict policy.

@@ -91,7 +91,7 @@ func (c *keysCreateCommand) Run(ctx context.Context, all *keysCommand, t *termin
 	t.printf("%s\n", made.Token.Reveal())
 	if !c.Plain {
 		t.notef("its callbacks are signed with a secret of its own; receive them and verify:")
-		t.notef("%s sink --secret %s", t.program, made.Secret.Reveal())
+		t.notef("%s", sinkLines(t.program, made.Secret))
 	}
 	return nil
 }

@@ -12,7 +12,7 @@ import (
 )
 
 var (
-	sinkLine    = regexp.MustCompile(`(?m)^(\S.*) sink --secret whsec_\S+$`)
+	sinkLine    = regexp.MustCompile(`(?m)^TANDEM_SIGNING_SECRET=whsec_\S+ \\\n  (\S.*) sink$`)
 	sinkAddress = regexp.MustCompile(`on (http://\S+),`)
 )
 
@@ -22,7 +22,7 @@ func TestBannerPastes(t *testing.T) {
 	t.Parallel()
 	p := startServe(t)
 	line := p.awaitOutput(t, sinkLine)[0]
-	sink := startCommand(t, exec.Command("sh", "-c", "exec "+line+" --listen 127.0.0.1:0"), nil)
+	sink := startCommand(t, exec.Command("sh", "-c", "exec env "+line+" --listen 127.0.0.1:0"), nil)
 	address := sink.awaitOutput(t, sinkAddress)[1]
 	<-post(p.url+"/async", `{"data":{"n":1},"task":"echo","callback_url":"`+address+`"}`)
 	sink.awaitOutput(t, regexp.MustCompile(`request\.completed attempt 1/3, signature ok, answer 200`))
