@@ -40,7 +40,7 @@ var kinds = []kind{
 		"Give data at least one member, keep its levels within --max-depth, and use every name once per object.", 0},
 	{tandem.CodeInvalidCallbackURL, http.StatusBadRequest, "The callback URL cannot be called",
 		"callback_url is no absolute http or https URL with a host, or it carries a user name or password.",
-		"Use a URL such as https://example.com/hooks/tandem. Put secrets into its path or check the signature; user:password@ is not accepted.", 0},
+		"Use a URL such as https://example.com/hooks/tandem. Put secrets into its query, which no log shows, or check the signature; user:password@ is not accepted.", 0},
 	{tandem.CodeCallbackBlocked, http.StatusBadRequest, "The callback URL is not allowed",
 		"Policy forbids calls to this address: cloud metadata always, and in production private networks and unusual ports.",
 		"Use a public address on port 80 or 443, or ask the operator for --allow-callback-cidr, --allow-callback-host or --allow-callback-port.", 0},
