@@ -34,7 +34,7 @@ const (
 	// together: between two waves of them there are commits of jobs alone.
 	pressing        = 8
 	pressureCommits = 32
-	fewJobs         = 4
+	fewJobs         = 8
 	// restFactor is for how many times as long as it took a lane does not read the
 	// index again for what has become due. Thousands of jobs that it hands out may wait for
 	// a slow destination; their rows would be read for every one that comes due.
