@@ -392,6 +392,35 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
+// TestAuditAfterAnother: calls of the audit before run out as fast as those of this one come, so that what is
+// left stays the same for a while. That is no flaw.
+func TestAuditAfterAnother(t *testing.T) {
+	t.Parallel()
+	for _, id := range []string{"rate-limit-forwarded-for", "rate-limit-batch"} {
+		t.Run(id, func(t *testing.T) {
+			t.Parallel()
+			w := newTwin(t, "", 5_000, "")
+			var posts atomic.Int64
+			steady := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+				if r.Method == http.MethodPost && posts.Add(1) <= 3 {
+					rw.Header().Set("RateLimit-Policy", `"post";q=50;w=60`)
+					rw.Header().Set("RateLimit", `"post";r=19;t=1`)
+					rw.WriteHeader(http.StatusUnprocessableEntity)
+					return
+				}
+				w.ServeHTTP(rw, r)
+			}))
+			t.Cleanup(steady.Close)
+			entry := onlyEntry(t, audit.Config{
+				URL: steady.URL, APIKey: callerKey, Level: audit.LevelFull, Only: []string{id}, Rate: 2_000, Settle: 10 * time.Millisecond,
+			})
+			if entry.Outcome != audit.Pass {
+				t.Errorf("%s %q, want pass", entry.Outcome, entry.Evidence)
+			}
+		})
+	}
+}
+
 // TestInterrupted: what was found before the end is in the report.
 func TestInterrupted(t *testing.T) {
 	t.Parallel()
