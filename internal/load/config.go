@@ -2,6 +2,7 @@ package load
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -55,6 +56,9 @@ type Config struct {
 
 	Thresholds []Threshold    // evaluated when the run was not interrupted
 	Progress   func(Progress) // told about ten times a second, from one goroutine; nil: nobody
+
+	dial func(ctx context.Context, network, address string) (net.Conn, error) // nil: the network
+	nap  func(time.Duration)                                                  // nil: nap
 }
 
 // CallbackConfig says how results come back.
@@ -124,6 +128,9 @@ func (c *Config) fill() {
 	}
 	if c.Timeout == 0 {
 		c.Timeout = defaultTimeout
+	}
+	if c.nap == nil {
+		c.nap = nap
 	}
 	if c.On429 == "" {
 		c.On429 = On429Count

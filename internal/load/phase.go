@@ -45,9 +45,9 @@ type running struct {
 	firstNumber uint64    // guarded by inbox.mu
 	callbacks   Callbacks // guarded by inbox.mu
 
-	turn  sync.Mutex   // of an open loop: who holds it waits for the next planned send
-	due   int64        // guarded by turn: number of the next planned send
-	taken atomic.Int64 // closed loop: requests begun
+	turn  chan struct{} // of an open loop, one token: who holds it waits for the next planned send
+	due   int64         // guarded by turn: number of the next planned send
+	taken atomic.Int64  // closed loop: requests begun
 
 	stopped    atomic.Pointer[error] // why no further request is sent
 	draining   atomic.Bool
@@ -57,7 +57,7 @@ type running struct {
 
 // newRunning prepares a phase of so many requests or of that length.
 func (r *run) newRunning(name string, number int, requests int64, length time.Duration) *running {
-	p := &running{run: r, name: name, number: number, limit: requests, length: length, step: time.Second}
+	p := &running{run: r, name: name, number: number, limit: requests, length: length, step: time.Second, turn: make(chan struct{}, 1)}
 	switch name {
 	case PhaseSync:
 		p.share = 1
@@ -113,13 +113,13 @@ func (p *running) take(ctx context.Context) (next turnOf, ok bool) {
 	}
 	// Whoever holds the turn waits, and the others wait for the turn: requests begin in the order
 	// of the plan, and the one who waited sends, without handing over to anybody.
-	p.turn.Lock()
-	defer p.turn.Unlock()
+	p.turn <- struct{}{}
+	defer func() { <-p.turn }()
 	if p.due >= p.plan.count || p.stopped.Load() != nil || p.run.now() > p.end() {
 		return next, false
 	}
 	next.k, next.planned = p.due, p.began+p.plan.at(p.due)
-	if !waitUntil(ctx, p.run.began.Add(next.planned)) {
+	if !waitUntil(ctx, p.run.began.Add(next.planned), p.run.cfg.nap) {
 		return next, false
 	}
 	p.due++

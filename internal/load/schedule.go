@@ -51,7 +51,7 @@ const (
 )
 
 // waitUntil returns when it is due, or early and false when ctx ends before.
-func waitUntil(ctx context.Context, due time.Time) bool {
+func waitUntil(ctx context.Context, due time.Time, nap func(time.Duration)) bool {
 	for {
 		left := time.Until(due)
 		switch {

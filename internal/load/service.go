@@ -54,8 +54,8 @@ func newService(cfg *Config) *service {
 			"Content-Type": {"application/json"},
 			"User-Agent":   {cfg.Tool},
 		},
-		load:  newTransport(cfg.Concurrency, cfg.Timeout),
-		aside: &http.Client{Transport: newTransport(2, probeTimeout), Timeout: probeTimeout},
+		load:  newTransport(cfg, cfg.Concurrency, cfg.Timeout),
+		aside: &http.Client{Transport: newTransport(cfg, 2, probeTimeout), Timeout: probeTimeout},
 	}
 	if cfg.APIKey != "" {
 		s.header["Authorization"] = []string{"Bearer " + cfg.APIKey}
@@ -65,10 +65,13 @@ func newService(cfg *Config) *service {
 
 // newTransport makes a transport that keeps its connections. It knows no proxy:
 // behind one, the proxy would be measured. HTTP/1.1 only, so that a caller is a connection.
-func newTransport(connections int, timeout time.Duration) *http.Transport {
-	dialer := &net.Dialer{Timeout: min(timeout, probeTimeout)}
+func newTransport(cfg *Config, connections int, timeout time.Duration) *http.Transport {
+	dial := cfg.dial
+	if dial == nil {
+		dial = (&net.Dialer{Timeout: min(timeout, probeTimeout)}).DialContext
+	}
 	return &http.Transport{
-		DialContext:         dialer.DialContext,
+		DialContext:         dial,
 		MaxIdleConns:        connections,
 		MaxIdleConnsPerHost: connections,
 		IdleConnTimeout:     time.Minute,
