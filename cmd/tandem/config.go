@@ -59,16 +59,17 @@ type serveCommand struct {
 	Debug  bool       `env:"TANDEM_DEBUG" help:"Log the steps of every request, for people; they show what was submitted."`
 	NoAuth bool       `env:"TANDEM_NO_AUTH" help:"Production without API keys: whoever reaches the port may use it and see everything."`
 
-	Workers     int           `default:"0" env:"TANDEM_WORKERS" help:"Slots for work that computes; 0: one per core."`
-	IOWorkers   int           `default:"256" env:"TANDEM_IO_WORKERS" help:"Slots for work that waits."`
-	MaxQueue    int64         `default:"1000000" env:"TANDEM_MAX_QUEUE" help:"Unfinished requests on disk, beyond which POST answers 503."`
-	MaxData     int64         `default:"10240" placeholder:"BYTES" env:"TANDEM_MAX_DATA" help:"Largest data of a request, at most 16 MiB (default: ${default})."`
-	MaxDepth    int           `default:"10" env:"TANDEM_MAX_DEPTH" help:"Deepest nesting of data."`
-	TaskTimeout time.Duration `default:"30s" env:"TANDEM_TASK_TIMEOUT" help:"Longest run of a task, and longest wait for a sync answer."`
-	RateLimit   string        `placeholder:"CALLS/WINDOW|off" env:"TANDEM_RATE_LIMIT" help:"POSTs that one client may make in any window of time (demo: off, production: 50/60s)."`
-	ReadLimit   string        `placeholder:"CALLS/WINDOW|off" env:"TANDEM_READ_LIMIT" help:"GETs of data that one client may make in any window of time (demo: off, production: 600/60s)."`
-	CORSOrigin  []string      `name:"cors-origin" placeholder:"URL" env:"TANDEM_CORS_ORIGIN" help:"Origins whose pages may call the API (demo: http://localhost:3000, http://127.0.0.1:3000)."`
-	Retention   time.Duration `default:"720h" env:"TANDEM_RETENTION" help:"Finished requests older than this are deleted; 0: never."`
+	Workers     int            `default:"0" env:"TANDEM_WORKERS" help:"Slots for work that computes; 0: one per core."`
+	IOWorkers   int            `default:"256" env:"TANDEM_IO_WORKERS" help:"Slots for work that waits."`
+	MaxQueue    int64          `default:"1000000" env:"TANDEM_MAX_QUEUE" help:"Unfinished requests on disk, beyond which POST answers 503."`
+	MaxData     int64          `default:"10240" placeholder:"BYTES" env:"TANDEM_MAX_DATA" help:"Largest data of a request, at most 16 MiB (default: ${default})."`
+	MaxDepth    int            `default:"10" env:"TANDEM_MAX_DEPTH" help:"Deepest nesting of data."`
+	TaskTimeout time.Duration  `default:"30s" env:"TANDEM_TASK_TIMEOUT" help:"Longest run of a task, and longest wait for a sync answer."`
+	RateLimit   string         `placeholder:"CALLS/WINDOW|off" env:"TANDEM_RATE_LIMIT" help:"POSTs that one client may make in any window of time (demo: off, production: 50/60s)."`
+	ReadLimit   string         `placeholder:"CALLS/WINDOW|off" env:"TANDEM_READ_LIMIT" help:"GETs of data that one client may make in any window of time (demo: off, production: 600/60s)."`
+	CORSOrigin  []string       `name:"cors-origin" placeholder:"URL" env:"TANDEM_CORS_ORIGIN" help:"Origins whose pages may call the API (demo: http://localhost:3000, http://127.0.0.1:3000)."`
+	Retention   time.Duration  `default:"720h" env:"TANDEM_RETENTION" help:"Finished requests older than this are deleted; 0: never."`
+	DrainDelay  *time.Duration `placeholder:"TIME" env:"TANDEM_DRAIN_DELAY" help:"After the signal to stop: how long only /readyz changes, so that a load balancer can turn away first (postgres://: 5s, else 0s)."`
 
 	ExternalURL     string        `placeholder:"URL" env:"TANDEM_EXTERNAL_URL" help:"Service that every submission is passed on to (default: one is simulated)."`
 	ExternalDelay   string        `default:"70ms-150ms" placeholder:"TIME|FROM-TO" env:"TANDEM_EXTERNAL_DELAY" help:"How long the simulated service takes (default: ${default})."`
@@ -271,6 +272,12 @@ func (c *serveCommand) Validate() error {
 			c.DB = "file:tandem.db"
 		}
 	}
+	if c.DrainDelay == nil {
+		c.DrainDelay = new(time.Duration)
+		if store.IsPostgres(c.DB) {
+			*c.DrainDelay = 5 * time.Second
+		}
+	}
 	if c.RateLimit == "" {
 		c.RateLimit = "off"
 		if production {
@@ -376,6 +383,7 @@ func (c *serveCommand) validBounds() error {
 	}{
 		{"task-timeout", c.TaskTimeout, time.Millisecond, day},
 		{"retention", c.Retention, 0, 100 * 365 * day},
+		{"drain-delay", *c.DrainDelay, 0, time.Hour},
 		{"callback-backoff", c.CallbackBackoff, time.Millisecond, day},
 		{"callback-timeout", c.CallbackTimeout, time.Millisecond, time.Hour},
 		{"callback-max-age", c.CallbackMaxAge, time.Millisecond, 365 * day},

@@ -3,6 +3,7 @@
 package main_test
 
 import (
+	"errors"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -124,6 +125,43 @@ func TestSecondSignal(t *testing.T) {
 		})
 	}
 }
+
+// TestDrainDelay tells a server to stop that is to linger: /readyz says so at once, everybody is served
+// as before but on connections that end, and a second signal ends it.
+func TestDrainDelay(t *testing.T) {
+	t.Parallel()
+	p := startServe(t, "--drain-delay", "1h")
+	p.signal(t, syscall.SIGTERM)
+	if err := poll("/readyz to say 503", func() error {
+		response, err := http.Get(p.url + "/readyz")
+		if err != nil {
+			return err
+		}
+		defer response.Body.Close()
+		if response.StatusCode != http.StatusServiceUnavailable {
+			return errors.New(response.Status)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	response, err := http.Post(p.url+"/sync", "application/json", strings.NewReader(`{"data":{"n":1},"task":"echo"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	response.Body.Close()
+	if response.StatusCode != http.StatusOK || !response.Close {
+		t.Errorf("POST /sync answered %s, and closes the connection: %t; want 200 and true", response.Status, response.Close)
+	}
+	<-time.After(2 * sameSignal)
+	p.signal(t, syscall.SIGTERM)
+	if got := p.exitCode(t); got != 143 {
+		t.Errorf("exit code %d, want 143\n%s", got, p.stderr.String())
+	}
+}
+
+// sameSignal is how long the binary takes further signals for the first one.
+const sameSignal = 500 * time.Millisecond
 
 // TestDemo runs what a newcomer runs first, to its end, in a pipe, and reads what it leaves. It
 // is not parallel: the demo computes on every core, at the lowest priority.

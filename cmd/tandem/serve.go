@@ -33,6 +33,7 @@ func (c *serveCommand) Run(ctx context.Context, t *terminal) error {
 	address := listener.Addr()
 	parts := c.parts(address, log)
 	parts.server.Certificate = certificate
+	parts.server.Leaving = ctx.Done()
 	tandem, err := openService(ctx, parts, listener)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -95,6 +96,7 @@ func (c *serveCommand) parts(address net.Addr, log *slog.Logger) parts {
 		secret: c.secret,
 		log:    log,
 		auth:   c.asksForKeys(),
+		linger: *c.DrainDelay,
 
 		external:      c.externalCalls(),
 		submissionLog: engine.SubmissionLogConfig{Path: c.SubmissionLog, Names: c.Debug},

@@ -39,7 +39,8 @@ type parts struct {
 	server server.Config
 	secret tandem.Secret // signs callbacks; zero: the one in the database, made if there is none
 	log    *slog.Logger
-	auth   bool // ask callers for the API keys in the database
+	auth   bool          // ask callers for the API keys in the database
+	linger time.Duration // how long the service goes on when it is to stop, so that balancers can turn away
 
 	external      egress.Config              // of the client for engine.External, if that has a URL
 	submissionLog engine.SubmissionLogConfig // no Path: none is kept
@@ -58,13 +59,14 @@ type service struct {
 	api      server.Config
 	secret   tandem.Secret
 	made     bool // secret is new: tell it to somebody
+	linger   time.Duration
 	log      *slog.Logger
 }
 
 // openService puts the parts together and takes over the listener, on which
 // callers already queue. Nothing runs yet. After an error everything is closed.
 func openService(ctx context.Context, p parts, listener net.Listener) (_ *service, err error) {
-	s := &service{listener: listener, log: p.log}
+	s := &service{listener: listener, linger: p.linger, log: p.log}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())
@@ -135,15 +137,22 @@ func (s *service) openKeys(ctx context.Context, p *parts) (err error) {
 	return nil
 }
 
-// run serves until ctx ends, then drains: the engine refuses new work first, so
+// run serves until ctx ends, lingers, then drains: the engine refuses new work first, so
 // that /readyz says 503 on connections that are still open, then the listener
-// closes while what runs may finish. When halt is closed, that grace ends at once.
+// closes while what runs may finish. When halt is closed, all of it ends at once.
 // Everything is closed when run returns.
 func (s *service) run(ctx context.Context, halt <-chan struct{}) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
-	g, running := errgroup.WithContext(ctx)
+	serving, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stop(nil)
+	g, running := errgroup.WithContext(serving)
+	g.Go(func() error {
+		s.stay(ctx, running, halt)
+		stop(context.Cause(ctx))
+		return nil
+	})
 	closing, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
 	g.Go(func() error {
@@ -192,6 +201,27 @@ func (s *service) run(ctx context.Context, halt <-chan struct{}) error {
 	close(ended)
 	halting.Wait()
 	return errors.Join(err, s.close())
+}
+
+// stay returns when it is time to drain: some time after ctx has ended, during which only
+// /readyz says that this server will be gone; or sooner, when halt is closed or a part has failed.
+func (s *service) stay(ctx, running context.Context, halt <-chan struct{}) {
+	select {
+	case <-ctx.Done():
+	case <-running.Done():
+		return
+	}
+	if s.linger == 0 {
+		return
+	}
+	s.log.Info("about to stop: /readyz says so, all else goes on", "for", s.linger, "cause", context.Cause(ctx))
+	pause := time.NewTimer(s.linger)
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+	case <-halt:
+	case <-running.Done():
+	}
 }
 
 // awaitEngine returns when the engine takes orders, a moment after its Run was

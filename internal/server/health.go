@@ -35,7 +35,7 @@ func (s *server) handleLive(*http.Request) (state, error) { return state{"alive"
 
 // handleReady says whether new work would be accepted.
 func (s *server) handleReady(r *http.Request) (state, error) {
-	if s.cfg.Engine.Draining() {
+	if s.cfg.Engine.Draining() || s.leaving() {
 		return state{}, tandem.Errorf(tandem.CodeDraining, "The server is starting or shutting down and takes no new work.")
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
@@ -48,6 +48,16 @@ func (s *server) handleReady(r *http.Request) (state, error) {
 		return state{}, &tandem.Error{Code: tandem.CodeStoreUnavailable, Message: "The database cannot be used.", Err: err}
 	}
 	return state{"ready"}, nil
+}
+
+// leaving reports whether callers had better go elsewhere, though they are still served.
+func (s *server) leaving() bool {
+	select {
+	case <-s.cfg.Leaving:
+		return true
+	default:
+		return false
+	}
 }
 
 // seconds rounds to milliseconds: more digits would only be noise.

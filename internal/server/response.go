@@ -71,15 +71,19 @@ func (s *server) instrument(next http.Handler) http.Handler {
 		if r.TLS != nil {
 			header["Strict-Transport-Security"] = httpsOnly
 		}
+		if s.leaving() {
+			header["Connection"] = closing
+		}
 		s.meters.inFlight.Add(1)
 		defer s.finish(rw, r)
 		next.ServeHTTP(rw, r)
 	})
 }
 
-// Both are shared by many answers and never written to. Browsers that were here over TLS come back
+// They are shared by many answers and never written to. Browsers that were here over TLS come back
 // over TLS for a year.
 var (
+	closing   = []string{"close"}
 	nosniff   = []string{"nosniff"}
 	httpsOnly = []string{"max-age=31536000"}
 )

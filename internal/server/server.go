@@ -48,6 +48,10 @@ type Config struct {
 	Debug        bool           // what debug_mode says
 	Log          *slog.Logger   // slog.Default
 
+	// Leaving is closed when the service is about to stop: from then on /readyz says 503 and every answer closes its
+	// connection, so that callers go elsewhere while all else is still served. nil: that is not told in advance.
+	Leaving <-chan struct{}
+
 	// TrustedProxies are the peers whose X-Forwarded-For is believed; none.
 	TrustedProxies []netip.Prefix
 
