@@ -60,12 +60,12 @@ func (c *clock) dueAt(at time.Time) time.Time {
 	return c.now().Add(time.Until(at))
 }
 
-// bringForward moves all that waits to where it belongs after the clock was set back.
-func bringForward(tx *tx, back time.Duration) error {
+// bringForward moves all that waits to where it belongs after the clock was set back to now.
+func bringForward(tx *tx, back time.Duration, now time.Time) error {
 	_, err := tx.exec(`
 		UPDATE requests
 		SET due_at = due_at - ?
-		WHERE lane IN ('cpu', 'io', 'deliver') AND due_at > ?`, back.Microseconds(), micros(tx.store.clock.now()))
+		WHERE lane IN ('cpu', 'io', 'deliver') AND due_at > ?`, back.Microseconds(), micros(now))
 	if err != nil {
 		return fmt.Errorf("bring due times forward by %v: %w", back, err)
 	}
@@ -73,9 +73,9 @@ func bringForward(tx *tx, back time.Duration) error {
 	return nil
 }
 
-// behindHistory returns by how much the clock is behind the newest request: it
+// behindHistory returns by how much the clock, which says now, is behind the newest request: it
 // was set back while no process watched.
-func behindHistory(tx *tx) (time.Duration, error) {
+func behindHistory(tx *tx, now time.Time) (time.Duration, error) {
 	var newest string
 	err := tx.store.conn.QueryRowContext(context.Background(), `SELECT id FROM requests ORDER BY seq DESC LIMIT 1`).Scan(&newest)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -85,5 +85,5 @@ func behindHistory(tx *tx) (time.Duration, error) {
 		return 0, fmt.Errorf("read the newest request: %w", err)
 	}
 	made, err := tandem.IDTime(newest)
-	return max(made.Sub(tx.store.clock.now()), 0), err
+	return max(made.Sub(now), 0), err
 }

@@ -277,7 +277,7 @@ func versions(ctx context.Context, provider *goose.Provider) (version, newest in
 		return 0, 0, err
 	}
 	if version > newest {
-		return 0, 0, fmt.Errorf("its schema is version %d, this tandem knows up to %d: it was written by a newer tandem; start that one, or name another file", version, newest)
+		return 0, 0, fmt.Errorf("its schema is version %d, this tandem knows up to %d: it was written by a newer tandem; start that one, or name another database", version, newest)
 	}
 	return version, newest, nil
 }
@@ -306,51 +306,55 @@ func (s *SQLite) recover(ctx context.Context) error {
 		return fmt.Errorf("read counters: %w", err)
 	}
 	err := s.commit([]*op{{apply: func(tx *tx) error {
-		interrupted, err := tx.exec(`
-			UPDATE requests
-			SET status = 'failed', error_code = ?, error_message = ?, completed_at = ?
-			WHERE mode = 'sync' AND status = 'processing' AND lane IS NULL`,
-			tandem.FailedInterrupted, "the server stopped while this request was running", micros(s.clock.now()))
-		if err != nil {
-			return err
-		}
-		tx.count(nowCounter(tandem.StatusProcessing), -interrupted)
-		tx.count(endedCounter(tandem.StatusFailed), interrupted)
-		tx.count(failureCounter(tandem.FailedInterrupted), interrupted)
-		tx.count(counterUnfinished, -interrupted)
-		again, err := tx.exec(`
-			UPDATE requests
-			SET status = 'pending'
-			WHERE mode = 'async' AND status = 'processing'`)
-		if err != nil {
-			return err
-		}
-		resumed, err := tx.exec(`
-			UPDATE requests
-			SET status = 'pending', due_at = ?
-			WHERE mode = 'sync' AND status = 'processing'`, micros(s.clock.now()))
-		if err != nil {
-			return err
-		}
-		again += resumed
-		tx.count(nowCounter(tandem.StatusProcessing), -again)
-		tx.count(nowCounter(tandem.StatusPending), again)
-		if back, err := behindHistory(tx); err != nil {
-			return err
-		} else if back >= minStep {
-			if err := bringForward(tx, back); err != nil {
-				return err
-			}
-		}
-		if interrupted+again > 0 {
+		interrupted, again, err := mend(tx, s.clock.now())
+		if err == nil && interrupted+again > 0 {
 			s.cfg.Log.Info("recovered after a crash", "interrupted", interrupted, "again", again)
 		}
-		return nil
+		return err
 	}}})
 	if err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
 	return nil
+}
+
+// mend changes the rows that were being worked on when the last process ended, as of now, and brings
+// forward what waits if the clock was set back since.
+func mend(tx *tx, now time.Time) (interrupted, again int64, err error) {
+	interrupted, err = tx.exec(`
+		UPDATE requests
+		SET status = 'failed', error_code = ?, error_message = ?, completed_at = ?
+		WHERE mode = 'sync' AND status = 'processing' AND lane IS NULL`,
+		tandem.FailedInterrupted, "the server stopped while this request was running", micros(now))
+	if err != nil {
+		return 0, 0, err
+	}
+	tx.count(nowCounter(tandem.StatusProcessing), -interrupted)
+	tx.count(endedCounter(tandem.StatusFailed), interrupted)
+	tx.count(failureCounter(tandem.FailedInterrupted), interrupted)
+	tx.count(counterUnfinished, -interrupted)
+	again, err = tx.exec(`
+		UPDATE requests
+		SET status = 'pending'
+		WHERE mode = 'async' AND status = 'processing'`)
+	if err != nil {
+		return 0, 0, err
+	}
+	resumed, err := tx.exec(`
+		UPDATE requests
+		SET status = 'pending', due_at = ?
+		WHERE mode = 'sync' AND status = 'processing'`, micros(now))
+	if err != nil {
+		return 0, 0, err
+	}
+	again += resumed
+	tx.count(nowCounter(tandem.StatusProcessing), -again)
+	tx.count(nowCounter(tandem.StatusPending), again)
+	back, err := behindHistory(tx, now)
+	if err == nil && back >= minStep {
+		err = bringForward(tx, back, now)
+	}
+	return interrupted, again, err
 }
 
 // Close commits what waits, refuses what comes later and lets go of the

@@ -263,7 +263,7 @@ func (t *tx) run(ops []*op) error {
 		return fmt.Errorf("%w: %w", errLocked, err)
 	}
 	if back := t.store.clock.setBack(); back > 0 {
-		if err := bringForward(t, back); err != nil {
+		if err := bringForward(t, back, t.store.clock.now()); err != nil {
 			return err
 		}
 	}
