@@ -301,7 +301,7 @@ func (l *line) flood(t *testing.T, first int64, batch int) (refused int64) {
 func TestAbuseFuzz(t *testing.T) {
 	t.Parallel()
 	const seed, senders, slack = 1, 8, 64 << 20
-	requests := abuse(2_500, 100_000)
+	requests := abuse(5_000, 100_000)
 	p := startServe(t, "--db", filepath.Join(t.TempDir(), "tandem.db"), "--callback-attempts", "1")
 	grammar := readGrammar(t, p.url+"/test-callback")
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: senders}, Timeout: patience}

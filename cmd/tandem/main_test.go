@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -49,8 +50,9 @@ func TestMain(m *testing.M) {
 		}
 		build := exec.Command("go", "build", "-o", binary, ".")
 		build.Stderr = os.Stderr
-		if err := build.Run(); err != nil {
-			fmt.Fprintln(os.Stderr, "go build:", err)
+		// The tests mostly wait for processes and clocks: six run at a time, however few cores there are, unless -parallel says otherwise.
+		if err := errors.Join(build.Run(), flag.Set("test.parallel", "6")); err != nil {
+			fmt.Fprintln(os.Stderr, "prepare tests:", err)
 			return 1
 		}
 		return m.Run()

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"flag"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -13,7 +14,13 @@ import (
 	"tandem/internal/store"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// The tests mostly wait for clocks and disks: six run at a time, however few cores there are, unless -parallel says otherwise.
+	if err := flag.Set("test.parallel", "6"); err != nil {
+		panic(err)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // A store is opened, used from all sides and closed in the middle of it, again
 // and again: every call ends, what was accepted is kept, and nothing stays behind (TestMain).
