@@ -226,7 +226,7 @@ func TestDatabasesThatCannotBeUsed(t *testing.T) {
 		{"a newer schema", false, func(t *testing.T, database string) {
 			t.Helper()
 			change(t, database, `INSERT INTO goose_db_version (version_id, is_applied) VALUES (999, 1)`)
-		}, "it was written by a newer tandem; start that one, or name another file"},
+		}, "it was written by a newer tandem; start that one, or name another database"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()

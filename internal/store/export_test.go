@@ -66,11 +66,14 @@ func (s *SQLite) SetPatience(d time.Duration) error {
 
 // Forget deletes keys that were revoked long ago, whether there is room or not.
 func (k *Keys) Forget(ctx context.Context) error {
-	return k.change(ctx, func(exec execer) error {
-		_, err := forget(exec, time.Now())
+	return k.change(ctx, func(ctx context.Context, tx keysTx) error {
+		_, err := forget(ctx, tx, time.Now())
 		return err
 	})
 }
+
+// ShiftClock moves the clock of the machine as the keys see it.
+func (k *Keys) ShiftClock(by time.Duration) { k.clock.shift.Store(int64(by)) }
 
 // DatabasePath reads a value of --db that names a file.
 func DatabasePath(url string) (string, error) { return databasePath(url) }

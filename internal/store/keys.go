@@ -3,10 +3,12 @@ package store
 import (
 	"context"
 	"crypto/sha256"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unicode"
@@ -24,11 +26,10 @@ const (
 	maxKeyName    = 64 // characters
 	keyPrefix     = "key_"
 
-	keysLook  = 250 * time.Millisecond // how often a change made by another process is looked for
-	keysFlush = time.Minute            // how often last uses are written
-
-	keysWait     = 250 * time.Millisecond // how long one try to write waits for other writers
-	keysPatience = 30 * time.Second       // how long a change goes on trying: a busy server commits back to back
+	keysFlush    = time.Minute      // how often last uses are written
+	keysPatience = 30 * time.Second // how long a change waits for other writers: a busy server commits back to back
+	keysReadTime = 5 * time.Second  // for reading them, from a database that may be gone
+	neverChanged = "never"          // the mark of a database in which keys were never changed
 )
 
 // ErrNoKey says that there is no such key, or that it is revoked.
@@ -39,12 +40,85 @@ var ErrKeyExists = errors.New("there is a key of this name")
 
 // KeysConfig of [OpenKeys].
 type KeysConfig struct {
-	URL    string       // a path, or "file:" and a path
-	Create bool         // make the database if there is none
+	URL    string       // a path, "file:" and a path, or postgres://…
+	Create bool         // make the database if there is none; on PostgreSQL its tables
 	Log    *slog.Logger // slog.Default
 
 	connect connector // as in Config
 }
+
+// Keys are the API keys of a database, with their signing secrets. Several processes may have
+// them open, those that serve among them: a change is durable when its method returns, and
+// known within a second wherever Run runs. Its methods may be called from any number of goroutines.
+//
+// Callers give times by the clock of their machine. When a key expires and when an overlap ends is
+// decided by the clock of the database: several machines may disagree about the time.
+type Keys struct {
+	log   *slog.Logger
+	clock clock // of this machine
+	known atomic.Pointer[snapshot]
+	ahead atomic.Int64 // nanoseconds that the clock of the database is ahead of ours
+
+	mu   sync.Mutex // guards the fields below: one call of the database at a time
+	db   keysDatabase
+	mark string // of the change that known shows; "": look and read again
+}
+
+// keysDatabase is what differs between the databases that keys are kept in. The
+// statements are the same for all, and so are the columns.
+type keysDatabase interface {
+	// look returns the mark of the last change to keys, by which it is told from all others, and how far the
+	// clock of the database is ahead of ours. It may return seen, a mark, if nothing was written since the last look.
+	look(ctx context.Context, ours *clock, seen string) (mark string, ahead time.Duration, err error)
+	// transact runs f in a transaction that writes, for which it waits for other writers: about as long as patience.
+	transact(ctx context.Context, patience time.Duration, f func(context.Context, keysTx) error) error
+	// reader is for reading apart from a transaction.
+	reader() querier
+	// every is how often to look.
+	every() time.Duration
+	// nameTaken reports whether a statement failed because there is a key of a name.
+	nameTaken(err error) bool
+	// close lets go of the database, as far as it was opened.
+	close() error
+}
+
+// keysTx is a transaction.
+type keysTx interface {
+	querier
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+}
+
+// OpenKeys opens the keys of a database. A file whose schema is not that of this version, or that with
+// Create is to be made, is changed under the lock of the one process that may do that.
+func OpenKeys(ctx context.Context, cfg KeysConfig) (_ *Keys, err error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	if Memory(cfg.URL) {
+		return nil, errors.New("open API keys: the in-memory database of demo mode has none; name a file with --db")
+	}
+	k := &Keys{log: cfg.Log}
+	name := cfg.URL
+	if IsPostgres(cfg.URL) {
+		name = withoutPassword(cfg.URL)
+		k.db, err = openPostgresKeys(ctx, cfg)
+	} else {
+		k.db, err = openSQLiteKeys(ctx, cfg)
+	}
+	if err == nil {
+		err = k.Refresh(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open API keys of %s: %w", name, err), k.db.close())
+	}
+	return k, nil
+}
+
+// Close lets go of the database. Run must have returned.
+func (k *Keys) Close() error { return k.db.close() }
+
+// shared is a time of our clock by that of the database.
+func (k *Keys) shared(at time.Time) time.Time { return at.Add(time.Duration(k.ahead.Load())) }
 
 // NewKey is what a key is made from.
 type NewKey struct {
@@ -96,6 +170,7 @@ type Made struct {
 //
 // The token is looked up by its hash, so how long it takes says nothing about how close a guess came.
 func (k *Keys) Authenticate(token tandem.Token, now time.Time) (*tandem.Key, error) {
+	now = k.shared(now)
 	found := k.known.Load().byHash[token.Hash()]
 	switch {
 	case found.member == nil, !found.member.key.RevokedAt.IsZero(), !found.until.IsZero() && !now.Before(found.until):
@@ -117,7 +192,7 @@ func (k *Keys) SigningSecrets(id string, now time.Time) []tandem.Secret {
 	switch {
 	case m == nil:
 		return nil
-	case len(m.secrets) > 1 && !now.Before(m.oldSecretUntil):
+	case len(m.secrets) > 1 && !k.shared(now).Before(m.oldSecretUntil):
 		return m.secrets[:1]
 	default:
 		return m.secrets
@@ -126,7 +201,6 @@ func (k *Keys) SigningSecrets(id string, now time.Time) []tandem.Secret {
 
 // snapshot is all that is known of keys, as of one moment. It is never changed.
 type snapshot struct {
-	mark   string                           // of the change that it shows
 	byHash map[[sha256.Size]byte]credential // :: hash of a token → whose it is
 	byID   map[string]*member               // :: id → key
 }
@@ -161,7 +235,7 @@ func (u *use) note(now time.Time) {
 // Run keeps the keys as they are in the database, and last uses as they are here, until ctx
 // ends. What cannot be read or written is logged and tried again.
 func (k *Keys) Run(ctx context.Context) {
-	look, flush := time.NewTicker(keysLook), time.NewTicker(keysFlush)
+	look, flush := time.NewTicker(k.db.every()), time.NewTicker(keysFlush)
 	defer look.Stop()
 	defer flush.Stop()
 	failed, due := false, false // due: last uses are to be written
@@ -182,7 +256,7 @@ func (k *Keys) Run(ctx context.Context) {
 			k.log.Info("API keys can be read again")
 		}
 		failed = err != nil
-		if due {
+		if due && !failed {
 			due = !k.tryFlush(ctx)
 		}
 	}

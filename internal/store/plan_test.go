@@ -130,6 +130,9 @@ func checkPlans(t *testing.T, with, path string, statements []string) {
 func plan(t *testing.T, db *sql.DB, statement string) (steps []string) {
 	t.Helper()
 	args := make([]any, strings.Count(statement, "?"))
+	for n := 1; strings.Contains(statement, "$"+strconv.Itoa(n)); n++ { // numbered, in statements that PostgreSQL runs as well
+		args = append(args, nil)
+	}
 	for i := range args {
 		args[i] = 1
 	}
