@@ -1,4 +1,9 @@
 package store
 
+import "context"
+
 // FallSilent has a node give no sign of life, as if it were stopped, while it goes on with what it does.
 func (s *Postgres) FallSilent(yes bool) { s.silent.Store(yes) }
+
+// Reclaim has a node hand out again what it was handed without knowing.
+func (s *Postgres) Reclaim(ctx context.Context) error { return s.reclaim(ctx) }

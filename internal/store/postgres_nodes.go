@@ -109,7 +109,10 @@ func (s *Postgres) tend(ctx context.Context) {
 			if s.silent.Load() {
 				continue
 			}
-			err = s.sweep(ctx, sweeps%deepSweep == 0)
+			deep := sweeps%deepSweep == 0
+			if err = s.sweep(ctx, deep); err == nil && (deep || s.held.inDoubt()) {
+				err = s.reclaim(ctx)
+			}
 			sweeps++
 		}
 		if err != nil && ctx.Err() == nil && s.failure.Load() == nil {
@@ -166,9 +169,7 @@ func (s *Postgres) sweep(ctx context.Context, deep bool) error {
 	}
 	if w.interrupted+w.again > 0 {
 		s.cfg.Log.Info("took over from dead nodes", "interrupted", w.interrupted, "again", w.again)
-		for _, lane := range Lanes {
-			s.wakes.add(lane, 0)
-		}
+		s.wakeAll()
 	}
 	return nil
 }
@@ -245,47 +246,17 @@ const goneJobs = `
 	WHERE job_id IS NOT NULL AND NOT EXISTS (
 		SELECT FROM river_job WHERE river_job.id = job_id AND state NOT IN ('completed', 'discarded', 'cancelled'))`
 
-// resume deletes the jobs of nodes that are no more and inserts them anew, under other ids: a
-// node that was only slow finds that its results come too late.
+// resume hands out again what nodes that are no more were working on.
 func (w *sweeping) resume(ctx context.Context, tx pgx.Tx, deltas map[string]int64) error {
 	which := lostJobs
 	if w.deep {
 		which += goneJobs
 	}
-	rows, err := tx.Query(ctx, `
-		WITH lost_jobs AS MATERIALIZED (`+which+`
-		), lost AS MATERIALIZED (
-			SELECT requests.id, status, lane, nextval('river_job_id_seq') AS new_job
-			FROM lost_jobs JOIN requests ON job_id = lost_jobs.id
-			FOR UPDATE OF requests
-		), old_jobs AS (
-			DELETE FROM river_job USING lost_jobs
-			WHERE river_job.id = lost_jobs.id
-		), new_jobs AS (
-			INSERT INTO river_job (id, args, kind, max_attempts, queue, state)
-			SELECT new_job, '{}', 'request', 25, lane, 'available'
-			FROM lost
-		)
-		UPDATE requests
-		SET job_id = new_job, status = CASE requests.status WHEN 'processing' THEN 'pending' ELSE requests.status END
-		FROM lost
-		WHERE requests.id = lost.id
-		RETURNING lost.status`)
+	again, err := handOutAgain(ctx, tx, deltas, which)
 	if err != nil {
 		return fmt.Errorf("hand out again what dead nodes were working on: %w", err)
 	}
-	var before string
-	_, err = pgx.ForEachRow(rows, []any{&before}, func() error {
-		w.again++
-		if tandem.Status(before) == tandem.StatusProcessing {
-			deltas[nowCounter(tandem.StatusProcessing)]--
-			deltas[nowCounter(tandem.StatusPending)]++
-		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("hand out again what dead nodes were working on: %w", err)
-	}
+	w.again = again
 	return nil
 }
 

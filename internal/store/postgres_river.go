@@ -11,7 +11,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/riverqueue/river"
-	"github.com/riverqueue/river/riverdriver/riverpgxv5"
 
 	"tandem"
 )
@@ -77,7 +76,7 @@ func (s *Postgres) Work(ctx context.Context, capacity Capacity, step Step) error
 	}
 	workers := river.NewWorkers()
 	river.AddWorker(workers, h)
-	client, err := river.NewClient(riverpgxv5.New(s.pool), &river.Config{
+	client, err := river.NewClient(newFetchDriver(s), &river.Config{
 		ID:                          s.node,
 		Queues:                      queues,
 		Workers:                     workers,
@@ -128,6 +127,7 @@ func (s *Postgres) startRiver(ctx context.Context, client *river.Client[pgx.Tx])
 // Work does one job of River's and commits what came of it, which includes deleting the
 // job. What is to be done again is a new job; River is told of an error only if the result could not be kept.
 func (h *handout) Work(_ context.Context, job *river.Job[jobArgs]) error {
+	defer h.store.held.drop(job.ID)
 	lane := Lane(job.Queue)
 	it, err := h.read(&pgLoad{job: job.ID, lane: lane})
 	if err != nil || it == nil {

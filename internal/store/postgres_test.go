@@ -48,6 +48,33 @@ func joinPostgres(t testing.TB, url string) *store.Postgres {
 	return s
 }
 
+// execPostgres does something behind the store's back.
+func execPostgres(t testing.TB, url, statement string, args ...any) {
+	t.Helper()
+	conn, err := pgx.Connect(context.Background(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if _, err := conn.Exec(context.Background(), statement, args...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// askPostgres returns the text that a query yields.
+func askPostgres(t testing.TB, url, query string) (text string) {
+	t.Helper()
+	conn, err := pgx.Connect(context.Background(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if err := conn.QueryRow(context.Background(), query).Scan(&text); err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
 // checkPostgres recounts what the counters of a database claim that nobody uses.
 func checkPostgres(t testing.TB, url string) {
 	t.Helper()

@@ -348,6 +348,13 @@ func (k *wakes) add(lane Lane, delay time.Duration) {
 	poke(k.poke)
 }
 
+// wakeAll has the nodes of every lane woken.
+func (s *Postgres) wakeAll() {
+	for _, lane := range Lanes {
+		s.wakes.add(lane, 0)
+	}
+}
+
 // due takes out the lanes to wake now and says how long it is until the next.
 func (k *wakes) due() (lanes []string, next time.Duration) {
 	k.mu.Lock()

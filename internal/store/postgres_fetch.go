@@ -1,0 +1,184 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/riverqueue/river/riverdriver"
+	"github.com/riverqueue/river/riverdriver/riverpgxv5"
+	"github.com/riverqueue/river/rivertype"
+
+	"tandem"
+)
+
+// fetchTimeout bounds one fetch. River's own has no bound, and a node whose database does not answer could never stop.
+const fetchTimeout = 5 * time.Second
+
+// fetchDriver is River's driver for PostgreSQL with a fetch of our own.
+type fetchDriver struct {
+	riverdriver.Driver[pgx.Tx]
+
+	executor *fetchExecutor
+}
+
+func newFetchDriver(s *Postgres) *fetchDriver {
+	plain := riverpgxv5.New(s.pool)
+	return &fetchDriver{Driver: plain, executor: &fetchExecutor{Executor: plain.GetExecutor(), store: s}}
+}
+
+// GetExecutor returns what River runs its statements with, outside transactions.
+func (d *fetchDriver) GetExecutor() riverdriver.Executor { return d.executor }
+
+// fetchExecutor runs River's statements, all but one.
+type fetchExecutor struct {
+	riverdriver.Executor
+
+	store *Postgres
+}
+
+// JobGetAvailable fetches jobs for this node, unless the others took it for dead: then its row is not
+// there, until its next sign of life. So a node whose heartbeats do not get through is not handed again what the
+// sweep took from it, however late it notices, and by no clock at all.
+func (e *fetchExecutor) JobGetAvailable(ctx context.Context, p *riverdriver.JobGetAvailableParams) (*riverdriver.JobGetAvailableResult, error) {
+	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
+	defer cancel()
+	rows, err := e.store.pool.Query(ctx, `
+		WITH due AS MATERIALIZED (
+			SELECT id
+			FROM river_job
+			WHERE state = 'available' AND queue = $2 AND scheduled_at <= now() AND EXISTS (SELECT FROM nodes WHERE nodes.id = $1)
+			ORDER BY priority, scheduled_at, id
+			LIMIT $3
+			FOR UPDATE SKIP LOCKED
+		)
+		UPDATE river_job
+		SET state = 'running', attempt = attempt + 1, attempted_at = now(), attempted_by = ARRAY[$1]
+		FROM due
+		WHERE river_job.id = due.id
+		RETURNING river_job.id, attempt, max_attempts, kind, scheduled_at`, e.store.node, p.Queue, p.MaxToLock)
+	if err == nil {
+		var jobs []*rivertype.JobRow
+		jobs, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*rivertype.JobRow, error) {
+			job := &rivertype.JobRow{EncodedArgs: []byte(`{}`), Queue: p.Queue, State: rivertype.JobStateRunning}
+			return job, row.Scan(&job.ID, &job.Attempt, &job.MaxAttempts, &job.Kind, &job.ScheduledAt)
+		})
+		if err == nil {
+			e.store.held.add(jobs)
+			return &riverdriver.JobGetAvailableResult{Jobs: jobs}, nil
+		}
+	}
+	e.store.held.doubt() // it may have been done, and only its answer lost
+	return nil, fmt.Errorf("fetch jobs: %w", err)
+}
+
+// heldJobs are the jobs that this node knows it was handed and has not ended.
+type heldJobs struct {
+	mu       sync.Mutex // guards the fields below
+	ids      map[int64]struct{}
+	doubtful time.Time // until then there may be jobs that the node was handed and does not know of
+}
+
+func newHeldJobs() *heldJobs { return &heldJobs{ids: map[int64]struct{}{}} }
+
+func (h *heldJobs) add(jobs []*rivertype.JobRow) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, job := range jobs {
+		h.ids[job.ID] = struct{}{}
+	}
+}
+
+func (h *heldJobs) drop(job int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.ids, job)
+}
+
+// doubt says that a fetch ended without an answer. The database may still be at it for as long as a statement may take.
+func (h *heldJobs) doubt() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.doubtful = time.Now().Add(readTimeout + fetchTimeout + 2*sweepInterval)
+}
+
+// inDoubt reports whether there was a fetch without an answer a short while ago.
+func (h *heldJobs) inDoubt() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return time.Now().Before(h.doubtful)
+}
+
+func (h *heldJobs) list() []int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	ids := make([]int64, 0, len(h.ids))
+	for id := range h.ids {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// reclaim hands those jobs out again that the database believes this node runs, and that it does not know of: the
+// answer to their fetch was lost. Those fetched a moment ago may be on their way.
+func (s *Postgres) reclaim(ctx context.Context) error {
+	held := s.held.list() // first: what is fetched from here on is too young to be taken
+	var again int64
+	err := s.do(ctx, func(ctx context.Context, tx pgx.Tx, deltas map[string]int64) error {
+		const strays = `
+			SELECT id
+			FROM river_job
+			WHERE state = 'running' AND attempted_by[array_upper(attempted_by, 1)] = $1 AND id <> ALL ($2)
+			      AND attempted_at < now() - $3::bigint * interval '1 microsecond'`
+		var err error
+		again, err = handOutAgain(ctx, tx, deltas, strays, s.node, held, (2 * fetchTimeout).Microseconds())
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("hand out again what this node was handed without knowing: %w", err)
+	}
+	if again > 0 {
+		s.cfg.Log.Info("jobs whose fetch was cut off are handed out again", "count", again)
+		s.wakeAll()
+	}
+	return nil
+}
+
+// handOutAgain deletes the jobs that a query names and inserts them anew, under other ids: whoever still works on one
+// finds that the result comes too late.
+func handOutAgain(ctx context.Context, tx pgx.Tx, deltas map[string]int64, which string, args ...any) (again int64, err error) {
+	rows, err := tx.Query(ctx, `
+		WITH lost_jobs AS MATERIALIZED (`+which+`
+		), lost AS MATERIALIZED (
+			SELECT requests.id, status, lane, nextval('river_job_id_seq') AS new_job
+			FROM lost_jobs JOIN requests ON job_id = lost_jobs.id
+			FOR UPDATE OF requests
+		), old_jobs AS (
+			DELETE FROM river_job USING lost_jobs
+			WHERE river_job.id = lost_jobs.id
+		), new_jobs AS (
+			INSERT INTO river_job (id, args, kind, max_attempts, queue, state)
+			SELECT new_job, '{}', 'request', 25, lane, 'available'
+			FROM lost
+		)
+		UPDATE requests
+		SET job_id = new_job, status = CASE requests.status WHEN 'processing' THEN 'pending' ELSE requests.status END
+		FROM lost
+		WHERE requests.id = lost.id
+		RETURNING lost.status`, args...)
+	if err != nil {
+		return 0, err
+	}
+	var before string
+	_, err = pgx.ForEachRow(rows, []any{&before}, func() error {
+		again++
+		if tandem.Status(before) == tandem.StatusProcessing {
+			deltas[nowCounter(tandem.StatusProcessing)]--
+			deltas[nowCounter(tandem.StatusPending)]++
+		}
+		return nil
+	})
+	return again, err
+}
