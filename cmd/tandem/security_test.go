@@ -2,20 +2,12 @@ package main_test
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"math/big"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -26,6 +18,8 @@ import (
 	"testing"
 	"time"
 	"unicode"
+
+	"tandem/internal/tandemtest"
 )
 
 // TestFilesArePrivate: whatever the umask allows, nobody but their owner reads the files that hold secrets.
@@ -139,10 +133,11 @@ func TestServeTLS(t *testing.T) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	pool := writeCertificate(t, dir)
+	certificate := tandemtest.NewCertificate(t, 1, time.Now().Add(time.Hour))
+	certificate.Write(t, dir)
 	p := start(t, nil, "serve", "--listen", "127.0.0.1:0", "--tls-cert", filepath.Join(dir, "cert.pem"), "--tls-key", filepath.Join(dir, "key.pem"))
 	address := strings.TrimPrefix(p.awaitOutput(t, secureListening)[1], "https://")
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, ForceAttemptHTTP2: true}, Timeout: patience}
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: certificate.Pool}, ForceAttemptHTTP2: true}, Timeout: patience}
 	defer client.CloseIdleConnections()
 	err := poll("an answer", func() error {
 		response, err := client.Get("https://" + address + "/readyz")
@@ -204,35 +199,4 @@ func TestServeTLS(t *testing.T) {
 	if !told {
 		t.Errorf("the log does not name the file:\n%s", p.stderr.String())
 	}
-}
-
-// writeCertificate writes cert.pem and key.pem for 127.0.0.1.
-func writeCertificate(t *testing.T, dir string) *x509.CertPool {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "tandem"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	secret, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	public := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	for name, text := range map[string][]byte{"cert.pem": public, "key.pem": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret})} {
-		if err := os.WriteFile(filepath.Join(dir, name), text, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(public)
-	return pool
 }

@@ -2,20 +2,11 @@ package audit_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -95,38 +86,13 @@ func secure(t *testing.T, cfg *audit.Config, handler http.Handler, flaw string) 
 	if flaw == "tls-versions" {
 		lowest = tls.VersionTLS10
 	}
-	certificate, pool := newCertificate(t, days)
+	certificate := tandemtest.NewCertificate(t, 1, time.Now().AddDate(0, 0, days))
 	front := httptest.NewUnstartedServer(handler)
-	front.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: lowest}
+	front.TLS = &tls.Config{Certificates: []tls.Certificate{certificate.Certificate}, MinVersion: lowest}
 	front.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // refused handshakes: that is the point
 	front.StartTLS()
 	t.Cleanup(front.Close)
-	cfg.URL, cfg.RootCAs = front.URL, pool
-}
-
-// newCertificate makes one for 127.0.0.1 that ends after so many days, and the pool that trusts it.
-func newCertificate(t *testing.T, days int) (tls.Certificate, *x509.CertPool) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "tandem"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(0, 0, days), IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	parsed, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AddCert(parsed)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: parsed}, pool
+	cfg.URL, cfg.RootCAs = front.URL, certificate.Pool
 }
 
 // TestEveryCheckFindsItsFlaw: each check fails on the twin that has what it looks for, and passes
@@ -214,23 +180,14 @@ func TestRealService(t *testing.T) {
 // TestRealServiceOverTLS: so does it over HTTP/2 with a certificate of its own, also what only the full audit asks.
 func TestRealServiceOverTLS(t *testing.T) {
 	t.Parallel()
-	pair, pool := newCertificate(t, 90)
-	key, err := x509.MarshalPKCS8PrivateKey(pair.PrivateKey)
+	pair := tandemtest.NewCertificate(t, 1, time.Now().AddDate(0, 0, 90))
+	certFile, keyFile := pair.Write(t, t.TempDir())
+	certificate, err := server.LoadCertificate(certFile, keyFile, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
-	for name, block := range map[string]*pem.Block{"cert.pem": {Type: "CERTIFICATE", Bytes: pair.Certificate[0]}, "key.pem": {Type: "PRIVATE KEY", Bytes: key}} {
-		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	certificate, err := server.LoadCertificate(filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"), slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := tandemtest.Start(t, tandemtest.Config{RootCAs: pool, Server: server.Config{Certificate: certificate, RateLimit: limit.Quota{Calls: 1_000, Window: time.Minute}}})
-	report, err := audit.Run(t.Context(), audit.Config{URL: s.URL, RootCAs: pool, Level: audit.LevelFull, Only: mustPassTLS, Rate: 2_000, Patience: 15 * time.Second})
+	s := tandemtest.Start(t, tandemtest.Config{RootCAs: pair.Pool, Server: server.Config{Certificate: certificate, RateLimit: limit.Quota{Calls: 1_000, Window: time.Minute}}})
+	report, err := audit.Run(t.Context(), audit.Config{URL: s.URL, RootCAs: pair.Pool, Level: audit.LevelFull, Only: mustPassTLS, Rate: 2_000, Patience: 15 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,19 +3,12 @@ package server_test
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"math/big"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -29,6 +22,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 
 	"tandem/internal/server"
+	"tandem/internal/tandemtest"
 )
 
 // identity is a certificate for 127.0.0.1 in two files.
@@ -40,32 +34,9 @@ type identity struct {
 // newIdentity writes a certificate with a serial number into a folder, over the one that is there.
 func newIdentity(t *testing.T, dir string, serial int64) identity {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "tandem"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	secret, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	id := identity{filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"), x509.NewCertPool()}
-	id.pool.AppendCertsFromPEM(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
-	for name, block := range map[string]*pem.Block{id.certFile: {Type: "CERTIFICATE", Bytes: der}, id.keyFile: {Type: "PRIVATE KEY", Bytes: secret}} {
-		fresh := name + ".new" // renamed, as those do who renew certificates
-		if err := errors.Join(os.WriteFile(fresh, pem.EncodeToMemory(block), 0o600), os.Rename(fresh, name)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return id
+	certificate := tandemtest.NewCertificate(t, serial, time.Now().Add(time.Hour))
+	certFile, keyFile := certificate.Write(t, dir)
+	return identity{certFile, keyFile, certificate.Pool}
 }
 
 // secureWeb serves a handler with a new certificate.
