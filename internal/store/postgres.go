@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -142,31 +143,41 @@ func MigratePostgres(ctx context.Context, url string) error {
 	return nil
 }
 
-// connectPools returns a pool for writing and one for reading, which share the connections that
-// the URL allows. Neither has connected when it returns without an error but for one of the first.
-func connectPools(ctx context.Context, url string) (pool, reads *pgxpool.Pool, err error) {
+// parsePostgres reads a URL, and sets what it does not say.
+func parsePostgres(url string) (*pgxpool.Config, error) {
 	cfg, err := pgxpool.ParseConfig(url)
 	if err != nil {
-		return nil, nil, errors.New("the URL cannot be read; give postgres://USER:PASSWORD@HOST:PORT/DATABASE")
+		return nil, errors.New("the URL cannot be read; give postgres://USER:PASSWORD@HOST:PORT/DATABASE")
 	}
 	if !strings.Contains(url, "pool_max_conns=") {
 		cfg.MaxConns = postgresConns
 	}
 	if cfg.MaxConns < postgresMinConns {
-		return nil, nil, fmt.Errorf("pool_max_conns %d: want at least %d", cfg.MaxConns, postgresMinConns)
+		return nil, fmt.Errorf("pool_max_conns %d: want at least %d", cfg.MaxConns, postgresMinConns)
 	}
 	if cfg.ConnConfig.ConnectTimeout == 0 || !strings.Contains(url, "connect_timeout=") {
 		cfg.ConnConfig.ConnectTimeout = connectTimeout
 	}
-	if _, ok := cfg.ConnConfig.RuntimeParams["application_name"]; !ok {
-		cfg.ConnConfig.RuntimeParams["application_name"] = "tandem"
+	setDefaults(cfg, map[string]string{
+		"application_name":  "tandem",
+		"statement_timeout": inMillis(readTimeout),
+		"lock_timeout":      inMillis(writeTimeout),
+	})
+	return cfg, nil
+}
+
+// connectPools returns a pool for writing and one for reading, which share the connections that
+// the URL allows. Neither has connected when it returns without an error but for one of the first.
+func connectPools(ctx context.Context, url string) (pool, reads *pgxpool.Pool, err error) {
+	cfg, err := parsePostgres(url)
+	if err != nil {
+		return nil, nil, err
 	}
 	all := cfg.MaxConns
 	reading := cfg.Copy()
 	reading.MaxConns = max(all/4, 2)
-	setDefaults(reading, map[string]string{"statement_timeout": inMillis(readTimeout), "default_transaction_read_only": "on"})
+	setDefaults(reading, map[string]string{"default_transaction_read_only": "on"})
 	cfg.MaxConns = all - reading.MaxConns
-	setDefaults(cfg, map[string]string{"statement_timeout": inMillis(readTimeout), "lock_timeout": inMillis(writeTimeout)})
 	if pool, err = pgxpool.NewWithConfig(ctx, cfg); err != nil {
 		return nil, nil, err
 	}
@@ -217,20 +228,12 @@ func migratePostgres(ctx context.Context, pool *pgxpool.Pool) error {
 	defer lock.Conn().Close(context.WithoutCancel(ctx)) //nolint:errcheck // lets go of the lock and of the settings above
 	db := stdlib.OpenDBFromPool(pool)
 	defer db.Close() //nolint:errcheck // the pool stays open
-	files, err := fs.Sub(migrations, "migrations/postgres")
+	provider, err := postgresMigrations(db)
 	if err != nil {
 		return err
 	}
-	provider, err := goose.NewProvider(goose.DialectPostgres, db, files, goose.WithLogger(goose.NopLogger()))
-	if err != nil {
-		return fmt.Errorf("read migrations: %w", err)
-	}
-	sources := provider.ListSources()
-	newest := sources[len(sources)-1].Version
-	if version, err := provider.GetDBVersion(ctx); err != nil {
+	if _, _, err := versions(ctx, provider); err != nil {
 		return err
-	} else if version > newest {
-		return fmt.Errorf("its schema is version %d, this tandem knows up to %d: it was written by a newer tandem; start that one, or name another database", version, newest)
 	}
 	if err := migrateRiver(ctx, pool); err != nil {
 		return err
@@ -239,6 +242,18 @@ func migratePostgres(ctx context.Context, pool *pgxpool.Pool) error {
 		return fmt.Errorf("bring the schema up to date: %w", err)
 	}
 	return nil
+}
+
+func postgresMigrations(db *sql.DB) (*goose.Provider, error) {
+	files, err := fs.Sub(migrations, "migrations/postgres")
+	if err != nil {
+		return nil, err
+	}
+	provider, err := goose.NewProvider(goose.DialectPostgres, db, files, goose.WithLogger(goose.NopLogger()))
+	if err != nil {
+		return nil, fmt.Errorf("read migrations: %w", err)
+	}
+	return provider, nil
 }
 
 func migrateRiver(ctx context.Context, pool *pgxpool.Pool) error {
