@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/uuid"
 
 	"tandem"
@@ -144,12 +143,7 @@ func (s *server) handleSubmit(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	body, err := appendSubmission(make([]byte, 0, 512), &replies[0])
-	if err != nil {
-		return err
-	}
-	writeJSON(w, http.StatusOK, body)
-	return nil
+	return writeReply(w, replies[0])
 }
 
 // handleBatch takes several submissions, all or none. Each counts towards the rate
@@ -215,25 +209,6 @@ func replyTo(p person, done *engine.Submission) submissionReply {
 		externalFailed:    ", but the external service does not take it.",
 	}[reply.External]
 	return reply
-}
-
-// appendSubmission writes a [submissionReply] as encoding/json would, without reflection.
-func appendSubmission(b []byte, r *submissionReply) ([]byte, error) {
-	for _, member := range [...]struct{ before, text string }{
-		{`{"firstName":`, r.FirstName}, {`,"lastName":`, r.LastName}, {`,"message":`, r.Message}, {`,"submissionId":`, r.SubmissionID},
-	} {
-		var err error
-		if b, err = jsontext.AppendQuote(append(b, member.before...), member.text); err != nil {
-			return nil, fmt.Errorf("render answer: %w", err)
-		}
-	}
-	b = append(b, `,"timestamp":"`...)
-	b = r.Timestamp.AppendFormat(b, time.RFC3339Nano)
-	b = append(b, `","processingTime":`...)
-	b = strconv.AppendFloat(b, r.ProcessingTime, 'f', -1, 64)
-	b = append(b, `,"external":"`...)
-	b = append(b, r.External...)
-	return append(b, "\"}\n"...), nil
 }
 
 // externalOf says what the status of a submission means for its call.
