@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -55,6 +56,10 @@ func (c *serveCommand) banner(address net.Addr, s *service, program string) stri
 		line("", "everybody's requests, /stats and /metrics")
 	case !production && !onlyThisMachine(address):
 		line("WARNING", "others reach this port, and can have private addresses called")
+	}
+	if store.PlainText(c.DB) {
+		line("WARNING", "what is said to the database may travel unencrypted; add")
+		line("", "sslmode=verify-full and sslrootcert=FILE to its URL")
 	}
 	if s.made {
 		if store.Memory(c.DB) {
@@ -120,7 +125,7 @@ func join[T any](separator string, values []T) string {
 // firstKey is the command line that makes a key for this configuration.
 func (c *serveCommand) firstKey(program string) string {
 	db := ""
-	if c.DB != "file:tandem.db" {
+	if c.DB != "file:tandem.db" && c.DB != os.Getenv("TANDEM_DB") {
 		db = " --db " + redact(c.DB)
 	}
 	return program + " keys create --name admin --scopes submit,read,admin" + db +

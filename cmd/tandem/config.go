@@ -139,6 +139,10 @@ func dispatch(ctx context.Context, args []string, t *terminal) error {
 				"set TANDEM_%s or name a file: @FILE", strings.ToUpper(strings.ReplaceAll(flag, "-", "_")))
 		}
 	}
+	if hasPassword(argument(parsed, "db")) {
+		t.warnf("the password of the database stands in the arguments, where every user of this machine can read it (ps); " +
+			"set TANDEM_DB or PGPASSWORD, or name a file: --db @FILE")
+	}
 	parsed.BindTo(ctx, (*context.Context)(nil))
 	return parsed.Run(t)
 }
@@ -170,6 +174,19 @@ func argument(parsed *kong.Context, names ...string) string {
 		}
 	}
 	return ""
+}
+
+// hasPassword reports whether the URL of a database tells its password.
+func hasPassword(text string) bool {
+	address, err := url.Parse(text)
+	if err != nil || !store.IsPostgres(text) {
+		return false
+	}
+	_, found := address.User.Password()
+	for name := range address.Query() {
+		found = found || strings.Contains(name, "password")
+	}
+	return found
 }
 
 // resolve gives a flag its value from ENVIRONMENT, DEBUG or the configuration
@@ -296,11 +313,8 @@ func (c *serveCommand) Validate() error {
 	if err := validAddress(c.Listen); err != nil {
 		return badArgument("", "--listen %s: %w", c.Listen, err)
 	}
-	if err := validDatabase(c.DB); err != nil {
+	if err := readDatabase(&c.DB); err != nil {
 		return err
-	}
-	if c.asksForKeys() && store.IsPostgres(c.DB) {
-		return badArgument("serve with --no-auth behind a proxy that asks callers who they are", "--db %s: there are no API keys on PostgreSQL yet, and production mode asks for them", redact(c.DB))
 	}
 	if c.asksForKeys() && store.Memory(c.DB) {
 		return badArgument("name a file with --db, or serve with --no-auth", "--db :memory: has no API keys, and production mode asks for them")
@@ -342,20 +356,21 @@ func (c *serveCommand) Validate() error {
 // asksForKeys reports whether callers need an API key.
 func (c *serveCommand) asksForKeys() bool { return c.Mode == modeProduction && !c.NoAuth }
 
-// hasKeys reports whether a database has API keys.
-func hasKeys(url string) bool { return !store.Memory(url) && !store.IsPostgres(url) }
-
-// validDatabase refuses a kind of database that there is not.
-func validDatabase(url string) error {
-	scheme, _, ok := strings.Cut(url, "://")
-	switch {
-	case !ok || scheme == "file":
-		return nil
-	case store.IsPostgres(url):
-		return nil
-	default:
-		return badArgument("--db file:tandem.db, a path, :memory:, or postgres://…", "--db %s: unknown kind of database", redact(url))
+// readDatabase takes the URL of a database out of the file that it names, if it does, and refuses
+// a kind of database that there is not.
+func readDatabase(db *string) error {
+	if name, ok := strings.CutPrefix(*db, "@"); ok {
+		content, err := os.ReadFile(name)
+		if err != nil {
+			return badArgument("@FILE holds the URL of the database, such as postgres://USER:PASSWORD@HOST/DATABASE", "--db: %w", err)
+		}
+		*db = strings.TrimSpace(string(content))
 	}
+	scheme, _, ok := strings.Cut(*db, "://")
+	if ok && scheme != "file" && !store.IsPostgres(*db) {
+		return badArgument("--db file:tandem.db, a path, :memory:, or postgres://…", "--db %s: unknown kind of database", redact(*db))
+	}
+	return nil
 }
 
 // validBounds checks the numbers.

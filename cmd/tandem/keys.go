@@ -16,7 +16,7 @@ import (
 // keysCommand looks after API keys. What is shown once goes to standard output, alone, so that a
 // script can take it; everything for people goes to standard error.
 type keysCommand struct {
-	DB string `name:"db" placeholder:"URL" default:"file:tandem.db" env:"TANDEM_DB" help:"Database of the server, which may be running: a file, or file:PATH (default: ${default})."`
+	DB string `name:"db" placeholder:"URL" default:"file:tandem.db" env:"TANDEM_DB" help:"Database of the server, which may be running: a file, file:PATH, or postgres://… (default: ${default})."`
 
 	Create        keysCreateCommand        `cmd:"" help:"Make a key. Its token is shown this once."`
 	List          keysListCommand          `cmd:"" help:"List keys, without anything secret."`
@@ -27,13 +27,10 @@ type keysCommand struct {
 
 // Validate refuses databases that have no keys; kong calls it.
 func (c *keysCommand) Validate() error {
-	if store.IsPostgres(c.DB) {
-		return badArgument("--db names the file of a server in production mode, by default file:tandem.db", "--db %s: API keys are kept in SQLite only, until a later version", redact(c.DB))
-	}
 	if store.Memory(c.DB) {
-		return badArgument("--db names the file of a server in production mode, by default file:tandem.db", "--db :memory: has no API keys: demo mode asks for none")
+		return badArgument("--db names the database of a server in production mode, by default file:tandem.db", "--db :memory: has no API keys: demo mode asks for none")
 	}
-	return validDatabase(c.DB)
+	return readDatabase(&c.DB)
 }
 
 // open opens the keys.

@@ -14,6 +14,9 @@ type migrateCommand struct {
 
 // Validate refuses other databases; kong calls it.
 func (c *migrateCommand) Validate() error {
+	if err := readDatabase(&c.DB); err != nil {
+		return err
+	}
 	if !store.IsPostgres(c.DB) {
 		return badArgument("a file is brought up to date by serve", "--db %s: only a PostgreSQL database is shared and needs this", redact(c.DB))
 	}

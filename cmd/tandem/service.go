@@ -120,7 +120,7 @@ var errNoKeys = errors.New("there is no API key yet, and production mode asks fo
 // openKeys opens the API keys. Their secrets sign callbacks whether callers are asked for keys or not:
 // the database may hold requests from when they were.
 func (s *service) openKeys(ctx context.Context, p *parts) (err error) {
-	if !hasKeys(p.store.URL) {
+	if store.Memory(p.store.URL) {
 		return nil
 	}
 	if s.keys, err = store.OpenKeys(ctx, store.KeysConfig{URL: p.store.URL, Log: p.log}); err != nil {

@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net/url"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -36,11 +34,6 @@ const (
 	migrationLock    = 7_236_001        // advisory: one node changes the schema
 	sweepLock        = 7_236_002        // advisory: one node sweeps
 )
-
-// IsPostgres reports whether url names a PostgreSQL database.
-func IsPostgres(url string) bool {
-	return strings.HasPrefix(url, "postgres://") || strings.HasPrefix(url, "postgresql://")
-}
 
 // Postgres is the store that any number of nodes share. River hands out the
 // work: see the package's file postgres_river.go and docs/decisions/0013-postgresql.md.
@@ -143,29 +136,6 @@ func MigratePostgres(ctx context.Context, url string) error {
 	return nil
 }
 
-// parsePostgres reads a URL, and sets what it does not say.
-func parsePostgres(url string) (*pgxpool.Config, error) {
-	cfg, err := pgxpool.ParseConfig(url)
-	if err != nil {
-		return nil, errors.New("the URL cannot be read; give postgres://USER:PASSWORD@HOST:PORT/DATABASE")
-	}
-	if !strings.Contains(url, "pool_max_conns=") {
-		cfg.MaxConns = postgresConns
-	}
-	if cfg.MaxConns < postgresMinConns {
-		return nil, fmt.Errorf("pool_max_conns %d: want at least %d", cfg.MaxConns, postgresMinConns)
-	}
-	if cfg.ConnConfig.ConnectTimeout == 0 || !strings.Contains(url, "connect_timeout=") {
-		cfg.ConnConfig.ConnectTimeout = connectTimeout
-	}
-	setDefaults(cfg, map[string]string{
-		"application_name":  "tandem",
-		"statement_timeout": inMillis(readTimeout),
-		"lock_timeout":      inMillis(writeTimeout),
-	})
-	return cfg, nil
-}
-
 // connectPools returns a pool for writing and one for reading, which share the connections that
 // the URL allows. Neither has connected when it returns without an error but for one of the first.
 func connectPools(ctx context.Context, url string) (pool, reads *pgxpool.Pool, err error) {
@@ -192,17 +162,6 @@ func connectPools(ctx context.Context, url string) (pool, reads *pgxpool.Pool, e
 	return pool, reads, nil
 }
 
-// setDefaults sets parameters of the session that the URL does not.
-func setDefaults(cfg *pgxpool.Config, parameters map[string]string) {
-	for name, value := range parameters {
-		if _, ok := cfg.ConnConfig.RuntimeParams[name]; !ok {
-			cfg.ConnConfig.RuntimeParams[name] = value
-		}
-	}
-}
-
-func inMillis(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
-
 // migratePostgres applies River's migrations and ours. One node does, the others wait for it.
 func migratePostgres(ctx context.Context, pool *pgxpool.Pool) error {
 	lock, err := pool.Acquire(ctx)
@@ -214,8 +173,8 @@ func migratePostgres(ctx context.Context, pool *pgxpool.Pool) error {
 	if err := lock.QueryRow(ctx, `SELECT current_setting('server_version_num')::int / 10000`).Scan(&version); err != nil {
 		return err
 	}
-	if version < oldestPostgres {
-		return fmt.Errorf("the server is PostgreSQL %d; tandem needs %d or newer", version, oldestPostgres)
+	if err := tooOld(version); err != nil {
+		return err
 	}
 	// Whoever comes second waits as long as the first takes, and a large index may take long.
 	_, err = lock.Exec(ctx, `SET lock_timeout = 0; SET statement_timeout = 0`)
@@ -273,44 +232,6 @@ func migrateRiver(ctx context.Context, pool *pgxpool.Pool) error {
 		return fmt.Errorf("bring River's schema up to date: %w", err)
 	}
 	return nil
-}
-
-// explainPostgres turns PostgreSQL's codes into what to do next.
-func explainPostgres(err error) error {
-	if cause, ok := errors.AsType[*pgconn.PgError](err); ok {
-		switch cause.Code {
-		case "28P01", "28000":
-			return fmt.Errorf("the server does not let this user in; check user, password and pg_hba.conf: %s", cause.Message)
-		case "3D000":
-			return fmt.Errorf("there is no such database; make it first (createdb): %s", cause.Message)
-		case "42501":
-			return fmt.Errorf("this user may not make tables there; let it own the database: %s", cause.Message)
-		case "53300":
-			return fmt.Errorf("the server has no connection left; raise its max_connections or lower pool_max_conns: %s", cause.Message)
-		default:
-			return err
-		}
-	}
-	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
-		return fmt.Errorf("no connection; check that the server runs and that host, port and sslmode are right: %w", err)
-	}
-	return err
-}
-
-// withoutPassword is a URL that may be shown.
-func withoutPassword(text string) string {
-	parsed, err := url.Parse(text)
-	if err != nil {
-		return "postgres://…"
-	}
-	query := parsed.Query()
-	for name := range query {
-		if strings.Contains(strings.ToLower(name), "password") {
-			query.Set(name, "xxxxx")
-		}
-	}
-	parsed.RawQuery = query.Encode()
-	return parsed.Redacted()
 }
 
 // Close commits what waits, leaves the other nodes and lets go of the database.
