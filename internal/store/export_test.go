@@ -40,6 +40,8 @@ const (
 	MaxReady      = maxReady
 	MaxReadyBytes = maxReadyBytes
 	MemoryRows    = memoryRows
+
+	SharedKeysLook = sharedKeysLook
 )
 
 // Counters returns how many counters begin with a group's name.

@@ -1,15 +1,14 @@
 package store_test
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,11 +16,59 @@ import (
 
 	"tandem"
 	"tandem/internal/store"
+	"tandem/internal/tandemtest"
 )
 
-func openKeys(t testing.TB, path string) *store.Keys {
+// keysDatabases are those that keys are kept in, each with what makes an empty one.
+func keysDatabases() map[string]func(t testing.TB) string {
+	return map[string]func(t testing.TB) string{
+		"file":     keysPath,
+		"postgres": func(t testing.TB) string { return emptyPostgres(t, tandemtest.Volatile) },
+	}
+}
+
+// onEveryDatabase runs a check with an empty database of each kind.
+func onEveryDatabase(t *testing.T, check func(t *testing.T, url string)) {
 	t.Helper()
-	k, err := store.OpenKeys(context.Background(), store.KeysConfig{URL: path, Create: true, Log: quiet()})
+	for kind, empty := range keysDatabases() {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			check(t, empty(t))
+		})
+	}
+}
+
+// openDB opens a database of either kind for statements of the test's own, which are the same for both.
+func openDB(t testing.TB, url string) *sql.DB {
+	t.Helper()
+	driver := "sqlite"
+	if store.IsPostgres(url) {
+		driver = "pgx"
+	}
+	db, err := sql.Open(driver, url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return db
+}
+
+// openStore opens a database as a server does.
+func openStore(t testing.TB, url string) store.Store {
+	t.Helper()
+	if store.IsPostgres(url) {
+		return joinPostgres(t, url)
+	}
+	return openFile(t, url)
+}
+
+func openKeys(t testing.TB, url string) *store.Keys {
+	t.Helper()
+	k, err := store.OpenKeys(context.Background(), store.KeysConfig{URL: url, Create: true, Log: quiet()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,153 +103,163 @@ func valid(t testing.TB, k *store.Keys, token tandem.Token, now time.Time) bool 
 
 func TestKeysCreate(t *testing.T) {
 	t.Parallel()
-	k := openKeys(t, keysPath(t))
-	expires := time.Now().Add(time.Hour)
-	made, err := k.Create(t.Context(), store.NewKey{Name: "reports", Scopes: []tandem.Scope{"submit", "read"}, ExpiresAt: expires})
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, err := k.Authenticate(made.Token, time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(&made.Key, got); diff != "" {
-		t.Errorf("(-made +found):\n%s", diff)
-	}
-	list, err := k.List(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff([]tandem.Key{made.Key}, list); diff != "" {
-		t.Errorf("(-made +listed):\n%s", diff)
-	}
-	if valid(t, k, tandem.NewToken(), time.Now()) {
-		t.Error("a token that nobody made is taken")
-	}
-	for at, want := range map[time.Time]bool{made.Key.ExpiresAt.Add(-time.Microsecond): true, made.Key.ExpiresAt: false, made.Key.ExpiresAt.Add(time.Hour): false} {
-		if got := valid(t, k, made.Token, at); got != want {
-			t.Errorf("%v before its end: taken %v", made.Key.ExpiresAt.Sub(at), got)
+	onEveryDatabase(t, func(t *testing.T, url string) {
+		k := openKeys(t, url)
+		expires := time.Now().Add(time.Hour)
+		made, err := k.Create(t.Context(), store.NewKey{Name: "reports", Scopes: []tandem.Scope{"submit", "read"}, ExpiresAt: expires})
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
+		got, err := k.Authenticate(made.Token, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(&made.Key, got); diff != "" {
+			t.Errorf("(-made +found):\n%s", diff)
+		}
+		list, err := k.List(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]tandem.Key{made.Key}, list); diff != "" {
+			t.Errorf("(-made +listed):\n%s", diff)
+		}
+		if valid(t, k, tandem.NewToken(), time.Now()) {
+			t.Error("a token that nobody made is taken")
+		}
+		for at, want := range map[time.Time]bool{made.Key.ExpiresAt.Add(-time.Microsecond): true, made.Key.ExpiresAt: false, made.Key.ExpiresAt.Add(time.Hour): false} {
+			if got := valid(t, k, made.Token, at); got != want {
+				t.Errorf("%v before its end: taken %v", made.Key.ExpiresAt.Sub(at), got)
+			}
+		}
+	})
 }
 
 func TestKeysRefuse(t *testing.T) {
 	t.Parallel()
-	k := openKeys(t, keysPath(t))
-	makeKey(t, k, "taken", tandem.ScopeRead)
-	read := []tandem.Scope{tandem.ScopeRead}
-	for _, test := range []struct {
-		name string
-		key  store.NewKey
-		ok   bool
-	}{
-		{"64 characters", store.NewKey{Name: strings.Repeat("ä", 64), Scopes: read}, true},
-		{"65 characters", store.NewKey{Name: strings.Repeat("ä", 65), Scopes: read}, false},
-		{"no name", store.NewKey{Scopes: read}, false},
-		{"space around it", store.NewKey{Name: " a", Scopes: read}, false},
-		{"space in it", store.NewKey{Name: "a b", Scopes: read}, true},
-		{"an escape", store.NewKey{Name: "a\x1b[31m", Scopes: read}, false},
-		{"a line", store.NewKey{Name: "a\nb", Scopes: read}, false},
-		{"not UTF-8", store.NewKey{Name: "a\xff", Scopes: read}, false},
-		{"the form of an id", store.NewKey{Name: "key_a", Scopes: read}, false},
-		{"a name that is taken", store.NewKey{Name: "taken", Scopes: read}, false},
-		{"no scope", store.NewKey{Name: "b"}, false},
-		{"an unknown scope", store.NewKey{Name: "b", Scopes: []tandem.Scope{"write"}}, false},
-		{"a scope twice", store.NewKey{Name: "b", Scopes: []tandem.Scope{"read", "read"}}, false},
-		{"every scope", store.NewKey{Name: "b", Scopes: tandem.Scopes}, true},
-		{"expired", store.NewKey{Name: "c", Scopes: read, ExpiresAt: time.Now()}, false},
-		{"about to expire", store.NewKey{Name: "c", Scopes: read, ExpiresAt: time.Now().Add(time.Minute)}, true},
-	} {
-		if _, err := k.Create(t.Context(), test.key); (err == nil) != test.ok {
-			t.Errorf("%s: %v", test.name, err)
+	onEveryDatabase(t, func(t *testing.T, url string) {
+		k := openKeys(t, url)
+		makeKey(t, k, "taken", tandem.ScopeRead)
+		read := []tandem.Scope{tandem.ScopeRead}
+		for _, test := range []struct {
+			name string
+			key  store.NewKey
+			ok   bool
+		}{
+			{"64 characters", store.NewKey{Name: strings.Repeat("ä", 64), Scopes: read}, true},
+			{"65 characters", store.NewKey{Name: strings.Repeat("ä", 65), Scopes: read}, false},
+			{"no name", store.NewKey{Scopes: read}, false},
+			{"space around it", store.NewKey{Name: " a", Scopes: read}, false},
+			{"space in it", store.NewKey{Name: "a b", Scopes: read}, true},
+			{"an escape", store.NewKey{Name: "a\x1b[31m", Scopes: read}, false},
+			{"a line", store.NewKey{Name: "a\nb", Scopes: read}, false},
+			{"not UTF-8", store.NewKey{Name: "a\xff", Scopes: read}, false},
+			{"the form of an id", store.NewKey{Name: "key_a", Scopes: read}, false},
+			{"a name that is taken", store.NewKey{Name: "taken", Scopes: read}, false},
+			{"no scope", store.NewKey{Name: "b"}, false},
+			{"an unknown scope", store.NewKey{Name: "b", Scopes: []tandem.Scope{"write"}}, false},
+			{"a scope twice", store.NewKey{Name: "b", Scopes: []tandem.Scope{"read", "read"}}, false},
+			{"every scope", store.NewKey{Name: "b", Scopes: tandem.Scopes}, true},
+			{"expired", store.NewKey{Name: "c", Scopes: read, ExpiresAt: time.Now()}, false},
+			{"about to expire", store.NewKey{Name: "c", Scopes: read, ExpiresAt: time.Now().Add(time.Minute)}, true},
+		} {
+			if _, err := k.Create(t.Context(), test.key); (err == nil) != test.ok {
+				t.Errorf("%s: %v", test.name, err)
+			}
 		}
-	}
-	if _, err := k.Create(t.Context(), store.NewKey{Name: "taken", Scopes: read}); !errors.Is(err, store.ErrKeyExists) {
-		t.Errorf("a name that is taken: %v", err)
-	}
+		if _, err := k.Create(t.Context(), store.NewKey{Name: "taken", Scopes: read}); !errors.Is(err, store.ErrKeyExists) {
+			t.Errorf("a name that is taken: %v", err)
+		}
+	})
 }
 
 func TestKeysRevoke(t *testing.T) {
 	t.Parallel()
-	k := openKeys(t, keysPath(t))
-	made, other := makeKey(t, k, "a", tandem.ScopeSubmit), makeKey(t, k, "b", tandem.ScopeSubmit)
-	if _, err := k.Revoke(t.Context(), "a"); err != nil {
-		t.Fatal(err)
-	}
-	now := time.Now()
-	if valid(t, k, made.Token, now) || !valid(t, k, other.Token, now) {
-		t.Error("the wrong key is revoked, or none")
-	}
-	if got := k.SigningSecrets(made.Key.ID, now); len(got) != 1 || got[0].Reveal() != made.Secret.Reveal() {
-		t.Error("what a revoked key has asked for is not signed any more")
-	}
-	for _, which := range []string{"a", made.Key.ID, "nobody", ""} {
-		if _, err := k.Revoke(t.Context(), which); !errors.Is(err, store.ErrNoKey) {
-			t.Errorf("revoke %q: %v", which, err)
+	onEveryDatabase(t, func(t *testing.T, url string) {
+		k := openKeys(t, url)
+		made, other := makeKey(t, k, "a", tandem.ScopeSubmit), makeKey(t, k, "b", tandem.ScopeSubmit)
+		if _, err := k.Revoke(t.Context(), "a"); err != nil {
+			t.Fatal(err)
 		}
-		if _, _, err := k.Rotate(t.Context(), which, 0); !errors.Is(err, store.ErrNoKey) {
-			t.Errorf("rotate %q: %v", which, err)
+		now := time.Now()
+		if valid(t, k, made.Token, now) || !valid(t, k, other.Token, now) {
+			t.Error("the wrong key is revoked, or none")
 		}
-		if _, _, err := k.RotateSigning(t.Context(), which, 0); !errors.Is(err, store.ErrNoKey) {
-			t.Errorf("rotate the secret of %q: %v", which, err)
+		if got := k.SigningSecrets(made.Key.ID, now); len(got) != 1 || got[0].Reveal() != made.Secret.Reveal() {
+			t.Error("what a revoked key has asked for is not signed any more")
 		}
-	}
-	again := makeKey(t, k, "a", tandem.ScopeRead) // its name is free
-	if _, err := k.Revoke(t.Context(), again.Key.ID); err != nil {
-		t.Errorf("revoke by id: %v", err)
-	}
+		for _, which := range []string{"a", made.Key.ID, "nobody", ""} {
+			if _, err := k.Revoke(t.Context(), which); !errors.Is(err, store.ErrNoKey) {
+				t.Errorf("revoke %q: %v", which, err)
+			}
+			if _, _, err := k.Rotate(t.Context(), which, 0); !errors.Is(err, store.ErrNoKey) {
+				t.Errorf("rotate %q: %v", which, err)
+			}
+			if _, _, err := k.RotateSigning(t.Context(), which, 0); !errors.Is(err, store.ErrNoKey) {
+				t.Errorf("rotate the secret of %q: %v", which, err)
+			}
+		}
+		again := makeKey(t, k, "a", tandem.ScopeRead) // its name is free
+		if _, err := k.Revoke(t.Context(), again.Key.ID); err != nil {
+			t.Errorf("revoke by id: %v", err)
+		}
+	})
 }
 
 func TestKeysRotate(t *testing.T) {
 	t.Parallel()
-	k := openKeys(t, keysPath(t))
-	made := makeKey(t, k, "a", tandem.ScopeSubmit)
-	key, second, err := k.Rotate(t.Context(), "a", time.Hour)
-	if err != nil || key.ID != made.Key.ID {
-		t.Fatalf("%v, %v", key, err)
-	}
-	now := time.Now()
-	for at, old := range map[time.Time]bool{now: true, now.Add(59 * time.Minute): true, now.Add(61 * time.Minute): false} {
-		if !valid(t, k, second, at) || valid(t, k, made.Token, at) != old {
-			t.Errorf("after %v the new token is taken %v, the old one %v", at.Sub(now), valid(t, k, second, at), valid(t, k, made.Token, at))
+	onEveryDatabase(t, func(t *testing.T, url string) {
+		k := openKeys(t, url)
+		made := makeKey(t, k, "a", tandem.ScopeSubmit)
+		key, second, err := k.Rotate(t.Context(), "a", time.Hour)
+		if err != nil || key.ID != made.Key.ID {
+			t.Fatalf("%v, %v", key, err)
 		}
-	}
-	_, third, err := k.Rotate(t.Context(), "a", time.Hour) // the first goes, whatever it was promised
-	if err != nil || valid(t, k, made.Token, now) || !valid(t, k, second, now) || !valid(t, k, third, now) {
-		t.Errorf("after another rotation: %v", err)
-	}
-	_, fourth, err := k.Rotate(t.Context(), "a", 0)
-	if err != nil || valid(t, k, third, now) || !valid(t, k, fourth, now) {
-		t.Errorf("after a rotation without overlap: %v", err)
-	}
+		now := time.Now()
+		for at, old := range map[time.Time]bool{now: true, now.Add(59 * time.Minute): true, now.Add(61 * time.Minute): false} {
+			if !valid(t, k, second, at) || valid(t, k, made.Token, at) != old {
+				t.Errorf("after %v the new token is taken %v, the old one %v", at.Sub(now), valid(t, k, second, at), valid(t, k, made.Token, at))
+			}
+		}
+		_, third, err := k.Rotate(t.Context(), "a", time.Hour) // the first goes, whatever it was promised
+		if err != nil || valid(t, k, made.Token, now) || !valid(t, k, second, now) || !valid(t, k, third, now) {
+			t.Errorf("after another rotation: %v", err)
+		}
+		_, fourth, err := k.Rotate(t.Context(), "a", 0)
+		if err != nil || valid(t, k, third, now) || !valid(t, k, fourth, now) {
+			t.Errorf("after a rotation without overlap: %v", err)
+		}
+	})
 }
 
 func TestKeysRotateSigning(t *testing.T) {
 	t.Parallel()
-	k := openKeys(t, keysPath(t))
-	made := makeKey(t, k, "a", tandem.ScopeSubmit)
-	_, second, err := k.RotateSigning(t.Context(), "a", time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	now := time.Now()
-	both, one := []string{second.Reveal(), made.Secret.Reveal()}, []string{second.Reveal()}
-	for at, want := range map[time.Time][]string{now: both, now.Add(59 * time.Minute): both, now.Add(61 * time.Minute): one} {
-		if diff := cmp.Diff(want, revealed(k.SigningSecrets(made.Key.ID, at))); diff != "" {
-			t.Errorf("after %v (-want +got):\n%s", at.Sub(now), diff)
+	onEveryDatabase(t, func(t *testing.T, url string) {
+		k := openKeys(t, url)
+		made := makeKey(t, k, "a", tandem.ScopeSubmit)
+		_, second, err := k.RotateSigning(t.Context(), "a", time.Hour)
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	_, third, err := k.RotateSigning(t.Context(), "a", 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff([]string{third.Reveal()}, revealed(k.SigningSecrets(made.Key.ID, now))); diff != "" {
-		t.Errorf("without overlap (-want +got):\n%s", diff)
-	}
-	var none *store.Keys
-	if k.SigningSecrets("key_nobody", now) != nil || k.SigningSecrets("", now) != nil || none.SigningSecrets(made.Key.ID, now) != nil {
-		t.Error("secrets of nobody")
-	}
+		now := time.Now()
+		both, one := []string{second.Reveal(), made.Secret.Reveal()}, []string{second.Reveal()}
+		for at, want := range map[time.Time][]string{now: both, now.Add(59 * time.Minute): both, now.Add(61 * time.Minute): one} {
+			if diff := cmp.Diff(want, revealed(k.SigningSecrets(made.Key.ID, at))); diff != "" {
+				t.Errorf("after %v (-want +got):\n%s", at.Sub(now), diff)
+			}
+		}
+		_, third, err := k.RotateSigning(t.Context(), "a", 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]string{third.Reveal()}, revealed(k.SigningSecrets(made.Key.ID, now))); diff != "" {
+			t.Errorf("without overlap (-want +got):\n%s", diff)
+		}
+		var none *store.Keys
+		if k.SigningSecrets("key_nobody", now) != nil || k.SigningSecrets("", now) != nil || none.SigningSecrets(made.Key.ID, now) != nil {
+			t.Error("secrets of nobody")
+		}
+	})
 }
 
 func revealed(secrets []tandem.Secret) (texts []string) {
@@ -216,292 +273,218 @@ func revealed(secrets []tandem.Secret) (texts []string) {
 // the same file open and writes to it; a look finds nothing new where nothing has changed.
 func TestKeysOfTwoProcesses(t *testing.T) {
 	t.Parallel()
-	path := keysPath(t)
-	s := openFile(t, path) // holds the lock
-	here, there := openKeys(t, path), openKeys(t, path)
-	made := makeKey(t, there, "a", tandem.ScopeSubmit)
-	now := time.Now()
-	if valid(t, here, made.Token, now) {
-		t.Error("known before anybody looked: the test shows nothing")
-	}
-	look := func() {
-		t.Helper()
-		accept(t, s, newSync(), store.LaneNone)
-		if err := here.Refresh(t.Context()); err != nil {
+	onEveryDatabase(t, func(t *testing.T, url string) {
+		s := openStore(t, url) // holds the lock of a file
+		here, there := openKeys(t, url), openKeys(t, url)
+		made := makeKey(t, there, "a", tandem.ScopeSubmit)
+		now := time.Now()
+		if valid(t, here, made.Token, now) {
+			t.Error("known before anybody looked: the test shows nothing")
+		}
+		look := func() {
+			t.Helper()
+			accept(t, s, newSync(), store.LaneNone)
+			if err := here.Refresh(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		look()
+		if !valid(t, here, made.Token, now) {
+			t.Error("a new key is not known")
+		}
+		_, token, err := there.Rotate(t.Context(), "a", 0)
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	look()
-	if !valid(t, here, made.Token, now) {
-		t.Error("a new key is not known")
-	}
-	_, token, err := there.Rotate(t.Context(), "a", 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	look()
-	if valid(t, here, made.Token, now) || !valid(t, here, token, now) {
-		t.Error("a rotation is not known")
-	}
-	if _, err := here.Revoke(t.Context(), "a"); err != nil {
-		t.Fatal(err)
-	}
-	if err := there.Refresh(t.Context()); err != nil || valid(t, there, token, now) {
-		t.Errorf("a revocation is not known: %v", err)
-	}
+		look()
+		if valid(t, here, made.Token, now) || !valid(t, here, token, now) {
+			t.Error("a rotation is not known")
+		}
+		if _, err := here.Revoke(t.Context(), "a"); err != nil {
+			t.Fatal(err)
+		}
+		if err := there.Refresh(t.Context()); err != nil || valid(t, there, token, now) {
+			t.Errorf("a revocation is not known: %v", err)
+		}
+	})
 }
 
 // TestKeysRun: Run looks by itself, within a second, and writes last uses when it ends.
 func TestKeysRun(t *testing.T) {
 	t.Parallel()
-	path := keysPath(t)
-	here, there := openKeys(t, path), openKeys(t, path)
-	ctx, stop := context.WithCancel(t.Context())
-	var running sync.WaitGroup
-	running.Go(func() { here.Run(ctx) })
-	made := makeKey(t, there, "a", tandem.ScopeSubmit)
-	unused := makeKey(t, there, "b", tandem.ScopeSubmit)
-	waitFor(t, "a new key", func() bool { return valid(t, here, made.Token, time.Now()) })
-	at := time.Now().Add(time.Minute).UTC().Truncate(time.Microsecond)
-	for range 3 {
-		if !valid(t, here, made.Token, at) {
-			t.Fatal("not taken")
+	onEveryDatabase(t, func(t *testing.T, url string) {
+		here, there := openKeys(t, url), openKeys(t, url)
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { here.Run(ctx) })
+		made := makeKey(t, there, "a", tandem.ScopeSubmit)
+		unused := makeKey(t, there, "b", tandem.ScopeSubmit)
+		waitFor(t, "a new key", func() bool { return valid(t, here, made.Token, time.Now()) })
+		at := time.Now().Add(time.Minute).UTC().Truncate(time.Microsecond)
+		for range 3 {
+			if !valid(t, here, made.Token, at) {
+				t.Fatal("not taken")
+			}
 		}
-	}
-	stop()
-	running.Wait()
-	list, err := there.List(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	made.Key.LastUsedAt = at
-	if diff := cmp.Diff([]tandem.Key{made.Key, unused.Key}, list); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
-	}
+		stop()
+		running.Wait()
+		list, err := there.List(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		made.Key.LastUsedAt = at
+		if diff := cmp.Diff([]tandem.Key{made.Key, unused.Key}, list); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	})
 }
 
 // TestKeysFlush: only uses since the last Flush are written, and a reload of all keys keeps those that are not.
 func TestKeysFlush(t *testing.T) {
 	t.Parallel()
-	path := keysPath(t)
-	k := openKeys(t, path)
-	made := makeKey(t, k, "a", tandem.ScopeSubmit)
-	first := time.Now().Add(time.Hour).UTC().Truncate(time.Microsecond)
-	valid(t, k, made.Token, first)
-	makeKey(t, k, "b", tandem.ScopeSubmit) // reads all keys again
-	lastUsed := func() time.Time {
-		t.Helper()
-		if err := k.Flush(t.Context()); err != nil {
+	onEveryDatabase(t, func(t *testing.T, url string) {
+		k := openKeys(t, url)
+		made := makeKey(t, k, "a", tandem.ScopeSubmit)
+		first := time.Now().Add(time.Hour).UTC().Truncate(time.Microsecond)
+		valid(t, k, made.Token, first)
+		makeKey(t, k, "b", tandem.ScopeSubmit) // reads all keys again
+		lastUsed := func() time.Time {
+			t.Helper()
+			if err := k.Flush(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			list, err := k.List(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return list[0].LastUsedAt
+		}
+		if got := lastUsed(); !got.Equal(first) {
+			t.Errorf("used at %v, want %v", got, first)
+		}
+		valid(t, k, made.Token, first.Add(999*time.Millisecond)) // the same second, as it were
+		if got := lastUsed(); !got.Equal(first) {
+			t.Errorf("used at %v, want %v still", got, first)
+		}
+		valid(t, k, made.Token, first.Add(time.Second))
+		if got := lastUsed(); !got.Equal(first.Add(time.Second)) {
+			t.Errorf("used at %v, want a second later than %v", got, first)
+		}
+	})
+}
+
+// TestKeysLastUsedByTwo: of two processes that write when a key was last used, the later use stays.
+func TestKeysLastUsedByTwo(t *testing.T) {
+	t.Parallel()
+	onEveryDatabase(t, func(t *testing.T, url string) {
+		here, there := openKeys(t, url), openKeys(t, url)
+		made := makeKey(t, here, "a", tandem.ScopeSubmit)
+		if err := there.Refresh(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		list, err := k.List(t.Context())
+		first := time.Now().UTC().Truncate(time.Microsecond)
+		later := first.Add(time.Minute)
+		if !valid(t, here, made.Token, later) || !valid(t, there, made.Token, first) {
+			t.Fatal("not taken")
+		}
+		if err := errors.Join(here.Flush(t.Context()), there.Flush(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+		list, err := there.List(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		return list[0].LastUsedAt
-	}
-	if got := lastUsed(); !got.Equal(first) {
-		t.Errorf("used at %v, want %v", got, first)
-	}
-	valid(t, k, made.Token, first.Add(999*time.Millisecond)) // the same second, as it were
-	if got := lastUsed(); !got.Equal(first) {
-		t.Errorf("used at %v, want %v still", got, first)
-	}
-	valid(t, k, made.Token, first.Add(time.Second))
-	if got := lastUsed(); !got.Equal(first.Add(time.Second)) {
-		t.Errorf("used at %v, want a second later than %v", got, first)
-	}
+		if got := list[0].LastUsedAt; !got.Equal(later) {
+			t.Errorf("used at %v, want %v", got, later)
+		}
+	})
 }
 
-// TestKeysWaitForOtherWriters: a change is made when whoever writes has done so, however often it has to
-// try; writing last uses is put off.
-func TestKeysWaitForOtherWriters(t *testing.T) {
-	t.Parallel()
-	path := keysPath(t)
-	here, there := openKeys(t, path), openKeys(t, path)
-	made := makeKey(t, here, "a", tandem.ScopeRead)
-	valid(t, here, made.Token, time.Now())
-	db, err := sql.Open("sqlite", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	db.SetMaxOpenConns(1)
-	if _, err := db.Exec(`BEGIN IMMEDIATE`); err != nil {
-		t.Fatal(err)
-	}
-	changed := make(chan error, 1)
-	go func() {
-		_, err := there.Create(context.Background(), store.NewKey{Name: "b", Scopes: []tandem.Scope{tandem.ScopeRead}})
-		changed <- err
-	}()
-	for range 3 { // each takes as long as one try of the change
-		if err := here.Flush(t.Context()); err == nil {
-			t.Error("last uses were written while somebody else wrote")
-		}
-	}
-	select {
-	case err := <-changed:
-		t.Errorf("a change did not wait: %v", err)
-	default:
-	}
-	if _, err := db.Exec(`COMMIT`); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-changed; err != nil {
-		t.Error(err)
-	}
-	if err := here.Flush(t.Context()); err != nil {
-		t.Error(err)
-	}
+// fillKeys is a statement that makes keys of nobody, which are copies of the one whose name is "second".
+func fillKeys(from, to int) string {
+	return fmt.Sprintf(`
+		WITH RECURSIVE n (i) AS (SELECT %d UNION ALL SELECT i + 1 FROM n WHERE i < %d)
+		INSERT INTO keys (id, name, scopes, token_hash, secret, created_at)
+		SELECT 'key_' || i, 'n' || i, scopes, token_hash, secret, 1 FROM n, keys WHERE name = 'second'`, from, to)
 }
 
-// TestKeysOpen: which files keys are opened in, and what is said of the others.
-func TestKeysOpen(t *testing.T) {
+// TestKeysCreatedAtOnce: of those who ask for one name, one gets it, and of those who ask for the last free place.
+func TestKeysCreatedAtOnce(t *testing.T) {
 	t.Parallel()
-	open := func(url string, create bool) error {
-		k, err := store.OpenKeys(t.Context(), store.KeysConfig{URL: url, Create: create, Log: quiet()})
-		if err != nil {
-			return err
+	onEveryDatabase(t, func(t *testing.T, url string) {
+		k := openKeys(t, url)
+		makeKey(t, k, "first", tandem.ScopeRead)
+		makeKey(t, k, "second", tandem.ScopeRead)
+		var processes []*store.Keys
+		for range 6 {
+			processes = append(processes, openKeys(t, url))
 		}
-		return k.Close()
-	}
-	refused := func(what string, err error, want string) {
-		t.Helper()
-		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %v, want %q in it", what, err, want)
+		race := func(what string, name func(i int) string, refused func(error) bool) {
+			t.Helper()
+			var group sync.WaitGroup
+			var made atomic.Int64
+			start := make(chan struct{})
+			for i, process := range processes {
+				group.Go(func() {
+					<-start
+					_, err := process.Create(context.Background(), store.NewKey{Name: name(i), Scopes: []tandem.Scope{tandem.ScopeRead}})
+					if err == nil {
+						made.Add(1)
+					} else if !refused(err) {
+						t.Errorf("%s: %v", what, err)
+					}
+				})
+			}
+			close(start)
+			group.Wait()
+			if made.Load() != 1 {
+				t.Errorf("%d got %s", made.Load(), what)
+			}
 		}
-	}
-	refused("memory", open(":memory:", true), "demo mode has none")
-	missing := keysPath(t)
-	refused("a missing file", open(missing, false), "no such file")
-	if _, err := os.Stat(missing); !errors.Is(err, os.ErrNotExist) {
-		t.Error("a file was made that nobody asked for")
-	}
-	if err := open(missing, true); err != nil {
-		t.Errorf("a new file: %v", err)
-	}
-	if info, err := os.Stat(missing); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("a new file: %v, %v", info.Mode(), err)
-	}
-	openFile(t, missing) // what was made is what a server opens
-
-	foreign := keysPath(t)
-	db, err := sql.Open("sqlite", foreign)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := db.Exec(`CREATE TABLE t (x)`); err != nil {
-		t.Fatal(err)
-	}
-	if err := db.Close(); err != nil {
-		t.Fatal(err)
-	}
-	refused("another's database", open(foreign, true), "something else")
-}
-
-// TestKeysOfAnOlderSchema: it is brought up to date, unless a process that knows no better has the file.
-func TestKeysOfAnOlderSchema(t *testing.T) {
-	t.Parallel()
-	path := keysPath(t)
-	s, err := store.OpenSQLite(t.Context(), store.Config{URL: path, Log: quiet()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	db, err := sql.Open("sqlite", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	for _, statement := range []string{
-		`DROP TABLE key_totals`, `DROP INDEX requests_key`, `ALTER TABLE requests DROP COLUMN key_id`, `DROP TABLE keys`,
-		`DELETE FROM goose_db_version WHERE version_id = 3`,
-	} {
-		if _, err := db.Exec(statement); err != nil {
+		race("the name", func(int) string { return "wanted" }, func(err error) bool { return errors.Is(err, store.ErrKeyExists) })
+		if _, err := openDB(t, url).Exec(fillKeys(4, store.MaxKeys-1)); err != nil {
 			t.Fatal(err)
 		}
-	}
-	_, err = store.OpenKeys(t.Context(), store.KeysConfig{URL: path, Log: quiet()})
-	if err == nil || !strings.Contains(err.Error(), "another tandem is using it") {
-		t.Errorf("while a server has it: %v", err)
-	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	makeKey(t, openKeys(t, path), "a", tandem.ScopeRead)
+		race("the last place", func(i int) string { return fmt.Sprint("last", i) }, func(err error) bool { return strings.Contains(err.Error(), "which is the most") })
+	})
 }
 
 // TestKeysAtTheBound: 10,000 keys and no more, but those revoked a year ago go first.
 func TestKeysAtTheBound(t *testing.T) {
 	t.Parallel()
-	path := keysPath(t)
-	k := openKeys(t, path)
-	made := makeKey(t, k, "first", tandem.ScopeRead)
-	db, err := sql.Open("sqlite", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	fill := fmt.Sprintf(`
-		WITH RECURSIVE n (i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < %d)
-		INSERT INTO keys (id, name, scopes, token_hash, secret, created_at)
-		SELECT 'key_' || i, 'n' || i, 'read', randomblob(32), (SELECT secret FROM keys WHERE name = 'first'), 1 FROM n`, store.MaxKeys)
-	if _, err := db.Exec(fill); err != nil {
-		t.Fatal(err)
-	}
-	one := store.NewKey{Name: "one more", Scopes: []tandem.Scope{tandem.ScopeRead}}
-	if _, err := k.Create(t.Context(), one); err == nil || !strings.Contains(err.Error(), "which is the most") {
-		t.Errorf("key 10,001: %v", err)
-	}
-	for _, revoked := range []struct {
-		ago  time.Duration
-		room bool
-	}{{365 * 24 * time.Hour, false}, {367 * 24 * time.Hour, true}} {
-		if _, err := db.Exec(`UPDATE keys SET revoked_at = ? WHERE id = 'key_2'`, time.Now().Add(-revoked.ago).UnixMicro()); err != nil {
+	onEveryDatabase(t, func(t *testing.T, url string) {
+		k := openKeys(t, url)
+		made := makeKey(t, k, "first", tandem.ScopeRead)
+		makeKey(t, k, "second", tandem.ScopeRead)
+		db := openDB(t, url)
+		if _, err := db.Exec(fillKeys(3, store.MaxKeys)); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := k.Create(t.Context(), one); (err == nil) != revoked.room {
-			t.Errorf("one revoked %v ago: %v", revoked.ago, err)
+		one := store.NewKey{Name: "one more", Scopes: []tandem.Scope{tandem.ScopeRead}}
+		if _, err := k.Create(t.Context(), one); err == nil || !strings.Contains(err.Error(), "which is the most") {
+			t.Errorf("key 10,001: %v", err)
 		}
-	}
-	if !valid(t, k, made.Token, time.Now()) || k.Count() != store.MaxKeys {
-		t.Errorf("%d keys", k.Count())
-	}
-}
-
-// TestKeysKeepNoToken: the file has the hash of a token, and the token nowhere.
-func TestKeysKeepNoToken(t *testing.T) {
-	t.Parallel()
-	path := keysPath(t)
-	k := openKeys(t, path)
-	made := makeKey(t, k, "a", tandem.ScopeRead)
-	_, second, err := k.Rotate(t.Context(), "a", time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	hash := second.Hash()
-	found := false
-	for _, name := range []string{path, path + "-wal"} {
-		text, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		found = found || bytes.Contains(text, hash[:])
-		for _, token := range []tandem.Token{made.Token, second} {
-			if strings.Contains(string(text), token.Reveal()) || strings.Contains(string(text), token.Reveal()[4:47]) {
-				t.Errorf("%s holds a token", filepath.Base(name))
+		for _, revoked := range []struct {
+			ago  time.Duration
+			room bool
+		}{{365 * 24 * time.Hour, false}, {367 * 24 * time.Hour, true}} {
+			if _, err := db.Exec(`UPDATE keys SET revoked_at = $1 WHERE id = 'key_3'`, time.Now().Add(-revoked.ago).UnixMicro()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := k.Create(t.Context(), one); (err == nil) != revoked.room {
+				t.Errorf("one revoked %v ago: %v", revoked.ago, err)
 			}
 		}
-	}
-	if !found {
-		t.Error("nor is the hash there: the test looks in the wrong place")
-	}
+		if !valid(t, k, made.Token, time.Now()) || k.Count() != store.MaxKeys {
+			t.Errorf("%d keys", k.Count())
+		}
+	})
 }
 
 // TestKeysOwnRequests: lists of a key hold its requests only, whatever else is asked for.
 func TestKeysOwnRequests(t *testing.T) {
 	t.Parallel()
-	for kind, s := range map[string]store.Store{"file": openFile(t, keysPath(t)), "memory": openMemory(t)} {
+	for kind, s := range map[string]store.Store{"file": openFile(t, keysPath(t)), "memory": openMemory(t), "postgres": openPostgres(t)} {
 		want := map[string][]string{}
 		for _, key := range []string{"key_a", "key_b", ""} {
 			for _, r := range []*tandem.Request{newSync(), newAsync(), newSubmission("batch_" + key), newSubmission("")} {
