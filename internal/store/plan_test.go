@@ -129,10 +129,11 @@ func checkPlans(t *testing.T, with, path string, statements []string) {
 // plan returns the steps of a statement's plan.
 func plan(t *testing.T, db *sql.DB, statement string) (steps []string) {
 	t.Helper()
-	args := make([]any, strings.Count(statement, "?"))
-	for n := 1; strings.Contains(statement, "$"+strconv.Itoa(n)); n++ { // numbered, in statements that PostgreSQL runs as well
-		args = append(args, nil)
+	n := strings.Count(statement, "?")
+	for strings.Contains(statement, "$"+strconv.Itoa(n+1)) { // numbered, in statements that PostgreSQL runs as well
+		n++
 	}
+	args := make([]any, n)
 	for i := range args {
 		args[i] = 1
 	}

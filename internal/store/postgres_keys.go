@@ -111,7 +111,7 @@ func (p *postgresKeys) transact(ctx context.Context, _ time.Duration, f func(con
 	if err != nil {
 		return explainPostgres(err)
 	}
-	defer tx.Rollback() //nolint:errcheck // after a commit there is nothing to roll back
+	defer tx.Rollback() // after a commit there is nothing to roll back
 	if err := f(ctx, tx); err != nil {
 		return explainPostgres(err)
 	}
