@@ -79,3 +79,6 @@ func (k *Keys) ShiftClock(by time.Duration) { k.clock.shift.Store(int64(by)) }
 
 // DatabasePath reads a value of --db that names a file.
 func DatabasePath(url string) (string, error) { return databasePath(url) }
+
+// TooOld refuses servers of old versions.
+func TooOld(version int) error { return tooOld(version) }

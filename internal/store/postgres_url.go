@@ -105,8 +105,6 @@ func postgresHint(code string) string {
 		return "the server does not let this user in; check user, password and pg_hba.conf"
 	case "3D000":
 		return "there is no such database; make it first (createdb)"
-	case "3F000":
-		return "there is no schema to make tables in; check search_path"
 	case "42501":
 		return "this user may not do that; let it own the database"
 	case "53100":

@@ -19,13 +19,26 @@ import (
 )
 
 // Durability says whether a throwaway PostgreSQL waits for its disk.
-type Durability bool
+type Durability int
 
-// The two kinds of throwaway PostgreSQL.
+// The kinds of throwaway PostgreSQL.
 const (
-	Durable  Durability = true  // as in production
-	Volatile Durability = false // fsync is off: for tests to which it makes no difference
+	Volatile Durability = iota // fsync is off: for tests to which it makes no difference
+	Durable                    // as in production
+	Measured                   // as Durable, with pg_stat_statements, and memory for a history of millions
 )
+
+// settings are those in which the kinds differ.
+func (d Durability) settings() []string {
+	switch d {
+	case Durable:
+		return []string{"-c", "shared_buffers=64MB"}
+	case Measured:
+		return []string{"-c", "shared_buffers=512MB", "-c", "shared_preload_libraries=pg_stat_statements"}
+	default:
+		return []string{"-c", "shared_buffers=64MB", "-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off"}
+	}
+}
 
 // servers are the throwaway servers of this process, started when the first test asks for one.
 var servers = struct {
@@ -39,6 +52,7 @@ var servers = struct {
 // closes: that is when this process ends, however it ends.
 type throwaway struct {
 	folder    string
+	port      string   // "": the default, in the name of the socket only
 	alive     *os.File // the other end of the pipe
 	mu        sync.Mutex
 	templates map[string]bool // databases that others are made from
@@ -59,10 +73,16 @@ func PostgresFrom(t testing.TB, kind Durability, name string, fill func(url stri
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)
 	defer cancel()
 	must(t, "make the template "+name, s.template(ctx, name, fill))
+	return s.create(ctx, t, name)
+}
+
+// create makes a database that goes with the test, a copy of the template if one is named.
+func (s *throwaway) create(ctx context.Context, t testing.TB, template string) string {
+	t.Helper()
 	database := "test_" + strings.ReplaceAll(uuid.NewString(), "-", "")
 	create := "CREATE DATABASE " + database
-	if name != "" {
-		create += " TEMPLATE " + pgx.Identifier{name}.Sanitize()
+	if template != "" {
+		create += " TEMPLATE " + pgx.Identifier{template}.Sanitize()
 	}
 	must(t, "create database", s.exec(ctx, create))
 	t.Cleanup(func() {
@@ -74,7 +94,11 @@ func PostgresFrom(t testing.TB, kind Durability, name string, fill func(url stri
 }
 
 func (s *throwaway) url(database string) string {
-	return "postgres:///" + database + "?" + url.Values{"host": {s.folder}, "user": {"postgres"}}.Encode()
+	query := url.Values{"host": {s.folder}, "user": {"postgres"}}
+	if s.port != "" {
+		query.Set("port", s.port)
+	}
+	return "postgres:///" + database + "?" + query.Encode()
 }
 
 func (s *throwaway) exec(ctx context.Context, statement string) error {
@@ -103,52 +127,63 @@ func (s *throwaway) template(ctx context.Context, name string, fill func(url str
 	return nil
 }
 
-// supervise runs as whoever owns the folder: $1 is the folder, $2 where the programs are, $3 the setting of fsync.
+// supervise runs as whoever owns the folder: $1 is the folder, $2 where the programs are, the rest are settings. A
+// line that it reads is the name of a signal, with which the server is ended and after which it is started again.
 const supervise = `
-	(
-		cd "$1" &&
-		"$2/initdb" -D data -U postgres -A trust -E UTF8 --locale=C -N >log 2>&1 &&
-		exec "$2/postgres" -D data -k "$1" -c listen_addresses= -c max_connections=400 -c fsync="$3" -c synchronous_commit="$3" \
-			-c full_page_writes="$3" -c shared_buffers=64MB -c log_min_messages=fatal >>log 2>&1
-	) </dev/null &
-	server=$!
-	read -r _
+	folder=$1 programs=$2
+	shift 2
+	cd "$folder"
+	"$programs/initdb" -D data -U postgres -A trust -E UTF8 --locale=C -N </dev/null >log 2>&1
+	while
+		"$programs/postgres" -D data -k "$folder" -c listen_addresses= -c max_connections=400 -c log_min_messages=fatal "$@" </dev/null >>log 2>&1 &
+		server=$!
+		read -r signal
+	do
+		kill -"$signal" $server
+		wait $server
+	done
 	kill -INT $server
 	wait $server
-	rm -rf "$1"`
+	rm -rf "$folder"`
 
 func startPostgres(t testing.TB, kind Durability) *throwaway {
+	t.Helper()
+	servers.Lock()
+	defer servers.Unlock()
+	if servers.running[kind] == nil {
+		servers.running[kind], _ = launchPostgres(t, kind, "")
+	}
+	return servers.running[kind]
+}
+
+// launchPostgres starts one more server. It stops when its pipe is closed, for which ended waits.
+// It listens on a port of the loopback interface if one is named.
+func launchPostgres(t testing.TB, kind Durability, port string) (s *throwaway, ended func() error) {
 	t.Helper()
 	programs, ok := postgresPrograms()
 	if !ok {
 		t.Skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
 	}
-	servers.Lock()
-	defer servers.Unlock()
-	if s := servers.running[kind]; s != nil {
-		return s
-	}
 	folder, err := os.MkdirTemp("", "tandem-postgres-") //nolint:usetesting // it outlives the test
 	must(t, "make a folder for PostgreSQL", err)
-	fsync := "off"
-	if kind == Durable {
-		fsync = "on"
+	settings := kind.settings()
+	if port != "" {
+		settings = append(settings, "-c", "listen_addresses=127.0.0.1", "-c", "port="+port)
 	}
-	cmd := exec.Command("sh", "-c", supervise, "sh", folder, programs, fsync)
+	cmd := exec.Command("sh", append([]string{"-c", supervise, "sh", folder, programs}, settings...)...)
 	must(t, "give the folder away", unprivileged(cmd, folder))
 	reading, writing, err := os.Pipe()
 	must(t, "make a pipe", err)
 	cmd.Stdin = reading
 	must(t, "start PostgreSQL", cmd.Start())
 	reading.Close()
-	s := &throwaway{folder: folder, alive: writing, templates: map[string]bool{}}
+	s = &throwaway{folder: folder, port: port, alive: writing, templates: map[string]bool{}}
 	if err := s.awaitStart(); err != nil {
 		writing.Close()
 		waited := cmd.Wait()
 		t.Fatalf("start PostgreSQL: %v", errors.Join(err, waited))
 	}
-	servers.running[kind] = s
-	return s
+	return s, cmd.Wait
 }
 
 // awaitStart returns when the server takes connections.
