@@ -160,7 +160,7 @@ func (t *pgTx) mark(ctx context.Context, marks []*pgMark) error {
 		UPDATE requests
 		SET status = 'processing', started_at = u.at, node = $3
 		FROM unnest($1::bigint[], $2::timestamptz[]) AS u(job, at)
-		WHERE job_id = u.job AND status = 'pending'`, jobs, at, t.store.node)
+		WHERE job_id = u.job AND job_id = ANY ($1) AND status = 'pending'`, jobs, at, t.store.node)
 	if err != nil {
 		return fmt.Errorf("note that work has begun: %w", err)
 	}
@@ -180,11 +180,11 @@ const settleRequests = `
 		     AS u(n, id, job, from_lane, status, callback_status, callback_attempts, worked, result, processing_us,
 		          started_at, completed_at, error_code, error_message, lane, delay_us)
 		JOIN requests AS r ON r.id = u.id
-		WHERE CASE WHEN u.job = 0 THEN r.status = 'processing' AND coalesce(r.lane, '') = u.from_lane ELSE r.job_id = u.job END
+		WHERE r.id = ANY ($2) AND CASE WHEN u.job = 0 THEN r.status = 'processing' AND coalesce(r.lane, '') = u.from_lane ELSE r.job_id = u.job END
 		FOR UPDATE OF r
 	), old_jobs AS (
-		DELETE FROM river_job USING ended
-		WHERE river_job.id = old_job
+		DELETE FROM river_job
+		WHERE id = ANY (ARRAY(SELECT old_job FROM ended))
 	), new_jobs AS (
 		INSERT INTO river_job (id, args, kind, max_attempts, queue, scheduled_at, state)
 		SELECT new_job, '{}', 'request', 25, lane, now() + delay_us * interval '1 microsecond', 'available'
@@ -201,7 +201,7 @@ const settleRequests = `
 	    error_code = CASE WHEN e.worked THEN e.error_code ELSE r.error_code END,
 	    error_message = CASE WHEN e.worked THEN e.error_message ELSE r.error_message END
 	FROM ended AS e
-	WHERE r.id = e.id
+	WHERE r.id = e.id AND r.id = ANY ($2)
 	RETURNING e.n, e.before`
 
 // errTwice says that a batch holds two results for one row.
