@@ -31,6 +31,8 @@ const (
 	connectTimeout   = 5 * time.Second  // unless the URL says connect_timeout
 	writeTimeout     = 10 * time.Second // one transaction; a database that takes longer counts as gone
 	readTimeout      = 30 * time.Second // one statement that reads
+	idleTimeout      = 5 * time.Second  // between two statements of a transaction; the server then ends it, and lets go of what it holds
+	silenceTimeout   = 10 * time.Second // of the network, while the server waits for it
 	migrationLock    = 7_236_001        // advisory: one node changes the schema
 	sweepLock        = 7_236_002        // advisory: one node sweeps
 )
@@ -55,6 +57,7 @@ type Postgres struct {
 	tending sync.WaitGroup
 
 	failure   atomic.Pointer[error] // the last write failed with this; nil: it succeeded
+	away      atomic.Bool           // the last heartbeat had no answer
 	accepting atomic.Int64          // calls of Accept under way, for MaxQueue
 	working   atomic.Bool           // Work was called
 	others    atomic.Pointer[map[string]int64]

@@ -17,7 +17,7 @@ import (
 // fetchTimeout bounds one fetch. River's own has no bound, and a node whose database does not answer could never stop.
 const fetchTimeout = 5 * time.Second
 
-// fetchDriver is River's driver for PostgreSQL with a fetch of our own.
+// fetchDriver is River's driver for PostgreSQL, which fetches and completes jobs our way.
 type fetchDriver struct {
 	riverdriver.Driver[pgx.Tx]
 
@@ -32,7 +32,7 @@ func newFetchDriver(s *Postgres) *fetchDriver {
 // GetExecutor returns what River runs its statements with, outside transactions.
 func (d *fetchDriver) GetExecutor() riverdriver.Executor { return d.executor }
 
-// fetchExecutor runs River's statements, all but one.
+// fetchExecutor runs River's statements, all but a few.
 type fetchExecutor struct {
 	riverdriver.Executor
 
@@ -43,6 +43,9 @@ type fetchExecutor struct {
 // there, until its next sign of life. So a node whose heartbeats do not get through is not handed again what the
 // sweep took from it, however late it notices, and by no clock at all.
 func (e *fetchExecutor) JobGetAvailable(ctx context.Context, p *riverdriver.JobGetAvailableParams) (*riverdriver.JobGetAvailableResult, error) {
+	if e.store.away.Load() {
+		return nil, errAway
+	}
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
 	rows, err := e.store.pool.Query(ctx, `
@@ -72,6 +75,20 @@ func (e *fetchExecutor) JobGetAvailable(ctx context.Context, p *riverdriver.JobG
 	}
 	e.store.held.doubt() // it may have been done, and only its answer lost
 	return nil, fmt.Errorf("fetch jobs: %w", err)
+}
+
+// JobSetStateIfRunningMany says of jobs that have ended that none is there: they were deleted with their results. Of
+// those that were not, because the database is away, the row says running; they are reclaimed or taken over.
+func (e *fetchExecutor) JobSetStateIfRunningMany(context.Context, *riverdriver.JobSetStateIfRunningManyParams) ([]*rivertype.JobRow, error) {
+	return nil, nil
+}
+
+// LeaderResign gives up the leadership of River's own chores, which ends by itself when there is no database to tell.
+func (e *fetchExecutor) LeaderResign(ctx context.Context, p *riverdriver.LeaderResignParams) (bool, error) {
+	if e.store.away.Load() {
+		return false, nil
+	}
+	return e.Executor.LeaderResign(ctx, p)
 }
 
 // heldJobs are the jobs that this node knows it was handed and has not ended.
@@ -147,17 +164,19 @@ func (s *Postgres) reclaim(ctx context.Context) error {
 }
 
 // handOutAgain deletes the jobs that a query names and inserts them anew, under other ids: whoever still works on one
-// finds that the result comes too late.
+// finds that the result comes too late. Requests that a transaction holds are left to the next time: it may be that of a node
+// which has stopped in the middle of it.
 func handOutAgain(ctx context.Context, tx pgx.Tx, deltas map[string]int64, which string, args ...any) (again int64, err error) {
 	rows, err := tx.Query(ctx, `
 		WITH lost_jobs AS MATERIALIZED (`+which+`
 		), lost AS MATERIALIZED (
-			SELECT requests.id, status, lane, nextval('river_job_id_seq') AS new_job
+			SELECT requests.id, status, lane, lost_jobs.id AS old_job, nextval('river_job_id_seq') AS new_job
 			FROM lost_jobs JOIN requests ON job_id = lost_jobs.id
-			FOR UPDATE OF requests
+			FOR UPDATE OF requests SKIP LOCKED
 		), old_jobs AS (
 			DELETE FROM river_job USING lost_jobs
 			WHERE river_job.id = lost_jobs.id
+			      AND (EXISTS (SELECT FROM lost WHERE old_job = river_job.id) OR NOT EXISTS (SELECT FROM requests WHERE job_id = river_job.id))
 		), new_jobs AS (
 			INSERT INTO river_job (id, args, kind, max_attempts, queue, state)
 			SELECT new_job, '{}', 'request', 25, lane, 'available'

@@ -17,12 +17,17 @@ import (
 	"tandem"
 )
 
-// reading runs a function that reads, and says so in words for people when it cannot.
+// reading runs a function that reads, for a bounded time, and says so in words for people when it cannot.
 func (s *Postgres) reading(ctx context.Context, f func(context.Context) error) error {
-	err := f(ctx)
-	if lostConnection(err) && ctx.Err() == nil { // all of them, more likely than not
-		s.reads.Reset()
-		err = f(ctx)
+	err := errAway
+	if !s.away.Load() {
+		bounded, cancel := context.WithTimeout(ctx, readTimeout)
+		defer cancel()
+		err = f(bounded)
+		if lostConnection(err) && bounded.Err() == nil { // all of them, more likely than not
+			s.reads.Reset()
+			err = f(bounded)
+		}
 	}
 	var known *tandem.Error
 	switch {

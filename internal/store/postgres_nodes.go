@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -18,10 +19,11 @@ import (
 const (
 	beatInterval  = 2 * time.Second // how often a node says that it lives
 	beatTimeout   = 2 * time.Second
-	sweepInterval = 3 * time.Second // how often it looks for those that do not
-	deadAfter     = 8 * time.Second // by the clock of the database
-	lookAhead     = time.Second     // how old the counters of other nodes may be
-	deepSweep     = 20              // every so many sweeps also look for requests whose job is gone
+	awayInterval  = 500 * time.Millisecond // the same while the database does not answer
+	sweepInterval = 3 * time.Second        // how often it looks for those that do not
+	deadAfter     = 8 * time.Second        // by the clock of the database
+	lookAhead     = time.Second            // how old the counters of other nodes may be
+	deepSweep     = 20                     // every so many sweeps also look for requests whose job is gone
 )
 
 // heartbeat says that this node lives, and returns whether the others did not know of it. It
@@ -49,8 +51,12 @@ func (s *Postgres) rejoin(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
 	defer cancel()
 	for _, w := range s.writers { // no commit is under way: rows and memory say the same
-		w.busy <- struct{}{}
-		defer func() { <-w.busy }()
+		select {
+		case w.busy <- struct{}{}:
+			defer func() { <-w.busy }()
+		case <-ctx.Done():
+			return fmt.Errorf("rejoin the other nodes: wait for commits under way: %w", ctx.Err())
+		}
 	}
 	rows, err := s.pool.Query(ctx, `SELECT writer FROM counters WHERE node = $1`, s.node)
 	if err != nil {
@@ -69,7 +75,8 @@ func (s *Postgres) rejoin(ctx context.Context) error {
 	return nil
 }
 
-// beat is the heartbeat, apart from everything that may have to wait.
+// beat is the heartbeat, apart from everything that may have to wait. When there is no answer to it, the
+// database is away: until there is one, everything else that needs the database fails at once instead of waiting.
 func (s *Postgres) beat(ctx context.Context) {
 	tick := time.NewTicker(beatInterval)
 	defer tick.Stop()
@@ -83,7 +90,21 @@ func (s *Postgres) beat(ctx context.Context) {
 			continue
 		}
 		fresh, err := s.heartbeat(ctx)
-		if fresh || rejoining {
+		if lostConnection(err) && !errors.Is(err, context.DeadlineExceeded) { // an old connection, more likely than not
+			s.pool.Reset()
+			fresh, err = s.heartbeat(ctx)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		switch away := err != nil; {
+		case away == s.away.Swap(away):
+		case away:
+			tick.Reset(awayInterval)
+		default:
+			tick.Reset(beatInterval)
+		}
+		if err == nil && (fresh || rejoining) {
 			err = s.rejoin(ctx)
 			rejoining = err != nil
 		}
@@ -158,7 +179,8 @@ func (s *Postgres) leave(ctx context.Context) {
 }
 
 // sweep takes over what dead nodes have left. One node does at a time; nothing of
-// it depends on which of them is River's leader. A deep one also finds requests whose job is gone.
+// it depends on which of them is River's leader, and it waits for nothing that a transaction holds: a dead node's may
+// be open for as long as idleTimeout. A deep one also finds requests whose job is gone.
 func (s *Postgres) sweep(ctx context.Context, deep bool) error {
 	w := sweeping{store: s, deep: deep}
 	if err := s.do(ctx, w.run); err != nil {
@@ -212,7 +234,11 @@ func (w *sweeping) interrupt(ctx context.Context, tx pgx.Tx, deltas map[string]i
 	tag, err := tx.Exec(ctx, `
 		UPDATE requests
 		SET status = 'failed', error_code = $1, error_message = $2, completed_at = now()
-		WHERE status = 'processing' AND job_id IS NULL AND NOT EXISTS (SELECT FROM nodes WHERE nodes.id = node)`,
+		WHERE id IN (
+			SELECT id
+			FROM requests
+			WHERE status = 'processing' AND job_id IS NULL AND NOT EXISTS (SELECT FROM nodes WHERE nodes.id = node)
+			FOR UPDATE SKIP LOCKED)`,
 		tandem.FailedInterrupted, "the server stopped while this request was running")
 	if err != nil {
 		return fmt.Errorf("end interrupted requests: %w", err)
@@ -264,7 +290,11 @@ func (w *sweeping) resume(ctx context.Context, tx pgx.Tx, deltas map[string]int6
 func (w *sweeping) fold(ctx context.Context, tx pgx.Tx) error {
 	rows, err := tx.Query(ctx, `
 		DELETE FROM counters
-		WHERE node <> '' AND NOT EXISTS (SELECT FROM nodes WHERE nodes.id = node)
+		WHERE (node, writer) IN (
+			SELECT node, writer
+			FROM counters
+			WHERE node <> '' AND NOT EXISTS (SELECT FROM nodes WHERE nodes.id = node)
+			FOR UPDATE SKIP LOCKED)
 		RETURNING counts`)
 	if err != nil {
 		return fmt.Errorf("fold counters: %w", err)

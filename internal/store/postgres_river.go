@@ -32,6 +32,8 @@ const (
 	// loadWindow is how long the first of several jobs that were fetched together waits for the others, which
 	// come in any order: they are read with one statement, and the oldest goes first.
 	loadWindow = time.Millisecond
+	// loadTimeout bounds the reading of rows for jobs.
+	loadTimeout = 10 * time.Second
 	// maxLoad is how many rows are read at a time for jobs.
 	maxLoad = 512
 )
@@ -246,7 +248,7 @@ func (h *handout) settle(o *pgOp) error {
 		}
 		select {
 		case <-h.stopping:
-			if tries >= 3 {
+			if tries >= 3 || errors.Is(err, errAway) {
 				return fmt.Errorf("keep a result, whose request will run again: %w", err)
 			}
 		default:
@@ -337,6 +339,8 @@ func (s *Postgres) loadAll(ctx context.Context, batch []*pgLoad) {
 			most[i] = 1 << 40
 		}
 	}
+	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
 	err := s.reading(ctx, func(ctx context.Context) error {
 		rows, err := s.reads.Query(ctx, `
 			SELECT u.job, coalesce(size, 0), coalesce(size, 0) <= u.most, `+pgColumns+`,

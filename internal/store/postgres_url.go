@@ -43,6 +43,13 @@ func parsePostgres(text string) (*pgxpool.Config, error) {
 		"application_name":  "tandem",
 		"statement_timeout": inMillis(readTimeout),
 		"lock_timeout":      inMillis(writeTimeout),
+
+		// The server hears from a node that is stopped, or cut off, neither in a transaction nor on the network.
+		"idle_in_transaction_session_timeout": inMillis(idleTimeout),
+		"tcp_keepalives_idle":                 inSeconds(silenceTimeout),
+		"tcp_keepalives_interval":             inSeconds(silenceTimeout),
+		"tcp_keepalives_count":                "2",
+		"tcp_user_timeout":                    inMillis(silenceTimeout),
 	})
 	return cfg, nil
 }
@@ -64,6 +71,8 @@ func setDefaults(cfg *pgxpool.Config, parameters map[string]string) {
 		}
 	}
 }
+
+func inSeconds(d time.Duration) string { return strconv.FormatInt(int64(d/time.Second), 10) }
 
 func inMillis(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
 

@@ -136,10 +136,13 @@ func (w *pgWriter) commitAll(batch []*pgOp) {
 	}
 }
 
+// errAway says that nothing was tried, because the last heartbeat had no answer.
+var errAway = errors.New("the database does not answer")
+
 // worthAnother reports whether writes that failed together may succeed alone, or on another
 // connection. They may not when there is no connection to be had, or when time has run out.
 func worthAnother(err error, writes int) bool {
-	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok || errors.Is(err, context.DeadlineExceeded) {
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errAway) {
 		return false
 	}
 	cause, ok := errors.AsType[*pgconn.PgError](err)
@@ -156,6 +159,9 @@ func (w *pgWriter) finish(o *pgOp, err error) {
 	}
 	var known *tandem.Error
 	if err != nil && !errors.As(err, &known) && !errors.Is(err, ErrExists) {
+		if o.unsure {
+			err = fmt.Errorf("%w: %w", ErrUnsure, err)
+		}
 		err = unavailable(err)
 	}
 	o.done(err)
@@ -163,6 +169,9 @@ func (w *pgWriter) finish(o *pgOp, err error) {
 
 // commit runs writes in one transaction. When it returns nil they are durable.
 func (w *pgWriter) commit(ops []*pgOp) error {
+	if w.store.away.Load() {
+		return errAway
+	}
 	started := time.Now()
 	ctx, cancel := context.WithTimeout(context.Background(), writeTimeout)
 	defer cancel()

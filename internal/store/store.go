@@ -28,7 +28,7 @@ type Store interface {
 	// latter those in LaneNone are never handed out (sync), and those in another lane
 	// only if they are not finished within CallerLease, or found after a crash
 	// (submissions). It returns nil only when the rows are durable. After an error there
-	// is no row, unless ctx ended first: then there may be all. ErrExists asks for other ids.
+	// is no row, unless ctx ended first or it is ErrUnsure: then there may be all. ErrExists asks for other ids.
 	Accept(ctx context.Context, lane Lane, requests ...*tandem.Request) error
 
 	// Finish commits what came of work that the caller of Accept did itself, and
@@ -67,6 +67,9 @@ type Store interface {
 // ErrExists says that a request of the same id, or of the same order (see
 // tandem.IDOrder), is there already.
 var ErrExists = errors.New("a request of this id exists")
+
+// ErrUnsure says that a write may have happened: the answer to its commit was lost, with the database.
+var ErrUnsure = errors.New("it may have been written")
 
 // Lane is a queue of jobs that compete for the same slots.
 type Lane string
