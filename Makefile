@@ -6,13 +6,15 @@ BUILD   := CGO_ENABLED=0 go build -trimpath -ldflags '-s -w $(LDFLAGS)'
 TOOL    := go tool -modfile=tools/go.mod
 AIR     := go run github.com/air-verse/air@v1.67.4
 
-# How long each fuzz target runs, how often `make crash` kills the server, and how long `make soak` runs.
+# How long each fuzz target runs, how often `make crash` kills the server, how often `make chaos` does what CI
+# does once, and how long `make soak` runs.
 FUZZTIME      ?= 20s
 CRASH_ROUNDS  ?= 500
+CHAOS_ROUNDS  ?= 20
 SOAK_DURATION ?= 10m
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test race lint vuln build cross ci crash soak abuse bench fuzz clean
+.PHONY: help demo dev test race lint vuln build cross ci crash chaos soak abuse bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +51,9 @@ ci: ## everything that must hold before a change lands
 
 crash: ## kill the real binary CRASH_ROUNDS times (500) and look for anything lost
 	TANDEM_CRASH_ROUNDS=$(CRASH_ROUNDS) go test ./cmd/tandem -run TestCrash -timeout 60m -count=1 -v
+
+chaos: ## three nodes on one PostgreSQL: killed, stopped, cut off, replaced, CHAOS_ROUNDS times (20) what CI does
+	TANDEM_CHAOS_ROUNDS=$(CHAOS_ROUNDS) go test ./cmd/tandem -run TestChaos -timeout 24h -count=1 -v
 
 soak: ## run server and generator in turn for SOAK_DURATION (10m) each: memory, goroutines and files stay level
 	SOAK_DURATION=$(SOAK_DURATION) go test ./cmd/tandem -run 'TestSoak|TestLoadMemory' -parallel 1 -timeout 24h -count=1 -v

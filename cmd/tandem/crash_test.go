@@ -27,14 +27,16 @@ import (
 	"tandem/internal/load"
 )
 
-// The load of the crash test: callers with one request under way each, and a
-// pause between two of them that keeps the backlog well below what a round can work off.
-const (
-	crashAsyncCallers = 6
-	crashSyncCallers  = 3
-	crashPause        = 20 * time.Millisecond
-	crashPatience     = 5 * time.Minute // computing has the lowest priority, and other tests may want the machine
-)
+// crashPatience is long because computing has the lowest priority, and other tests may want the machine.
+const crashPatience = 5 * time.Minute
+
+// crashLoad is callers with one request under way each, and a pause between two of them that
+// keeps the backlog well below what can be worked off between two faults.
+type crashLoad struct {
+	async, sync int
+	pause       time.Duration
+	order       func(*rand.Rand) map[string]any
+}
 
 // crash is what the outside world knows of a server that is killed again and again.
 type crash struct {
@@ -42,12 +44,14 @@ type crash struct {
 	callback string // of the receiver
 	receiver *load.Receiver
 	client   *http.Client
+	load     crashLoad
 
 	mu       sync.Mutex
 	promised map[string]bool // :: request id of a 202 that was read to its end
 	answered map[string]bool // :: request id of a sync 200
 	called   map[string]int  // :: request id → callbacks that came, repeats included
-	odd      []string        // answers that nobody should get
+	failed   []string        // calls that were refused or not answered, the first of them
+	odd      []string        // answers that nobody should get, the first of them
 }
 
 // TestCrash kills the real binary at random moments under load and starts it
@@ -131,7 +135,8 @@ func crashAddress(t *testing.T) string {
 func newCrash(t *testing.T, url string, secret tandem.Secret) *crash {
 	c := &crash{
 		url:      url,
-		client:   &http.Client{Timeout: crashPatience},
+		client:   &http.Client{Timeout: crashPatience, Transport: &http.Transport{MaxIdleConnsPerHost: 16}},
+		load:     crashLoad{async: 6, sync: 3, pause: 20 * time.Millisecond, order: crashOrder},
 		promised: map[string]bool{},
 		answered: map[string]bool{},
 		called:   map[string]int{},
@@ -157,17 +162,17 @@ func newCrash(t *testing.T, url string, secret tandem.Secret) *crash {
 func (c *crash) callers(t *testing.T, seed uint64) (stop func()) {
 	quit := make(chan struct{})
 	var callers sync.WaitGroup
-	for i := range crashAsyncCallers + crashSyncCallers {
+	for i := range c.load.async + c.load.sync {
 		dice := rand.New(rand.NewPCG(seed, uint64(i+1)))
 		call := c.async
-		if i >= crashAsyncCallers {
+		if i >= c.load.async {
 			call = c.sync
 		}
 		callers.Go(func() {
-			pause := time.NewTicker(crashPause)
+			pause := time.NewTicker(c.load.pause)
 			defer pause.Stop()
 			for {
-				call(crashOrder(dice))
+				call(c.load.order(dice))
 				select {
 				case <-pause.C:
 				case <-quit:
@@ -216,13 +221,10 @@ func (c *crash) call(path string, order map[string]any, want int, ids map[string
 		panic(err)
 	}
 	response, err := c.client.Post(c.url+path, "application/json", bytes.NewReader(body))
-	if err != nil {
-		return
-	}
-	defer response.Body.Close()
-	text, err := io.ReadAll(response.Body)
-	if err != nil {
-		return
+	var text []byte
+	if err == nil {
+		defer response.Body.Close()
+		text, err = io.ReadAll(response.Body)
 	}
 	var answer struct {
 		RequestID string `json:"request_id"`
@@ -230,12 +232,23 @@ func (c *crash) call(path string, order map[string]any, want int, ids map[string
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
+	case err != nil:
+		c.failed = some(c.failed, fmt.Sprintf("%s: %v", path, err))
 	case response.StatusCode == want && json.Unmarshal(text, &answer) == nil && answer.RequestID != "":
 		ids[answer.RequestID] = true
 	case response.StatusCode == http.StatusServiceUnavailable:
-	case len(c.odd) < 10:
-		c.odd = append(c.odd, fmt.Sprintf("%s answered %d: %.200s", path, response.StatusCode, text))
+		c.failed = some(c.failed, fmt.Sprintf("%s answered 503: %.200s", path, text))
+	default:
+		c.odd = some(c.odd, fmt.Sprintf("%s answered %d: %.200s", path, response.StatusCode, text))
 	}
+}
+
+// some adds to a list of at most ten.
+func some(list []string, more string) []string {
+	if len(list) < 10 {
+		list = append(list, more)
+	}
+	return list
 }
 
 // drain waits until the server has nothing left to do.

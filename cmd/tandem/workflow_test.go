@@ -183,7 +183,7 @@ func TestWorkflowCommands(t *testing.T) {
 	serve := help("serve")
 	for _, name := range []string{"Dockerfile", "docker-compose.yml", ".air.toml", "Makefile", "start_server.sh", "start_server.bat"} {
 		for _, variable := range regexp.MustCompile(`TANDEM_[A-Z_]*[A-Z]`).FindAllString(repositoryFile(t, name), -1) {
-			ofTests := variable == "TANDEM_CRASH_ROUNDS" || variable == "TANDEM_ABUSE"
+			ofTests := variable == "TANDEM_CRASH_ROUNDS" || variable == "TANDEM_CHAOS_ROUNDS" || variable == "TANDEM_ABUSE"
 			if !ofTests && !strings.Contains(serve, "$"+variable) {
 				t.Errorf("%s: %s is no variable of serve", name, variable)
 			}

@@ -118,7 +118,10 @@ func (e *Engine) finish(r *tandem.Request, o store.Outcome) error {
 	job, next := store.Job{Request: *r}, store.Next{Outcome: &o}
 	if err := e.cfg.Store.Finish(e.storing.wait(time.Now()), job, next); err != nil {
 		e.log.Error("store the result of a sync request", "request_id", r.ID, "err", err)
-		if tandem.CodeOf(err) != tandem.CodeNotFound {
+		if tandem.CodeOf(err) == tandem.CodeNotFound { // other nodes took this one for dead
+			err = tandem.Errorf(tandem.CodeStoreUnavailable,
+				"The server was cut off from its database for so long that the request has been ended as interrupted; try again.")
+		} else {
 			e.finishLater(job, next)
 		}
 		return storeError("finish request", r.ID, err)
