@@ -88,9 +88,7 @@ func (c *Client) Reserve(ctx context.Context, rawURL string) (*Place, error) {
 
 	c.mu.Lock()
 	key := place.target.key()
-	d, held := c.destinations.Hold(key, func() *destination {
-		return &destination{key: key, breaker: limit.NewBreaker(c.cfg.BreakerFailures, c.cfg.BreakerOpen)}
-	})
+	d, held := c.holdLocked(key)
 	if !held {
 		c.mu.Unlock()
 		return nil, &PutOff{Until: time.Now().Add(probePutOff + rand.N(probePutOff)), Reason: "every destination remembered is in use"}
@@ -278,6 +276,31 @@ func (c *Client) Breakers() map[string]int {
 		count[string(d.breaker.Status().State)]++
 	}
 	return count
+}
+
+// OpenBreakers returns at most limit destinations whose breaker is open.
+func (c *Client) OpenBreakers(limit int) []Destination {
+	all := c.Destinations(limit)
+	return slices.DeleteFunc(all, func(d Destination) bool { return d.RetryAt.IsZero() })
+}
+
+// Learn takes over that somebody else has found a destination failing: its breaker is open until the same moment.
+func (c *Client) Learn(d Destination) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	known, held := c.holdLocked(d.Host)
+	if !held {
+		return
+	}
+	known.breaker.Open(d.RetryAt, d.FailureCount, d.LastFailure)
+	c.destinations.Release(d.Host)
+}
+
+// holdLocked returns a destination, which is in the table until it is released; false: there is no room for it.
+func (c *Client) holdLocked(key string) (*destination, bool) {
+	return c.destinations.Hold(key, func() *destination {
+		return &destination{key: key, breaker: limit.NewBreaker(c.cfg.BreakerFailures, c.cfg.BreakerOpen)}
+	})
 }
 
 // Destinations returns at most limit destinations, those with failures first,

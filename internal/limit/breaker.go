@@ -58,12 +58,15 @@ type Breaker struct {
 	failures    int       // in a row; gobreaker forgets them when it opens
 	lastFailure time.Time // zero: none so far
 	retryAt     time.Time // end of the last open period
+	elsewhere   time.Time // end of an open period that others have told of; zero: none, or a probe has succeeded since
+	probing     bool      // the probe after it is out
+	trip        int       // failures in a row that open it
 }
 
 // NewBreaker makes a closed breaker that opens at exactly the given number of failures
 // in a row (at least 1) and stays open for the given time (more than 0).
 func NewBreaker(failures int, open time.Duration) *Breaker {
-	b := &Breaker{open: open}
+	b := &Breaker{open: open, trip: failures}
 	b.steps = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
 		MaxRequests: 1,
 		Timeout:     open,
@@ -85,7 +88,14 @@ func NewBreaker(failures int, open time.Duration) *Breaker {
 // error is ErrOpen or ErrProbing. A report about a call from before the breaker
 // last changed its state does not move it.
 func (b *Breaker) Allow() (report func(Report), err error) {
+	probe, err := b.obey(time.Now())
+	if err != nil {
+		return nil, err
+	}
 	done, err := b.steps.Allow()
+	if err != nil && probe {
+		b.probed(Excluded)
+	}
 	switch {
 	case errors.Is(err, gobreaker.ErrOpenState):
 		return nil, ErrOpen
@@ -95,7 +105,62 @@ func (b *Breaker) Allow() (report func(Report), err error) {
 	return func(r Report) {
 		b.count(r, b.steps.State())
 		done(r.err())
+		if probe {
+			b.probed(r)
+		}
 	}, nil
+}
+
+// Open has the breaker stay open until the given time because others have found that it should, unless it
+// does so anyway. Then it is half-open. It also takes over what they know of failures.
+func (b *Breaker) Open(until time.Time, failures int, lastFailure time.Time) {
+	own := b.Status()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !until.After(time.Now()) || !until.After(b.elsewhere) || own.State == StateOpen && !until.After(own.RetryAt) {
+		return
+	}
+	b.elsewhere = until
+	b.failures = max(b.failures, failures)
+	if lastFailure.After(b.lastFailure) {
+		b.lastFailure = lastFailure
+	}
+}
+
+// obey refuses a call because of what others have told. Otherwise probe says that this call is the one
+// whose report ends that.
+func (b *Breaker) obey(now time.Time) (probe bool, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.elsewhere.IsZero():
+		return false, nil
+	case now.Before(b.elsewhere):
+		return false, ErrOpen
+	case b.probing:
+		return false, ErrProbing
+	default:
+		b.probing = true
+		return true, nil
+	}
+}
+
+// probed takes the report of the probe after an open period of others: a failure opens the breaker, as
+// one of its own probes would.
+func (b *Breaker) probed(r Report) {
+	for n := 0; r == Failure && n < b.trip; n++ {
+		done, err := b.steps.Allow()
+		if err != nil { // it is open
+			break
+		}
+		done(errFailure)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.probing = false
+	if r != Excluded {
+		b.elsewhere = time.Time{}
+	}
 }
 
 // BreakerState is the state of a [Breaker] as /stats shows it.
@@ -121,14 +186,15 @@ func (b *Breaker) Status() BreakerStatus {
 	state := b.steps.State()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	status := BreakerStatus{Failures: b.failures, LastFailure: b.lastFailure}
-	switch state {
-	case gobreaker.StateOpen:
+	status := BreakerStatus{State: StateClosed, Failures: b.failures, LastFailure: b.lastFailure}
+	told := time.Now().Before(b.elsewhere)
+	switch {
+	case state == gobreaker.StateOpen && told && b.elsewhere.After(b.retryAt), state != gobreaker.StateOpen && told:
+		status.State, status.RetryAt = StateOpen, b.elsewhere
+	case state == gobreaker.StateOpen:
 		status.State, status.RetryAt = StateOpen, b.retryAt
-	case gobreaker.StateHalfOpen:
+	case state == gobreaker.StateHalfOpen, !b.elsewhere.IsZero():
 		status.State = StateHalfOpen
-	default:
-		status.State = StateClosed
 	}
 	return status
 }
@@ -150,7 +216,7 @@ func (b *Breaker) count(r Report, state gobreaker.State) {
 	case r == Failure:
 		b.failures++
 		b.lastFailure = time.Now()
-	case r == Success && state != gobreaker.StateOpen:
+	case r == Success && state != gobreaker.StateOpen && !time.Now().Before(b.elsewhere):
 		b.failures = 0
 	}
 }

@@ -153,3 +153,64 @@ func TestBreakerLetsOneProbePass(t *testing.T) {
 		}
 	})
 }
+
+// What others have found keeps a breaker open until the moment they said; then one probe decides.
+func TestBreakerOpensForOthers(t *testing.T) {
+	t.Parallel()
+	const open = time.Minute
+	for _, test := range []struct {
+		name  string
+		probe limit.Report
+		want  limit.BreakerState
+	}{
+		{"success", limit.Success, limit.StateClosed},
+		{"failure", limit.Failure, limit.StateOpen},
+		{"excluded", limit.Excluded, limit.StateHalfOpen},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := limit.NewBreaker(5, open)
+				late, err := b.Allow() // from before it was told
+				if err != nil {
+					t.Fatal(err)
+				}
+				failed := time.Now().Add(-time.Second)
+				until := time.Now().Add(20 * time.Second)
+				b.Open(until, 7, failed)
+				b.Open(until.Add(-time.Second), 9, failed) // says nothing new
+				told := limit.BreakerStatus{State: limit.StateOpen, Failures: 7, LastFailure: failed, RetryAt: until}
+				expect(t, b, told)
+				late(limit.Success)
+				expect(t, b, told)
+				refused(t, b, limit.ErrOpen)
+
+				<-time.After(20 * time.Second)
+				probe, err := b.Allow()
+				if err != nil {
+					t.Fatal(err)
+				}
+				refused(t, b, limit.ErrProbing)
+				probe(test.probe)
+				status := b.Status()
+				if status.State != test.want {
+					t.Fatalf("after the probe it is %s, want %s", status.State, test.want)
+				}
+				switch test.want {
+				case limit.StateOpen:
+					expect(t, b, limit.BreakerStatus{State: limit.StateOpen, Failures: 8, LastFailure: time.Now(), RetryAt: time.Now().Add(open)})
+					b.Open(time.Now().Add(time.Second), 1, time.Time{}) // it is open for longer itself
+					expect(t, b, limit.BreakerStatus{State: limit.StateOpen, Failures: 8, LastFailure: time.Now(), RetryAt: time.Now().Add(open)})
+				case limit.StateClosed:
+					for range 4 {
+						allowed(t, b, limit.Failure)
+					}
+					allowed(t, b, limit.Success)
+				default:
+					allowed(t, b, limit.Success) // the next one takes its place
+					expect(t, b, limit.BreakerStatus{State: limit.StateClosed, LastFailure: failed})
+				}
+			})
+		})
+	}
+}
