@@ -116,6 +116,7 @@ func OpenPostgres(ctx context.Context, cfg Config) (_ *Postgres, err error) {
 	if err := s.lookAround(ctx); err != nil {
 		return nil, err
 	}
+	cfg.Nodes.listed(s.nodes)
 	s.startWriters()
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = stop
@@ -139,6 +140,14 @@ func MigratePostgres(ctx context.Context, url string) error {
 	return nil
 }
 
+// steadyPlans have a writer's statements planned the same way whatever PostgreSQL knows of the size of tables. The
+// queue is empty one moment and long the next, and a plan is kept: one that was made for an
+// empty table goes through all of it for each of a batch's rows, minutes long. So every statement that writes many rows names their keys as
+// an array, which is looked up in the index (= ANY), and joins what it finds by hashing.
+func steadyPlans() map[string]string {
+	return map[string]string{"enable_nestloop": "off", "enable_mergejoin": "off", "enable_seqscan": "off", "jit": "off"}
+}
+
 // connectPools returns a pool for writing and one for reading, which share the connections that
 // the URL allows. Neither has connected when it returns without an error but for one of the first.
 func connectPools(ctx context.Context, url string) (pool, reads *pgxpool.Pool, err error) {
@@ -149,6 +158,7 @@ func connectPools(ctx context.Context, url string) (pool, reads *pgxpool.Pool, e
 	all := cfg.MaxConns
 	reading := cfg.Copy()
 	reading.MaxConns = max(all/4, 2)
+	setDefaults(cfg, steadyPlans())
 	setDefaults(reading, map[string]string{"default_transaction_read_only": "on"})
 	cfg.MaxConns = all - reading.MaxConns
 	if pool, err = pgxpool.NewWithConfig(ctx, cfg); err != nil {

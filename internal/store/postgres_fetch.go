@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -24,9 +25,9 @@ type fetchDriver struct {
 	executor *fetchExecutor
 }
 
-func newFetchDriver(s *Postgres) *fetchDriver {
+func newFetchDriver(s *Postgres, g *gate) *fetchDriver {
 	plain := riverpgxv5.New(s.pool)
-	return &fetchDriver{Driver: plain, executor: &fetchExecutor{Executor: plain.GetExecutor(), store: s}}
+	return &fetchDriver{Driver: plain, executor: &fetchExecutor{Executor: plain.GetExecutor(), store: s, gate: g}}
 }
 
 // GetExecutor returns what River runs its statements with, outside transactions.
@@ -37,11 +38,15 @@ type fetchExecutor struct {
 	riverdriver.Executor
 
 	store *Postgres
+	gate  *gate
 }
 
 // JobGetAvailable fetches jobs for this node, unless the others took it for dead: then its row is not
 // there, until its next sign of life. So a node whose heartbeats do not get through is not handed again what the
 // sweep took from it, however late it notices, and by no clock at all.
+//
+// The same statement reads their requests, which saves reading them one by one: of data and result only the one that the job needs,
+// and that only if it is small. A job that no request names stays behind, and is deleted when it is reclaimed.
 func (e *fetchExecutor) JobGetAvailable(ctx context.Context, p *riverdriver.JobGetAvailableParams) (*riverdriver.JobGetAvailableResult, error) {
 	if e.store.away.Load() {
 		return nil, errAway
@@ -56,20 +61,38 @@ func (e *fetchExecutor) JobGetAvailable(ctx context.Context, p *riverdriver.JobG
 			ORDER BY priority, scheduled_at, id
 			LIMIT $3
 			FOR UPDATE SKIP LOCKED
+		), taken AS (
+			UPDATE river_job
+			SET state = 'running', attempt = attempt + 1, attempted_at = now(), attempted_by = ARRAY[$1]
+			WHERE id = ANY (ARRAY(SELECT id FROM due))
+			RETURNING id AS job, attempt, max_attempts, kind, scheduled_at
 		)
-		UPDATE river_job
-		SET state = 'running', attempt = attempt + 1, attempted_at = now(), attempted_by = ARRAY[$1]
-		FROM due
-		WHERE river_job.id = due.id
-		RETURNING river_job.id, attempt, max_attempts, kind, scheduled_at`, e.store.node, p.Queue, p.MaxToLock)
+		SELECT job, attempt, max_attempts, kind, scheduled_at, coalesce(size, 0), coalesce(size, 0) <= $4, `+pgColumns+`,
+		       CASE WHEN lane = 'deliver' OR size > $4 THEN ''::bytea ELSE data END,
+		       CASE WHEN lane = 'deliver' AND size <= $4 THEN result END
+		FROM taken
+		JOIN requests ON job_id = job
+		CROSS JOIN LATERAL (SELECT octet_length(CASE lane WHEN 'deliver' THEN result ELSE data END) AS size) AS s
+		WHERE job_id = ANY (ARRAY(SELECT job FROM taken))
+		ORDER BY scheduled_at, job`, e.store.node, p.Queue, p.MaxToLock, smallJob)
 	if err == nil {
 		var jobs []*rivertype.JobRow
-		jobs, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*rivertype.JobRow, error) {
+		var items []*pgItem
+		for rows.Next() {
 			job := &rivertype.JobRow{EncodedArgs: []byte(`{}`), Queue: p.Queue, State: rivertype.JobStateRunning}
-			return job, row.Scan(&job.ID, &job.Attempt, &job.MaxAttempts, &job.Kind, &job.ScheduledAt)
-		})
-		if err == nil {
-			e.store.held.add(jobs)
+			it := &pgItem{}
+			it.request, err = scanPostgres(rows, &job.ID, &job.Attempt, &job.MaxAttempts, &job.Kind, &job.ScheduledAt, &it.size, &it.loaded)
+			if err != nil {
+				break
+			}
+			jobs, items = append(jobs, job), append(items, it)
+		}
+		rows.Close()
+		if err = errors.Join(err, rows.Err()); err == nil {
+			for _, it := range items { // the oldest first
+				it.ticket = e.gate.enter(Lane(p.Queue), it.size)
+			}
+			e.store.held.add(jobs, items)
 			return &riverdriver.JobGetAvailableResult{Jobs: jobs}, nil
 		}
 	}
@@ -93,25 +116,31 @@ func (e *fetchExecutor) LeaderResign(ctx context.Context, p *riverdriver.LeaderR
 
 // heldJobs are the jobs that this node knows it was handed and has not ended.
 type heldJobs struct {
-	mu       sync.Mutex // guards the fields below
-	ids      map[int64]struct{}
-	doubtful time.Time // until then there may be jobs that the node was handed and does not know of
+	mu       sync.Mutex        // guards the fields below
+	items    map[int64]*pgItem // by the job
+	doubtful time.Time         // until then there may be jobs that the node was handed and does not know of
 }
 
-func newHeldJobs() *heldJobs { return &heldJobs{ids: map[int64]struct{}{}} }
+func newHeldJobs() *heldJobs { return &heldJobs{items: map[int64]*pgItem{}} }
 
-func (h *heldJobs) add(jobs []*rivertype.JobRow) {
+func (h *heldJobs) add(jobs []*rivertype.JobRow, items []*pgItem) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, job := range jobs {
-		h.ids[job.ID] = struct{}{}
+	for i, job := range jobs {
+		h.items[job.ID] = items[i]
 	}
+}
+
+func (h *heldJobs) item(job int64) *pgItem {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.items[job]
 }
 
 func (h *heldJobs) drop(job int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	delete(h.ids, job)
+	delete(h.items, job)
 }
 
 // doubt says that a fetch ended without an answer. The database may still be at it for as long as a statement may take.
@@ -131,8 +160,8 @@ func (h *heldJobs) inDoubt() bool {
 func (h *heldJobs) list() []int64 {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	ids := make([]int64, 0, len(h.ids))
-	for id := range h.ids {
+	ids := make([]int64, 0, len(h.items))
+	for id := range h.items {
 		ids = append(ids, id)
 	}
 	return ids
@@ -170,13 +199,15 @@ func handOutAgain(ctx context.Context, tx pgx.Tx, deltas map[string]int64, which
 	rows, err := tx.Query(ctx, `
 		WITH lost_jobs AS MATERIALIZED (`+which+`
 		), lost AS MATERIALIZED (
-			SELECT requests.id, status, lane, lost_jobs.id AS old_job, nextval('river_job_id_seq') AS new_job
-			FROM lost_jobs JOIN requests ON job_id = lost_jobs.id
-			FOR UPDATE OF requests SKIP LOCKED
+			SELECT id, status, lane, job_id AS old_job, nextval('river_job_id_seq') AS new_job
+			FROM requests
+			WHERE job_id = ANY (ARRAY(SELECT id FROM lost_jobs))
+			FOR UPDATE SKIP LOCKED
+		), named AS (
+			SELECT job_id FROM requests WHERE job_id = ANY (ARRAY(SELECT id FROM lost_jobs))
 		), old_jobs AS (
-			DELETE FROM river_job USING lost_jobs
-			WHERE river_job.id = lost_jobs.id
-			      AND (EXISTS (SELECT FROM lost WHERE old_job = river_job.id) OR NOT EXISTS (SELECT FROM requests WHERE job_id = river_job.id))
+			DELETE FROM river_job
+			WHERE id = ANY (ARRAY(SELECT old_job FROM lost UNION (SELECT id FROM lost_jobs EXCEPT SELECT job_id FROM named)))
 		), new_jobs AS (
 			INSERT INTO river_job (id, args, kind, max_attempts, queue, state)
 			SELECT new_job, '{}', 'request', 25, lane, 'available'
@@ -185,7 +216,7 @@ func handOutAgain(ctx context.Context, tx pgx.Tx, deltas map[string]int64, which
 		UPDATE requests
 		SET job_id = new_job, status = CASE requests.status WHEN 'processing' THEN 'pending' ELSE requests.status END
 		FROM lost
-		WHERE requests.id = lost.id
+		WHERE requests.id = lost.id AND requests.id = ANY (ARRAY(SELECT id FROM lost))
 		RETURNING lost.status`, args...)
 	if err != nil {
 		return 0, err

@@ -349,12 +349,12 @@ func (c *oldChunk) delete(ctx context.Context, tx pgx.Tx, deltas map[string]int6
 			ORDER BY id
 			LIMIT $3
 		), gone AS (
-			DELETE FROM requests USING looked
-			WHERE requests.id = looked.id AND over
-			RETURNING requests.id, requests.task
+			DELETE FROM requests
+			WHERE id = ANY (ARRAY(SELECT id FROM looked WHERE over))
+			RETURNING id, task
 		), tries AS (
-			DELETE FROM attempts USING gone
-			WHERE request = gone.id
+			DELETE FROM attempts
+			WHERE request = ANY (ARRAY(SELECT id FROM gone))
 		)
 		SELECT (SELECT id FROM looked ORDER BY id DESC LIMIT 1), count(*), count(*) FILTER (WHERE task = $4)
 		FROM gone`, c.after, c.before, chunkRows, tandem.TaskSubmission).Scan(&c.last, &c.deleted, &submissions)

@@ -1,11 +1,9 @@
 package store
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -23,19 +21,14 @@ const (
 	// minAhead is how many jobs of a lane a node fetches beyond those that may run: it
 	// fetches once in fetchCooldown, and work may be shorter than that.
 	minAhead = 16
+	// maxAhead is the most of them: enough for 25,000 jobs/s, and few to hand back at a shutdown.
+	maxAhead = 256
 	// keepCompleted is how long River keeps a job that it has completed. There are
 	// none but those that ended against the rules; the others are deleted with their result.
 	keepCompleted = time.Minute
 	// rescueAfter is when River hands out a job again that has not ended. It does not know of nodes and
 	// goes by the leader's clock; the sweep is quicker and does know, so River's never comes to it.
 	rescueAfter = 365 * 24 * time.Hour
-	// loadWindow is how long the first of several jobs that were fetched together waits for the others, which
-	// come in any order: they are read with one statement, and the oldest goes first.
-	loadWindow = time.Millisecond
-	// loadTimeout bounds the reading of rows for jobs.
-	loadTimeout = 10 * time.Second
-	// maxLoad is how many rows are read at a time for jobs.
-	maxLoad = 512
 )
 
 // jobArgs are the arguments of a job of River's: none, because the row of the request names the job.
@@ -51,10 +44,7 @@ type handout struct {
 	store    *Postgres
 	step     Step
 	gate     *gate
-	stopping chan struct{}   // closed when nothing more is to be begun
-	loads    chan *pgLoad    // jobs whose rows are to be read
-	loading  sync.WaitGroup  // the loader
-	done     context.Context //nolint:containedctx // ends with Work; the loader's
+	stopping chan struct{} // closed when nothing more is to be begun
 }
 
 // Work hands out due jobs until ctx ends.
@@ -62,14 +52,11 @@ func (s *Postgres) Work(ctx context.Context, capacity Capacity, step Step) error
 	if s.working.Swap(true) {
 		return errors.New("hand out work: already done by another call")
 	}
-	h := &handout{
-		store: s, step: step, gate: newGate(capacity),
-		stopping: make(chan struct{}), loads: make(chan *pgLoad, maxLoad),
-	}
+	h := &handout{store: s, step: step, gate: newGate(capacity), stopping: make(chan struct{})}
 	queues := map[string]river.QueueConfig{}
 	for _, lane := range Lanes {
 		if n := capacity.Jobs[lane]; n > 0 {
-			queues[string(lane)] = river.QueueConfig{MaxWorkers: min(n+max(n, minAhead), river.QueueNumWorkersMax)}
+			queues[string(lane)] = river.QueueConfig{MaxWorkers: min(n+min(max(n, minAhead), maxAhead), river.QueueNumWorkersMax)}
 		}
 	}
 	if len(queues) == 0 {
@@ -78,7 +65,7 @@ func (s *Postgres) Work(ctx context.Context, capacity Capacity, step Step) error
 	}
 	workers := river.NewWorkers()
 	river.AddWorker(workers, h)
-	client, err := river.NewClient(newFetchDriver(s), &river.Config{
+	client, err := river.NewClient(newFetchDriver(s, h.gate), &river.Config{
 		ID:                          s.node,
 		Queues:                      queues,
 		Workers:                     workers,
@@ -88,15 +75,11 @@ func (s *Postgres) Work(ctx context.Context, capacity Capacity, step Step) error
 		JobTimeout:                  -1, // a step knows its own
 		RescueStuckJobsAfter:        rescueAfter,
 		CompletedJobRetentionPeriod: keepCompleted,
+		ReindexerIndexNames:         []string{"river_job_pkey", "river_job_prioritized_fetching_index"}, // those that are used
 	})
 	if err != nil {
 		return fmt.Errorf("set up River: %w", err)
 	}
-	running, end := context.WithCancel(context.WithoutCancel(ctx))
-	h.done = running
-	h.loading.Go(func() { h.load(running) })
-	defer h.loading.Wait()
-	defer end()
 	if !s.startRiver(ctx, client) {
 		return nil
 	}
@@ -131,10 +114,7 @@ func (s *Postgres) startRiver(ctx context.Context, client *river.Client[pgx.Tx])
 func (h *handout) Work(_ context.Context, job *river.Job[jobArgs]) error {
 	defer h.store.held.drop(job.ID)
 	lane := Lane(job.Queue)
-	it, err := h.read(&pgLoad{job: job.ID, lane: lane})
-	if err != nil || it == nil {
-		return h.skip(job.ID, lane, err)
-	}
+	it := h.store.held.item(job.ID)
 	select {
 	case <-it.ticket.open:
 	case <-h.stopping:
@@ -157,10 +137,11 @@ func (h *handout) run(job int64, lane Lane, it *pgItem) error {
 	default:
 	}
 	if !it.loaded {
-		var err error
-		if it, err = h.read(&pgLoad{job: job, lane: lane, whole: true}); err != nil || it == nil {
+		whole, err := h.store.requestOf(job, lane)
+		if err != nil || whole == nil {
 			return h.skip(job, lane, err)
 		}
+		it.request = *whole
 	}
 	handed := Job{Lane: lane, Request: it.request, Started: func() {}}
 	var mark *time.Timer
@@ -185,17 +166,13 @@ func (h *handout) run(job int64, lane Lane, it *pgItem) error {
 	return h.settle(&pgOp{settle: &pgSettle{job: job, lane: lane, after: &after, next: &next}})
 }
 
-// skip lets go of a job of which there is no row, or whose row cannot be read now: the job then
-// stays in the queue.
+// skip lets go of a job whose request has another by now, or cannot be read: then the job stays in the queue.
 func (h *handout) skip(job int64, lane Lane, err error) error {
 	if err == nil {
 		return nil // the request has another job, or is gone
 	}
 	h.store.cfg.Log.Error("read a request to work on; it stays in the queue", "error", err)
-	delay := lookInterval
-	if errors.Is(err, errStopping) {
-		delay = 0
-	}
+	const delay = lookInterval
 	return h.settle(&pgOp{
 		apply: func(ctx context.Context, tx pgx.Tx, _ map[string]int64) error { return anew(ctx, tx, job, delay) },
 		after: func() { h.store.wakes.add(lane, delay) },
@@ -266,106 +243,18 @@ type pgItem struct {
 	ticket  *ticket
 }
 
-// pgLoad is a row to be read for a job. The answer is nil when no row names the job.
-type pgLoad struct {
-	job    int64
-	lane   Lane
-	whole  bool // with its data or result however large
-	item   *pgItem
-	err    error
-	answer chan struct{} // closed when item and err are set
-}
-
-// errStopping says that Work ended before a row was read.
-var errStopping = errors.New("the store is stopping")
-
-// read reads the row of a job, together with those of other jobs that were handed out meanwhile.
-func (h *handout) read(l *pgLoad) (*pgItem, error) {
-	l.answer = make(chan struct{})
-	select {
-	case h.loads <- l:
-	case <-h.done.Done():
-		return nil, errStopping
-	}
-	select {
-	case <-l.answer:
-		return l.item, l.err
-	case <-h.done.Done(): // never while a job of River's runs
-		return nil, errStopping
-	}
-}
-
-// load answers what read asks, all that wait at a time with one statement.
-func (h *handout) load(ctx context.Context) {
-	window := time.NewTimer(loadWindow)
-	defer window.Stop()
-	for {
-		var batch []*pgLoad
-		select {
-		case <-ctx.Done():
-			return
-		case first := <-h.loads:
-			batch = append(batch, first)
+// requestOf reads the request of a job with what the job needs, however large; nil: it has another job by now, or is gone.
+func (s *Postgres) requestOf(job int64, lane Lane) (whole *tandem.Request, err error) {
+	err = s.reading(context.Background(), func(ctx context.Context) error {
+		r, err := scanPostgres(s.reads.QueryRow(ctx, `
+			SELECT `+pgColumns+`, CASE $2 WHEN 'deliver' THEN ''::bytea ELSE data END, CASE $2 WHEN 'deliver' THEN result END
+			FROM requests
+			WHERE job_id = $1`, job, string(lane)))
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil
 		}
-		window.Reset(loadWindow)
-	fill:
-		for len(batch) < maxLoad {
-			select {
-			case next := <-h.loads:
-				batch = append(batch, next)
-			case <-window.C:
-				break fill
-			}
-		}
-		slices.SortFunc(batch, func(a, b *pgLoad) int { return cmp.Compare(a.job, b.job) }) // oldest first
-		h.store.loadAll(ctx, batch)
-		for _, l := range batch {
-			if l.item != nil && !l.whole {
-				l.item.ticket = h.gate.enter(l.lane, l.item.size)
-			}
-			close(l.answer)
-		}
-	}
-}
-
-// loadAll reads the rows of jobs: of data and result only the one that the job
-// needs, and that only if it is small or asked for.
-func (s *Postgres) loadAll(ctx context.Context, batch []*pgLoad) {
-	ids, most := make([]int64, len(batch)), make([]int64, len(batch))
-	waiting := map[int64]*pgLoad{}
-	for i, l := range batch {
-		ids[i], most[i], waiting[l.job] = l.job, smallJob, l
-		if l.whole {
-			most[i] = 1 << 40
-		}
-	}
-	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
-	defer cancel()
-	err := s.reading(ctx, func(ctx context.Context) error {
-		rows, err := s.reads.Query(ctx, `
-			SELECT u.job, coalesce(size, 0), coalesce(size, 0) <= u.most, `+pgColumns+`,
-			       CASE WHEN lane = 'deliver' OR size > u.most THEN ''::bytea ELSE data END,
-			       CASE WHEN lane = 'deliver' AND size <= u.most THEN result END
-			FROM unnest($1::bigint[], $2::bigint[]) AS u(job, most)
-			JOIN requests ON job_id = u.job
-			CROSS JOIN LATERAL (SELECT octet_length(CASE lane WHEN 'deliver' THEN result ELSE data END) AS size) AS s`, ids, most)
-		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		for rows.Next() {
-			var job int64
-			it := &pgItem{}
-			if it.request, err = scanPostgres(rows, &job, &it.size, &it.loaded); err != nil {
-				return err
-			}
-			waiting[job].item = it
-		}
-		return rows.Err()
+		whole = &r
+		return err
 	})
-	for _, l := range batch {
-		if l.err = err; err != nil {
-			l.item = nil
-		}
-	}
+	return whole, err
 }
