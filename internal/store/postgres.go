@@ -113,6 +113,10 @@ func OpenPostgres(ctx context.Context, cfg Config) (_ *Postgres, err error) {
 	if _, err := s.heartbeat(ctx); err != nil {
 		return nil, err
 	}
+	if err := refuseUnfinished(s.pool.QueryRow(ctx, selectMark, copyUnfinished)); err != nil { // after the heartbeat: of this and a copy that begins now, one sees the other
+		s.leave(ctx)
+		return nil, err
+	}
 	if err := s.lookAround(ctx); err != nil {
 		return nil, err
 	}

@@ -36,7 +36,7 @@ func (p *postgresKeys) open(ctx context.Context, cfg KeysConfig) error {
 	case err != nil:
 		return err
 	case version == newest:
-		return nil
+		return refuseUnfinished(p.db.QueryRowContext(ctx, selectMark, copyUnfinished))
 	case version > 0:
 		return fmt.Errorf("its schema is version %d, and this tandem needs %d; bring it up to date with `tandem migrate`", version, newest)
 	case !cfg.Create:

@@ -1,0 +1,253 @@
+package store_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"tandem"
+	"tandem/internal/store"
+	"tandem/internal/tandemtest"
+)
+
+// smallFile makes a database file with a few requests and a key.
+func smallFile(t testing.TB) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "tandem.db")
+	s, err := store.OpenSQLite(t.Context(), store.Config{URL: path, Log: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		accept(t, s, newAsync(), store.LaneIO)
+	}
+	accept(t, s, newSync(), store.LaneNone)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	k, err := store.OpenKeys(t.Context(), store.KeysConfig{URL: path, Log: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	makeKey(t, k, "admin", tandem.Scopes...)
+	if err := k.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// changeFile changes a file that nobody uses.
+func changeFile(t testing.TB, path, statement string) {
+	t.Helper()
+	db, err := sql.Open("sqlite", "file:"+filepath.ToSlash(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.Exec(statement); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestCopyRefuses: each with a clear line, and then the target is as it was.
+func TestCopyRefuses(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		prepare func(t *testing.T, from *string, to string)
+		want    string
+	}{
+		"no file":  {func(_ *testing.T, from *string, _ string) { *from += ".missing" }, "there is no such file"},
+		"a folder": {func(_ *testing.T, from *string, _ string) { *from = filepath.Dir(*from) }, "this is a folder"},
+		"something else": {func(t *testing.T, from *string, _ string) {
+			if err := os.WriteFile(*from, []byte(strings.Repeat("This is no database. ", 50)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, "damaged or not a tandem database"},
+		"a newer file": {func(t *testing.T, from *string, _ string) {
+			changeFile(t, *from, `INSERT INTO goose_db_version (version_id, is_applied) VALUES (9999, 1)`)
+		}, "it was written by a newer tandem"},
+		"a file in use": {func(t *testing.T, from *string, _ string) { openFile(t, *from) }, "another tandem is using it"},
+		"requests there": {func(t *testing.T, _ *string, to string) {
+			s := joinPostgres(t, to)
+			accept(t, s, newAsync(), store.LaneIO)
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}, "it holds requests already; a copy needs a database of its own"},
+		"API keys there": {func(t *testing.T, _ *string, to string) { makeKey(t, openKeys(t, to), "other", "read") }, "it holds API keys already"},
+		"figures there": {func(t *testing.T, _ *string, to string) {
+			execPostgres(t, to, `INSERT INTO counters (node, writer, counts) VALUES ('gone', 0, '{"accepted/sync":1}')`)
+		}, "it was used already"},
+		"a node serves it": {func(t *testing.T, _ *string, to string) { joinPostgres(t, to) }, "serves it, or did seconds ago; stop all that do"},
+		"a newer target": {func(t *testing.T, _ *string, to string) {
+			execPostgres(t, to, `INSERT INTO goose_db_version (version_id, is_applied) VALUES (9999, true)`)
+		}, "start that one, or name another database"},
+		"another file is being copied": {func(t *testing.T, _ *string, to string) {
+			stopEarly(t, store.CopyConfig{From: smallFile(t), To: to})
+		}, "which is another database or has been used since"},
+		"the file was used since": {func(t *testing.T, from *string, to string) {
+			stopEarly(t, store.CopyConfig{From: *from, To: to})
+			s := openFile(t, *from)
+			accept(t, s, newSync(), store.LaneNone)
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}, "which is another database or has been used since"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			from, to := smallFile(t), emptyPostgres(t, tandemtest.Volatile)
+			c.prepare(t, &from, to)
+			const state = `SELECT concat((SELECT count(*) FROM requests), ' ', (SELECT count(*) FROM keys), ' ', (SELECT count(*) FROM counters), ' ',
+				(SELECT string_agg(name || value, ',' ORDER BY name) FROM settings))`
+			before := askPostgres(t, to, state)
+			_, err := store.Copy(t.Context(), store.CopyConfig{From: from, To: to})
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%v\nwant %s", err, c.want)
+			}
+			if after := askPostgres(t, to, state); after != before {
+				t.Errorf("the target was %s\nand is now %s", before, after)
+			}
+		})
+	}
+}
+
+// stopEarly begins a copy, and interrupts it after one of its chunks.
+func stopEarly(t testing.TB, cfg store.CopyConfig) {
+	t.Helper()
+	ctx, stop := context.WithCancelCause(t.Context())
+	errStopped := errors.New("stopped")
+	cfg.Progress = func(p store.CopyProgress) {
+		if p.Done > 0 {
+			stop(errStopped)
+		}
+	}
+	if _, err := store.Copy(ctx, cfg.InChunks(1)); !errors.Is(err, errStopped) {
+		t.Fatalf("interrupted: %v", err)
+	}
+}
+
+// The file is locked while it is copied, changed by nobody, and afterwards as it was.
+func TestCopyLeavesTheFile(t *testing.T) {
+	t.Parallel()
+	from, to := smallFile(t), emptyPostgres(t, tandemtest.Volatile)
+	before, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tried := false
+	cfg := store.CopyConfig{From: from, To: to}
+	cfg.Progress = func(store.CopyProgress) {
+		if tried {
+			return
+		}
+		tried = true
+		if s, err := store.OpenSQLite(t.Context(), store.Config{URL: from, Log: quiet()}); err == nil {
+			t.Error("a server starts on a file that is being copied")
+			s.Close()
+		}
+		if s, err := store.OpenPostgres(t.Context(), store.Config{URL: to, Log: quiet()}); err == nil {
+			t.Error("a node starts on a database that is being copied to")
+			s.Close()
+		}
+	}
+	copyAll(t, cfg)
+	after, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(before) != string(after) {
+		t.Error("the file has changed")
+	}
+	if _, err := os.Stat(from + "-wal"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("its write-ahead log: %v", err)
+	}
+	if !tried {
+		t.Error("nobody was told of the progress")
+	}
+}
+
+// Two processes do not copy into one database at a time.
+func TestCopyAlone(t *testing.T) {
+	t.Parallel()
+	to := emptyPostgres(t, tandemtest.Volatile)
+	cfg := store.CopyConfig{From: smallFile(t), To: to}
+	tried := false
+	cfg.Progress = func(store.CopyProgress) {
+		if tried {
+			return
+		}
+		tried = true
+		_, err := store.Copy(t.Context(), store.CopyConfig{From: smallFile(t), To: to})
+		if err == nil || !strings.Contains(err.Error(), "another process copies into it") {
+			t.Errorf("a second copy: %v", err)
+		}
+	}
+	copyAll(t, cfg)
+}
+
+// A file of an earlier version is brought up to date first.
+func TestCopyOlderFile(t *testing.T) {
+	t.Parallel()
+	from, to := smallFile(t), emptyPostgres(t, tandemtest.Volatile)
+	for _, statement := range []string{
+		`DROP TABLE key_totals`, `DROP INDEX requests_key`, `ALTER TABLE requests DROP COLUMN key_id`, `DROP TABLE keys`,
+		`DELETE FROM goose_db_version WHERE version_id = 3`,
+	} {
+		changeFile(t, from, statement)
+	}
+	if report := copyAll(t, store.CopyConfig{From: from, To: to}); report.Target.Requests[tandem.StatusPending] != 3 || report.Target.Keys != 0 {
+		t.Errorf("%+v", report.Target)
+	}
+}
+
+// What is not the same on both sides is noticed, wherever it is, and the target is of no use.
+func TestCopyDiffers(t *testing.T) {
+	t.Parallel()
+	for name, damage := range map[string]string{
+		"data":         `UPDATE requests SET data = 'x' WHERE id = (SELECT max(id::text)::uuid FROM requests)`,
+		"a status":     `UPDATE requests SET status = 'callback_sent' WHERE id = (SELECT max(id::text)::uuid FROM requests)`,
+		"a due time":   `UPDATE river_job SET scheduled_at = scheduled_at + interval '1 microsecond' WHERE id = (SELECT max(id) FROM river_job)`,
+		"a lane":       `UPDATE river_job SET queue = 'cpu' WHERE id = (SELECT max(id) FROM river_job)`,
+		"a job":        `DELETE FROM river_job WHERE id = (SELECT max(id) FROM river_job)`,
+		"a row":        `DELETE FROM requests WHERE id = (SELECT max(id::text)::uuid FROM requests)`,
+		"an attempt":   `INSERT INTO attempts (request, number, outcome, started_at, duration_us, status_code, error) SELECT id, 1, 'gone', now(), 1, 410, '' FROM requests LIMIT 1`,
+		"an API key":   `UPDATE keys SET scopes = 'admin'`,
+		"a counter":    `UPDATE counters SET counts = jsonb_set(counts::jsonb, '{accepted/sync}', '7')::text WHERE node = ''`,
+		"the key mark": `UPDATE settings SET value = 'other' WHERE name = 'keys'`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			from, to := smallFile(t), emptyPostgres(t, tandemtest.Volatile)
+			cfg := store.CopyConfig{From: from, To: to}
+			cfg.Progress = func(p store.CopyProgress) {
+				if p.Phase == store.CopyVerify && p.Done == 0 {
+					execPostgres(t, to, damage)
+				}
+			}
+			report, err := store.Copy(t.Context(), cfg)
+			if !errors.Is(err, store.ErrDiffers) {
+				t.Fatalf("%v: %+v", err, report)
+			}
+			refusedEverywhere(t, to, from)
+		})
+	}
+}
+
+// Due times are the target's: where its clock is behind, what waits is due as much earlier there.
+func TestCopyWaitsAsLong(t *testing.T) {
+	t.Parallel()
+	from, to := smallFile(t), emptyPostgres(t, tandemtest.Volatile)
+	changeFile(t, from, `UPDATE requests SET due_at = `+"1000000 * unixepoch('2030-01-01')"+` WHERE lane IS NOT NULL`)
+	cfg := store.CopyConfig{From: from, To: to}.WithClock(func() time.Time { return time.Now().Add(time.Hour) })
+	copyAll(t, cfg)
+	const early = `SELECT count(*) FROM river_job WHERE scheduled_at BETWEEN '2029-12-31 22:59:59Z' AND '2029-12-31 23:00:01Z'`
+	if n := askPostgres(t, to, early); n != "3" {
+		t.Errorf("%s of 3 are due an hour earlier", n)
+	}
+}
