@@ -44,6 +44,7 @@ type commandLine struct {
 	Sink    sinkCommand    `cmd:"" help:"Receive callbacks: print, verify, and misbehave on demand."`
 	Health  healthCommand  `cmd:"" help:"Ask a server whether it is well (for container checks)."`
 	Migrate migrateCommand `cmd:"" help:"Bring a PostgreSQL database up to date, apart from a start."`
+	Copy    copyCommand    `cmd:"" help:"Copy a database file to PostgreSQL, once one machine is no longer enough."`
 	Version versionCommand `cmd:"" help:"Say which tandem this is."`
 	Stage   stageCommand   `cmd:"" hidden:"" help:"The server of demo and of load --demo-mode."`
 }
@@ -95,6 +96,8 @@ type serveCommand struct {
 
 	SigningSecret string `placeholder:"whsec_…|@FILE" env:"TANDEM_SIGNING_SECRET" help:"Signs callbacks. Default: made at the first start, kept in the database, printed once."`
 
+	givenDB string // DB, before a file that it names was read
+
 	secret tandem.Secret // SigningSecret, read; zero: the database's
 	quota  limit.Quota   // RateLimit, read
 	reads  limit.Quota   // ReadLimit, read
@@ -139,9 +142,11 @@ func dispatch(ctx context.Context, args []string, t *terminal) error {
 				"set TANDEM_%s or name a file: @FILE", strings.ToUpper(strings.ReplaceAll(flag, "-", "_")))
 		}
 	}
-	if hasPassword(argument(parsed, "db")) {
-		t.warnf("the password of the database stands in the arguments, where every user of this machine can read it (ps); " +
-			"set TANDEM_DB or PGPASSWORD, or name a file: --db @FILE")
+	for flag, variable := range map[string]string{"db": "TANDEM_DB", "to": "TANDEM_COPY_TO"} {
+		if hasPassword(argument(parsed, flag)) {
+			t.warnf("the password of the database stands in the arguments, where every user of this machine can read it (ps); "+
+				"set %s or PGPASSWORD, or name a file: --%s @FILE", variable, flag)
+		}
 	}
 	parsed.BindTo(ctx, (*context.Context)(nil))
 	return parsed.Run(t)
@@ -313,7 +318,8 @@ func (c *serveCommand) Validate() error {
 	if err := validAddress(c.Listen); err != nil {
 		return badArgument("", "--listen %s: %w", c.Listen, err)
 	}
-	if err := readDatabase(&c.DB); err != nil {
+	c.givenDB = c.DB
+	if err := readDatabase("db", &c.DB); err != nil {
 		return err
 	}
 	if c.asksForKeys() && store.Memory(c.DB) {
@@ -356,19 +362,19 @@ func (c *serveCommand) Validate() error {
 // asksForKeys reports whether callers need an API key.
 func (c *serveCommand) asksForKeys() bool { return c.Mode == modeProduction && !c.NoAuth }
 
-// readDatabase takes the URL of a database out of the file that it names, if it does, and refuses
-// a kind of database that there is not.
-func readDatabase(db *string) error {
+// readDatabase takes the URL of a database, the value of a flag, out of the file that it names, if it does, and
+// refuses a kind of database that there is not.
+func readDatabase(flag string, db *string) error {
 	if name, ok := strings.CutPrefix(*db, "@"); ok {
 		content, err := os.ReadFile(name)
 		if err != nil {
-			return badArgument("@FILE holds the URL of the database, such as postgres://USER:PASSWORD@HOST/DATABASE", "--db: %w", err)
+			return badArgument("@FILE holds the URL of the database, such as postgres://USER:PASSWORD@HOST/DATABASE", "--%s: %w", flag, err)
 		}
 		*db = strings.TrimSpace(string(content))
 	}
 	scheme, _, ok := strings.Cut(*db, "://")
 	if ok && scheme != "file" && !store.IsPostgres(*db) {
-		return badArgument("--db file:tandem.db, a path, :memory:, or postgres://…", "--db %s: unknown kind of database", redact(*db))
+		return badArgument("a database is file:tandem.db, a path, :memory:, or postgres://…", "--%s %s: unknown kind of database", flag, redact(*db))
 	}
 	return nil
 }

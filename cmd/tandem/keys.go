@@ -30,7 +30,7 @@ func (c *keysCommand) Validate() error {
 	if store.Memory(c.DB) {
 		return badArgument("--db names the database of a server in production mode, by default file:tandem.db", "--db :memory: has no API keys: demo mode asks for none")
 	}
-	return readDatabase(&c.DB)
+	return readDatabase("db", &c.DB)
 }
 
 // open opens the keys.

@@ -14,7 +14,7 @@ type migrateCommand struct {
 
 // Validate refuses other databases; kong calls it.
 func (c *migrateCommand) Validate() error {
-	if err := readDatabase(&c.DB); err != nil {
+	if err := readDatabase("db", &c.DB); err != nil {
 		return err
 	}
 	if !store.IsPostgres(c.DB) {

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"text/tabwriter"
+	"time"
+
+	"tandem"
+	"tandem/internal/load"
+	"tandem/internal/store"
+)
+
+// copyCommand moves what is in a file to PostgreSQL.
+type copyCommand struct {
+	From  string `default:"file:tandem.db" placeholder:"URL" env:"TANDEM_COPY_FROM" help:"Database to copy, which nobody uses: a file, or file:PATH (default: ${default}). It stays as it is."`
+	To    string `required:"" placeholder:"URL" env:"TANDEM_COPY_TO" help:"Empty database to copy to, postgres://… or @FILE."`
+	Plain bool   `help:"Plain lines, even on a terminal."`
+}
+
+// Validate refuses what cannot be copied; kong calls it.
+func (c *copyCommand) Validate() error {
+	const hint = "tandem copy --from file:tandem.db --to postgres://USER@HOST/DATABASE"
+	if err := readDatabase("from", &c.From); err != nil {
+		return err
+	}
+	if err := readDatabase("to", &c.To); err != nil {
+		return err
+	}
+	switch {
+	case store.IsPostgres(c.From):
+		return badArgument(hint, "--from %s: only a file can be copied; PostgreSQL has tools of its own (pg_dump)", redact(c.From))
+	case store.Memory(c.From):
+		return badArgument(hint, "--from :memory: ends with its server; there is nothing to copy")
+	case !store.IsPostgres(c.To):
+		return badArgument(hint, "--to %s: want a PostgreSQL database; a file is copied with cp while nobody uses it", redact(c.To))
+	default:
+		return nil
+	}
+}
+
+// Run copies, compares, and says what is next.
+func (c *copyCommand) Run(ctx context.Context, t *terminal) error {
+	progress := newCopyView(newView(t.err, c.Plain))
+	report, err := store.Copy(ctx, store.CopyConfig{From: c.From, To: c.To, Progress: progress.show})
+	progress.view.wipe()
+	if ctx.Err() != nil {
+		return &failure{code: asFailure(context.Cause(ctx)).code, err: context.Cause(ctx), hint: "the same command goes on from where this one was stopped"}
+	}
+	if report.Source.Requests != nil {
+		printCopied(t, &report)
+	}
+	switch {
+	case errors.Is(err, store.ErrDiffers):
+		return &failure{code: exitCheckFailed, err: err, hint: "drop the target, create it anew and copy again; until then no server starts on it"}
+	case err != nil:
+		return err
+	case !report.Over.IsZero():
+		t.printf("this state of %s was copied to %s already, on %s\n", c.From, redact(c.To), dateOf(report.Over, ""))
+	default:
+		t.printf("both sides are the same\n")
+	}
+	t.printf("next: tandem serve --db %s, with the other flags as before\n", redact(c.To))
+	t.printf("do not serve %s any more: what is unfinished in it would be done twice\n", c.From)
+	return nil
+}
+
+// printCopied shows what is on both sides.
+func printCopied(t *terminal, report *store.CopyReport) {
+	if report.Resumed > 0 {
+		t.printf("%d requests were in the target already, from a copy that was interrupted\n", report.Resumed)
+	}
+	table := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	line := func(name string, source, target int64) {
+		fmt.Fprintf(table, "%d\t%d\t  %s\t\n", source, target, name)
+	}
+	fmt.Fprintf(table, "source\ttarget\t  \t\n")
+	for _, status := range tandem.Statuses {
+		line(string(status), report.Source.Requests[status], report.Target.Requests[status])
+	}
+	line("attempts", report.Source.Attempts, report.Target.Attempts)
+	line("API keys", report.Source.Keys, report.Target.Keys)
+	table.Flush() //nolint:errcheck // as t.printf
+	t.printf("source sha256:%s\ntarget sha256:%s\n", report.Source.SHA256, report.Target.SHA256)
+}
+
+// copyView shows a copy as view shows the phases of a load.
+type copyView struct {
+	view  *view
+	phase store.CopyPhase
+	began time.Time // the phase
+	first int64     // what was done when it began
+}
+
+func newCopyView(v *view) *copyView { return &copyView{view: v} }
+
+// show is store.CopyConfig.Progress.
+func (v *copyView) show(p store.CopyProgress) {
+	now := time.Now()
+	if p.Phase != v.phase {
+		v.phase, v.began, v.first = p.Phase, now, p.Done
+	}
+	elapsed := now.Sub(v.began)
+	v.view.show(load.Progress{
+		Phase: string(p.Phase), Elapsed: elapsed, Planned: max(p.Total, 1), Sent: p.Done, Done: p.Over,
+		PerSecond: float64(p.Done-v.first) / max(elapsed.Seconds(), 0.001),
+	})
+}
