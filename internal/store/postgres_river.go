@@ -17,7 +17,7 @@ const (
 	// fetchCooldown is the least time between two fetches of a lane by a node.
 	fetchCooldown = 10 * time.Millisecond
 	// pollInterval is how soon work is found of which nobody was told.
-	pollInterval = 2 * time.Second
+	pollInterval = 4 * time.Second
 	// minAhead is how many jobs of a lane a node fetches beyond those that may run: it
 	// fetches once in fetchCooldown, and work may be shorter than that.
 	minAhead = 16
