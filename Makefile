@@ -14,10 +14,10 @@ CHAOS_ROUNDS  ?= 20
 SOAK_DURATION ?= 10m
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test race lint vuln build cross ci crash chaos soak abuse bench fuzz clean
+.PHONY: help demo dev test race lint vuln build cross ci crash chaos soak abuse bench bench-postgres fuzz clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## both ways of asking for work, side by side
 	go run ./cmd/tandem demo
@@ -62,8 +62,11 @@ abuse: ## slow clients, 100,000 fuzzed requests and a million addresses against 
 	TANDEM_ABUSE=full go test ./cmd/tandem -run TestAbuse -parallel 1 -timeout 60m -count=1 -v
 
 bench: ## the figures of docs/performance.md beside what was asked (10 minutes, on a quiet machine), then every package
-	go test -run '^$$' -bench . -benchtime 1x -v -timeout 30m ./cmd/tandem
+	go test -run '^$$' -bench . -skip Postgres -benchtime 1x -v -timeout 30m ./cmd/tandem
 	go test -run '^$$' -bench . -benchmem ./internal/...
+
+bench-postgres: ## the figures with PostgreSQL, a throwaway one on this machine (2 to 4 minutes)
+	go test -run '^$$' -bench Postgres -benchtime 1x -v -timeout 15m ./cmd/tandem
 
 fuzz: ## every native fuzz target for FUZZTIME (20s) each
 	@grep -rnoE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' . | sed -E 's|^(.*)/[^/]+:[0-9]+:func |\1 |' | \
