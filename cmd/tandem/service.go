@@ -73,6 +73,8 @@ func openService(ctx context.Context, p parts, listener net.Listener) (_ *servic
 		}
 	}()
 	p.store.Log, p.egress.Log, p.engine.Log, p.server.Log = p.log, p.log, p.log, p.log
+	nodes := store.NewNodes(listener.Addr().String())
+	p.store.Nodes, p.engine.Nodes, p.server.Nodes = nodes, nodes, nodes
 	if s.store, err = store.Open(ctx, p.store); err != nil {
 		return nil, err
 	}

@@ -278,10 +278,26 @@ func (c *Client) Breakers() map[string]int {
 	return count
 }
 
-// OpenBreakers returns at most limit destinations whose breaker is open.
-func (c *Client) OpenBreakers(limit int) []Destination {
-	all := c.Destinations(limit)
-	return slices.DeleteFunc(all, func(d Destination) bool { return d.RetryAt.IsZero() })
+// Found returns at most limit destinations that the client has found failing itself: their breaker is open, and
+// nobody has told so.
+func (c *Client) Found(limit int) []Destination {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var found []Destination
+	for key, d := range c.destinations.All() {
+		until := d.breaker.OpenUntil()
+		if until.IsZero() {
+			continue
+		}
+		if len(found) == limit {
+			break
+		}
+		status := d.breaker.Status()
+		found = append(found, Destination{
+			Host: key, State: string(status.State), FailureCount: status.Failures, LastFailure: status.LastFailure, RetryAt: until,
+		})
+	}
+	return found
 }
 
 // Learn takes over that somebody else has found a destination failing: its breaker is open until the same moment.

@@ -56,6 +56,7 @@ type Config struct {
 	Egress      *egress.Client  // required; how callbacks leave
 	Secrets     []tandem.Secret // sign the callbacks of requests that no key asked for, one signature each; at least one
 	Keys        *store.Keys     // whose secrets sign the others; nil: there are none, and Secrets do. The engine neither runs nor closes them
+	Nodes       *store.Nodes    // who shares the database of Store; nil: nobody
 	Tasks       []Task          // more tasks, beside the built-in ones
 	Workers     int             // slots, and threads, for tasks that compute; the number of cores (see compute.go for where it is one less)
 	IOWorkers   int             // slots for tasks that wait; 256
@@ -175,6 +176,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	defer e.interrupt(errInterrupted)
 	defer e.accepting.release()
 	defer e.storing.release()
+	defer e.cfg.Nodes.Exchange(e.tellNodes, e.hearNodes)()
 
 	// The threads outlive everything that may hand them work.
 	var threads errgroup.Group

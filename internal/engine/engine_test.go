@@ -68,7 +68,7 @@ func start(t testing.TB, change func(*setup)) *plant {
 	if change != nil {
 		change(&s)
 	}
-	sqlite, err := store.OpenSQLite(t.Context(), store.Config{URL: s.url, Log: quiet})
+	kept, err := store.Open(t.Context(), store.Config{URL: s.url, Log: quiet, Nodes: s.engine.Nodes})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +76,7 @@ func start(t testing.TB, change func(*setup)) *plant {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &plant{t: t, store: &faultyStore{Store: sqlite}, done: make(chan error, 1)}
+	p := &plant{t: t, store: &faultyStore{Store: kept}, done: make(chan error, 1)}
 	s.engine.Store, s.engine.Egress = p.store, strangers
 	if p.Engine, err = engine.New(s.engine); err != nil {
 		t.Fatal(err)
@@ -90,7 +90,7 @@ func start(t testing.TB, change func(*setup)) *plant {
 		}
 		cancel()
 		strangers.Close()
-		if err := sqlite.Close(); err != nil {
+		if err := kept.Close(); err != nil {
 			t.Errorf("close the store: %v", err)
 		}
 	})

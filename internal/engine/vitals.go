@@ -2,6 +2,7 @@ package engine
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
@@ -28,7 +29,8 @@ const (
 // Destination is what is known of one callback host.
 type Destination = egress.Destination
 
-// Vitals is what the engine has measured itself, in memory.
+// Vitals is what the engine has measured itself, in memory; latencies and requests per second are
+// those of all nodes that share the database, the others' as of a few seconds ago.
 type Vitals struct {
 	Latency           map[string]Percentiles // :: sync_response, async_acceptance, processing, accept_to_callback → over the last 5 minutes
 	RequestsPerSecond float64                // accepted, over the last minute (or since the start, if that is less)
@@ -53,6 +55,7 @@ func (e *Engine) Vitals() Vitals {
 type vitals struct {
 	latency map[string]*series // :: kind → its times; the map itself is never changed
 	started time.Time
+	others  atomic.Pointer[heard] // what other nodes have measured; never nil
 
 	mu      sync.Mutex // guards the fields below
 	seconds [rateSeconds]struct{ unix, count int64 }
@@ -62,6 +65,7 @@ type vitals struct {
 
 func newVitals(now time.Time) *vitals {
 	v := &vitals{latency: make(map[string]*series), started: now, ended: make(map[Ending]int64), calls: make(map[tandem.Outcome]int64)}
+	v.others.Store(&heard{})
 	for _, kind := range []string{latencySync, latencyAccept, latencyProcess, latencyDeliver} {
 		v.latency[kind] = &series{}
 	}
@@ -79,11 +83,19 @@ func (v *vitals) accepted(now time.Time) {
 	second.count++
 }
 
+// read returns the figures of all nodes that share the database.
 func (v *vitals) read(now time.Time) Vitals {
+	others := v.others.Load()
 	out := Vitals{Latency: make(map[string]Percentiles, len(v.latency))}
 	for kind, series := range v.latency {
-		out.Latency[kind] = series.read(now)
+		out.Latency[kind] = series.read(now, others.latency[kind])
 	}
+	out.RequestsPerSecond = v.perSecond(now) + others.perSecond
+	return out
+}
+
+// perSecond is how many requests this node has accepted per second, over the last minute.
+func (v *vitals) perSecond(now time.Time) float64 {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	var count int64
@@ -92,9 +104,7 @@ func (v *vitals) read(now time.Time) Vitals {
 			count += second.count
 		}
 	}
-	span := min(max(now.Sub(v.started).Seconds(), 1), rateSeconds)
-	out.RequestsPerSecond = float64(count) / span
-	return out
+	return float64(count) / min(max(now.Sub(v.started).Seconds(), 1), rateSeconds)
 }
 
 // series is one kind of latency in a ring of windows, which are merged when they
@@ -134,16 +144,12 @@ func (s *series) record(now time.Time, latency time.Duration) {
 	s.sum += latency
 }
 
-func (s *series) read(now time.Time) Percentiles {
-	number := now.UnixNano() / int64(windowLength)
-	all := newHistogram()
-	s.mu.Lock()
-	for _, w := range s.windows {
-		if w.times != nil && w.number > number-windowCount && w.number <= number {
-			all.Merge(w.times)
-		}
+// read returns the percentiles of what was recorded in the last minutes, here and, unless that is nil, elsewhere.
+func (s *series) read(now time.Time, elsewhere *hdrhistogram.Histogram) Percentiles {
+	all := s.window(now)
+	if elsewhere != nil {
+		all.Merge(elsewhere)
 	}
-	s.mu.Unlock()
 	if all.TotalCount() == 0 {
 		return Percentiles{}
 	}
@@ -154,6 +160,20 @@ func (s *series) read(now time.Time) Percentiles {
 		P99:   float64(all.ValueAtPercentile(99)) / perMillisecond,
 		Count: all.TotalCount(),
 	}
+}
+
+// window is what was recorded in the last minutes.
+func (s *series) window(now time.Time) *hdrhistogram.Histogram {
+	number := now.UnixNano() / int64(windowLength)
+	all := newHistogram()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, w := range s.windows {
+		if w.times != nil && w.number > number-windowCount && w.number <= number {
+			all.Merge(w.times)
+		}
+	}
+	return all
 }
 
 // newHistogram takes about 31 KB: microseconds up to maxLatency, to 1 %.

@@ -199,6 +199,16 @@ func (b *Breaker) Status() BreakerStatus {
 	return status
 }
 
+// OpenUntil is when an open period ends that the breaker has begun itself, told by nobody; zero: it has none.
+func (b *Breaker) OpenUntil() time.Time {
+	if b.steps.State() != gobreaker.StateOpen {
+		return time.Time{}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.retryAt
+}
+
 // opened notes when the open period ends.
 func (b *Breaker) opened() {
 	b.mu.Lock()

@@ -181,6 +181,9 @@ func TestBreakerOpensForOthers(t *testing.T) {
 				b.Open(until.Add(-time.Second), 9, failed) // says nothing new
 				told := limit.BreakerStatus{State: limit.StateOpen, Failures: 7, LastFailure: failed, RetryAt: until}
 				expect(t, b, told)
+				if found := b.OpenUntil(); !found.IsZero() {
+					t.Errorf("it says that it was itself who opened until %v", found)
+				}
 				late(limit.Success)
 				expect(t, b, told)
 				refused(t, b, limit.ErrOpen)
@@ -198,6 +201,9 @@ func TestBreakerOpensForOthers(t *testing.T) {
 				}
 				switch test.want {
 				case limit.StateOpen:
+					if found := b.OpenUntil(); !found.Equal(time.Now().Add(open)) {
+						t.Errorf("its own open period ends at %v", found)
+					}
 					expect(t, b, limit.BreakerStatus{State: limit.StateOpen, Failures: 8, LastFailure: time.Now(), RetryAt: time.Now().Add(open)})
 					b.Open(time.Now().Add(time.Second), 1, time.Time{}) // it is open for longer itself
 					expect(t, b, limit.BreakerStatus{State: limit.StateOpen, Failures: 8, LastFailure: time.Now(), RetryAt: time.Now().Add(open)})

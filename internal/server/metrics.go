@@ -113,6 +113,7 @@ type reading struct {
 	lines  engine.SubmissionLogStats
 	flying int64
 	conns  connectionFigures
+	nodes  int
 }
 
 // figures is the collector of all of them.
@@ -150,7 +151,7 @@ func (f *figures) Collect(out chan<- prometheus.Metric) {
 	stats, err := s.cfg.Store.Stats(ctx)
 	at := time.Now()
 	lines, _ := s.cfg.Engine.SubmissionLogStats()
-	now := &reading{at, stats, s.cfg.Engine.Totals(), s.rateLimiting(at), s.tally, s.cfg.Engine.TaskNames(), lines, s.meters.inFlight.Load(), s.cfg.Connections.figures()}
+	now := &reading{at, stats, s.cfg.Engine.Totals(), s.rateLimiting(at), s.tally, s.cfg.Engine.TaskNames(), lines, s.meters.inFlight.Load(), s.cfg.Connections.figures(), s.cfg.Nodes.Count()}
 	lists := [][]figure{f.always, f.stored}
 	if err != nil {
 		s.log.Warn("read the store for /metrics", "error", err)
@@ -204,6 +205,9 @@ func figuresOfProcess() []figure {
 				available = 1
 			}
 			out.gauge(available)
+		}},
+		{name: "tandem_nodes", help: "Nodes that share the database and were alive at the last heartbeat, this one included.", read: func(now *reading, out put) {
+			out.gauge(float64(now.nodes))
 		}},
 		{name: "tandem_requests_ended_total", help: "Requests whose work ended since the start, by mode, task and outcome.", labels: []string{"mode", "task", "outcome"}, read: readEnded},
 		{name: "tandem_sync_response_seconds", help: "From a sync order to its result.", read: readDuration("sync_response")},

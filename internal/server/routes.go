@@ -80,6 +80,12 @@ func (s *server) routes() []route {
 			status:      http.StatusOK, reply: statistics{}, problems: []tandem.Code{tandem.CodeStoreUnavailable},
 		},
 		{
+			method: http.MethodGet, path: "/nodes", handle: show(s.handleNodes), access: forAdmins, limited: true,
+			id: "list-nodes", tag: tagService, summary: "List the nodes that share the database, the longest there first",
+			description: "On SQLite there is one.",
+			status:      http.StatusOK, reply: []node{}, problems: []tandem.Code{tandem.CodeStoreUnavailable},
+		},
+		{
 			method: http.MethodGet, path: "/metrics", handle: s.handleMetrics(), access: forAdmins, limited: true,
 			id: "metrics", tag: tagService, summary: "Show figures for Prometheus",
 			description: "The text format, or what else the Accept header of a scraper prefers. docs/operations.md says what each metric means.",

@@ -37,6 +37,7 @@ type Config struct {
 	Engine       *engine.Engine // required
 	Store        store.Store    // required; the one that Engine uses
 	Keys         *store.Keys    // whose holders may call; nil: everybody may, and nobody is asked
+	Nodes        *store.Nodes   // who shares the database of Store; nil: GET /nodes lists nobody
 	Mode         string         // "demo" or "production", as /stats shows it
 	TestCallback bool           // serve /test-callback (demo mode)
 	MaxData      int64          // bytes of `data`; 10,240; at most 16 MiB

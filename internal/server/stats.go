@@ -11,16 +11,16 @@ import (
 	"tandem/internal/store"
 )
 
-// statistics is the answer of GET /stats. Totals count since the database was
-// made, unless a field says otherwise.
+// statistics is the answer of GET /stats, the same from every node but for what says otherwise. Totals count since the
+// database was made, unless a field says otherwise.
 type statistics struct {
 	Requests     requestStatistics `json:"request_statistics"`
-	Latency      latencies         `json:"latency" doc:"Over the last 5 minutes"`
+	Latency      latencies         `json:"latency" doc:"Over the last 5 minutes, of all nodes; what others measured is a few seconds old"`
 	Callbacks    callbackService   `json:"callback_service"`
-	RateLimiting rateLimiting      `json:"rate_limiting"`
-	Errors       map[string]int64  `json:"errors" doc:"Category → count. Lower case: requests that failed, by error_code. Upper case: errors answered since the start of the process, by code"`
+	RateLimiting rateLimiting      `json:"rate_limiting" doc:"Whether a caller is slowed down by this node"`
+	Errors       map[string]int64  `json:"errors" doc:"Category → count. Lower case: requests that failed, by error_code. Upper case: errors that this node has answered since its start, by code"`
 	Queue        queueStatistics   `json:"queue"`
-	System       systemStatistics  `json:"system"`
+	System       systemStatistics  `json:"system" doc:"The process that answers"`
 }
 
 // requestStatistics are about requests and their work. callback_sent and
@@ -41,7 +41,7 @@ type requestStatistics struct {
 	RequestsPerSecond float64 `json:"requests_per_second" minimum:"0" doc:"Accepted, over the last minute"`
 }
 
-// latencies are the engine's own measurements, in memory: they start anew with the process.
+// latencies are the engines' own measurements, in memory: what a node has measured goes with its process.
 type latencies struct {
 	SyncResponse     percentiles `json:"sync_response" doc:"From the order to its result"`
 	AsyncAcceptance  percentiles `json:"async_acceptance" doc:"From the order to its commit"`
@@ -59,7 +59,7 @@ type percentiles struct {
 
 // callbackService is about callbacks, whatever their request's work did.
 type callbackService struct {
-	Domains      map[string]domain        `json:"domains" doc:"Destination (host:port) → its circuit breaker; at most 1,000, failing ones first"`
+	Domains      map[string]domain        `json:"domains" doc:"Destination (host:port) → its circuit breaker, as this node knows it; at most 1,000, failing ones first. What others find failing it knows within seconds"`
 	Global       globalCallbacks          `json:"global_stats"`
 	DeliveryRate float64                  `json:"delivery_rate" minimum:"0" maximum:"100" doc:"Percent of callbacks that ended that were delivered; 100 while none has ended"`
 	Attempts     map[tandem.Outcome]int64 `json:"attempts" doc:"Outcome → attempts"`
@@ -71,8 +71,8 @@ type domain struct {
 	FailureCount    int        `json:"failure_count" minimum:"0" doc:"In a row"`
 	LastFailureTime *time.Time `json:"last_failure_time" doc:"null: none is remembered"`
 	RetryAt         *time.Time `json:"retry_at" doc:"When an open breaker lets a probe pass; null unless open"`
-	InFlight        int        `json:"in_flight" minimum:"0" doc:"Exchanges now"`
-	Waiting         int        `json:"waiting" minimum:"0" doc:"Calls that wait for a place"`
+	InFlight        int        `json:"in_flight" minimum:"0" doc:"Exchanges of this node now"`
+	Waiting         int        `json:"waiting" minimum:"0" doc:"Calls of this node that wait for a place"`
 }
 
 // globalCallbacks sums up; the destinations are those listed, not all there ever were.
@@ -81,7 +81,7 @@ type globalCallbacks struct {
 	Failed       int64 `json:"failed" minimum:"0" doc:"Given up"`
 	Destinations int   `json:"destinations" minimum:"0" doc:"Listed in domains"`
 	OpenBreakers int   `json:"open_breakers" minimum:"0" doc:"Of those listed"`
-	InFlight     int   `json:"in_flight" minimum:"0" doc:"Exchanges now"`
+	InFlight     int   `json:"in_flight" minimum:"0" doc:"Exchanges of this node now"`
 }
 
 // queueStatistics are gauges: what is still to be done.

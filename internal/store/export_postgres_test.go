@@ -7,3 +7,6 @@ func (s *Postgres) FallSilent(yes bool) { s.silent.Store(yes) }
 
 // Reclaim has a node hand out again what it was handed without knowing.
 func (s *Postgres) Reclaim(ctx context.Context) error { return s.reclaim(ctx) }
+
+// Sweep has a node take over from those that are dead.
+func (s *Postgres) Sweep(ctx context.Context) error { return s.sweep(ctx, false) }

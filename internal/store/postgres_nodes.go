@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -19,30 +18,58 @@ import (
 const (
 	beatInterval  = 2 * time.Second // how often a node says that it lives
 	beatTimeout   = 2 * time.Second
+	unsteadyAfter = 5 * time.Second        // a gap between signs of life as long as that is one
 	awayInterval  = 500 * time.Millisecond // the same while the database does not answer
 	sweepInterval = 3 * time.Second        // how often it looks for those that do not
 	deadAfter     = 8 * time.Second        // by the clock of the database
-	lookAhead     = time.Second            // how old the counters of other nodes may be
+	lookAhead     = 2 * time.Second        // how old the counters of other nodes may be
 	deepSweep     = 20                     // every so many sweeps also look for requests whose job is gone
 )
 
-// heartbeat says that this node lives, and returns whether the others did not know of it. It
-// also tells whether the database takes writes.
+// heartbeat says that this node lives, tells the others what they are to know, hears what they have told, and returns whether
+// they did not know of it. It also shows whether the database takes writes.
 func (s *Postgres) heartbeat(ctx context.Context) (fresh bool, err error) {
-	name, err := os.Hostname()
-	if err != nil {
-		name = "unknown"
-	}
 	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
 	defer cancel()
-	err = s.pool.QueryRow(ctx, `
-		INSERT INTO nodes (id, name, version, since, seen_at) VALUES ($1, $2, $3, now(), now())
-		ON CONFLICT (id) DO UPDATE SET seen_at = now()
-		RETURNING since = seen_at`, s.node, name, tandem.Version).Scan(&fresh)
+	rows, err := s.pool.Query(ctx, `
+		WITH beat AS (
+			INSERT INTO nodes (id, since, name, seen_at, version, steady_since, address, state)
+			VALUES ($1, now(), $2, now(), $3, now(), $4, $5)
+			ON CONFLICT (id) DO UPDATE
+			SET seen_at = now(), state = excluded.state,
+			    steady_since = CASE WHEN nodes.seen_at < now() - $6::bigint * interval '1 microsecond' THEN now() ELSE nodes.steady_since END
+			RETURNING since = seen_at AS fresh
+		)
+		SELECT fresh, coalesce(others.id, ''), others.state, coalesce((extract(epoch FROM now() - others.seen_at) * 1000)::bigint, 0)
+		FROM beat LEFT JOIN nodes AS others ON others.id <> $1 AND others.seen_at > now() - $7::bigint * interval '1 microsecond'
+		LIMIT $8`,
+		s.node, machine(), tandem.Version, s.address(), s.cfg.Nodes.state(), unsteadyAfter.Microseconds(), deadAfter.Microseconds(), maxNodes)
 	if err != nil {
 		return false, fmt.Errorf("say that this node lives: %w", err)
 	}
+	var others []State
+	var node string
+	var told []byte
+	var age int64
+	_, err = pgx.ForEachRow(rows, []any{&fresh, &node, &told, &age}, func() error {
+		if node != "" {
+			others = append(others, State{Node: node, Told: told, Age: time.Duration(age) * time.Millisecond})
+		}
+		told = nil
+		return nil
+	})
+	if err != nil {
+		return false, fmt.Errorf("say that this node lives: %w", err)
+	}
+	s.cfg.Nodes.heard(others)
 	return fresh, nil
+}
+
+func (s *Postgres) address() string {
+	if s.cfg.Nodes == nil {
+		return ""
+	}
+	return s.cfg.Nodes.address
 }
 
 // rejoin is for a node that the others took for dead: what it had counted is in the sum, so
@@ -210,7 +237,15 @@ func (w *sweeping) run(ctx context.Context, tx pgx.Tx, deltas map[string]int64) 
 	if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, sweepLock).Scan(&ours); err != nil || !ours {
 		return err
 	}
-	rows, err := tx.Query(ctx, `DELETE FROM nodes WHERE seen_at < now() - $1::bigint * interval '1 microsecond' RETURNING id`, deadAfter.Microseconds())
+	// Whoever was cut off a moment ago knows nothing of others' silence: it may have been the database's.
+	rows, err := tx.Query(ctx, `
+		DELETE FROM nodes
+		WHERE seen_at < now() - $1::bigint * interval '1 microsecond' AND EXISTS (
+			SELECT FROM nodes AS own
+			WHERE own.id = $2 AND own.seen_at > now() - $3::bigint * interval '1 microsecond'
+			      AND own.steady_since < now() - $4::bigint * interval '1 microsecond')
+		RETURNING id`,
+		deadAfter.Microseconds(), w.store.node, unsteadyAfter.Microseconds(), (2 * beatInterval).Microseconds())
 	if err != nil {
 		return err
 	}
@@ -326,20 +361,11 @@ func (w *sweeping) fold(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
-// Node is one tandem of those that share a database.
-type Node struct {
-	ID      string
-	Name    string    // of its machine
-	Version string    // of tandem
-	Since   time.Time // it joined, by the clock of the database
-	Seen    time.Time // it last said that it lives, by the clock of the database
-}
-
-// Nodes lists the nodes that are not known to be dead, longest first.
-func (s *Postgres) Nodes(ctx context.Context) ([]Node, error) {
+// nodes lists the nodes that are not known to be dead, longest first.
+func (s *Postgres) nodes(ctx context.Context) ([]Node, error) {
 	var nodes []Node
 	err := s.reading(ctx, func(ctx context.Context) error {
-		rows, err := s.reads.Query(ctx, `SELECT id, name, version, since, seen_at FROM nodes ORDER BY since, id`)
+		rows, err := s.reads.Query(ctx, `SELECT id, name, version, address, since, seen_at, id = $1 FROM nodes ORDER BY since, id`, s.node)
 		if err != nil {
 			return err
 		}

@@ -34,6 +34,7 @@ var migrations embed.FS
 type Config struct {
 	URL      string       // ":memory:", a path, or "file:" and a path
 	MaxQueue int64        // unfinished requests on disk; beyond it Accept refuses; 1,000,000
+	Nodes    *Nodes       // filled in with who shares the database; nil: nobody asks
 	Log      *slog.Logger // slog.Default
 
 	connect connector // nil but in tests that watch what is asked of the database
@@ -115,6 +116,7 @@ func OpenSQLite(ctx context.Context, cfg Config) (*SQLite, error) {
 	if err := s.open(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open database %s: %w", cfg.URL, explain(err)), s.release())
 	}
+	cfg.Nodes.listed(alone(uuid.NewString(), cfg.Nodes))
 	go s.write() // ends when Close has closed ops; Close waits for stopped
 	return s, nil
 }

@@ -81,7 +81,10 @@ func Start(t testing.TB, cfg Config) *Service {
 	cfg.Store.Log, cfg.Egress.Log, cfg.Engine.Log, cfg.Server.Log = log, log, log, log
 
 	s := &Service{Secret: cfg.Secret, client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64, TLSClientConfig: &tls.Config{RootCAs: cfg.RootCAs}}}}
-	var err error
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, "listen", err)
+	nodes := store.NewNodes(listener.Addr().String())
+	cfg.Store.Nodes, cfg.Engine.Nodes, cfg.Server.Nodes = nodes, nodes, nodes
 	s.Store, err = store.OpenSQLite(t.Context(), cfg.Store)
 	must(t, "open store", err)
 	s.Egress, err = egress.New(cfg.Egress)
@@ -92,8 +95,6 @@ func Start(t testing.TB, cfg Config) *Service {
 	cfg.Server.Engine, cfg.Server.Store = s.Engine, s.Store
 	handler, err := server.New(cfg.Server)
 	must(t, "set up server", err)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, "listen", err)
 	s.URL = "http://" + listener.Addr().String()
 	if cfg.Server.Certificate != nil {
 		s.URL = "https://" + listener.Addr().String()

@@ -1,0 +1,148 @@
+package store
+
+import (
+	"context"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"tandem"
+)
+
+// maxNodes is how many other nodes one listens to.
+const maxNodes = 256
+
+// maxState is the most that a node may tell the others, in bytes.
+const maxState = 256 << 10
+
+// Node is one tandem of those that share a database.
+type Node struct {
+	ID      string
+	Name    string    // of its machine
+	Version string    // of tandem
+	Address string    // where it listens, for people
+	Since   time.Time // it joined, by the clock of the database
+	Seen    time.Time // it last said that it lives, by the clock of the database
+	This    bool      // it is the one that is asked
+}
+
+// State is what another node has told, and how long ago.
+type State struct {
+	Node string // its id
+	Told []byte
+	Age  time.Duration
+}
+
+// Nodes are the tandems that share a database, as one of them knows them: which there are, and what they tell
+// each other with every heartbeat, some seconds old at most. On SQLite there is one. The store that is
+// opened with them looks after them; a nil *Nodes knows nobody and tells nothing.
+type Nodes struct {
+	address string
+
+	mu   sync.Mutex // guards the fields below; held while tell and hear run
+	list func(context.Context) ([]Node, error)
+	tell func() []byte
+	hear func([]State)
+	live int // nodes alive as of the last heartbeat, this one included
+}
+
+// NewNodes is for one Config. The address is where this node listens.
+func NewNodes(address string) *Nodes { return &Nodes{address: address, live: 1} }
+
+// Exchange has the others told what tell returns, and hear called with what all the others last told, which
+// replaces what it was called with before. Neither must block. It returns what ends that: once end has returned, neither runs.
+func (n *Nodes) Exchange(tell func() []byte, hear func([]State)) (end func()) {
+	n.set(tell, hear)
+	return func() { n.set(nil, nil) }
+}
+
+func (n *Nodes) set(tell func() []byte, hear func([]State)) {
+	if n == nil {
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.tell, n.hear = tell, hear
+}
+
+// Count is how many nodes were alive at the last heartbeat of this one.
+func (n *Nodes) Count() int {
+	if n == nil {
+		return 1
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.live
+}
+
+// List returns the nodes that are not known to be dead, those first that have been there longest.
+func (n *Nodes) List(ctx context.Context) ([]Node, error) {
+	if n == nil {
+		return nil, nil
+	}
+	n.mu.Lock()
+	list := n.list
+	n.mu.Unlock()
+	if list == nil {
+		return nil, nil
+	}
+	return list(ctx)
+}
+
+// listed says who knows which nodes there are.
+func (n *Nodes) listed(list func(context.Context) ([]Node, error)) {
+	if n == nil {
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.list = list
+}
+
+// state is what is to be told now; nil: nothing.
+func (n *Nodes) state() []byte {
+	if n == nil {
+		return nil
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.tell == nil {
+		return nil
+	}
+	state := n.tell()
+	if len(state) > maxState {
+		return nil
+	}
+	return state
+}
+
+// heard passes on what the others have told. Of some there is nothing.
+func (n *Nodes) heard(states []State) {
+	if n == nil {
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.live = len(states) + 1
+	if n.hear != nil {
+		n.hear(slices.DeleteFunc(states, func(s State) bool { return s.Told == nil }))
+	}
+}
+
+// alone is the list of a node whose database is its own.
+func alone(id string, n *Nodes) func(context.Context) ([]Node, error) {
+	since, name := time.Now().UTC(), machine()
+	return func(context.Context) ([]Node, error) {
+		return []Node{{ID: id, Name: name, Version: tandem.Version, Address: n.address, Since: since, Seen: time.Now().UTC(), This: true}}, nil
+	}
+}
+
+// machine is the name of this one.
+func machine() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return "unknown"
+	}
+	return name
+}
