@@ -125,8 +125,8 @@ func join[T any](separator string, values []T) string {
 // firstKey is the command line that makes a key for this configuration.
 func (c *serveCommand) firstKey(program string) string {
 	db := ""
-	if c.DB != "file:tandem.db" && c.DB != os.Getenv("TANDEM_DB") {
-		db = " --db " + redact(c.DB)
+	if c.DB != "file:tandem.db" && c.givenDB != os.Getenv("TANDEM_DB") {
+		db = " --db " + redact(c.givenDB)
 	}
 	return program + " keys create --name admin --scopes submit,read,admin" + db +
 		"\n      and start again; or serve with --no-auth, and whoever reaches the port may use it"

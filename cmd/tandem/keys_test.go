@@ -20,6 +20,7 @@ import (
 
 	"tandem"
 	"tandem/internal/store"
+	"tandem/internal/tandemtest"
 )
 
 // keys runs `tandem keys` on a database and returns what it prints, without white space around it.
@@ -80,51 +81,66 @@ func (c callback) verifies(secret string) bool {
 	return err == nil && parsed.Verify(c.header, c.body, time.Now()) == nil
 }
 
-// TestKeysWhileServing makes, rotates and revokes keys beside a running server, which follows;
-// callbacks verify with the secrets that were shown; and nothing secret is found where it does not belong.
-func TestKeysWhileServing(t *testing.T) {
-	t.Parallel()
-	callbacks := make(chan callback, 1)
+// callbacks is a receiver that waits to be asked what it got.
+type callbacks struct {
+	url, port string
+	received  chan callback
+}
+
+func newCallbacks(t testing.TB) *callbacks {
+	t.Helper()
+	c := &callbacks{received: make(chan callback, 1)}
 	receiver := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
 			t.Error(err)
 		}
-		callbacks <- callback{r.Header, body}
+		c.received <- callback{r.Header, body}
 	}))
 	t.Cleanup(receiver.Close)
 	address, err := url.Parse(receiver.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.url, c.port = receiver.URL, address.Port()
+	return c
+}
+
+// deliver asks for work with a key and returns its callback.
+func (c *callbacks) deliver(t *testing.T, p *process, key string) callback {
+	t.Helper()
+	status, body := ask(t, http.MethodPost, p.url+"/async", key, `{"data":{"n":1},"task":"echo","callback_url":"`+c.url+`"}`)
+	if status != http.StatusAccepted {
+		t.Fatalf("POST /async: %d %s", status, body)
+	}
+	select {
+	case got := <-c.received:
+		return got
+	case <-time.After(patience):
+		t.Fatal("no callback")
+		return callback{}
+	}
+}
+
+// TestKeysWhileServing makes, rotates and revokes keys beside a running server, which follows;
+// callbacks verify with the secrets that were shown; and nothing secret is found where it does not belong.
+func TestKeysWhileServing(t *testing.T) {
+	t.Parallel()
+	receiver := newCallbacks(t)
 	db := filepath.Join(t.TempDir(), "tandem.db")
 	admin, _ := keys(t, db, "create", "--plain", "--name", "admin", "--scopes", "admin")
 	p := startServe(t, "--mode", "production", "--db", db, "--debug", "--rate-limit", "off", "--read-limit", "off",
-		"--allow-callback-cidr", "127.0.0.0/8", "--allow-callback-port", address.Port())
+		"--allow-callback-cidr", "127.0.0.0/8", "--allow-callback-port", receiver.port)
 
 	first, hints := keys(t, db, "create", "--name", "ci", "--scopes", "submit,read")
 	secret := regexp.MustCompile(`whsec_\S+`).FindString(hints)
 	eventually(t, p, first, http.StatusOK)
-	deliver := func(key string) callback {
-		t.Helper()
-		status, body := ask(t, http.MethodPost, p.url+"/async", key, `{"data":{"n":1},"task":"echo","callback_url":"`+receiver.URL+`"}`)
-		if status != http.StatusAccepted {
-			t.Fatalf("POST /async: %d %s", status, body)
-		}
-		select {
-		case c := <-callbacks:
-			return c
-		case <-time.After(patience):
-			t.Fatal("no callback")
-			return callback{}
-		}
-	}
-	if !deliver(first).verifies(secret) {
+	if !receiver.deliver(t, p, first).verifies(secret) {
 		t.Error("a callback does not verify with the secret that was shown")
 	}
 	rotated, _ := keys(t, db, "rotate-signing", "ci", "--overlap", "1h")
-	err = poll("a callback with the new signature", func() error {
-		got := deliver(first)
+	err := poll("a callback with the new signature", func() error {
+		got := receiver.deliver(t, p, first)
 		if !got.verifies(secret) {
 			t.Error("during the overlap a callback does not verify with the old secret")
 		}
@@ -236,10 +252,22 @@ func TestKeysCrash(t *testing.T) {
 	t.Logf("%d of %d killed, %d keys", killed, len(tokens), len(list))
 }
 
-// TestAuditWithKeys: the checks of authentication and of tenants pass against production.
+// TestAuditWithKeys: the checks of authentication and of tenants pass against production, on either kind of database.
 func TestAuditWithKeys(t *testing.T) {
 	t.Parallel()
-	db := filepath.Join(t.TempDir(), "tandem.db")
+	for kind, empty := range map[string]func(t *testing.T) string{
+		"file":     func(t *testing.T) string { return filepath.Join(t.TempDir(), "tandem.db") },
+		"postgres": func(t *testing.T) string { return tandemtest.Postgres(t, tandemtest.Volatile) },
+	} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			auditWithKeys(t, empty(t))
+		})
+	}
+}
+
+func auditWithKeys(t *testing.T, db string) {
+	t.Helper()
 	var env []string
 	for name, variable := range map[string]string{"one": "TANDEM_API_KEY", "two": "TANDEM_SECOND_API_KEY"} {
 		token, _ := keys(t, db, "create", "--plain", "--name", name, "--scopes", "submit,read")

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/url"
 	"os"
@@ -28,12 +29,9 @@ type Guarded struct {
 // NewGuarded starts it; it ends with the test. Where PostgreSQL is not installed the test is skipped.
 func NewGuarded(t testing.TB) *Guarded {
 	t.Helper()
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, "find a free port", err)
-	address := free.Addr().String()
+	address := freeAddress(t)
 	_, port, err := net.SplitHostPort(address)
 	must(t, "find a free port", err)
-	must(t, "find a free port", free.Close())
 	s, ended := launchPostgres(t, Volatile, port)
 	t.Cleanup(func() {
 		s.alive.Close()
@@ -44,6 +42,18 @@ func NewGuarded(t testing.TB) *Guarded {
 	g := &Guarded{Address: address, throwaway: s}
 	g.admit(t, "host")
 	return g
+}
+
+// freeAddress is where nobody listens, and below the ports that the system gives to whoever wants any.
+func freeAddress(t testing.TB) string {
+	t.Helper()
+	for {
+		listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20_000+rand.N(10_000)))
+		if err == nil {
+			must(t, "find a free port", listener.Close())
+			return listener.Addr().String()
+		}
+	}
 }
 
 // Exec runs statements as the superuser of the server.
