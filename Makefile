@@ -14,7 +14,7 @@ CHAOS_ROUNDS  ?= 20
 SOAK_DURATION ?= 10m
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test race lint vuln build cross ci crash chaos soak abuse bench bench-postgres fuzz clean
+.PHONY: help demo dev cluster test race lint vuln build cross ci crash chaos soak abuse bench bench-postgres fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ lint: ## golangci-lint with .golangci.yml (the first run builds it)
 
 vuln: ## known vulnerabilities in what is reachable (needs the network)
 	$(TOOL) govulncheck ./...
+
+cluster: ## three nodes on one throwaway PostgreSQL, which has to be installed; Ctrl-C ends all of it
+	@$(MAKE) build
+	@./start_cluster.sh
 
 build: ## static binary for this machine: bin/tandem
 	$(BUILD) -o bin/tandem ./cmd/tandem

@@ -66,14 +66,22 @@ func execForm(t *testing.T, text string) []string {
 // compose is what is read of docker-compose.yml.
 type compose struct {
 	Services map[string]struct {
-		Profiles []string `yaml:"profiles"`
-		Command  []string `yaml:"command"`
-		Ports    []string `yaml:"ports"`
-		Volumes  []string `yaml:"volumes"`
-		Build    struct {
+		Profiles    []string          `yaml:"profiles"`
+		Image       string            `yaml:"image"`
+		Command     []string          `yaml:"command"`
+		Environment map[string]string `yaml:"environment"`
+		Ports       []string          `yaml:"ports"`
+		Volumes     []string          `yaml:"volumes"`
+		Configs     []struct {
+			Source string `yaml:"source"`
+		} `yaml:"configs"`
+		Build struct {
 			Target string `yaml:"target"`
 		} `yaml:"build"`
 	} `yaml:"services"`
+	Configs map[string]struct {
+		Content string `yaml:"content"`
+	} `yaml:"configs"`
 	Volumes map[string]any `yaml:"volumes"`
 }
 
@@ -231,7 +239,7 @@ func TestWorkflowFilesAgree(t *testing.T) {
 	}
 	c := readCompose(t)
 	for name, service := range c.Services {
-		if len(service.Profiles) != 1 || service.Profiles[0] != name {
+		if len(service.Profiles) != 1 || service.Profiles[0] != name && service.Profiles[0] != "cluster" {
 			t.Errorf("%s: profiles %v", name, service.Profiles)
 		}
 		for _, port := range service.Ports {
@@ -249,7 +257,7 @@ func TestWorkflowFilesAgree(t *testing.T) {
 			dockerStage(t, service.Build.Target)
 		}
 	}
-	if len(c.Services) != 3 {
+	if len(c.Services) != 8 {
 		t.Errorf("%d services", len(c.Services))
 	}
 }
