@@ -277,10 +277,13 @@ func (s *Postgres) Close() error {
 }
 
 func (s *Postgres) release() {
-	if s.pool != nil {
-		s.pool.Close()
-		s.reads.Close()
+	if s.pool == nil {
+		return
 	}
+	var closing sync.WaitGroup // pgx waits for each connection, if the server does not answer for 15 s
+	closing.Go(s.pool.Close)
+	closing.Go(s.reads.Close)
+	closing.Wait()
 }
 
 // SigningSecret returns the secret kept in the database, the same for all nodes whichever is first.
