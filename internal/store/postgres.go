@@ -144,12 +144,14 @@ func MigratePostgres(ctx context.Context, url string) error {
 	return nil
 }
 
-// steadyPlans have a writer's statements planned the same way whatever PostgreSQL knows of the size of tables. The
-// queue is empty one moment and long the next, and a plan is kept: one that was made for an
-// empty table goes through all of it for each of a batch's rows, minutes long. So every statement that writes many rows names their keys as
-// an array, which is looked up in the index (= ANY), and joins what it finds by hashing.
-func steadyPlans() map[string]string {
-	return map[string]string{"enable_nestloop": "off", "enable_mergejoin": "off", "enable_seqscan": "off", "jit": "off"}
+// steadyPlans have statements planned the same way whatever PostgreSQL knows of the size of tables. The queue is empty
+// one moment and long the next, and a plan is kept: one that was made for an empty table goes
+// through all of it for each row of a batch. So every statement that writes many rows names their keys as an array, which is
+// looked up in the index (= ANY), and joins what it finds by hashing; what reads looks up each row by its key.
+func steadyPlans(join string) map[string]string {
+	settings := map[string]string{"enable_seqscan": "off", "enable_nestloop": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off"}
+	settings[join] = "on"
+	return settings
 }
 
 // connectPools returns a pool for writing and one for reading, which share the connections that
@@ -162,7 +164,8 @@ func connectPools(ctx context.Context, url string) (pool, reads *pgxpool.Pool, e
 	all := cfg.MaxConns
 	reading := cfg.Copy()
 	reading.MaxConns = max(all/4, 2)
-	setDefaults(cfg, steadyPlans())
+	setDefaults(cfg, steadyPlans("enable_hashjoin"))
+	setDefaults(reading, steadyPlans("enable_nestloop"))
 	setDefaults(reading, map[string]string{"default_transaction_read_only": "on"})
 	cfg.MaxConns = all - reading.MaxConns
 	if pool, err = pgxpool.NewWithConfig(ctx, cfg); err != nil {

@@ -215,6 +215,14 @@ func (s *Postgres) submissions(ctx context.Context, key string) (n int64, err er
 	return n, err
 }
 
+// indexRange is the condition for rows whose columns have given values and whose id is within a page's bounds, as a range of the
+// index over those columns and id. With equals signs PostgreSQL may take the order of id for a shortcut, and go through all of the history
+// for rows that are at its other end, or nowhere.
+func indexRange(columns, values string) string {
+	first, _, _ := strings.Cut(columns, ",")
+	return `(` + columns + `, id) >= (` + values + `, $1) AND (` + columns + `, id) < (` + values + `, $2) AND ` + first + ` IS NOT NULL`
+}
+
 // postgresPage returns the statement for a filter and its arguments; "" when nothing can match.
 func postgresPage(f Filter, tasks []string, from, before pgtype.UUID) (string, []any) {
 	args := []any{from, before, f.Limit + 1, f.Offset}
@@ -222,18 +230,22 @@ func postgresPage(f Filter, tasks []string, from, before pgtype.UUID) (string, [
 		args = append(args, value)
 		return "$" + strconv.Itoa(len(args))
 	}
-	owner := ""
+	owner, ownerValue := "", ""
 	if f.Key != "" {
-		owner = "key_id = " + add(f.Key) + " AND "
+		owner, ownerValue = "key_id, ", add(f.Key)+", "
 	}
 	const selected = `SELECT ` + pgColumns + `, data, result FROM requests WHERE `
-	const page = `id >= $1 AND id < $2 ORDER BY id DESC LIMIT $3::bigint OFFSET $4::bigint`
 	if f.Batch != "" { // the few rows of a batch are looked through
-		return selected + owner + `batch_id = ` + add(f.Batch) + ` AND ` + page, args
+		query := selected + indexRange("batch_id", add(f.Batch))
+		if f.Key != "" {
+			query += ` AND key_id = ` + strings.TrimSuffix(ownerValue, ", ")
+		}
+		return query + ` ORDER BY batch_id DESC, id DESC LIMIT $3::bigint OFFSET $4::bigint`, args
 	}
 	if f.Mode == "" && f.Status == "" && f.Task == "" && f.Key == "" {
-		return selected + page, args
+		return selected + `id >= $1 AND id < $2 ORDER BY id DESC LIMIT $3::bigint OFFSET $4::bigint`, args
 	}
+	columns := owner + "mode, status, task"
 	modes, statuses := tandem.Modes, tandem.Statuses
 	if f.Mode != "" {
 		modes = []tandem.Mode{f.Mode}
@@ -253,8 +265,8 @@ func postgresPage(f Filter, tasks []string, from, before pgtype.UUID) (string, [
 			for _, task := range tasks {
 				arms = append(arms, `
 		(SELECT id FROM requests
-		WHERE `+owner+`mode = `+add(string(mode))+` AND status = `+add(string(status))+` AND task = `+add(task)+` AND id >= $1 AND id < $2
-		ORDER BY id DESC LIMIT $3::bigint + $4::bigint)`)
+		WHERE `+indexRange(columns, ownerValue+add(string(mode))+", "+add(string(status))+", "+add(task))+`
+		ORDER BY `+strings.ReplaceAll(columns, ",", " DESC,")+` DESC, id DESC LIMIT $3::bigint + $4::bigint)`)
 			}
 		}
 	}

@@ -269,11 +269,11 @@ func (w *sweeping) interrupt(ctx context.Context, tx pgx.Tx, deltas map[string]i
 	tag, err := tx.Exec(ctx, `
 		UPDATE requests
 		SET status = 'failed', error_code = $1, error_message = $2, completed_at = now()
-		WHERE id IN (
+		WHERE id = ANY (ARRAY(
 			SELECT id
 			FROM requests
 			WHERE status = 'processing' AND job_id IS NULL AND NOT EXISTS (SELECT FROM nodes WHERE nodes.id = node)
-			FOR UPDATE SKIP LOCKED)`,
+			FOR UPDATE SKIP LOCKED))`,
 		tandem.FailedInterrupted, "the server stopped while this request was running")
 	if err != nil {
 		return fmt.Errorf("end interrupted requests: %w", err)

@@ -23,9 +23,8 @@ const (
 	minAhead = 16
 	// maxAhead is the most of them: enough for 25,000 jobs/s, and few to hand back at a shutdown.
 	maxAhead = 256
-	// keepCompleted is how long River keeps a job that it has completed. There are
-	// none but those that ended against the rules; the others are deleted with their result.
-	keepCompleted = time.Minute
+	// keepForever is for how long River keeps jobs that have ended: there are none, they are deleted with their results.
+	keepForever = -1
 	// rescueAfter is when River hands out a job again that has not ended. It does not know of nodes and
 	// goes by the leader's clock; the sweep is quicker and does know, so River's never comes to it.
 	rescueAfter = 365 * 24 * time.Hour
@@ -74,7 +73,9 @@ func (s *Postgres) Work(ctx context.Context, capacity Capacity, step Step) error
 		FetchPollInterval:           pollInterval,
 		JobTimeout:                  -1, // a step knows its own
 		RescueStuckJobsAfter:        rescueAfter,
-		CompletedJobRetentionPeriod: keepCompleted,
+		CompletedJobRetentionPeriod: keepForever,
+		CancelledJobRetentionPeriod: keepForever,
+		DiscardedJobRetentionPeriod: keepForever,
 		ReindexerIndexNames:         []string{"river_job_pkey", "river_job_prioritized_fetching_index"}, // those that are used
 	})
 	if err != nil {

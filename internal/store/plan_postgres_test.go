@@ -1,0 +1,290 @@
+package store_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"tandem"
+	"tandem/internal/store"
+	"tandem/internal/tandemtest"
+)
+
+// planRows is how much history the plans of PostgreSQL are looked at with, and mostRead how many rows a statement may
+// read: a batch is 1,024 rows, a chunk of retention no more, and none reads a share of the history.
+const (
+	planRows = 100_000
+	mostRead = 20_000
+)
+
+// wholeIndexes are the indexes that a statement may read from end to end, each with the reason.
+var wholeIndexes = map[string]string{
+	"requests_processing":                  "what is being worked on, for those whose node is gone",
+	"requests_job":                         "what is unfinished, once a minute, for those whose job is gone",
+	"river_job_pkey":                       "the same",
+	"river_job_prioritized_fetching_index": "the same",
+}
+
+// notPlanned are statements that the test does not provoke, each with the reason.
+var notPlanned = map[string]string{
+	"WITH old AS ( DELETE FROM river_job WHERE id = $1 RETURNING queue )": "one row by its key, when a request cannot be read",
+}
+
+// explained is a statement that has run, as auto_explain tells of it.
+type explained struct {
+	Text string   `json:"Query Text"` //nolint:tagliatelle // as PostgreSQL has it
+	Plan planStep `json:"Plan"`       //nolint:tagliatelle // as PostgreSQL has it
+}
+
+// planStep is a step of a plan, with what it did each time that it ran.
+type planStep struct {
+	Type     string     `json:"Node Type"`                   //nolint:tagliatelle // as PostgreSQL has it
+	Relation string     `json:"Relation Name"`               //nolint:tagliatelle // as PostgreSQL has it
+	Index    string     `json:"Index Name"`                  //nolint:tagliatelle // as PostgreSQL has it
+	Cond     string     `json:"Index Cond"`                  //nolint:tagliatelle // as PostgreSQL has it
+	Rows     float64    `json:"Actual Rows"`                 //nolint:tagliatelle // as PostgreSQL has it
+	Loops    float64    `json:"Actual Loops"`                //nolint:tagliatelle // as PostgreSQL has it
+	Filtered float64    `json:"Rows Removed by Filter"`      //nolint:tagliatelle // as PostgreSQL has it
+	Joined   float64    `json:"Rows Removed by Join Filter"` //nolint:tagliatelle // as PostgreSQL has it
+	Steps    []planStep `json:"Plans"`                       //nolint:tagliatelle // as PostgreSQL has it
+}
+
+// read is how many rows the step and those below it have looked at.
+func (p *planStep) read() float64 {
+	n := (p.Rows + p.Filtered + p.Joined) * p.Loops
+	for i := range p.Steps {
+		n += p.Steps[i].read()
+	}
+	return n
+}
+
+// wrong says what a plan does that takes longer the longer the history is; "": nothing.
+func (p *planStep) wrong() string {
+	large := p.Relation == "requests" || p.Relation == "attempts" || p.Relation == "river_job"
+	switch {
+	case large && p.Type == "Seq Scan":
+		return "reads all of " + p.Relation
+	case strings.Contains(p.Type, "Index") && p.Cond == "" && (large || p.Relation == "") && wholeIndexes[p.Index] == "":
+		return "reads all of the index " + p.Index
+	}
+	for i := range p.Steps {
+		if text := p.Steps[i].wrong(); text != "" {
+			return text
+		}
+	}
+	return ""
+}
+
+// TestPostgresPlans: whatever the store asks of PostgreSQL, none of it goes through the history, or
+// through a long queue for each of its jobs. The plans are those that were run, as the server tells them.
+func TestPostgresPlans(t *testing.T) {
+	t.Parallel()
+	address := explainedPostgres(t)
+	livePostgres(t, address)
+	plans := readPlans(t, address)
+	checkCompletePostgres(t, plans)
+	told := map[string]bool{}
+	for i := range plans {
+		p := &plans[i]
+		wrong := p.Plan.wrong()
+		if n := p.Plan.read(); n > mostRead {
+			wrong = fmt.Sprintf("reads %.0f rows", n)
+		}
+		if wrong != "" && !told[p.Text] { // each statement once
+			told[p.Text] = true
+			t.Errorf("%s:\n%s", wrong, p.Text)
+		}
+	}
+}
+
+// explainedPostgres makes a database with a history that tells of all plans in the server's log.
+func explainedPostgres(t *testing.T) string {
+	t.Helper()
+	address := emptyPostgres(t, tandemtest.Volatile)
+	conn, err := pgx.Connect(t.Context(), address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	statements := []string{
+		// An empty queue that is known to be empty: plans that are made now are kept.
+		`VACUUM ANALYZE river_job`,
+		fmt.Sprintf(`
+		INSERT INTO requests (id, mode, task, status, callback_status, complexity, callback_attempts, started_at, completed_at, node, callback_url, key_id, batch_id, data, result)
+		SELECT (lpad(to_hex(1767225600000 + i), 12, '0') || '7000' || '8' || lpad(to_hex(i), 15, '0'))::uuid,
+		       CASE WHEN i %% 10 = 0 THEN 'sync' ELSE 'async' END,
+		       CASE WHEN i %% 100 = 7 THEN 'compute' ELSE 'echo' END,
+		       CASE WHEN i %% 10 = 0 THEN 'completed' WHEN i %% 1000 = 1 THEN 'callback_failed' ELSE 'callback_sent' END,
+		       CASE WHEN i %% 10 = 0 THEN '' ELSE 'sent' END,
+		       1, 1, '2026-01-01', now(), 'filled', '', CASE WHEN i %% 3 = 0 THEN 'key_b' END, CASE WHEN i %% 500 = 0 THEN 'batch_b' END, '{"n":1}', '{}'
+		FROM generate_series(1::bigint, %d) AS i`, planRows),
+		`INSERT INTO attempts (request, number, outcome, started_at, duration_us, status_code, error) SELECT id, 1, 'delivered', now(), 500, 200, '' FROM requests`,
+		fmt.Sprintf(`UPDATE counters SET counts = '{"rows/all": %d, "task/echo": %d, "task/compute": %d}' WHERE node = ''`, planRows, planRows-planRows/100, planRows/100),
+		`VACUUM ANALYZE requests, attempts`,
+	}
+	for _, setting := range []string{
+		"session_preload_libraries = 'auto_explain'", "auto_explain.log_min_duration = 0", "auto_explain.log_format = json", "auto_explain.log_analyze = on",
+		"auto_explain.log_timing = off", "log_min_messages = log", "log_statement = none",
+	} {
+		statements = append(statements, `ALTER DATABASE `+conn.Config().Database+` SET `+setting)
+	}
+	for _, statement := range statements {
+		if _, err := conn.Exec(t.Context(), statement); err != nil {
+			t.Fatalf("%s: %v", statement, err)
+		}
+	}
+	return address
+}
+
+// livePostgres leads requests through everything that can happen to one.
+func livePostgres(t *testing.T, address string) {
+	t.Helper()
+	s, err := store.OpenPostgres(t.Context(), store.Config{URL: address, Log: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.SigningSecret(t.Context(), tandem.NewSecret()); err != nil {
+		t.Fatal(err)
+	}
+	large := newAsync()
+	large.Data = json.RawMessage(`{"x":"` + strings.Repeat("x", 200_000) + `"}`)
+	stop := work(t, s, func(_ context.Context, job store.Job) store.Next {
+		switch {
+		case job.Lane == store.LaneCPU:
+			job.Started()
+			waitStatus(t, s, job.Request.ID, tandem.StatusProcessing)
+			return workEnded(`{}`)
+		case job.Lane == store.LaneIO:
+			return workEnded(`{}`)
+		case job.Request.ID != large.ID:
+			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+		case job.Request.CallbackAttempts == 0:
+			return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: time.Now().Add(50 * time.Millisecond), Attempt: attempt(1, tandem.OutcomeTimeout)}
+		default:
+			return store.Next{Verdict: store.Dead, Attempt: attempt(2, tandem.OutcomeGone)}
+		}
+	})
+	for range 20 { // each plan is made anew for the first five times, and then kept
+		acceptMany(t, s, 1, store.LaneIO)
+		waitFor(t, "the queue to be empty again", func() bool { return mustStats(t, s).Unfinished == 0 })
+	}
+	accept(t, s, large, store.LaneCPU)
+	submission := newSubmission("batch_a")
+	submission.KeyID = "key_a"
+	accept(t, s, submission, store.LaneIO)
+	if err := s.Finish(t.Context(), submissionJob(submission), called("")); err != nil {
+		t.Fatal(err)
+	}
+	r := newSync()
+	accept(t, s, r, store.LaneNone)
+	if err := s.Finish(t.Context(), store.Job{Request: *r}, store.Next{Outcome: &store.Outcome{Result: json.RawMessage(`1`)}}); err != nil {
+		t.Fatal(err)
+	}
+	waitStatus(t, s, large.ID, tandem.StatusCallbackFailed)
+	waitFor(t, "all to end", func() bool { return mustStats(t, s).Unfinished == 0 })
+	stop()
+
+	acceptMany(t, s, 3000, store.LaneIO) // a long queue: what nobody works on, and then all at once
+	mustStats(t, s)
+	for range 7 {
+		if err := s.SweepDeep(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Reclaim(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	look(t, s)
+	if _, err := s.Requests(t.Context(), store.Filter{Task: tandem.TaskSubmission, Key: "key_a", Limit: 10}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = joinPostgres(t, address)
+	work(t, s, delivered)
+	waitFor(t, "the long queue to be worked off", func() bool { return mustStats(t, s).Unfinished == 0 })
+	if n, err := s.Retain(t.Context(), time.UnixMilli(1767225600000+5000)); n == 0 || err != nil {
+		t.Fatalf("deleted %d, %v", n, err)
+	}
+}
+
+// readPlans reads what the server has told of the plans of a database. It writes no other statements than ours
+// into its log, because no other database asks for it.
+func readPlans(t *testing.T, address string) (plans []explained) {
+	t.Helper()
+	parsed, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(parsed.Query().Get("host"), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range strings.Split(string(text), " plan:\n")[1:] {
+		var p explained
+		if err := json.NewDecoder(strings.NewReader(part)).Decode(&p); err != nil {
+			t.Fatalf("%v\n%.300s", err, part)
+		}
+		p.Text = strings.Join(strings.Fields(p.Text), " ")
+		plans = append(plans, p)
+	}
+	return plans
+}
+
+// checkCompletePostgres: every statement about a large table that stands in the package was seen.
+func checkCompletePostgres(t *testing.T, plans []explained) {
+	t.Helper()
+	sources, err := filepath.Glob("postgres*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tables := regexp.MustCompile(`\b(requests|attempts|river_job)\b`)
+	found := 0
+	for _, source := range sources {
+		if strings.HasSuffix(source, "_test.go") || source == "postgres_copy.go" { // copied is into an empty database
+			continue
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), source, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(file, func(node ast.Node) bool {
+			expression, ok := node.(ast.Expr)
+			if !ok {
+				return true
+			}
+			pattern, ok := textOf(expression)
+			if !ok || !planned.MatchString(pattern) || !tables.MatchString(pattern) {
+				return true
+			}
+			for text := range notPlanned {
+				if strings.HasPrefix(pattern, regexp.QuoteMeta(text)) {
+					return false
+				}
+			}
+			found++
+			matches := regexp.MustCompile(pattern).MatchString
+			if !slices.ContainsFunc(plans, func(p explained) bool { return matches(p.Text) }) {
+				t.Errorf("%s: this statement was not run:\n%s", source, pattern)
+			}
+			return false
+		})
+	}
+	if found < 10 {
+		t.Errorf("only %d statements found in the sources: is the pattern still right?", found)
+	}
+}
