@@ -105,7 +105,7 @@ func (e *Engine) accept(r *tandem.Request) error {
 	if err == nil {
 		return nil
 	}
-	if bounded.Err() != nil { // there may be a row all the same
+	if bounded.Err() != nil || errors.Is(err, store.ErrUnsure) { // there may be a row all the same
 		const code = tandem.FailedInterrupted
 		_ = e.finish(r, store.Outcome{ErrorCode: code, ErrorMessage: failureMessage(code), CompletedAt: now()})
 	}

@@ -344,6 +344,18 @@ func TestDoAcceptTooLate(t *testing.T) {
 	}
 }
 
+// The database has committed, and the answer is lost with the connection.
+func TestDoAcceptUnsure(t *testing.T) {
+	t.Parallel()
+	p := start(t, nil)
+	p.store.unsure = true
+	_, err := p.Do(t.Context(), order("echo"))
+	wantCode(t, err, tandem.CodeStoreUnavailable)
+	if r := p.only(); r.Status != tandem.StatusFailed || r.ErrorCode != tandem.FailedInterrupted {
+		t.Errorf("stored %s %s, want failed interrupted", r.Status, r.ErrorCode)
+	}
+}
+
 func TestSubmitClientGone(t *testing.T) {
 	t.Parallel()
 	p := start(t, nil)

@@ -186,6 +186,7 @@ type faultyStore struct {
 	taken  int    // so many calls of Accept find their id taken
 	before func() // called by Accept first, if set
 	late   bool   // Accept accepts, but does not say so before its context ends
+	unsure bool   // Accept accepts, and says that it does not know
 }
 
 func (f *faultyStore) sabotage(accept, finish error) {
@@ -227,11 +228,17 @@ func (f *faultyStore) Accept(ctx context.Context, lane store.Lane, requests ...*
 	if f.isTaken() {
 		return store.ErrExists
 	}
-	if err := f.Store.Accept(ctx, lane, requests...); err != nil || !f.late {
+	if err := f.Store.Accept(ctx, lane, requests...); err != nil {
 		return err
 	}
-	<-ctx.Done()
-	return ctx.Err()
+	if f.unsure {
+		return &tandem.Error{Code: tandem.CodeStoreUnavailable, Message: "perhaps", Err: store.ErrUnsure}
+	}
+	if f.late {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return nil
 }
 
 func (f *faultyStore) Finish(ctx context.Context, job store.Job, next store.Next) error {

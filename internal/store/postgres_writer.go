@@ -159,10 +159,12 @@ func (w *pgWriter) finish(o *pgOp, err error) {
 	}
 	var known *tandem.Error
 	if err != nil && !errors.As(err, &known) && !errors.Is(err, ErrExists) {
+		refused := unavailable(err)
 		if o.unsure {
-			err = fmt.Errorf("%w: %w", ErrUnsure, err)
+			refused.Message = "the database went away while it was told to keep this, which may have happened or not; try again later"
+			refused.Err = fmt.Errorf("%w: %w", ErrUnsure, err)
 		}
-		err = unavailable(err)
+		err = refused
 	}
 	o.done(err)
 }
@@ -393,9 +395,11 @@ func (s *Postgres) announce(ctx context.Context) {
 	for ctx.Err() == nil {
 		lanes, next := s.wakes.due()
 		if len(lanes) > 0 {
-			_, err := s.pool.Exec(ctx, `
+			bounded, cancel := context.WithTimeout(ctx, beatTimeout) // nobody may wait: there is polling
+			_, err := s.pool.Exec(bounded, `
 				SELECT pg_notify(current_schema() || '.river_insert', json_build_object('queue', lane)::text)
 				FROM unnest($1::text[]) AS lane`, lanes)
+			cancel()
 			if err != nil && ctx.Err() == nil {
 				s.cfg.Log.Debug("announce work; it is found by polling", "error", err)
 			}
