@@ -121,6 +121,15 @@ func TestHeldBackCallbackCostsNothing(t *testing.T) {
 	}
 }
 
+// TestBreakerOfTwoNodes: each counts its own failures, so it takes more of them until one opens.
+func TestBreakerOfTwoNodes(t *testing.T) {
+	t.Parallel()
+	got := auditTwin(t, "breaker-opens", twoNodes)
+	if evidence := strings.Join(got.Evidence, "\n"); got.Outcome != audit.Pass || !strings.Contains(evidence, "after 9 callbacks") {
+		t.Errorf("%s, want pass after 9 callbacks\n%s", got.Outcome, evidence)
+	}
+}
+
 // mustPass are the checks that a deployment passes today, in demo mode on loopback and without keys.
 var mustPass = []string{
 	"ssrf-metadata", "ssrf-notation", "ssrf-redirect", "ssrf-oracle", "input-json", "input-duplicate-names", "input-depth", "input-types", "input-media-type",

@@ -11,13 +11,14 @@ import (
 	"tandem"
 )
 
-// breakerFailures is more failures in a row than a breaker of tandem lets pass.
-const breakerFailures = 6
+// breakerFailures is how many failures in a row a breaker of tandem lets pass: each node's, until one
+// of them opens and tells the others.
+const breakerFailures = 5
 
 func breakerChecks() []Check {
 	return []Check{{
 		ID: "breaker-opens", Group: GroupBreaker, Title: "A receiver that fails is left alone", Level: LevelFull, Needs: []Need{NeedCaller, NeedReceiver}, stage: 1,
-		Mend: "upgrade tandem: five failures in a row must open the breaker of a destination", Run: checkBreaker,
+		Mend: "upgrade tandem: five failures in a row must open the breaker of a destination; of several nodes each may count its own, and only --admin-key tells how many there are", Run: checkBreaker,
 	}}
 }
 
@@ -25,8 +26,8 @@ func breakerChecks() []Check {
 // which would succeed, is still tried. Other checks of callbacks come before this one.
 func checkBreaker(ctx context.Context, t *Target) Finding {
 	var v verdict
-	failing := 0
-	for range breakerFailures {
+	failing, nodes := 0, t.nodes(ctx)
+	for range nodes*(breakerFailures-1) + 2 { // one of the nodes has had five, and then there is one more
 		broken := t.cfg.Receiver.hook(http.StatusInternalServerError, "")
 		a := t.submit(ctx, t.callback(broken))
 		if !t.taken(&v, a) {
@@ -50,6 +51,10 @@ func checkBreaker(ctx context.Context, t *Target) Finding {
 	}
 	if failing == 0 {
 		v.doubtf("no callback arrived within %v; is --callback-url right?", t.cfg.Patience)
+		return v.finding()
+	}
+	if nodes > 1 && pause(ctx, 2*t.cfg.Settle) != nil { // they hear of it every two seconds
+		v.doubtf("interrupted")
 		return v.finding()
 	}
 	probe := t.cfg.Receiver.hook(http.StatusOK, "")

@@ -375,6 +375,16 @@ func (t *Target) stats(ctx context.Context) (Answer, map[string]any) {
 	return a, figures
 }
 
+// nodes is how many share the work, as far as the deployment tells whoever may read /stats.
+func (t *Target) nodes(ctx context.Context) int {
+	var known []json.RawMessage
+	a := t.send(ctx, Order{Path: "/nodes", NoKey: t.cfg.AdminKey == "", Key: t.cfg.AdminKey})
+	if a.Err != nil || a.Status != http.StatusOK || json.Unmarshal(a.Body, &known) != nil {
+		return 1
+	}
+	return max(len(known), 1)
+}
+
 // redact takes the keys out of a text.
 func (t *Target) redact(text string) string {
 	for _, key := range []string{t.cfg.APIKey, t.cfg.SecondKey, t.cfg.AdminKey} {

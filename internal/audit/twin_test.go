@@ -46,7 +46,7 @@ type twin struct {
 	requests    []*twinRequest
 	submissions map[string][]string // :: key → first names
 	calls       map[string]int      // :: client → POSTs
-	failures    int                 // of callbacks in a row
+	failures    [2]int              // of callbacks in a row, of each node; there is but the first unless twoNodes
 	handedIn    []string            // callback URLs, refused ones too
 }
 
@@ -55,6 +55,9 @@ const refusesAtDial = "refuses-at-dial"
 
 // holdingBackCosts is another flaw of a breaker: what it holds back uses up attempts.
 const holdingBackCosts = "holding-back-costs"
+
+// twoNodes is no flaw: such a twin counts the failures of each of its two nodes, and what one finds both know.
+const twoNodes = "two-nodes"
 
 type twinRequest struct {
 	tandem.Request
@@ -299,6 +302,8 @@ func (w *twin) route(rw http.ResponseWriter, r *http.Request, key string) {
 		w.show(rw, r, key, id)
 	case get && (path == "/stats" || path == "/metrics"):
 		w.figures(rw, r, key)
+	case get && path == "/nodes" && w.is(twoNodes) && key == adminKey:
+		w.reply(rw, http.StatusOK, []map[string]any{{"id": "a"}, {"id": "b"}})
 	case posted && path == "/api/submit/batch":
 		w.reply(rw, http.StatusOK, map[string]any{"results": []any{}})
 	case posted && path == "/api/submit":
@@ -421,7 +426,7 @@ func (w *twin) work(rw http.ResponseWriter, r *http.Request, key string) {
 // deliver tries once. What a flawed twin should have refused it does not dial: it says that it has.
 func (w *twin) deliver(made *twinRequest, to string) {
 	w.mu.Lock()
-	open := w.failures >= 5 && !w.is("breaker-opens")
+	open := slices.Max(w.failures[:]) >= 5 && !w.is("breaker-opens")
 	w.mu.Unlock()
 	if open {
 		if w.is(holdingBackCosts) {
@@ -441,8 +446,12 @@ func (w *twin) deliver(made *twinRequest, to string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	made.Attempts = append(made.Attempts, attempt)
-	if w.failures++; attempt.StatusCode < 500 {
-		w.failures = 0
+	node := 0
+	if w.is(twoNodes) {
+		node = len(w.requests) % 2
+	}
+	if w.failures[node]++; attempt.StatusCode < 500 {
+		w.failures[node] = 0
 	}
 }
 
