@@ -80,6 +80,20 @@ func openKeys(t testing.TB, url string) *store.Keys {
 	return k
 }
 
+// runKeys keeps keys as they are in the database until the test ends or the returned function is called.
+func runKeys(t testing.TB, k *store.Keys) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { k.Run(ctx) })
+	stop = func() {
+		cancel()
+		running.Wait()
+	}
+	t.Cleanup(stop)
+	return stop
+}
+
 func keysPath(t testing.TB) string { return filepath.Join(t.TempDir(), "tandem.db") }
 
 func makeKey(t testing.TB, k *store.Keys, name string, scopes ...tandem.Scope) store.Made {
@@ -314,9 +328,7 @@ func TestKeysRun(t *testing.T) {
 	t.Parallel()
 	onEveryDatabase(t, func(t *testing.T, url string) {
 		here, there := openKeys(t, url), openKeys(t, url)
-		ctx, stop := context.WithCancel(t.Context())
-		var running sync.WaitGroup
-		running.Go(func() { here.Run(ctx) })
+		stop := runKeys(t, here)
 		made := makeKey(t, there, "a", tandem.ScopeSubmit)
 		unused := makeKey(t, there, "b", tandem.ScopeSubmit)
 		waitFor(t, "a new key", func() bool { return valid(t, here, made.Token, time.Now()) })
@@ -327,7 +339,6 @@ func TestKeysRun(t *testing.T) {
 			}
 		}
 		stop()
-		running.Wait()
 		list, err := there.List(t.Context())
 		if err != nil {
 			t.Fatal(err)

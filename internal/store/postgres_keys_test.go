@@ -1,7 +1,6 @@
 package store_test
 
 import (
-	"context"
 	"encoding/hex"
 	"fmt"
 	"log/slog"
@@ -103,16 +102,12 @@ func TestKeysWithoutTheirDatabase(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, stop := context.WithCancel(t.Context())
-	var running sync.WaitGroup
-	running.Go(func() { here.Run(ctx) })
 	t.Cleanup(func() {
-		stop()
-		running.Wait()
 		if err := here.Close(); err != nil {
 			t.Error(err)
 		}
 	})
+	runKeys(t, here)
 	database := regexp.MustCompile(`test_\w+`).FindString(url)
 	neighbour := openDB(t, strings.Replace(url, database, "postgres", 1))
 	ask := func(statement string) {

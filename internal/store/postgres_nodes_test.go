@@ -336,6 +336,7 @@ func TestIdleNodesAskLittle(t *testing.T) {
 	url := emptyPostgres(t, tandemtest.Volatile)
 	for range 3 {
 		work(t, joinPostgres(t, url), delivered)
+		runKeys(t, openKeys(t, url))
 	}
 	pause(12 * time.Second) // River elects its leader; idle connections hand in their figures after 10 s
 	before, started := transactions(t, url), time.Now()
