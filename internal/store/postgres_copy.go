@@ -25,8 +25,8 @@ const (
 
 // copyTarget is the PostgreSQL database that is copied to.
 type copyTarget struct {
-	pool, reads *pgxpool.Pool
-	conn        *pgxpool.Conn // all that is written; holds copyLock
+	pool *pgxpool.Pool
+	conn *pgxpool.Conn // for everything; holds copyLock
 }
 
 // openCopyTarget connects, brings the schema up to date, and makes sure that nobody else copies into the database.
@@ -37,17 +37,21 @@ func openCopyTarget(ctx context.Context, url string) (_ *copyTarget, err error) 
 			t.close()
 		}
 	}()
-	if t.pool, t.reads, err = connectPools(ctx, url); err != nil {
+	cfg, err := parsePostgres(url)
+	if err != nil {
+		return nil, err
+	}
+	// A chunk takes as long as it takes; only locks are not waited for. A plan for any LIMIT would sort the whole table.
+	maps.Copy(cfg.ConnConfig.RuntimeParams, map[string]string{
+		"statement_timeout": "0", "lock_timeout": inMillis(copyPatience), "plan_cache_mode": "force_custom_plan",
+	})
+	if t.pool, err = pgxpool.NewWithConfig(ctx, cfg); err != nil {
 		return nil, err
 	}
 	if err := migratePostgres(ctx, t.pool); err != nil {
 		return nil, err
 	}
 	if t.conn, err = t.pool.Acquire(ctx); err != nil {
-		return nil, err
-	}
-	// A chunk takes as long as it takes; only locks are not waited for.
-	if _, err := t.conn.Exec(ctx, `SELECT set_config('statement_timeout', '0', false), set_config('lock_timeout', $1, false)`, inMillis(copyPatience)); err != nil {
 		return nil, err
 	}
 	if _, err := t.conn.Exec(ctx, `SELECT pg_advisory_lock($1)`, copyLock); err != nil {
@@ -62,12 +66,11 @@ func openCopyTarget(ctx context.Context, url string) (_ *copyTarget, err error) 
 // close lets go of the database.
 func (t *copyTarget) close() {
 	if t.conn != nil {
-		t.conn.Conn().Close(context.Background()) //nolint:errcheck // lets go of the lock and of the settings, whatever comes of it
+		t.conn.Conn().Close(context.Background()) //nolint:errcheck // lets go of the lock, whatever comes of it
 		t.conn.Release()
 	}
 	if t.pool != nil {
 		t.pool.Close()
-		t.reads.Close()
 	}
 }
 
@@ -190,9 +193,6 @@ func (t *copyTarget) keepRest(ctx context.Context, rest copyRest) error {
 
 // finish opens the database to those who serve it.
 func (t *copyTarget) finish(ctx context.Context, mark copyMark) error {
-	if _, err := t.conn.Exec(ctx, `ANALYZE requests, attempts, river_job`); err != nil { // the first queries are planned well
-		return fmt.Errorf("gather statistics: %w", err)
-	}
 	err := t.transact(ctx, func(tx pgx.Tx) error {
 		if err := releaseJobs(ctx, tx); err != nil {
 			return err
@@ -212,7 +212,11 @@ func (t *copyTarget) finish(ctx context.Context, mark copyMark) error {
 // digest reads all of the target that the source has as well, and tells tick of the requests so far.
 func (t *copyTarget) digest(ctx context.Context, settings map[string]string, tick func(requests int64)) (CopyDigest, error) {
 	d := newDigester()
-	for after := (pgtype.UUID{Valid: true}); ; { // in parts, or the planner would sort the whole table
+	// For these queries and for the first of a server: without, the planner sorts the whole table for every part of it.
+	if _, err := t.conn.Exec(ctx, `ANALYZE requests, attempts, river_job`); err != nil {
+		return d.digest, fmt.Errorf("gather statistics: %w", err)
+	}
+	for after := (pgtype.UUID{Valid: true}); ; {
 		last, err := t.digestRequests(ctx, d, after)
 		if err != nil {
 			return d.digest, err
