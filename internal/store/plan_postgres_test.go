@@ -24,7 +24,7 @@ import (
 )
 
 // planRows is how much history the plans of PostgreSQL are looked at with, and mostRead how many rows a statement may
-// read: a batch is 1,024 rows, a chunk of retention no more, and none reads a share of the history.
+// read: a batch is 2,048 rows, a chunk of retention no more, and none reads a share of the history.
 const (
 	planRows = 100_000
 	mostRead = 20_000
