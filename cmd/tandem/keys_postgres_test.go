@@ -21,6 +21,15 @@ func TestKeysOfAllNodes(t *testing.T) {
 	t.Parallel()
 	server := tandemtest.NewGuarded(t)
 	database := server.Database(t, "hunter2")
+	far := *database
+	far.Host = strings.Replace(database.Host, "127.0.0.1", "LOCALHOST", 1) // a name of which nothing is known
+	warned := startServe(t, "--db", far.String())
+	warned.signal(t, terminate)
+	if code := warned.exitCode(t); code != 0 || !strings.Contains(warned.stdout.String(), "WARNING    what is said to the database may travel unencrypted") ||
+		!strings.Contains(warned.stderr.String(), "warning: the password of the database stands in the arguments") {
+		t.Errorf("without TLS: exit code %d\n%s%s", code, warned.stdout.String(), warned.stderr.String())
+	}
+	exposed := map[string]string{"a start without TLS": warned.stdout.String() + warned.stderr.String()}
 	database.RawQuery = url.Values{
 		"sslmode":     {"verify-full"},
 		"sslrootcert": {server.Encrypt(t, tandemtest.NewCertificate(t, 1, time.Now().Add(time.Hour)))},
@@ -30,7 +39,6 @@ func TestKeysOfAllNodes(t *testing.T) {
 		t.Fatal(err)
 	}
 	db := "@" + file
-	exposed := map[string]string{}
 
 	early := start(t, nil, "serve", "--mode", "production", "--listen", "127.0.0.1:0", "--db", db)
 	if code := early.exitCode(t); code != 1 || !strings.Contains(early.stderr.String(), "keys create --name admin --scopes submit,read,admin --db "+db+"\n") {
