@@ -433,11 +433,17 @@ func (s *Postgres) Finish(ctx context.Context, job Job, next Next) error {
 	switch err := s.await(ctx, s.results, o); {
 	case err != nil:
 		return err
-	case !o.settle.found:
+	case !o.settle.found && !(o.unsure && s.ended(ctx, &after)):
 		return tandem.Errorf(tandem.CodeNotFound, "request %s is not being worked on by whoever asked for it", job.Request.ID)
 	default:
 		return nil
 	}
+}
+
+// ended reports whether a request stands where its caller wants it, by a commit that nobody was told of.
+func (s *Postgres) ended(ctx context.Context, want *tandem.Request) bool {
+	r, err := s.Request(ctx, want.ID)
+	return err == nil && r.Status == want.Status && r.ErrorCode == want.ErrorCode
 }
 
 // wakes says which lane has work after a step, and in how long.

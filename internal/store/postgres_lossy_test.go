@@ -1,0 +1,187 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net"
+	"net/url"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"tandem"
+	"tandem/internal/store"
+	"tandem/internal/tandemtest"
+)
+
+// lossy is a way to a database on which connections break just when an answer is due: what was asked for
+// has been done, and nobody is told.
+type lossy struct {
+	upstream string // a socket
+	worse    atomic.Int64
+	lost     atomic.Int64
+	running  sync.WaitGroup
+}
+
+// newLossy returns the way and the URL that leads over it. It loses nothing until worse is set: then one answer in so many.
+func newLossy(t *testing.T, direct string) (*lossy, string) {
+	t.Helper()
+	database, err := url.Parse(direct)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &lossy{upstream: filepath.Join(database.Query().Get("host"), ".s.PGSQL.5432")}
+	l.running.Go(func() {
+		for {
+			near, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			l.running.Go(func() { l.carry(near) })
+		}
+	})
+	t.Cleanup(func() { // the stores that use it are closed by now
+		listener.Close()
+		l.running.Wait()
+	})
+	return l, "postgres://postgres@" + listener.Addr().String() + database.Path + "?sslmode=disable"
+}
+
+func (l *lossy) carry(near net.Conn) {
+	defer near.Close()
+	far, err := net.Dial("unix", l.upstream)
+	if err != nil {
+		return
+	}
+	defer far.Close()
+	var asking sync.WaitGroup
+	asking.Go(func() {
+		pass(far, near, func() bool { return false })
+		far.Close()
+	})
+	pass(near, far, func() bool {
+		worse := l.worse.Load()
+		if worse == 0 || rand.Int64N(worse) > 0 {
+			return false
+		}
+		l.lost.Add(1)
+		return true
+	})
+	near.Close()
+	asking.Wait()
+}
+
+// pass carries what one side says to the other until either is gone or something is lost.
+func pass(to, from net.Conn, lost func() bool) {
+	buffer := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buffer)
+		if err != nil || lost() {
+			return
+		}
+		if _, err := to.Write(buffer[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// When answers of the database are lost, whatever they are to, every request comes to its end once, the figures are
+// right, and what was reported as done is.
+func TestAnswersLost(t *testing.T) {
+	t.Parallel()
+	direct := emptyPostgres(t, tandemtest.Volatile)
+	way, lossyURL := newLossy(t, direct)
+	s := joinPostgres(t, lossyURL)
+	stop := work(t, s, delivered)
+
+	way.worse.Store(40)
+	var mu sync.Mutex
+	promised := map[string]tandem.Status{} // :: id → how it has to end
+	expect := func(id string, status tandem.Status) {
+		mu.Lock()
+		defer mu.Unlock()
+		promised[id] = status
+	}
+	var asking sync.WaitGroup
+	over, enough := context.WithTimeout(t.Context(), 5*time.Second)
+	defer enough()
+	for range 4 {
+		asking.Go(func() {
+			for over.Err() == nil {
+				r := newAsync()
+				switch err := s.Accept(context.Background(), store.LaneIO, r); {
+				case err == nil:
+					expect(r.ID, tandem.StatusCallbackSent)
+				case tandem.CodeOf(err) != tandem.CodeStoreUnavailable:
+					t.Errorf("accept: %v", err)
+				}
+				pause(5 * time.Millisecond)
+			}
+		})
+		asking.Go(func() {
+			for over.Err() == nil {
+				r := newSync()
+				switch err := s.Accept(context.Background(), store.LaneNone, r); {
+				case err == nil:
+					if !finish(t, s, r) {
+						t.Errorf("%s was ended by somebody else, it seems", r.ID)
+					}
+					expect(r.ID, tandem.StatusCompleted)
+				case errors.Is(err, store.ErrUnsure):
+					finish(t, s, r) // nobody else would
+				case tandem.CodeOf(err) != tandem.CodeStoreUnavailable:
+					t.Errorf("accept: %v", err)
+				}
+				pause(5 * time.Millisecond)
+			}
+		})
+	}
+	asking.Wait()
+	way.worse.Store(0)
+
+	waitFor(t, "all to be done", func() bool {
+		stats, err := s.Stats(context.Background())
+		return err == nil && stats.Unavailable == nil && stats.Unfinished == 0
+	})
+	for id, want := range promised {
+		if r := mustRequest(t, s, id); r.Status != want {
+			t.Errorf("%s is %s, want %s", id, r.Status, want)
+		}
+	}
+	t.Logf("%d promised, %d answers lost", len(promised), way.lost.Load())
+	if len(promised) < 100 || way.lost.Load() < 10 {
+		t.Error("too few to show anything")
+	}
+	stop()
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	checkPostgres(t, direct)
+}
+
+// finish ends a sync request, however often that takes, and reports whether it was this call that has: one
+// that finds it ended after an earlier try was refused goes by that.
+func finish(t *testing.T, s store.Store, r *tandem.Request) bool {
+	next := workEnded(`{}`)
+	next.Verdict, next.Lane = store.Done, store.LaneNone
+	for tries := 1; ; tries++ {
+		err := s.Finish(context.Background(), store.Job{Request: *r}, next)
+		switch {
+		case err == nil:
+			return true
+		case tandem.CodeOf(err) == tandem.CodeNotFound:
+			return tries > 1
+		case tandem.CodeOf(err) != tandem.CodeStoreUnavailable:
+			t.Errorf("finish: %v", err)
+			return false
+		}
+		pause(10 * time.Millisecond)
+	}
+}
