@@ -56,7 +56,7 @@ ci: ## everything that must hold before a change lands
 crash: ## kill the real binary CRASH_ROUNDS times (500) and look for anything lost
 	TANDEM_CRASH_ROUNDS=$(CRASH_ROUNDS) go test ./cmd/tandem -run TestCrash -timeout 60m -count=1 -v
 
-chaos: ## three nodes on one PostgreSQL: killed, stopped, cut off, replaced, CHAOS_ROUNDS times (20) what CI does
+chaos: ## three nodes on one PostgreSQL: killed, stopped, cut off, their clocks set, replaced, CHAOS_ROUNDS times (20) what CI does
 	TANDEM_CHAOS_ROUNDS=$(CHAOS_ROUNDS) go test ./cmd/tandem -run TestChaos -timeout 24h -count=1 -v
 
 soak: ## run server and generator in turn for SOAK_DURATION (10m) each: memory, goroutines and files stay level

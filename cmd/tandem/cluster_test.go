@@ -3,12 +3,14 @@
 package main_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -50,6 +52,8 @@ type member struct {
 	address  string
 	database string // URL, as this node reaches it
 	args     []string
+	binary   string   // "": the one under test
+	extra    []string // variables
 	callers  *crash
 
 	process *process
@@ -86,8 +90,9 @@ func clusterOrder(dice *rand.Rand) map[string]any {
 // start starts the member's next process and waits until it takes part.
 func (m *member) start(t *testing.T) {
 	t.Helper()
-	args := append([]string{"serve", "--listen", m.address, "--db", m.database, "--task-timeout", crashPatience.String()}, m.args...)
-	m.process = start(t, []string{"TANDEM_SIGNING_SECRET=" + m.cluster.secret.Reveal()}, args...)
+	args := append([]string{"serve", "--listen", m.address, "--db", m.database, "--task-timeout", crashPatience.String(), "--drain-delay", "0s"}, m.args...)
+	m.process = startCommand(t, exec.Command(cmp.Or(m.binary, binary), args...),
+		append([]string{"TANDEM_SIGNING_SECRET=" + m.cluster.secret.Reveal()}, m.extra...))
 	m.process.awaitReady(t)
 	m.cluster.query(t, "the new node", func(ctx context.Context, db *pgx.Conn) error {
 		rows, err := db.Query(ctx, `SELECT id FROM nodes`)

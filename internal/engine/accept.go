@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -52,7 +53,7 @@ func (e *Engine) Do(ctx context.Context, order Order) (tandem.Request, error) {
 		return tandem.Request{}, overloadedError("", "Too many requests wait for a free slot; try again in a moment.")
 	}
 	defer slots.part()
-	r, err := newRequest(tandem.ModeSync, order)
+	r, err := e.newRequest(tandem.ModeSync, order)
 	if err != nil {
 		return tandem.Request{}, err
 	}
@@ -90,7 +91,7 @@ func (e *Engine) doWork(ctx context.Context, slots *slots, task Task, r *tandem.
 		if code == tandem.FailedTimeout {
 			code = tandem.FailedNoSlot
 		}
-		return store.Outcome{ErrorCode: code, ErrorMessage: failureMessage(code), CompletedAt: now()}
+		return store.Outcome{ErrorCode: code, ErrorMessage: failureMessage(code), CompletedAt: e.now()}
 	}
 	defer slots.release()
 	return e.process(ctx, task, r)
@@ -107,7 +108,7 @@ func (e *Engine) accept(r *tandem.Request) error {
 	}
 	if bounded.Err() != nil || errors.Is(err, store.ErrUnsure) { // there may be a row all the same
 		const code = tandem.FailedInterrupted
-		_ = e.finish(r, store.Outcome{ErrorCode: code, ErrorMessage: failureMessage(code), CompletedAt: now()})
+		_ = e.finish(r, store.Outcome{ErrorCode: code, ErrorMessage: failureMessage(code), CompletedAt: e.now()})
 	}
 	return storeError("accept request", "", err)
 }
@@ -178,7 +179,7 @@ func (e *Engine) Submit(ctx context.Context, order Order) (tandem.Request, error
 	if err := e.cfg.Egress.Check(order.CallbackURL); err != nil {
 		return tandem.Request{}, err
 	}
-	r, err := newRequest(tandem.ModeAsync, order)
+	r, err := e.newRequest(tandem.ModeAsync, order)
 	if err != nil {
 		return tandem.Request{}, err
 	}
@@ -233,14 +234,14 @@ func (e *Engine) commit(ctx context.Context, r *tandem.Request, lane store.Lane)
 		if !errors.Is(err, store.ErrExists) || try == tries {
 			return err
 		}
-		if err := identify(r); err != nil {
+		if err := identify(r, e.cfg.Nodes.Skew()); err != nil {
 			return err
 		}
 	}
 }
 
 // newRequest makes the row of an order as it is before its work.
-func newRequest(mode tandem.Mode, order Order) (tandem.Request, error) {
+func (e *Engine) newRequest(mode tandem.Mode, order Order) (tandem.Request, error) {
 	r := tandem.Request{
 		Mode: mode, Task: order.Task, Status: tandem.StatusProcessing,
 		Data: order.Data, Complexity: order.Complexity, KeyID: order.KeyID,
@@ -248,13 +249,17 @@ func newRequest(mode tandem.Mode, order Order) (tandem.Request, error) {
 	if mode == tandem.ModeAsync {
 		r.Status, r.CallbackStatus, r.CallbackURL = tandem.StatusPending, tandem.CallbackPending, order.CallbackURL
 	}
-	return r, identify(&r)
+	return r, identify(&r, e.cfg.Nodes.Skew())
 }
 
-// identify gives a request a new id, and the time inside it.
-func identify(r *tandem.Request) error {
+// identify gives a request a new id, and the time inside it, by a clock that is off by skew from this machine's.
+func identify(r *tandem.Request, skew time.Duration) error {
 	raw, err := uuid.NewV7()
 	if err == nil {
+		if skew != 0 {
+			head := binary.BigEndian.Uint64(raw[:8]) // milliseconds in the first 48 bits
+			binary.BigEndian.PutUint64(raw[:8], head+uint64(skew.Milliseconds())<<16)
+		}
 		r.ID = tandem.ID(raw)
 		r.CreatedAt = time.Unix(raw.Time().UnixTime()).UTC() // what tandem.IDTime reads in it
 	}

@@ -19,17 +19,17 @@ import (
 // deliver makes one try to deliver a callback, or finds that there is no use in
 // it, or no place for it now. Waiting for a place holds none of the engine's slots.
 func (e *Engine) deliver(claiming context.Context, r *tandem.Request) store.Next {
-	now := time.Now()
-	deadline := r.CompletedAt.Add(e.cfg.Retry.MaxAge)
-	if !now.Before(deadline) {
-		return e.expire(r, now)
+	begun, skew := time.Now(), e.cfg.Nodes.Skew()
+	deadline := begun.Add(r.CompletedAt.Add(e.cfg.Retry.MaxAge).Sub(begun.Add(skew))) // by this machine's clock
+	if !begun.Before(deadline) {
+		return e.expire(r, begun.Add(skew))
 	}
 	place, err := e.cfg.Egress.Reserve(claiming, r.CallbackURL)
 	if err != nil {
 		return e.noPlace(claiming, r, err, deadline)
 	}
 	number := r.CallbackAttempts + 1
-	sent := time.Now().UTC()
+	sent := time.Now().Add(skew).UTC() // receivers look at it
 	body, err := e.callbackBody(r, number, sent)
 	if err != nil {
 		place.Release()
@@ -39,37 +39,38 @@ func (e *Engine) deliver(claiming context.Context, r *tandem.Request) store.Next
 	if result.Interrupted {
 		return handBack(store.LaneDeliver)
 	}
-	return e.afterPost(r, number, result, deadline)
+	return e.afterPost(r, number, result, deadline, skew)
 }
 
 // afterPost says what comes after an exchange that took place.
-func (e *Engine) afterPost(r *tandem.Request, number int, result egress.Result, deadline time.Time) store.Next {
+func (e *Engine) afterPost(r *tandem.Request, number int, result egress.Result, deadline time.Time, skew time.Duration) store.Next {
 	ended := result.StartedAt.Add(result.Duration)
+	sinceAcceptance := ended.Add(skew).Sub(r.CreatedAt)
 	attempt := &tandem.Attempt{
 		Number:     number,
-		StartedAt:  result.StartedAt.UTC(),
+		StartedAt:  result.StartedAt.Add(skew).UTC(),
 		DurationMS: milliseconds(result.Duration),
 		StatusCode: result.StatusCode,
 		Outcome:    result.Outcome,
 		Error:      result.Message,
 	}
 	if e.telling() {
-		e.tell("🌐 callback: "+string(result.Outcome), r, "attempt", number, "took", result.Duration, "since_acceptance", ended.Sub(r.CreatedAt))
+		e.tell("🌐 callback: "+string(result.Outcome), r, "attempt", number, "took", result.Duration, "since_acceptance", sinceAcceptance)
 	}
 	switch {
 	case result.Outcome == tandem.OutcomeDelivered:
-		e.vitals.latency[latencyDeliver].record(ended, ended.Sub(r.CreatedAt))
+		e.vitals.latency[latencyDeliver].record(ended, sinceAcceptance)
 		return store.Next{Verdict: store.Done, Attempt: attempt}
 	case result.Outcome.Permanent() || number >= e.cfg.Retry.Attempts:
 		e.log.Warn("callback given up", "request_id", r.ID, "attempts", number, "outcome", result.Outcome)
 		return store.Next{Verdict: store.Dead, Attempt: attempt}
 	}
-	at := ended.Add(e.cfg.Retry.Delay(number, rand.Float64(), result.RetryAfter))
-	attempt.NextAt = earlier(at, deadline).UTC()
+	at := earlier(ended.Add(e.cfg.Retry.Delay(number, rand.Float64(), result.RetryAfter)), deadline).UTC()
+	attempt.NextAt = at.Add(skew)
 	if e.telling() {
 		e.tell("⏳ callback: waits for the next attempt", r, "until", attempt.NextAt)
 	}
-	return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: attempt.NextAt, Attempt: attempt}
+	return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: at, Attempt: attempt}
 }
 
 // expire gives up a callback that is too old; nothing is sent.
@@ -92,7 +93,7 @@ func (e *Engine) noPlace(claiming context.Context, r *tandem.Request, err error,
 	case claiming.Err() != nil:
 		return handBack(store.LaneDeliver)
 	default: // a URL that a stricter policy than the one at its acceptance refuses, or cannot read
-		return e.unsendable(r, r.CallbackAttempts+1, now(), err)
+		return e.unsendable(r, r.CallbackAttempts+1, e.now(), err)
 	}
 }
 

@@ -28,7 +28,7 @@ func (e *Engine) step(claiming context.Context, job store.Job) store.Next {
 	if !ok {
 		// Accepted by a configuration that still had the task.
 		e.vitals.end(Ending{tandem.ModeAsync, UnknownTask, tandem.FailedTask})
-		return worked(store.Outcome{ErrorCode: tandem.FailedTask, CompletedAt: now(),
+		return worked(store.Outcome{ErrorCode: tandem.FailedTask, CompletedAt: e.now(),
 			ErrorMessage: fmt.Sprintf("This server has no task %q any more.", job.Request.Task)})
 	}
 	slots := e.slots[task.Lane]
@@ -77,10 +77,10 @@ func (e *Engine) process(ctx context.Context, task Task, r *tandem.Request) stor
 	} else {
 		call()
 	}
-	ended := time.Now()
+	ended, skew := time.Now(), e.cfg.Nodes.Skew()
 	o := store.Outcome{
-		StartedAt:   onRecord(started),
-		CompletedAt: onRecord(ended),
+		StartedAt:   onRecord(started.Add(skew)),
+		CompletedAt: onRecord(ended.Add(skew)),
 		Processing:  ended.Sub(started).Truncate(time.Microsecond),
 	}
 	o.ErrorCode = failureCode(ctx, err)
@@ -175,6 +175,7 @@ func failureMessage(code string) string {
 // UTC, whole microseconds.
 func onRecord(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }
 
-func now() time.Time { return onRecord(time.Now()) }
+// now is the time that goes on record, by the clock of all nodes.
+func (e *Engine) now() time.Time { return onRecord(time.Now().Add(e.cfg.Nodes.Skew())) }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

@@ -115,7 +115,7 @@ func (e *Engine) submitOnce(slots *slots, batch Batch) ([]Submission, error) {
 	all := make([]Submission, len(batch.Data))
 	requests := make([]*tandem.Request, len(batch.Data))
 	for i, one := range batch.Data {
-		r, err := newRequest(tandem.ModeSync, Order{Task: tandem.TaskSubmission, Data: one, Complexity: MinComplexity, KeyID: batch.KeyID})
+		r, err := e.newRequest(tandem.ModeSync, Order{Task: tandem.TaskSubmission, Data: one, Complexity: MinComplexity, KeyID: batch.KeyID})
 		if err != nil {
 			return nil, err
 		}
@@ -169,7 +169,7 @@ func (e *Engine) acceptSubmissions(requests []*tandem.Request) error {
 		const code = tandem.FailedInterrupted
 		for _, r := range requests {
 			e.finishLater(store.Job{Lane: store.LaneIO, Request: *r},
-				store.Next{Outcome: &store.Outcome{ErrorCode: code, ErrorMessage: failureMessage(code), CompletedAt: now()}})
+				store.Next{Outcome: &store.Outcome{ErrorCode: code, ErrorMessage: failureMessage(code), CompletedAt: e.now()}})
 		}
 	}
 	return err
@@ -236,9 +236,10 @@ func (e *Engine) repeatCall(claiming context.Context, job store.Job) store.Next 
 // callExternal passes one submission on and says what comes next; called reports
 // whether a call was made and counts. The caller holds a slot.
 func (e *Engine) callExternal(ctx context.Context, r *tandem.Request) (next store.Next, called bool) {
-	deadline := r.CreatedAt.Add(submissionMaxAge)
-	if !time.Now().Before(deadline) {
-		return e.submissionFailed(r, store.Outcome{CompletedAt: now()},
+	begun, skew := time.Now(), e.cfg.Nodes.Skew()
+	deadline := begun.Add(r.CreatedAt.Add(submissionMaxAge).Sub(begun.Add(skew))) // by this machine's clock
+	if !begun.Before(deadline) {
+		return e.submissionFailed(r, store.Outcome{CompletedAt: e.now()},
 			fmt.Sprintf("The external service has not confirmed it within %s.", submissionMaxAge)), false
 	}
 	result, err := e.exchange(ctx, r)
@@ -254,7 +255,7 @@ func (e *Engine) callExternal(ctx context.Context, r *tandem.Request) (next stor
 	}
 	ended := result.StartedAt.Add(result.Duration)
 	o := store.Outcome{
-		StartedAt: onRecord(result.StartedAt), CompletedAt: onRecord(ended), Processing: result.Duration.Truncate(time.Microsecond),
+		StartedAt: onRecord(result.StartedAt.Add(skew)), CompletedAt: onRecord(ended.Add(skew)), Processing: result.Duration.Truncate(time.Microsecond),
 	}
 	switch {
 	case result.Outcome == tandem.OutcomeDelivered:
@@ -266,7 +267,7 @@ func (e *Engine) callExternal(ctx context.Context, r *tandem.Request) (next stor
 	case result.Outcome.Permanent():
 		return e.submissionFailed(r, o, "The external service may not be called."), true
 	}
-	at := earlier(ended.Add(submissionDelay(ended.Sub(r.CreatedAt), rand.Float64(), result.RetryAfter)), deadline).UTC()
+	at := earlier(ended.Add(submissionDelay(ended.Add(skew).Sub(r.CreatedAt), rand.Float64(), result.RetryAfter)), deadline).UTC()
 	e.log.Warn("external call not confirmed; it will be repeated", "request_id", r.ID, "outcome", result.Outcome, "status_code", result.StatusCode, "at", at)
 	return store.Next{Verdict: store.Again, Lane: store.LaneIO, At: at}, true
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"tandem"
@@ -39,6 +40,7 @@ type State struct {
 // opened with them looks after them; a nil *Nodes knows nobody and tells nothing.
 type Nodes struct {
 	address string
+	skew    atomic.Int64 // nanoseconds
 
 	mu   sync.Mutex // guards the fields below; held while tell and hear run
 	list func(context.Context) ([]Node, error)
@@ -64,6 +66,32 @@ func (n *Nodes) set(tell func() []byte, hear func([]State)) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.tell, n.hear = tell, hear
+}
+
+// minSkew is how far a clock has to be off to be corrected; less is what any two clocks differ by.
+const minSkew = time.Second
+
+// Skew is what has to be added to this machine's time for what others read of it or compare with theirs: the nodes go
+// by the clock of the database. It is 0 unless the two differed by a second or more at the last heartbeat.
+func (n *Nodes) Skew() time.Duration {
+	if n == nil {
+		return 0
+	}
+	return time.Duration(n.skew.Load())
+}
+
+// read notes what the clock of the database says, which was asked between two moments. It reports whether our own is
+// found right, or wrong, for the first time.
+func (n *Nodes) read(before, after, said time.Time) (news bool) {
+	took := after.Sub(before)
+	if n == nil || took > minSkew/2 { // what it said is too old
+		return false
+	}
+	skew := said.Sub(before.Add(took / 2))
+	if skew.Abs() < minSkew {
+		skew = 0
+	}
+	return (n.skew.Swap(int64(skew)) == 0) != (skew == 0)
 }
 
 // Count is how many nodes were alive at the last heartbeat of this one.

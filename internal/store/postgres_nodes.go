@@ -31,6 +31,7 @@ const (
 func (s *Postgres) heartbeat(ctx context.Context) (fresh bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
 	defer cancel()
+	asked := time.Now()
 	rows, err := s.pool.Query(ctx, `
 		WITH beat AS (
 			INSERT INTO nodes (id, since, name, seen_at, version, steady_since, address, state)
@@ -40,7 +41,7 @@ func (s *Postgres) heartbeat(ctx context.Context) (fresh bool, err error) {
 			    steady_since = CASE WHEN nodes.seen_at < now() - $6::bigint * interval '1 microsecond' THEN now() ELSE nodes.steady_since END
 			RETURNING since = seen_at AS fresh
 		)
-		SELECT fresh, coalesce(others.id, ''), others.state, coalesce((extract(epoch FROM now() - others.seen_at) * 1000)::bigint, 0)
+		SELECT clock_timestamp(), fresh, coalesce(others.id, ''), others.state, coalesce((extract(epoch FROM now() - others.seen_at) * 1000)::bigint, 0)
 		FROM beat LEFT JOIN nodes AS others ON others.id <> $1 AND others.seen_at > now() - $7::bigint * interval '1 microsecond'
 		LIMIT $8`,
 		s.node, machine(), tandem.Version, s.address(), s.cfg.Nodes.state(), unsteadyAfter.Microseconds(), deadAfter.Microseconds(), maxNodes)
@@ -51,7 +52,8 @@ func (s *Postgres) heartbeat(ctx context.Context) (fresh bool, err error) {
 	var node string
 	var told []byte
 	var age int64
-	_, err = pgx.ForEachRow(rows, []any{&fresh, &node, &told, &age}, func() error {
+	var said time.Time
+	_, err = pgx.ForEachRow(rows, []any{&said, &fresh, &node, &told, &age}, func() error {
 		if node != "" {
 			others = append(others, State{Node: node, Told: told, Age: time.Duration(age) * time.Millisecond})
 		}
@@ -62,6 +64,9 @@ func (s *Postgres) heartbeat(ctx context.Context) (fresh bool, err error) {
 		return false, fmt.Errorf("say that this node lives: %w", err)
 	}
 	s.cfg.Nodes.heard(others)
+	if s.cfg.Nodes.read(asked, time.Now(), said) {
+		s.cfg.Log.Warn("the clock of this machine is compared with that of the database, by which all nodes go", "behind", s.cfg.Nodes.Skew())
+	}
 	return fresh, nil
 }
 

@@ -148,7 +148,7 @@ func (h *handout) run(job int64, lane Lane, it *pgItem) error {
 	var mark *time.Timer
 	if lane != LaneDeliver {
 		handed.Started = func() {
-			started := time.Now()
+			started := time.Now().Add(h.store.cfg.Nodes.Skew())
 			mark = time.AfterFunc(markDelay, func() {
 				_ = h.store.submit(context.Background(), h.store.results, &pgOp{mark: &pgMark{job: job, at: started}}) // refused at the very end only, when nobody looks
 			})
