@@ -2,11 +2,14 @@ package store_test
 
 import (
 	"context"
+	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
 
 	"tandem"
 	"tandem/internal/store"
@@ -147,5 +150,61 @@ func TestNodeThatWasCutOffWaits(t *testing.T) {
 	})
 	if text := askPostgres(t, url, `SELECT (now() - steady_since < interval '30 seconds')::text FROM nodes`); text != "true" {
 		t.Error("it seems to have been heard of all the time")
+	}
+}
+
+// What a node that stopped in the middle of a transaction holds keeps nobody from taking over the rest.
+func TestSweepWaitsForNobody(t *testing.T) {
+	t.Parallel()
+	url := emptyPostgres(t, tandemtest.Volatile)
+	stopped, other := joinPostgres(t, url), joinPostgres(t, url)
+	held, free := newSync(), newSync()
+	accept(t, stopped, held, store.LaneNone)
+	accept(t, stopped, free, store.LaneNone)
+	heldJob, freeJob := newSubmission(""), newSubmission("")
+	accept(t, stopped, heldJob, store.LaneIO)
+	accept(t, stopped, freeJob, store.LaneIO)
+
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	open, err := conn.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	uuids := []string{strings.TrimPrefix(held.ID, "req_"), strings.TrimPrefix(heldJob.ID, "req_")}
+	if tag, err := open.Exec(t.Context(), `SELECT FROM requests WHERE id = ANY ($1::uuid[]) FOR UPDATE`, uuids); err != nil || tag.RowsAffected() != 2 {
+		t.Fatal(tag, err)
+	}
+	if _, err := open.Exec(t.Context(), `SELECT FROM counters WHERE node <> '' FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	stopped.FallSilent(true)
+	pause(time.Second) // a sign of life may have been on its way
+	execPostgres(t, url, `UPDATE nodes SET seen_at = now() - interval '1 minute' WHERE id = (SELECT node FROM requests LIMIT 1)`)
+	execPostgres(t, url, `UPDATE nodes SET seen_at = now(), steady_since = now() - interval '1 minute' WHERE id <> (SELECT node FROM requests LIMIT 1)`)
+	statuses := func() []tandem.Status {
+		var all []tandem.Status
+		for _, r := range []*tandem.Request{held, free, heldJob, freeJob} {
+			all = append(all, mustRequest(t, other, r.ID).Status)
+		}
+		return all
+	}
+	for _, want := range [][]tandem.Status{
+		{tandem.StatusProcessing, tandem.StatusFailed, tandem.StatusProcessing, tandem.StatusPending},
+		{tandem.StatusFailed, tandem.StatusFailed, tandem.StatusPending, tandem.StatusPending},
+	} {
+		started := time.Now()
+		if err := other.Sweep(t.Context()); err != nil {
+			t.Fatalf("after %v: %v", time.Since(started), err)
+		}
+		if diff := cmp.Diff(want, statuses()); diff != "" {
+			t.Error(diff)
+		}
+		if err := open.Rollback(t.Context()); err != nil && !errors.Is(err, pgx.ErrTxClosed) {
+			t.Fatal(err)
+		}
 	}
 }

@@ -433,10 +433,10 @@ func (s *Postgres) Finish(ctx context.Context, job Job, next Next) error {
 	switch err := s.await(ctx, s.results, o); {
 	case err != nil:
 		return err
-	case !o.settle.found && !(o.unsure && s.ended(ctx, &after)):
-		return tandem.Errorf(tandem.CodeNotFound, "request %s is not being worked on by whoever asked for it", job.Request.ID)
-	default:
+	case o.settle.found, o.unsure && s.ended(ctx, &after):
 		return nil
+	default:
+		return tandem.Errorf(tandem.CodeNotFound, "request %s is not being worked on by whoever asked for it", job.Request.ID)
 	}
 }
 
