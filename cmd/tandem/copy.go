@@ -33,6 +33,8 @@ func (c *copyCommand) Validate() error {
 		return badArgument(hint, "--from %s: only a file can be copied; PostgreSQL has tools of its own (pg_dump)", redact(c.From))
 	case store.Memory(c.From):
 		return badArgument(hint, "--from :memory: ends with its server; there is nothing to copy")
+	case c.To == "": // kong says that it is missing
+		return nil
 	case !store.IsPostgres(c.To):
 		return badArgument(hint, "--to %s: want a PostgreSQL database; a file is copied with cp while nobody uses it", redact(c.To))
 	default:
