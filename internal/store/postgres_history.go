@@ -17,7 +17,8 @@ import (
 	"tandem"
 )
 
-// reading runs a function that reads, for a bounded time, and says so in words for people when it cannot.
+// reading runs a function that reads, for a bounded time, and says so in words for people when it cannot. The function may
+// be run twice.
 func (s *Postgres) reading(ctx context.Context, f func(context.Context) error) error {
 	err := errAway
 	if !s.away.Load() {
@@ -29,20 +30,7 @@ func (s *Postgres) reading(ctx context.Context, f func(context.Context) error) e
 			err = f(bounded)
 		}
 	}
-	var known *tandem.Error
-	switch {
-	case err == nil || errors.As(err, &known):
-		return err
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	default:
-		return &tandem.Error{
-			Code:       tandem.CodeStoreUnavailable,
-			Message:    "the database cannot be read now; try again later",
-			RetryAfter: 5 * time.Second,
-			Err:        err,
-		}
-	}
+	return unreadable(ctx, err)
 }
 
 // lostConnection reports whether a statement failed because its connection broke or was ended.
@@ -182,6 +170,7 @@ func (s *Postgres) Requests(ctx context.Context, f Filter) (Page, error) {
 			return err
 		}
 		defer rows.Close()
+		page = Page{} // nothing of a try that was cut off
 		held := 0
 		for rows.Next() {
 			r, err := scanPostgres(rows)
@@ -282,7 +271,7 @@ func postgresPage(f Filter, tasks []string, from, before pgtype.UUID) (string, [
 	SELECT ` + pgColumns + `, data, result FROM page JOIN requests ON id = row ORDER BY row DESC`, args
 }
 
-// Stats returns the counters: of this node as of its last commit, of the others as of a second ago.
+// Stats returns the counters: of this node as of its last commit, of the others as of two seconds ago.
 func (s *Postgres) Stats(ctx context.Context) (Stats, error) {
 	stats := s.total(ctx).stats(time.Now())
 	stats.Capacity = s.cfg.MaxQueue
