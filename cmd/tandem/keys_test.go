@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -79,6 +80,17 @@ type callback struct {
 func (c callback) verifies(secret string) bool {
 	parsed, err := tandem.ParseSecret(secret)
 	return err == nil && parsed.Verify(c.header, c.body, time.Now()) == nil
+}
+
+// signedBy is verifies by the clock of whoever has signed.
+func (c callback) signedBy(t testing.TB, secret string) bool {
+	t.Helper()
+	seconds, err := strconv.ParseInt(c.header.Get(tandem.HeaderWebhookTimestamp), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parsed, err := tandem.ParseSecret(secret)
+	return err == nil && parsed.Verify(c.header, c.body, time.Unix(seconds, 0)) == nil
 }
 
 // callbacks is a receiver that waits to be asked what it got.

@@ -135,7 +135,7 @@ func (e *Engine) callbackBody(r *tandem.Request, number int, sent time.Time) ([]
 // callbackHeader signs body with every secret of the key that asked, newest first, so
 // that receivers can verify while a secret is being rotated.
 func (e *Engine) callbackHeader(r *tandem.Request, sent time.Time, body []byte) http.Header {
-	secrets := e.cfg.Keys.SigningSecrets(r.KeyID, sent)
+	secrets := e.cfg.Keys.SigningSecrets(r.KeyID, time.Now()) // not sent, which may be by another clock
 	if len(secrets) == 0 {
 		secrets = e.cfg.Secrets
 	}
