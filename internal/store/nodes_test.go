@@ -24,11 +24,7 @@ func joinNodes(t testing.TB, url, address string) (*store.Postgres, *store.Nodes
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Errorf("close: %v", err)
-		}
-	})
+	closeAtEnd(t, s)
 	return s, nodes
 }
 

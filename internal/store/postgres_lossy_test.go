@@ -143,6 +143,20 @@ func TestAnswersLost(t *testing.T) {
 			}
 		})
 	}
+	asking.Go(func() {
+		for over.Err() == nil {
+			page, err := s.Requests(context.Background(), store.Filter{Limit: 1000})
+			if err != nil && tandem.CodeOf(err) != tandem.CodeStoreUnavailable {
+				t.Errorf("read: %v", err)
+			}
+			for i := 1; i < len(page.Requests); i++ {
+				if page.Requests[i-1].ID <= page.Requests[i].ID {
+					t.Errorf("a page goes on with %s after %s", page.Requests[i].ID, page.Requests[i-1].ID)
+				}
+			}
+			pause(5 * time.Millisecond)
+		}
+	})
 	asking.Wait()
 	way.worse.Store(0)
 

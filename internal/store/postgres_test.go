@@ -36,15 +36,7 @@ func openPostgres(t testing.TB) *store.Postgres {
 // joinPostgres opens one more node on a database.
 func joinPostgres(t testing.TB, url string) *store.Postgres {
 	t.Helper()
-	s, err := store.OpenPostgres(context.Background(), store.Config{URL: url, Log: quiet()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Errorf("close: %v", err)
-		}
-	})
+	s, _ := joinNodes(t, url, "")
 	return s
 }
 

@@ -65,7 +65,7 @@ func (s *Postgres) submit(ctx context.Context, line *lineup, o *pgOp) error {
 	s.sendMu.RLock() // writers drain the line without it, so a full line cannot block Close for long
 	defer s.sendMu.RUnlock()
 	if s.closed {
-		return &tandem.Error{Code: tandem.CodeStoreUnavailable, Message: "the server is stopping; try again", RetryAfter: time.Second}
+		return stopping()
 	}
 	select {
 	case line.ops <- o:
@@ -82,12 +82,7 @@ func (s *Postgres) await(ctx context.Context, line *lineup, o *pgOp) error {
 	if err := s.submit(ctx, line, o); err != nil {
 		return err
 	}
-	select {
-	case err := <-result:
-		return err
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	return outcomeOf(ctx, result)
 }
 
 func (s *Postgres) do(ctx context.Context, apply func(context.Context, pgx.Tx, map[string]int64) error) error {

@@ -31,20 +31,7 @@ func (s *SQLite) read(ctx context.Context, f func(querier) error) error {
 	} else {
 		err = f(s.readDB)
 	}
-	var known *tandem.Error
-	switch {
-	case err == nil || errors.As(err, &known):
-		return err
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	default:
-		return &tandem.Error{
-			Code:       tandem.CodeStoreUnavailable,
-			Message:    "the database cannot be read now; try again later",
-			RetryAfter: 5 * time.Second,
-			Err:        err,
-		}
-	}
+	return unreadable(ctx, err)
 }
 
 // columns are what scan reads, in its order.

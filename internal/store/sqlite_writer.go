@@ -100,7 +100,7 @@ func (s *SQLite) submit(ctx context.Context, o *op) error {
 	s.sendMu.RLock() // the writer drains ops without it, so a full channel cannot block Close for long
 	defer s.sendMu.RUnlock()
 	if s.closed {
-		return &tandem.Error{Code: tandem.CodeStoreUnavailable, Message: "the server is stopping; try again", RetryAfter: time.Second}
+		return stopping()
 	}
 	select {
 	case s.ops <- o:
@@ -117,12 +117,7 @@ func (s *SQLite) do(ctx context.Context, apply func(*tx) error) error {
 	if err := s.submit(ctx, &op{apply: apply, done: func(err error) { result <- err }}); err != nil {
 		return err
 	}
-	select {
-	case err := <-result:
-		return err
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	return outcomeOf(ctx, result)
 }
 
 // write is the writer: it commits whatever waits in one transaction and takes
@@ -220,15 +215,6 @@ func (s *SQLite) finish(o *op, err error) {
 		err = unavailable(err)
 	}
 	o.done(err)
-}
-
-func unavailable(err error) *tandem.Error {
-	return &tandem.Error{
-		Code:       tandem.CodeStoreUnavailable,
-		Message:    "the database cannot take this now; nothing was accepted; try again later",
-		RetryAfter: 5 * time.Second,
-		Err:        err,
-	}
 }
 
 // commit runs ops in one transaction. When it returns nil they are durable.

@@ -39,12 +39,18 @@ func openMemory(t testing.TB) *store.SQLite {
 	if err != nil {
 		t.Fatal(err)
 	}
+	closeAtEnd(t, s)
+	return s
+}
+
+// closeAtEnd closes a store when the test has ended.
+func closeAtEnd(t testing.TB, s store.Store) {
+	t.Helper()
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Errorf("close: %v", err)
 		}
 	})
-	return s
 }
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
