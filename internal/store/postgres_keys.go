@@ -88,7 +88,7 @@ func (p *postgresKeys) look(ctx context.Context, ours *clock, _ string) (mark st
 	}
 	half := time.Since(began) / 2
 	ahead = time.UnixMicro(there).Sub(asked.Add(half))
-	if ahead.Abs()-half < minStep {
+	if ahead.Abs()-half < minSkew {
 		ahead = 0
 	}
 	return mark, ahead, nil
