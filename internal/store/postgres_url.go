@@ -152,7 +152,7 @@ func explainPostgres(err error) error {
 	case unknown:
 		hint = "the server's certificate is from an authority that is not trusted here; name the right one with sslrootcert=FILE"
 	case misnamed:
-		hint = "the server's certificate is for another name; connect by one that it is for, or say sslmode=verify-ca"
+		hint = "the server's certificate is for another name; connect by one that it is for"
 	case invalid:
 		hint = "the server's certificate is not valid"
 	}
