@@ -38,6 +38,13 @@ func TestNodeCutOff(t *testing.T) {
 	for name, state := range map[string]wear{"stalled": stalled, "refused": refused} {
 		cable.set(state)
 		cut := time.Now()
+		for status := http.StatusOK; status == http.StatusOK; {
+			status, _, _, _ = c.ask(t, "/readyz")
+		}
+		t.Logf("%s: not ready after %v", name, time.Since(cut).Round(time.Millisecond))
+		if took := time.Since(cut); took > 8*time.Second {
+			t.Errorf("%s: /readyz noticed after %v", name, took)
+		}
 		status, header, body, took := c.ask(t, "/async")
 		t.Logf("%s: the first POST is answered %d after %v", name, status, took.Round(time.Millisecond))
 		if status != http.StatusServiceUnavailable || header.Get("Retry-After") == "" || !strings.Contains(body, string(tandem.CodeStoreUnavailable)) || took > 15*time.Second {

@@ -51,8 +51,8 @@ type fetchExecutor struct {
 // The same statement reads their requests, which saves reading them one by one: of data and result only the one that the job needs,
 // and that only if it is small. A job that no request names stays behind, and is deleted when it is reclaimed.
 func (e *fetchExecutor) JobGetAvailable(ctx context.Context, p *riverdriver.JobGetAvailableParams) (*riverdriver.JobGetAvailableResult, error) {
-	if e.store.away.Load() {
-		return nil, errAway
+	if e.store.away.Load() { // said once already, by the heartbeat
+		return &riverdriver.JobGetAvailableResult{}, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
