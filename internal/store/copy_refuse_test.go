@@ -140,6 +140,11 @@ func TestCopyLeavesTheFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	other, err := sql.Open("sqlite", "file:"+filepath.ToSlash(from))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
 	tried := false
 	cfg := store.CopyConfig{From: from, To: to}
 	cfg.Progress = func(store.CopyProgress) {
@@ -151,12 +156,18 @@ func TestCopyLeavesTheFile(t *testing.T) {
 			t.Error("a server starts on a file that is being copied")
 			s.Close()
 		}
+		if _, err := other.Exec(`UPDATE keys SET last_used_at = 1`); err == nil {
+			t.Error("a key is written to a file that is being copied")
+		}
 		if s, err := store.OpenPostgres(t.Context(), store.Config{URL: to, Log: quiet()}); err == nil {
 			t.Error("a node starts on a database that is being copied to")
 			s.Close()
 		}
 	}
 	copyAll(t, cfg)
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
 	after, err := os.ReadFile(from)
 	if err != nil {
 		t.Fatal(err)

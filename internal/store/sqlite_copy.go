@@ -142,7 +142,7 @@ type sourceRows struct {
 func (s *copySource) after(ctx context.Context, order int64, limit int) (*sourceRows, error) {
 	const query = `
 		SELECT seq, id, mode, task, status, callback_status, complexity, callback_attempts, processing_us, started_at, completed_at,
-		       lane, due_at, error_code, error_message, callback_url, batch_id, key_id, data, result, result IS NOT NULL
+		       lane, due_at, error_code, error_message, callback_url, batch_id, key_id, data, result
 		FROM requests
 		WHERE seq > ?
 		ORDER BY seq
@@ -156,9 +156,9 @@ func (s *sourceRows) next() (*copiedRequest, error) {
 	if !s.Next() {
 		return nil, s.Err()
 	}
-	r, some := &copiedRequest{}, false
+	r := &copiedRequest{}
 	err := s.Scan(&r.order, &r.id, &r.mode, &r.task, &r.status, &r.callbackStatus, &r.complexity, &r.callbackAttempts, &r.processing,
-		&r.started, &r.completed, &r.lane, &r.due, &r.errorCode, &r.errorMessage, &r.callbackURL, &r.batch, &r.key, &r.data, &r.result, &some)
+		&r.started, &r.completed, &r.lane, &r.due, &r.errorCode, &r.errorMessage, &r.callbackURL, &r.batch, &r.key, &r.data, &r.result)
 	if err != nil {
 		return nil, err
 	}
@@ -167,11 +167,8 @@ func (s *sourceRows) next() (*copiedRequest, error) {
 	} {
 		*text = plain(*text)
 	}
-	if r.data == nil { // what the driver makes of no bytes, and of none
+	if r.data == nil { // as the driver has no bytes; an empty result is none
 		r.data = []byte{}
-	}
-	if r.result == nil && some {
-		r.result = []byte{}
 	}
 	if r.due.Valid {
 		r.due.Int64 += s.aheadUS
