@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -33,10 +34,11 @@ func (s *Postgres) reading(ctx context.Context, f func(context.Context) error) e
 	return unreadable(ctx, err)
 }
 
-// lostConnection reports whether a statement failed because its connection broke or was ended.
+// lostConnection reports whether a statement failed because its connection broke or was ended: by
+// somebody (57P..), or by the server, for which this node was too slow (25P03).
 func lostConnection(err error) bool {
 	if cause, ok := errors.AsType[*pgconn.PgError](err); ok {
-		return strings.HasPrefix(cause.Code, "57P")
+		return strings.HasPrefix(cause.Code, "57P") || cause.Code == "25P03"
 	}
 	_, ours := errors.AsType[*tandem.Error](err)
 	return err != nil && !ours && !errors.Is(err, pgx.ErrNoRows)
@@ -204,12 +206,24 @@ func (s *Postgres) submissions(ctx context.Context, key string) (n int64, err er
 	return n, err
 }
 
-// indexRange is the condition for rows whose columns have given values and whose id is within a page's bounds, as a range of the
-// index over those columns and id. With equals signs PostgreSQL may take the order of id for a shortcut, and go through all of the history
-// for rows that are at its other end, or nowhere.
-func indexRange(columns, values string) string {
-	first, _, _ := strings.Cut(columns, ",")
-	return `(` + columns + `, id) >= (` + values + `, $1) AND (` + columns + `, id) < (` + values + `, $2) AND ` + first + ` IS NOT NULL`
+// pageArm is the statement for the first rows of those whose columns have given values, in the order of the index over the columns and id.
+// It reads that many entries of the index and no more, and then drops those that are of other values: with the
+// values as a condition PostgreSQL may take the order of id for a shortcut, and go through all of the history for rows that are nowhere.
+func pageArm(columns, values []string) string {
+	keys := strings.Join(columns, ", ")
+	same := make([]string, len(columns))
+	for i := range columns {
+		same[i] = columns[i] + " = " + values[i]
+	}
+	return `
+		(SELECT id
+		FROM (
+			SELECT ` + keys + `, id
+			FROM requests
+			WHERE (` + keys + `, id) < (` + strings.Join(values, ", ") + `, $2) AND ` + columns[0] + ` IS NOT NULL
+			ORDER BY ` + strings.Join(columns, " DESC, ") + ` DESC, id DESC
+			LIMIT $3::bigint + $4::bigint) AS entries
+		WHERE ` + strings.Join(same, " AND ") + ` AND id >= $1)`
 }
 
 // postgresPage returns the statement for a filter and its arguments; "" when nothing can match.
@@ -219,22 +233,23 @@ func postgresPage(f Filter, tasks []string, from, before pgtype.UUID) (string, [
 		args = append(args, value)
 		return "$" + strconv.Itoa(len(args))
 	}
-	owner, ownerValue := "", ""
+	const selected = `SELECT ` + pgColumns + `, data, result FROM `
+	const page = ` WHERE id >= $1 AND id < $2 ORDER BY id DESC LIMIT $3::bigint OFFSET $4::bigint`
+	var owner, ownerValue []string
 	if f.Key != "" {
-		owner, ownerValue = "key_id, ", add(f.Key)+", "
+		owner, ownerValue = []string{"key_id"}, []string{add(f.Key)}
 	}
-	const selected = `SELECT ` + pgColumns + `, data, result FROM requests WHERE `
 	if f.Batch != "" { // the few rows of a batch are looked through
-		query := selected + indexRange("batch_id", add(f.Batch))
+		batch := `batch_id = ` + add(f.Batch)
 		if f.Key != "" {
-			query += ` AND key_id = ` + strings.TrimSuffix(ownerValue, ", ")
+			batch += ` AND key_id = ` + ownerValue[0]
 		}
-		return query + ` ORDER BY batch_id DESC, id DESC LIMIT $3::bigint OFFSET $4::bigint`, args
+		return selected + `(SELECT * FROM requests WHERE ` + batch + ` OFFSET 0) AS batch` + page, args
 	}
 	if f.Mode == "" && f.Status == "" && f.Task == "" && f.Key == "" {
-		return selected + `id >= $1 AND id < $2 ORDER BY id DESC LIMIT $3::bigint OFFSET $4::bigint`, args
+		return selected + `requests` + page, args
 	}
-	columns := owner + "mode, status, task"
+	columns := append(owner, "mode", "status", "task")
 	modes, statuses := tandem.Modes, tandem.Statuses
 	if f.Mode != "" {
 		modes = []tandem.Mode{f.Mode}
@@ -252,10 +267,8 @@ func postgresPage(f Filter, tasks []string, from, before pgtype.UUID) (string, [
 				continue // a sync request has no callback
 			}
 			for _, task := range tasks {
-				arms = append(arms, `
-		(SELECT id FROM requests
-		WHERE `+indexRange(columns, ownerValue+add(string(mode))+", "+add(string(status))+", "+add(task))+`
-		ORDER BY `+strings.ReplaceAll(columns, ",", " DESC,")+` DESC, id DESC LIMIT $3::bigint + $4::bigint)`)
+				values := append(slices.Clone(ownerValue), add(string(mode)), add(string(status)), add(task))
+				arms = append(arms, pageArm(columns, values))
 			}
 		}
 	}
