@@ -218,6 +218,9 @@ func networkCut(t *testing.T, rounds int) {
 			}
 			unready := m.awaitStatus(t, "/readyz", http.StatusServiceUnavailable)
 			refusing := m.awaitStatus(t, "/async", http.StatusServiceUnavailable)
+			if took := refusing.Sub(begun); took > 8*time.Second {
+				t.Errorf("%s: callers were kept waiting for %v", cut.what, took)
+			}
 			m.awaitStatus(t, "/livez", http.StatusOK)
 			if cut.dead {
 				c.watching.Wait()
@@ -234,17 +237,18 @@ func networkCut(t *testing.T, rounds int) {
 	c.finish(t)
 }
 
-// awaitStatus asks a member until it answers with a status, and returns when that was. POST for /async.
+// awaitStatus asks a member until it answers with a status within a few seconds, and returns when that was. POST for /async.
 func (m *member) awaitStatus(t *testing.T, path string, want int) time.Time {
 	t.Helper()
+	client := &http.Client{Transport: m.callers.client.Transport, Timeout: 3 * time.Second}
 	if err := poll(fmt.Sprintf("%s of %s to say %d", path, m.name, want), func() error {
 		var response *http.Response
 		var err error
 		if path == "/async" {
-			response, err = m.callers.client.Post(m.callers.url+path, "application/json",
+			response, err = client.Post(m.callers.url+path, "application/json",
 				strings.NewReader(fmt.Sprintf(`{"data":{"n":1},"task":"echo","callback_url":%q}`, m.callers.callback)))
 		} else {
-			response, err = m.callers.client.Get(m.callers.url + path)
+			response, err = client.Get(m.callers.url + path)
 		}
 		if err != nil {
 			return err

@@ -390,6 +390,9 @@ func (s *Postgres) Accept(ctx context.Context, lane Lane, requests ...*tandem.Re
 	if s.value(counterUnfinished)+waiting > s.cfg.MaxQueue {
 		return queueFull(s.cfg.MaxQueue)
 	}
+	if s.away.Load() { // writers may be waiting for an answer, and this would wait for them
+		return unavailable(errAway)
+	}
 	rows := make([]pgRow, len(requests))
 	pending := false
 	for i, r := range requests {
