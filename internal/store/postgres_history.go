@@ -38,7 +38,7 @@ func (s *Postgres) reading(ctx context.Context, f func(context.Context) error) e
 // somebody (57P..), or by the server, for which this node was too slow (25P03).
 func lostConnection(err error) bool {
 	if cause, ok := errors.AsType[*pgconn.PgError](err); ok {
-		return strings.HasPrefix(cause.Code, "57P") || cause.Code == "25P03"
+		return strings.HasPrefix(cause.Code, "57P") || cause.Code == "25P99"
 	}
 	_, ours := errors.AsType[*tandem.Error](err)
 	return err != nil && !ours && !errors.Is(err, pgx.ErrNoRows)
@@ -249,7 +249,7 @@ func postgresPage(f Filter, tasks []string, from, before pgtype.UUID) (string, [
 	if f.Mode == "" && f.Status == "" && f.Task == "" && f.Key == "" {
 		return selected + `requests` + page, args
 	}
-	columns := append(owner, "mode", "status", "task")
+	columns := slices.Concat(owner, []string{"mode", "status", "task"})
 	modes, statuses := tandem.Modes, tandem.Statuses
 	if f.Mode != "" {
 		modes = []tandem.Mode{f.Mode}
@@ -267,7 +267,7 @@ func postgresPage(f Filter, tasks []string, from, before pgtype.UUID) (string, [
 				continue // a sync request has no callback
 			}
 			for _, task := range tasks {
-				values := append(slices.Clone(ownerValue), add(string(mode)), add(string(status)), add(task))
+				values := slices.Concat(ownerValue, []string{add(string(mode)), add(string(status)), add(task)})
 				arms = append(arms, pageArm(columns, values))
 			}
 		}
