@@ -204,3 +204,22 @@ func TestSweepWaitsForNobody(t *testing.T) {
 		}
 	}
 }
+
+// A node that was too slow, and whose transaction the server has ended, does it again.
+func TestTransactionThatIdledIsRepeated(t *testing.T) {
+	t.Parallel()
+	_, url := newLossy(t, emptyPostgres(t, tandemtest.Volatile)) // over TCP, where its last words are read
+	s := joinPostgres(t, url+"&idle_in_transaction_session_timeout=50")
+	times := 0
+	err := s.Do(t.Context(), func(ctx context.Context, tx pgx.Tx) error {
+		times++
+		if times == 1 {
+			pause(500 * time.Millisecond)
+		}
+		_, err := tx.Exec(ctx, `INSERT INTO settings (name, value) VALUES ('slow', 'kept')`)
+		return err
+	})
+	if err != nil || times != 2 {
+		t.Errorf("%v, after %d times", err, times)
+	}
+}

@@ -38,7 +38,7 @@ func (s *Postgres) reading(ctx context.Context, f func(context.Context) error) e
 // somebody (57P..), or by the server, for which this node was too slow (25P03).
 func lostConnection(err error) bool {
 	if cause, ok := errors.AsType[*pgconn.PgError](err); ok {
-		return strings.HasPrefix(cause.Code, "57P") || cause.Code == "25P99"
+		return strings.HasPrefix(cause.Code, "57P") || cause.Code == "25P03"
 	}
 	_, ours := errors.AsType[*tandem.Error](err)
 	return err != nil && !ours && !errors.Is(err, pgx.ErrNoRows)

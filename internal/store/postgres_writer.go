@@ -141,7 +141,7 @@ func worthAnother(err error, writes int) bool {
 		return false
 	}
 	cause, ok := errors.AsType[*pgconn.PgError](err)
-	return writes > 1 || !ok || strings.HasPrefix(cause.Code, "57P") || strings.HasPrefix(cause.Code, "40")
+	return writes > 1 || !ok || lostConnection(err) || strings.HasPrefix(cause.Code, "40")
 }
 
 // finish tells whoever waits, in words that may be shown.
