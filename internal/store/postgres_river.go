@@ -15,13 +15,13 @@ import (
 
 const (
 	// fetchCooldown is the least time between two fetches of a lane by a node.
-	fetchCooldown = 10 * time.Millisecond
+	fetchCooldown = 5 * time.Millisecond
 	// pollInterval is how soon work is found of which nobody was told.
 	pollInterval = 4 * time.Second
 	// minAhead is how many jobs of a lane a node fetches beyond those that may run: it
 	// fetches once in fetchCooldown, and work may be shorter than that.
 	minAhead = 16
-	// maxAhead is the most of them: enough for 25,000 jobs/s, and few to hand back at a shutdown.
+	// maxAhead is the most of them: enough for 50,000 jobs/s, and few to hand back at a shutdown.
 	maxAhead = 256
 	// keepForever is for how long River keeps jobs that have ended: there are none, they are deleted with their results.
 	keepForever = -1
