@@ -4,6 +4,7 @@ package main_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -11,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -87,10 +89,8 @@ func nodeStopped(t *testing.T, rounds int) {
 	stop := c.callAll(t)
 	for i := range rounds {
 		m := c.members[i%len(c.members)]
-		m.burden(t)
-		_, died := c.heldBy(t, m.id)
-		m.process.signal(t, syscall.SIGSTOP)
-		held, _ := c.heldBy(t, m.id)
+		held, died := m.stopBusy(t)
+		late := m.tooLate()
 		c.awaitTakeover(t, m.name, m.id, died)
 		pause(3 * time.Second) // the others end what they took over
 		before := c.ended(t, held)
@@ -99,8 +99,8 @@ func nodeStopped(t *testing.T, rounds int) {
 		}
 		m.process.signal(t, syscall.SIGCONT)
 		if err := poll("late results of "+m.name, func() error {
-			if !strings.Contains(m.process.stderr.String(), "a result came too late") {
-				return fmt.Errorf("not in its log")
+			if m.tooLate() == late {
+				return errors.New("not in its log")
 			}
 			return awaitOK(m.callers.url + "/readyz")
 		}); err != nil {
@@ -115,6 +115,29 @@ func nodeStopped(t *testing.T, rounds int) {
 	}
 	stop()
 	c.finish(t)
+}
+
+// stopBusy stops a member's process while it does work that nobody waits for, and returns what it holds.
+func (m *member) stopBusy(t *testing.T) (held []holding, died time.Time) {
+	t.Helper()
+	for range 100 {
+		m.burden(t)
+		_, died = m.cluster.heldBy(t, m.id)
+		m.process.signal(t, syscall.SIGSTOP)
+		pause(200 * time.Millisecond) // a commit that the database has been told of happens
+		held, _ = m.cluster.heldBy(t, m.id)
+		if slices.ContainsFunc(held, func(h holding) bool { return h.job != 0 && h.begun }) {
+			return held, died
+		}
+		m.process.signal(t, syscall.SIGCONT) // it was quicker
+	}
+	t.Fatalf("%s is never busy", m.name)
+	return nil, died
+}
+
+// tooLate is how often a member has found that work was no longer its own.
+func (m *member) tooLate() int {
+	return strings.Count(m.process.stderr.String(), "a result came too late")
 }
 
 // ended returns what is written of those requests whose work and callback have ended.

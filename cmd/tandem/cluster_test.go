@@ -188,8 +188,9 @@ func (c *cluster) leader(t *testing.T) *member {
 
 // holding is a request that a node works on.
 type holding struct {
-	id  string
-	job int64 // 0: a caller waits for it
+	id    string
+	job   int64 // 0: a caller waits for it
+	begun bool  // its work has
 }
 
 // heldBy is what the node works on, by its database.
@@ -200,7 +201,7 @@ func (c *cluster) heldBy(t *testing.T, node string) (held []holding, at time.Tim
 			return err
 		}
 		rows, err := db.Query(ctx, `
-			SELECT id::text, coalesce(job_id, 0)
+			SELECT id::text, coalesce(job_id, 0), status = 'processing'
 			FROM requests
 			WHERE (status = 'processing' AND node = $1 AND job_id IS NULL) OR job_id IN (
 				SELECT id FROM river_job WHERE state = 'running' AND attempted_by[array_upper(attempted_by, 1)] = $1)`, node)
@@ -209,7 +210,7 @@ func (c *cluster) heldBy(t *testing.T, node string) (held []holding, at time.Tim
 		}
 		held = nil
 		var h holding
-		_, err = pgx.ForEachRow(rows, []any{&h.id, &h.job}, func() error {
+		_, err = pgx.ForEachRow(rows, []any{&h.id, &h.job, &h.begun}, func() error {
 			held = append(held, h)
 			return nil
 		})
