@@ -60,7 +60,7 @@ func bearer(made store.Made) string { return "Authorization: Bearer " + made.Tok
 var access = map[tandem.Scope][]string{
 	"submit": {"POST /sync", "POST /async", "POST /api/submit", "POST /api/submit/batch"},
 	"read":   {"GET /requests", "GET /requests/{id}", "GET /api/submissions"},
-	"admin":  {"GET /stats", "GET /api/stats", "GET /metrics"},
+	"admin":  {"GET /stats", "GET /api/stats", "GET /metrics", "GET /nodes"},
 	"": {
 		"GET /", "GET /healthz", "GET /livez", "GET /readyz", "GET /health", "GET /.well-known/security.txt",
 		"GET /docs", "GET /docs/{file}", "GET /redoc", "GET /openapi.json", "GET /openapi.yaml", "GET /problems", "GET /problems/{code}",
