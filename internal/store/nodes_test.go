@@ -209,12 +209,12 @@ func TestSweepWaitsForNobody(t *testing.T) {
 func TestTransactionThatIdledIsRepeated(t *testing.T) {
 	t.Parallel()
 	_, url := newLossy(t, emptyPostgres(t, tandemtest.Volatile)) // over TCP, where its last words are read
-	s := joinPostgres(t, url+"&idle_in_transaction_session_timeout=50")
+	s := joinPostgres(t, url+"&idle_in_transaction_session_timeout=2000")
 	times := 0
 	err := s.Do(t.Context(), func(ctx context.Context, tx pgx.Tx) error {
 		times++
 		if times == 1 {
-			pause(500 * time.Millisecond)
+			pause(3 * time.Second)
 		}
 		_, err := tx.Exec(ctx, `INSERT INTO settings (name, value) VALUES ('slow', 'kept')`)
 		return err
