@@ -107,7 +107,7 @@ func (c *demoCommand) Run(ctx context.Context, t *terminal) error {
 		}
 		line := fmt.Sprintf("  %-20s %s", act.short, inShort(report.Comparison))
 		if config.Requests < act.requests {
-			line += " (on a busy machine)"
+			line += fmt.Sprintf("\n  %-20s (on a busy machine)", "")
 		}
 		summary = append(summary, line+"\n")
 	}
