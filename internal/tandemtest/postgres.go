@@ -142,6 +142,7 @@ const supervise = `
 		kill -"$signal" $server
 		wait $server
 	done
+	kill -TERM $server # one that has hardly begun ignores INT, as what runs in the background does
 	kill -INT $server
 	wait $server
 	rm -rf "$folder"`
