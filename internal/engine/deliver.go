@@ -16,6 +16,9 @@ import (
 	"tandem/internal/store"
 )
 
+// keysPutOff is when a callback is tried again whose API key could not be read.
+const keysPutOff = time.Second
+
 // deliver makes one try to deliver a callback, or finds that there is no use in
 // it, or no place for it now. Waiting for a place holds none of the engine's slots.
 func (e *Engine) deliver(claiming context.Context, r *tandem.Request) store.Next {
@@ -23,6 +26,10 @@ func (e *Engine) deliver(claiming context.Context, r *tandem.Request) store.Next
 	deadline := begun.Add(r.CompletedAt.Add(e.cfg.Retry.MaxAge).Sub(begun.Add(skew))) // by this machine's clock
 	if !begun.Before(deadline) {
 		return e.expire(r, begun.Add(skew))
+	}
+	if err := e.cfg.Keys.LookUp(e.working, r.KeyID); err != nil { // signed by another secret it would be refused
+		e.log.Warn("callback put off: its API key cannot be read", "request_id", r.ID, "err", err)
+		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: earlier(begun.Add(keysPutOff), deadline)}
 	}
 	place, err := e.cfg.Egress.Reserve(claiming, r.CallbackURL)
 	if err != nil {

@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"encoding/json"
 	"net/http"
 	"sync/atomic"
 	"testing"
@@ -81,4 +82,56 @@ func TestNodesShareWhatTheyKnow(t *testing.T) {
 		return here.Latency["accept_to_callback"].Count == 10 && here.Latency["accept_to_callback"] == there.Latency["accept_to_callback"] &&
 			here.Latency["processing"].Count == 15 && here.Latency["processing"] == there.Latency["processing"]
 	})
+}
+
+// A callback is signed with the secret of the key that asked, on nodes too that have not heard of that key yet. While
+// keys cannot be read it waits, and is not signed with another secret.
+func TestCallbackOfAKeyMadeElsewhere(t *testing.T) {
+	t.Parallel()
+	url := tandemtest.Postgres(t, tandemtest.Volatile)
+	open := func() *store.Keys {
+		k, err := store.OpenKeys(t.Context(), store.KeysConfig{URL: url, Create: true, Log: quiet})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := k.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		return k
+	}
+	here, elsewhere := open(), open() // here they are not kept up to date: nobody runs them
+	p := start(t, func(s *setup) { s.url, s.engine.Keys = url, here })
+	rc := newReceiver(t, nil)
+	ask := func(id string) tandem.Request {
+		r, err := p.Submit(t.Context(), engine.Order{Task: "echo", Data: json.RawMessage(`{"a":1}`), Complexity: 1, CallbackURL: rc.URL, KeyID: id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	made, err := elsewhere.Create(t.Context(), store.NewKey{Name: "new", Scopes: []tandem.Scope{tandem.ScopeSubmit}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, id := range []string{made.Key.ID, "key_nobody"} {
+		if r := p.settled(ask(id).ID); r.CallbackStatus != tandem.CallbackSent || r.CallbackAttempts != 1 {
+			t.Errorf("%s: the callback is %s after %d attempts", id, r.CallbackStatus, r.CallbackAttempts)
+		}
+		want := []tandem.Secret{made.Secret, secretA}[i] // of nobody: the deployment's own
+		d := rc.deliveries()[i]
+		if err := want.Verify(d.header, d.raw, time.Now()); err != nil {
+			t.Errorf("%s: %v", id, err)
+		}
+	}
+	if err := here.Close(); err != nil {
+		t.Fatal(err)
+	}
+	waits := ask("key_unread")
+	p.await("the end of the work", func() bool { return p.request(waits.ID).Status == tandem.StatusCompleted })
+	<-time.After(300 * time.Millisecond) // a callback would have come
+	if r := p.request(waits.ID); r.CallbackStatus != tandem.CallbackPending || len(rc.deliveries()) != 2 {
+		t.Errorf("its callback is %s, and %d have come", r.CallbackStatus, len(rc.deliveries()))
+	}
 }

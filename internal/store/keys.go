@@ -182,8 +182,17 @@ func (k *Keys) Authenticate(token tandem.Token, now time.Time) (*tandem.Key, err
 	return &found.member.key, nil
 }
 
+// LookUp reads the keys anew if one is not known here: another machine may have taken a request of a key that was
+// made a moment ago. That there is none is no error.
+func (k *Keys) LookUp(ctx context.Context, id string) error {
+	if k == nil || id == "" || k.known.Load().byID[id] != nil {
+		return nil
+	}
+	return k.Refresh(ctx)
+}
+
 // SigningSecrets returns what signs the callbacks of a key's requests, newest first, be it revoked
-// or expired; nil if there is no such key. The slice is shared and must not be changed.
+// or expired; nil if no such key is known (see LookUp). The slice is shared and must not be changed.
 func (k *Keys) SigningSecrets(id string, now time.Time) []tandem.Secret {
 	if k == nil || id == "" {
 		return nil
