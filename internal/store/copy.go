@@ -248,7 +248,7 @@ func (c *copying) digests(ctx context.Context) (source, target CopyDigest, err e
 	c.cfg.Progress(progress)
 	sides, ctx := errgroup.WithContext(ctx)
 	sides.Go(func() (err error) {
-		source, err = c.source.digest(ctx, func(int64) {})
+		source, err = c.source.digest(ctx)
 		return err
 	})
 	sides.Go(func() (err error) {

@@ -26,7 +26,7 @@ func ReadTraced(ctx context.Context, url string, seen func(statement string)) er
 	}
 	err = s.mend(ctx, copyMark{Began: time.Now()})
 	if err == nil {
-		_, err = s.digest(ctx, func(int64) {})
+		_, err = s.digest(ctx)
 	}
 	return errors.Join(err, s.close())
 }

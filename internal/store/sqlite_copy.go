@@ -220,10 +220,10 @@ func (s *copySource) copyAttempts(ctx context.Context, tx pgx.Tx, after, last in
 	return errors.Join(err, attempts.Close())
 }
 
-// digest reads all of the file, and tells tick of the requests so far.
-func (s *copySource) digest(ctx context.Context, tick func(requests int64)) (CopyDigest, error) {
+// digest reads all of the file.
+func (s *copySource) digest(ctx context.Context) (CopyDigest, error) {
 	d := newDigester()
-	if err := s.digestRequests(ctx, d, tick); err != nil {
+	if err := s.digestRequests(ctx, d); err != nil {
 		return d.digest, err
 	}
 	attempts, err := s.attempts(ctx, -1, math.MaxInt64)
@@ -243,7 +243,7 @@ func (s *copySource) digest(ctx context.Context, tick func(requests int64)) (Cop
 	}
 }
 
-func (s *copySource) digestRequests(ctx context.Context, d *digester, tick func(requests int64)) error {
+func (s *copySource) digestRequests(ctx context.Context, d *digester) error {
 	rows, err := s.after(ctx, -1, -1)
 	if err != nil {
 		return err
@@ -252,13 +252,9 @@ func (s *copySource) digestRequests(ctx context.Context, d *digester, tick func(
 	for {
 		r, err := rows.next()
 		if r == nil || err != nil {
-			tick(d.rows)
 			return err
 		}
 		r.dataSum, r.resultSum = sumOf(r.data), sumOf(r.result)
 		d.request(r)
-		if d.rows%copyRows == 0 {
-			tick(d.rows)
-		}
 	}
 }
