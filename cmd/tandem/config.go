@@ -294,6 +294,10 @@ func (c *serveCommand) Validate() error {
 			c.DB = "file:tandem.db"
 		}
 	}
+	c.givenDB = c.DB
+	if err := readDatabase("db", &c.DB); err != nil {
+		return err
+	}
 	if c.DrainDelay == nil {
 		c.DrainDelay = new(time.Duration)
 		if store.IsPostgres(c.DB) {
@@ -317,10 +321,6 @@ func (c *serveCommand) Validate() error {
 	}
 	if err := validAddress(c.Listen); err != nil {
 		return badArgument("", "--listen %s: %w", c.Listen, err)
-	}
-	c.givenDB = c.DB
-	if err := readDatabase("db", &c.DB); err != nil {
-		return err
 	}
 	if c.asksForKeys() && store.Memory(c.DB) {
 		return badArgument("name a file with --db, or serve with --no-auth", "--db :memory: has no API keys, and production mode asks for them")

@@ -17,6 +17,8 @@ type copyCommand struct {
 	From  string `default:"file:tandem.db" placeholder:"URL" env:"TANDEM_COPY_FROM" help:"Database to copy, which nobody uses: a file, or file:PATH (default: ${default}). It stays as it is."`
 	To    string `required:"" placeholder:"URL" env:"TANDEM_COPY_TO" help:"Empty database to copy to, postgres://… or @FILE."`
 	Plain bool   `help:"Plain lines, even on a terminal."`
+
+	givenTo string // To, before a file that it names was read
 }
 
 // Validate refuses what cannot be copied; kong calls it.
@@ -25,6 +27,7 @@ func (c *copyCommand) Validate() error {
 	if err := readDatabase("from", &c.From); err != nil {
 		return err
 	}
+	c.givenTo = c.To
 	if err := readDatabase("to", &c.To); err != nil {
 		return err
 	}
@@ -63,7 +66,7 @@ func (c *copyCommand) Run(ctx context.Context, t *terminal) error {
 	default:
 		t.printf("both sides are the same\n")
 	}
-	t.printf("next: tandem serve --db %s, with the other flags as before\n", redact(c.To))
+	t.printf("next: tandem serve --db %s, with the other flags as before\n", redact(c.givenTo))
 	t.printf("do not serve %s any more: what is unfinished in it would be done twice\n", c.From)
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -60,7 +61,11 @@ func TestCopyKilled(t *testing.T) {
 	addHistory(t, from, 60_000)
 
 	to := tandemtest.Postgres(t, tandemtest.Durable)
-	arguments := []string{"copy", "--from", "file:" + from, "--to", to}
+	named := "@" + filepath.Join(t.TempDir(), "database")
+	if err := os.WriteFile(named[1:], []byte(to), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	arguments := []string{"copy", "--from", "file:" + from, "--to", named}
 	killed := start(t, nil, arguments...)
 	awaitMark(t, to, killed)
 	killed.kill()
@@ -82,7 +87,7 @@ func TestCopyKilled(t *testing.T) {
 	out := again.stdout.String()
 	for _, want := range []string{
 		`^\d+ requests were in the target already, from a copy that was interrupted\n`, `(?m)^ *600\d\d +600\d\d +callback_sent *$`,
-		`(?m)^source sha256:[0-9a-f]{64}$`, `(?m)^both sides are the same$`, `(?m)^next: tandem serve --db postgres:`, `(?m)^do not serve file:`,
+		`(?m)^source sha256:[0-9a-f]{64}$`, `(?m)^both sides are the same$`, `(?m)^next: tandem serve --db ` + regexp.QuoteMeta(named) + `,`, `(?m)^do not serve file:`,
 	} {
 		if !regexp.MustCompile(want).MatchString(out) {
 			t.Errorf("its output does not match %s:\n%s", want, out)

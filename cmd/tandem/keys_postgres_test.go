@@ -92,6 +92,9 @@ func TestKeysOfAllNodes(t *testing.T) {
 		if code := p.exitCode(t); code != 0 {
 			t.Errorf("exit code %d\n%s", code, p.stderr.String())
 		}
+		if log := p.stderr.String(); !strings.Contains(log, "about to stop") {
+			t.Errorf("node %d, whose database stands in a file, did not wait for load balancers:\n%s", i, log)
+		}
 		exposed[fmt.Sprintf("standard output of node %d", i)], exposed[fmt.Sprintf("log of node %d", i)] = p.stdout.String(), p.stderr.String()
 		if banner := p.stdout.String(); !strings.Contains(banner, "tandem keys lists, makes and revokes them") || strings.Contains(banner, "WARNING") {
 			t.Errorf("node %d said:\n%s", i, banner)

@@ -9,7 +9,7 @@ import (
 // migrateCommand brings a database up to date, so that a start need not: serve does
 // the same, and nodes that start together wait for the first of them.
 type migrateCommand struct {
-	DB string `name:"db" required:"" placeholder:"URL" env:"TANDEM_DB" help:"The database, postgres://…"`
+	DB string `name:"db" required:"" placeholder:"URL" env:"TANDEM_DB" help:"The database, postgres://… or @FILE."`
 }
 
 // Validate refuses other databases; kong calls it.
@@ -17,7 +17,7 @@ func (c *migrateCommand) Validate() error {
 	if err := readDatabase("db", &c.DB); err != nil {
 		return err
 	}
-	if !store.IsPostgres(c.DB) {
+	if c.DB != "" && !store.IsPostgres(c.DB) { // kong says that it is missing
 		return badArgument("a file is brought up to date by serve", "--db %s: only a PostgreSQL database is shared and needs this", redact(c.DB))
 	}
 	return nil

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"log/slog"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -19,3 +20,6 @@ func (s *Postgres) Sweep(ctx context.Context) error { return s.sweep(ctx, false)
 func (s *Postgres) Do(ctx context.Context, apply func(context.Context, pgx.Tx) error) error {
 	return s.do(ctx, func(ctx context.Context, tx pgx.Tx, _ map[string]int64) error { return apply(ctx, tx) })
 }
+
+// NewRiverLog makes what River logs to.
+func NewRiverLog(h slog.Handler, failing func() bool) slog.Handler { return riverLog{h, failing} }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -68,7 +69,7 @@ func (s *Postgres) Work(ctx context.Context, capacity Capacity, step Step) error
 		ID:                          s.node,
 		Queues:                      queues,
 		Workers:                     workers,
-		Logger:                      s.cfg.Log.With("part", "river"),
+		Logger:                      slog.New(riverLog{s.cfg.Log.With("part", "river").Handler(), s.failing}),
 		FetchCooldown:               fetchCooldown,
 		FetchPollInterval:           pollInterval,
 		JobTimeout:                  -1, // a step knows its own

@@ -215,7 +215,7 @@ func lockBeside(path string) (*flock.Flock, error) {
 		return nil, fmt.Errorf("lock beside it (does its folder exist?): %w", err)
 	}
 	if !ok {
-		return nil, errors.New("another tandem is using it; stop that one first, or name another file with --db")
+		return nil, errors.New("another tandem is using it; stop that one first, or name another file")
 	}
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
