@@ -240,13 +240,19 @@ func migrateRiver(ctx context.Context, pool *pgxpool.Pool) error {
 	if err != nil {
 		return fmt.Errorf("read River's migrations: %w", err)
 	}
-	existing, err := migrator.ExistingVersions(ctx)
+	// River itself says of a newer schema only that it does not know a version of it.
+	var made bool
+	version := 0
+	err = pool.QueryRow(ctx, `SELECT to_regclass('river_migration') IS NOT NULL`).Scan(&made)
+	if err == nil && made {
+		err = pool.QueryRow(ctx, `SELECT coalesce(max(version), 0) FROM river_migration WHERE line = 'main'`).Scan(&version)
+	}
 	if err != nil {
 		return fmt.Errorf("read the version of River's schema: %w", err)
 	}
 	known := migrator.AllVersions()
-	if n := len(existing); n > 0 && existing[n-1].Version > known[len(known)-1].Version {
-		return fmt.Errorf("the schema of River is version %d, this tandem knows up to %d: start the newer tandem", existing[n-1].Version, known[len(known)-1].Version)
+	if newest := known[len(known)-1].Version; version > newest {
+		return fmt.Errorf("its schema of River is version %d, this tandem knows up to %d: it was written by a newer tandem; start that one, or name another database", version, newest)
 	}
 	if _, err := migrator.Migrate(ctx, rivermigrate.DirectionUp, nil); err != nil {
 		return fmt.Errorf("bring River's schema up to date: %w", err)
@@ -316,15 +322,10 @@ func (s *Postgres) note(err error) {
 	if errors.Is(err, errTwice) {
 		err = nil
 	}
-	before := s.failure.Load()
-	switch {
-	case err == nil && before != nil:
-		s.failure.Store(nil)
+	switch { // several may note at a time; one of them says so
+	case err == nil && s.failure.Load() != nil && s.failure.Swap(nil) != nil:
 		s.cfg.Log.Info("the database takes writes again")
-	case err != nil:
-		if before == nil {
-			s.cfg.Log.Error("the database does not take writes; new requests are refused until it does", "error", explainPostgres(err))
-		}
-		s.failure.Store(&err)
+	case err != nil && s.failure.Swap(&err) == nil:
+		s.cfg.Log.Error("the database does not take writes; new requests are refused until it does", "error", explainPostgres(err))
 	}
 }

@@ -156,19 +156,17 @@ func checkUnusable(t *testing.T, server *tandemtest.Guarded) {
 	}
 	empty := func() *url.URL { return server.Database(t, "hunter2") }
 	missing, foreign := *empty(), *empty()
-	full, standby, newer, locked := empty(), ready(), ready(), ready()
+	full, standby, newer, newerRiver, locked := empty(), ready(), ready(), ready(), ready()
 	missing.Path += "x"
 	foreign.Path = newer.Path
 	server.Exec(t,
 		"ALTER DATABASE "+full.Path[1:]+" CONNECTION LIMIT 0",
 		"ALTER DATABASE "+standby.Path[1:]+" SET default_transaction_read_only = on")
-	change, err := pgx.Connect(t.Context(), with(newer))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer change.Close(context.Background())
-	if _, err := change.Exec(t.Context(), `INSERT INTO goose_db_version (version_id, is_applied) VALUES (999, true)`); err != nil {
-		t.Fatal(err)
+	for database, statement := range map[*url.URL]string{
+		newer:      `INSERT INTO goose_db_version (version_id, is_applied) VALUES (999, true)`,
+		newerRiver: `INSERT INTO river_migration (line, version) VALUES ('main', 999)`,
+	} {
+		execPostgres(t, with(database), statement)
 	}
 	lock, err := pgx.Connect(t.Context(), with(locked))
 	if err != nil {
@@ -184,6 +182,7 @@ func checkUnusable(t *testing.T, server *tandemtest.Guarded) {
 		"no connection left": {with(full), "the server has no connection left; raise its max_connections or lower pool_max_conns: too many connections"},
 		"a standby":          {with(standby), "the server takes no writes; if it is a standby, name the primary: "},
 		"newer schema":       {with(newer), "its schema is version 999, this tandem knows up to "},
+		"newer River":        {with(newerRiver), "its schema of River is version 999, this tandem knows up to "},
 		"a lock":             {with(locked, "lock_timeout=50"), "a lock was not to be had within lock_timeout, 10s unless the URL says otherwise: "},
 		"a slow statement":   {with(locked, "statement_timeout=300"), "a statement took longer than statement_timeout, 30s unless the URL says otherwise: "},
 		"nobody listens":     {"postgres://me:hunter2@127.0.0.1:1/db", "open database postgres://me:xxxxx@127.0.0.1:1/db: no connection; check that the server runs and that host, port and sslmode are right: "},
