@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -23,6 +24,8 @@ type lossy struct {
 	upstream string // a socket
 	worse    atomic.Int64
 	lost     atomic.Int64
+	last     atomic.Bool // the next commit is the last thing that gets through
+	cut      atomic.Bool // nothing does
 	running  sync.WaitGroup
 }
 
@@ -56,6 +59,9 @@ func newLossy(t *testing.T, direct string) (*lossy, string) {
 
 func (l *lossy) carry(near net.Conn) {
 	defer near.Close()
+	if l.cut.Load() {
+		return
+	}
 	far, err := net.Dial("unix", l.upstream)
 	if err != nil {
 		return
@@ -63,10 +69,18 @@ func (l *lossy) carry(near net.Conn) {
 	defer far.Close()
 	var asking sync.WaitGroup
 	asking.Go(func() {
-		pass(far, near, func() bool { return false })
+		pass(far, near, func(said []byte) bool {
+			if bytes.Contains(said, []byte("commit")) && l.last.Swap(false) {
+				l.cut.Store(true)
+			}
+			return false
+		})
 		far.Close()
 	})
-	pass(near, far, func() bool {
+	pass(near, far, func([]byte) bool {
+		if l.cut.Load() {
+			return true
+		}
 		worse := l.worse.Load()
 		if worse == 0 || rand.Int64N(worse) > 0 {
 			return false
@@ -79,11 +93,11 @@ func (l *lossy) carry(near net.Conn) {
 }
 
 // pass carries what one side says to the other until either is gone or something is lost.
-func pass(to, from net.Conn, lost func() bool) {
+func pass(to, from net.Conn, lost func(said []byte) bool) {
 	buffer := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buffer)
-		if err != nil || lost() {
+		if err != nil || lost(buffer[:n]) {
 			return
 		}
 		if _, err := to.Write(buffer[:n]); err != nil {
@@ -198,4 +212,37 @@ func finish(t *testing.T, s store.Store, r *tandem.Request) bool {
 		}
 		pause(10 * time.Millisecond)
 	}
+}
+
+// The fate of a commit whose answer was lost, and after which nothing was written, is found out: the figures say
+// what the rows say.
+func TestLastAnswerLost(t *testing.T) {
+	t.Parallel()
+	direct := emptyPostgres(t, tandemtest.Volatile)
+	way, lossyURL := newLossy(t, direct)
+	s := joinPostgres(t, lossyURL)
+	accept(t, s, newAsync(), store.LaneIO)
+
+	way.last.Store(true)
+	for !way.cut.Load() { // any commit may be the last, the heartbeat's too
+		r := newAsync()
+		if err := s.Accept(t.Context(), store.LaneIO, r); err != nil && tandem.CodeOf(err) != tandem.CodeStoreUnavailable {
+			t.Fatalf("accept: %v", err)
+		}
+	}
+	way.cut.Store(false)
+	waitFor(t, "the store to be well", func() bool { return mustStats(t, s).Unavailable == nil })
+	waitFor(t, "the figures to say what is there", func() bool {
+		page, err := s.Requests(t.Context(), store.Filter{Limit: 1000})
+		if err != nil {
+			return false
+		}
+		stats := mustStats(t, s)
+		kept := int64(len(page.Requests))
+		return stats.Requests[tandem.ModeAsync] == kept && stats.Unfinished == kept
+	})
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	checkPostgres(t, direct)
 }

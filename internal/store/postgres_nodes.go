@@ -174,7 +174,7 @@ func (s *Postgres) tend(ctx context.Context) {
 	}
 }
 
-// lookAround reads the counters of all nodes but this one.
+// lookAround reads the counters of all nodes but this one, and of this one what it does not know for certain.
 func (s *Postgres) lookAround(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
 	defer cancel()
@@ -188,6 +188,14 @@ func (s *Postgres) lookAround(ctx context.Context) error {
 		return fmt.Errorf("read the counters of other nodes: %w", err)
 	}
 	s.others.Store(&sum)
+	for _, w := range s.writers {
+		if !w.doubtful.Load() {
+			continue
+		}
+		if err := w.recount(ctx); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -44,6 +44,7 @@ type pgWriter struct {
 	number   int           // of its row of counters
 	counters counters      // as committed
 	known    atomic.Bool   // counters are those of its row
+	doubtful atomic.Bool   // the last commit may have happened: its row knows, counters do not
 	busy     chan struct{} // one token: held from before a commit until counters say what it added
 }
 
@@ -231,12 +232,14 @@ func (w *pgWriter) transaction(ctx context.Context, ops []*pgOp) error {
 	defer func() { <-w.busy }()
 	if err := tx.Commit(ctx); err != nil {
 		w.known.Store(false) // it may have been committed
+		w.doubtful.Store(true)
 		for _, o := range ops {
 			o.unsure = true
 		}
 		return fmt.Errorf("commit: %w", err)
 	}
 	w.known.Store(true)
+	w.doubtful.Store(false)
 	w.counters.mu.Lock()
 	if values != nil {
 		w.counters.values = values
@@ -245,9 +248,38 @@ func (w *pgWriter) transaction(ctx context.Context, ops []*pgOp) error {
 	return nil
 }
 
+// recount finds out what came of a commit whose answer was lost, for as long as no other of this writer does: until
+// then /stats would lack what it counted.
+func (w *pgWriter) recount(ctx context.Context) error {
+	select {
+	case w.busy <- struct{}{}:
+		defer func() { <-w.busy }()
+	default:
+		return nil // by the commit under way
+	}
+	var text string
+	err := w.store.pool.QueryRow(ctx, `SELECT counts FROM counters WHERE node = $1 AND writer = $2 FOR UPDATE SKIP LOCKED`, w.store.node, w.number).Scan(&text)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil // by the transaction that holds it, that commit itself maybe
+	}
+	if err != nil {
+		return fmt.Errorf("find out whether a commit has happened: %w", err)
+	}
+	values := map[string]int64{}
+	if err := addCounts(values, text); err != nil {
+		return fmt.Errorf("find out whether a commit has happened: %w", err)
+	}
+	w.counters.mu.Lock()
+	w.counters.values = values
+	w.counters.mu.Unlock()
+	w.doubtful.Store(false)
+	return nil
+}
+
 // forget takes what was counted so far as no longer ours.
 func (w *pgWriter) forget() {
 	w.known.Store(false)
+	w.doubtful.Store(false)
 	w.counters.mu.Lock()
 	w.counters.values = map[string]int64{}
 	w.counters.mu.Unlock()
