@@ -240,21 +240,6 @@ func TestDemoInterrupted(t *testing.T) {
 	}
 }
 
-// post sends a request and delivers the status of the answer; 0: none.
-func post(url, body string) <-chan int {
-	status := make(chan int, 1)
-	go func() { // ends with the request, which ends with the server
-		response, err := http.Post(url, "application/json", strings.NewReader(body))
-		if err != nil {
-			status <- 0
-			return
-		}
-		response.Body.Close()
-		status <- response.StatusCode
-	}()
-	return status
-}
-
 // awaitProcessing waits until the server has begun to work.
 func awaitProcessing(t *testing.T, url string) {
 	t.Helper()
