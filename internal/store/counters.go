@@ -87,16 +87,17 @@ func (c *counters) load(ctx context.Context, conn *sql.Conn) error {
 }
 
 // with returns the values with what a transaction adds to them, as a map and as
-// the table keeps it. Only the writer calls it, so nothing changes meanwhile.
+// the table keeps it.
 func (c *counters) with(deltas map[string]int64, now time.Time) (map[string]int64, []byte, error) {
 	c.mu.Lock()
-	next := maps.Clone(c.values)
+	before := c.values // which are replaced, and never changed
 	c.mu.Unlock()
+	next := maps.Clone(before)
 	for name, delta := range deltas {
 		if delta != 0 {
 			next[name] += delta
 		}
-		if _, fresh := c.values[name]; !fresh && strings.HasPrefix(name, groupRecent) { // a new hour: the oldest goes
+		if _, known := before[name]; !known && strings.HasPrefix(name, groupRecent) { // a new hour: the oldest goes
 			maps.DeleteFunc(next, func(name string, _ int64) bool { return strings.HasPrefix(name, groupRecent) && !isRecent(name, now) })
 		}
 	}

@@ -26,6 +26,7 @@ import (
 
 const (
 	postgresConns    = 20               // connections of a node, unless the URL says pool_max_conns
+	migrationConns   = 4                // one that waits for its turn, and some that change the schema
 	postgresMinConns = 8                // fewer than this and the parts of a node wait for each other
 	oldestPostgres   = 15               // major version
 	connectTimeout   = 5 * time.Second  // unless the URL says connect_timeout
@@ -107,7 +108,7 @@ func OpenPostgres(ctx context.Context, cfg Config) (_ *Postgres, err error) {
 	if s.pool, s.reads, err = connectPools(ctx, cfg.URL); err != nil {
 		return nil, err
 	}
-	if err := migratePostgres(ctx, s.pool); err != nil {
+	if err := migratePostgres(ctx, cfg.URL); err != nil {
 		return nil, err
 	}
 	if _, err := s.heartbeat(ctx); err != nil {
@@ -132,13 +133,7 @@ func OpenPostgres(ctx context.Context, cfg Config) (_ *Postgres, err error) {
 
 // MigratePostgres brings a database up to date and does nothing else.
 func MigratePostgres(ctx context.Context, url string) error {
-	pool, reads, err := connectPools(ctx, url)
-	if err == nil {
-		defer pool.Close()
-		defer reads.Close()
-		err = migratePostgres(ctx, pool)
-	}
-	if err != nil {
+	if err := migratePostgres(ctx, url); err != nil {
 		return fmt.Errorf("migrate database %s: %w", withoutPassword(url), explainPostgres(err))
 	}
 	return nil
@@ -182,8 +177,20 @@ func connectPools(ctx context.Context, url string) (pool, reads *pgxpool.Pool, e
 	return pool, reads, nil
 }
 
-// migratePostgres applies River's migrations and ours. One node does, the others wait for it.
-func migratePostgres(ctx context.Context, pool *pgxpool.Pool) error {
+// migratePostgres applies River's migrations and ours. One node does, the others wait for it, for as long as it takes: a large
+// index may take long. It waits no longer than usual for the lock on a table, behind which all others would queue.
+func migratePostgres(ctx context.Context, url string) error {
+	cfg, err := parsePostgres(url)
+	if err != nil {
+		return err
+	}
+	cfg.MaxConns = migrationConns
+	cfg.ConnConfig.RuntimeParams["statement_timeout"] = "0"
+	pool, err := pgxpool.NewWithConfig(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
 	lock, err := pool.Acquire(ctx)
 	if err != nil {
 		return err
@@ -196,15 +203,14 @@ func migratePostgres(ctx context.Context, pool *pgxpool.Pool) error {
 	if err := tooOld(version); err != nil {
 		return err
 	}
-	// Whoever comes second waits as long as the first takes, and a large index may take long.
-	_, err = lock.Exec(ctx, `SET lock_timeout = 0; SET statement_timeout = 0`)
+	_, err = lock.Exec(ctx, `SET lock_timeout = 0`)
 	if err == nil {
 		_, err = lock.Exec(ctx, `SELECT pg_advisory_lock($1)`, migrationLock)
 	}
 	if err != nil {
 		return fmt.Errorf("wait for another node that changes the schema: %w", err)
 	}
-	defer lock.Conn().Close(context.WithoutCancel(ctx)) //nolint:errcheck // lets go of the lock and of the settings above
+	defer lock.Conn().Close(context.WithoutCancel(ctx)) //nolint:errcheck // lets go of the lock
 	db := stdlib.OpenDBFromPool(pool)
 	defer db.Close() //nolint:errcheck // the pool stays open
 	provider, err := postgresMigrations(db)
@@ -298,21 +304,22 @@ func (s *Postgres) release() {
 // SigningSecret returns the secret kept in the database, the same for all nodes whichever is first.
 func (s *Postgres) SigningSecret(ctx context.Context, fresh tandem.Secret) (tandem.Secret, bool, error) {
 	var text string
-	made := false
 	err := s.do(ctx, func(ctx context.Context, tx pgx.Tx, _ map[string]int64) error {
-		tag, err := tx.Exec(ctx, `INSERT INTO settings (name, value) VALUES ('signing_secret', $1) ON CONFLICT DO NOTHING`, fresh.Reveal())
+		_, err := tx.Exec(ctx, `INSERT INTO settings (name, value) VALUES ('signing_secret', $1) ON CONFLICT DO NOTHING`, fresh.Reveal())
 		if err != nil {
 			return err
 		}
-		made = tag.RowsAffected() == 1
 		return tx.QueryRow(ctx, `SELECT value FROM settings WHERE name = 'signing_secret'`).Scan(&text)
 	})
 	if err != nil {
 		return tandem.Secret{}, false, fmt.Errorf("keep the signing secret: %w", err)
 	}
 	secret, err := tandem.ParseSecret(text)
-	return secret, made, err
+	return secret, text == fresh.Reveal(), err // not whether a row was inserted: the answer to a first try may have been lost
 }
+
+// now is the time by the clock of the database, which all nodes go by.
+func (s *Postgres) now() time.Time { return time.Now().Add(s.cfg.Nodes.Skew()) }
 
 // note remembers whether the database takes writes, for /readyz.
 func (s *Postgres) note(err error) {

@@ -48,7 +48,7 @@ func openCopyTarget(ctx context.Context, url string) (_ *copyTarget, err error) 
 	if t.pool, err = pgxpool.NewWithConfig(ctx, cfg); err != nil {
 		return nil, err
 	}
-	if err := migratePostgres(ctx, t.pool); err != nil {
+	if err := migratePostgres(ctx, url); err != nil {
 		return nil, err
 	}
 	if t.conn, err = t.pool.Acquire(ctx); err != nil {

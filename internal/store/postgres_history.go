@@ -284,9 +284,9 @@ func postgresPage(f Filter, tasks []string, from, before pgtype.UUID) (string, [
 	SELECT ` + pgColumns + `, data, result FROM page JOIN requests ON id = row ORDER BY row DESC`, args
 }
 
-// Stats returns the counters: of this node as of its last commit, of the others as of two seconds ago.
+// Stats returns the counters of all nodes.
 func (s *Postgres) Stats(ctx context.Context) (Stats, error) {
-	stats := s.total(ctx).stats(time.Now())
+	stats := s.total(ctx).stats(s.now())
 	stats.Capacity = s.cfg.MaxQueue
 	if failure := s.failure.Load(); failure != nil {
 		stats.Unavailable = *failure

@@ -42,13 +42,7 @@ func (p *postgresKeys) open(ctx context.Context, cfg KeysConfig) error {
 	case !cfg.Create:
 		return errors.New("it has no tables of tandem's yet; `tandem keys create` makes them, and so do `tandem migrate` and `tandem serve`")
 	}
-	pool, reads, err := connectPools(ctx, cfg.URL)
-	if err != nil {
-		return err
-	}
-	defer pool.Close()
-	defer reads.Close()
-	return migratePostgres(ctx, pool)
+	return migratePostgres(ctx, cfg.URL)
 }
 
 // versions returns the version of the schema, 0 if there is none, and the newest one that this program knows. It

@@ -362,7 +362,7 @@ func (w *sweeping) fold(ctx context.Context, tx pgx.Tx) error {
 		}
 	}
 	maps.DeleteFunc(sum, func(name string, _ int64) bool {
-		return strings.HasPrefix(name, groupRecent) && !isRecent(name, time.Now())
+		return strings.HasPrefix(name, groupRecent) && !isRecent(name, w.store.now())
 	})
 	counts, err := json.Marshal(sum)
 	if err == nil {

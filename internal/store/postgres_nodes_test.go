@@ -150,7 +150,7 @@ func TestForgottenNodeFetchesNothing(t *testing.T) {
 	pause(time.Second) // a sign of life may have been on its way
 	execPostgres(t, url, `DELETE FROM nodes`)
 	accept(t, s, second, store.LaneIO)
-	pause(3 * time.Second) // it is told of the job, and looks each two seconds
+	pause(3 * time.Second) // it is told of the job
 	if n := begun.Load() - before; n != 0 {
 		t.Errorf("it was handed %d jobs", n)
 	}
@@ -293,6 +293,20 @@ func TestOneSecretForAllNodes(t *testing.T) {
 	group.Wait()
 	if made.Load() != 1 || len(secrets) != 1 {
 		t.Errorf("%d nodes made a secret, %d secrets are in use", made.Load(), len(secrets))
+	}
+}
+
+// A secret that was kept by a try whose answer was lost is still one that was made, and is to be told to somebody.
+func TestSecretIsMadeOnce(t *testing.T) {
+	t.Parallel()
+	url := emptyPostgres(t, tandemtest.Volatile)
+	s, fresh := joinPostgres(t, url), tandem.NewSecret()
+	execPostgres(t, url, `INSERT INTO settings (name, value) VALUES ('signing_secret', $1)`, fresh.Reveal())
+	if secret, made, err := s.SigningSecret(t.Context(), fresh); err != nil || !made || secret.Reveal() != fresh.Reveal() {
+		t.Errorf("made: %t, %v", made, err)
+	}
+	if _, made, err := s.SigningSecret(t.Context(), tandem.NewSecret()); err != nil || made {
+		t.Errorf("another: made %t, %v", made, err)
 	}
 }
 

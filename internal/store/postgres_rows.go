@@ -68,10 +68,10 @@ func (t *pgTx) apply(ctx context.Context, ops []*pgOp) error {
 	if err := t.insert(ctx, rows); err != nil {
 		return err
 	}
-	if err := t.mark(ctx, marks); err != nil {
+	if err := t.settle(ctx, settles); err != nil {
 		return err
 	}
-	if err := t.settle(ctx, settles); err != nil {
+	if err := t.mark(ctx, marks); err != nil { // after the results: what has ended need not be marked
 		return err
 	}
 	for _, o := range ops {
@@ -126,7 +126,7 @@ func (t *pgTx) insert(ctx context.Context, rows []pgRow) error {
 		}
 		if r.Task == tandem.TaskSubmission {
 			t.count(counterSubmissionRows, 1)
-			t.count(recentCounter(time.Now()), 1)
+			t.count(recentCounter(t.store.now()), 1)
 		}
 		if lane != LaneNone {
 			t.count(queueCounter(lane), 1)
@@ -148,6 +148,7 @@ func (t *pgTx) insert(ctx context.Context, rows []pgRow) error {
 	return nil
 }
 
+// mark waits for no row: two transactions would wait for each other, each with the mark of a job whose result the other has.
 func (t *pgTx) mark(ctx context.Context, marks []*pgMark) error {
 	if len(marks) == 0 {
 		return nil
@@ -160,7 +161,11 @@ func (t *pgTx) mark(ctx context.Context, marks []*pgMark) error {
 		UPDATE requests
 		SET status = 'processing', started_at = u.at, node = $3
 		FROM unnest($1::bigint[], $2::timestamptz[]) AS u(job, at)
-		WHERE job_id = u.job AND job_id = ANY ($1) AND status = 'pending'`, jobs, at, t.store.node)
+		WHERE job_id = u.job AND id = ANY (ARRAY(
+			SELECT id
+			FROM requests
+			WHERE job_id = ANY ($1) AND status = 'pending'
+			FOR UPDATE SKIP LOCKED))`, jobs, at, t.store.node)
 	if err != nil {
 		return fmt.Errorf("note that work has begun: %w", err)
 	}

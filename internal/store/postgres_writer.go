@@ -216,7 +216,7 @@ func (w *pgWriter) transaction(ctx context.Context, ops []*pgOp) error {
 	values := map[string]int64(nil)
 	if len(t.deltas) > 0 {
 		var counts []byte
-		if values, counts, err = w.counters.with(t.deltas, time.Now()); err != nil {
+		if values, counts, err = w.counters.with(t.deltas, w.store.now()); err != nil {
 			return fmt.Errorf("count: %w", err)
 		}
 		tag, err := tx.Exec(ctx, `UPDATE counters SET counts = $3 WHERE node = $1 AND writer = $2`, w.store.node, w.number, string(counts))
@@ -311,36 +311,6 @@ func (s *Postgres) value(name string) int64 {
 	sum := (*s.others.Load())[name]
 	for _, w := range s.writers {
 		sum += w.counters.value(name)
-	}
-	return sum
-}
-
-// total returns all counters of all nodes. It waits for commits under way, so that what it
-// returns is never older than a row that the caller has seen; but not for a database that does not answer.
-func (s *Postgres) total(ctx context.Context) *counters {
-	sum := &counters{values: map[string]int64{}}
-	for name, value := range *s.others.Load() {
-		sum.values[name] += value
-	}
-	patience := time.NewTimer(time.Second)
-	defer patience.Stop()
-	for _, w := range s.writers {
-		select {
-		case w.busy <- struct{}{}:
-			<-w.busy
-		case <-ctx.Done():
-		case <-patience.C:
-		}
-		w.counters.mu.Lock()
-		for name, value := range w.counters.values {
-			sum.values[name] += value
-		}
-		c := w.counters.commits
-		w.counters.mu.Unlock()
-		sum.commits.Count += c.Count
-		sum.commits.Failed += c.Failed
-		sum.commits.Writes += c.Writes
-		sum.commits.Time += c.Time
 	}
 	return sum
 }
