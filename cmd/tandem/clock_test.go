@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"tandem"
@@ -24,7 +25,7 @@ import (
 )
 
 // TestClockOff runs a node whose clock is an hour off that of its database, in both directions: what goes on record
-// and what receivers check is by the database's clock, and a retry waits neither an hour more nor an hour less. That
+// and what receivers check is by the database's clock, so is how long it is kept, and a retry waits neither an hour more nor an hour less. That
 // nodes differ among themselves is what `make chaos` shows, which builds a tandem whose clock is off.
 func TestClockOff(t *testing.T) {
 	t.Parallel()
@@ -33,7 +34,9 @@ func TestClockOff(t *testing.T) {
 			t.Parallel()
 			database := tandemtest.Postgres(t, tandemtest.Volatile)
 			setClock(t, database, off)
-			p := startServe(t, "--db", database, "--drain-delay", "0s", "--callback-backoff", "1s", "--callback-max-age", "30m")
+			old := keepRequest(t, database, time.Now().Add(off-40*time.Minute))
+			young := keepRequest(t, database, time.Now().Add(off-10*time.Minute))
+			p := startServe(t, "--db", database, "--drain-delay", "0s", "--callback-backoff", "1s", "--callback-max-age", "30m", "--retention", "30m")
 
 			type try struct{ at, signed time.Time }
 			tries := make(chan try, 10)
@@ -66,10 +69,71 @@ func TestClockOff(t *testing.T) {
 					t.Errorf("%s %v, which is %v off the clock of the database", what, at, wrong)
 				}
 			}
+			if err := poll("the end of what is too old", func() error {
+				if status, _ := ask(t, http.MethodGet, p.url+"/requests/"+old, "", ""); status != http.StatusNotFound {
+					return fmt.Errorf("it is answered %d", status)
+				}
+				return nil
+			}); err != nil {
+				t.Error(err)
+			}
+			if status, _ := ask(t, http.MethodGet, p.url+"/requests/"+young, "", ""); status != http.StatusOK {
+				t.Errorf("what is not is answered %d", status)
+			}
+			hour := func() int64 { return time.Now().Add(off).Unix() / 3600 }
+			before := hour()
+			if status := <-post(p.url+"/api/submit", `{"firstName":"A","lastName":"B"}`); status != http.StatusOK {
+				t.Errorf("POST /api/submit answered %d", status)
+			}
+			counts := countersOf(t, database)
+			if after := hour(); !strings.Contains(counts, fmt.Sprintf(`"recent/%d"`, before)) && !strings.Contains(counts, fmt.Sprintf(`"recent/%d"`, after)) {
+				t.Errorf("a submission is counted in another hour than %d: %s", after, counts)
+			}
 			if !strings.Contains(p.stderr.String(), "the clock of this machine is compared with") {
 				t.Errorf("nobody is told:\n%s", p.stderr.String())
 			}
 		})
+	}
+}
+
+// keepRequest adds a request to the history that was made at a given time and has ended, and returns its id.
+func keepRequest(t *testing.T, database string, made time.Time) string {
+	t.Helper()
+	raw, err := uuid.NewV7()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 6 {
+		raw[i] = byte(made.UnixMilli() >> (40 - 8*i))
+	}
+	onDatabase(t, database, func(ctx context.Context, db *pgx.Conn) error {
+		_, err := db.Exec(ctx, `
+			INSERT INTO requests (id, mode, task, status, callback_status, complexity, node, callback_url, data)
+			VALUES ($1, 'sync', 'echo', 'completed', '', 1, '', '', '{"n":1}')`, raw.String())
+		return err
+	})
+	return tandem.ID(raw)
+}
+
+// countersOf is what all counters of a database say.
+func countersOf(t *testing.T, database string) (counts string) {
+	t.Helper()
+	onDatabase(t, database, func(ctx context.Context, db *pgx.Conn) error {
+		return db.QueryRow(ctx, `SELECT string_agg(counts, ' ') FROM counters`).Scan(&counts)
+	})
+	return counts
+}
+
+func onDatabase(t *testing.T, database string, do func(context.Context, *pgx.Conn) error) {
+	t.Helper()
+	ctx := context.Background()
+	db, err := pgx.Connect(ctx, database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close(ctx)
+	if err := do(ctx, db); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -102,13 +166,9 @@ func setClock(t *testing.T, database string, off time.Duration) {
 	if out, err := exec.Command(binary, "migrate", "--db", database).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	db, err := pgx.Connect(context.Background(), database)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close(context.Background())
 	seconds := strconv.Itoa(int(off.Seconds()))
-	if _, err := db.Exec(context.Background(), strings.ReplaceAll(`
+	onDatabase(t, database, func(ctx context.Context, db *pgx.Conn) error {
+		_, err := db.Exec(ctx, strings.ReplaceAll(`
 		CREATE FUNCTION public.now() RETURNS timestamptz LANGUAGE sql STABLE AS $f$ SELECT pg_catalog.now() + interval 'OFF s' $f$;
 		CREATE FUNCTION public.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS $f$ SELECT pg_catalog.clock_timestamp() + interval 'OFF s' $f$;
 		DO $$
@@ -119,9 +179,9 @@ func setClock(t *testing.T, database string, off time.Duration) {
 			END LOOP;
 			EXECUTE format('ALTER DATABASE %I SET search_path = public, pg_catalog', current_database());
 		END
-		$$`, "OFF", seconds)); err != nil {
-		t.Fatal(err)
-	}
+		$$`, "OFF", seconds))
+		return err
+	})
 }
 
 // skewVariable holds the seconds by which the clock of a binary of buildSkewed is ahead.

@@ -58,7 +58,7 @@ func (e *Engine) submissionDone(s *Submission, arrived time.Time) {
 	r, ended := &s.Request, time.Now()
 	s.Took = ended.Sub(arrived)
 	e.cfg.SubmissionLog.Append(SubmissionLine{
-		Time: onRecord(ended), SubmissionID: r.ID, BatchID: r.BatchID, Status: r.Status, ErrorCode: r.ErrorCode,
+		Time: e.now(), SubmissionID: r.ID, BatchID: r.BatchID, Status: r.Status, ErrorCode: r.ErrorCode,
 		SaveMS: milliseconds(s.Saving), ExternalMS: milliseconds(s.Calling), TotalMS: milliseconds(s.Took), Names: r.Data,
 	})
 	if !e.telling() {
@@ -76,9 +76,9 @@ func (e *Engine) submissionDone(s *Submission, arrived time.Time) {
 
 // repeatDone is submissionDone for a call that the background made; o is nil if there will be another one.
 func (e *Engine) repeatDone(r *tandem.Request, o *store.Outcome, calling time.Duration) {
-	ended := time.Now()
+	ended := e.now()
 	line := SubmissionLine{
-		Time: onRecord(ended), SubmissionID: r.ID, BatchID: r.BatchID, Status: tandem.StatusPending,
+		Time: ended, SubmissionID: r.ID, BatchID: r.BatchID, Status: tandem.StatusPending,
 		ExternalMS: milliseconds(calling), TotalMS: milliseconds(ended.Sub(r.CreatedAt)), Names: r.Data,
 	}
 	if o != nil {
