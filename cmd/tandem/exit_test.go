@@ -162,6 +162,9 @@ func TestDrainDelay(t *testing.T) {
 	if got := p.exitCode(t); got != 143 {
 		t.Errorf("exit code %d, want 143\n%s", got, p.stderr.String())
 	}
+	if want := `"for":"1h0m0s"`; !strings.Contains(p.stderr.String(), want) {
+		t.Errorf("the log does not tell for how long: %s\n%s", want, p.stderr.String())
+	}
 }
 
 // sameSignal is how long the binary takes further signals for the first one.

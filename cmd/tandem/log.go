@@ -24,7 +24,15 @@ func newLogger(w io.Writer, debug bool) *slog.Logger {
 	if debug || isTerminal(w) {
 		return slog.New(newConsole(&plain{w}, level))
 	}
-	return slog.New(slog.NewJSONHandler(&plain{w}, &slog.HandlerOptions{Level: level}))
+	return slog.New(slog.NewJSONHandler(&plain{w}, &slog.HandlerOptions{Level: level, ReplaceAttr: withUnits}))
+}
+
+// withUnits writes durations as 5s, which JSON has as a number of nanoseconds.
+func withUnits(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().String())
+	}
+	return a
 }
 
 // plain escapes in the lines of a log what slog leaves as it is and a terminal might obey or show in
