@@ -2,8 +2,11 @@ package store
 
 import "context"
 
-// HoldCommits has a commit of each of a node's writers seem under way until release is called.
+// HoldCommits has a commit of each of a node's writers seem under way, to a database that does not answer, until release is called.
 func (s *Postgres) HoldCommits() (release func()) {
+	s.silent.Store(true)
+	err := errAway
+	s.failure.Store(&err)
 	for _, w := range s.writers {
 		w.busy <- struct{}{}
 	}
@@ -11,6 +14,8 @@ func (s *Postgres) HoldCommits() (release func()) {
 		for _, w := range s.writers {
 			<-w.busy
 		}
+		s.failure.Store(nil)
+		s.silent.Store(false)
 	}
 }
 
