@@ -59,9 +59,9 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// TestScript runs testdata/script/*.txtar: what a user types and sees.
-func TestScript(t *testing.T) {
-	t.Parallel()
+// TestScript runs testdata/script/*.txtar: what a user types and sees. The scripts run beside each other, but not
+// beside other tests, so that their deadline does not pass while they wait in line.
+func TestScript(t *testing.T) { //nolint:paralleltest // see above
 	testscript.Run(t, testscript.Params{
 		Dir:      "testdata/script",
 		Deadline: time.Now().Add(2 * patience), // a server that should have refused to start must not run on
