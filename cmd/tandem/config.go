@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -367,6 +368,9 @@ func (c *serveCommand) asksForKeys() bool { return c.Mode == modeProduction && !
 func readDatabase(flag string, db *string) error {
 	if name, ok := strings.CutPrefix(*db, "@"); ok {
 		content, err := os.ReadFile(name)
+		if err == nil && len(bytes.TrimSpace(content)) == 0 {
+			err = fmt.Errorf("%s is empty", name)
+		}
 		if err != nil {
 			return badArgument("@FILE holds the URL of the database, such as postgres://USER:PASSWORD@HOST/DATABASE", "--%s: %w", flag, err)
 		}
