@@ -44,6 +44,16 @@ func lostConnection(err error) bool {
 	return err != nil && !ours && !errors.Is(err, pgx.ErrNoRows)
 }
 
+// noAnswer reports whether a statement failed without a word of the database about it: one that says why, such as
+// that its disk is full, can still be read.
+func noAnswer(err error) bool {
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return true
+	}
+	_, told := errors.AsType[*pgconn.PgError](err)
+	return err != nil && (!told || lostConnection(err))
+}
+
 // pgColumns are what scanPostgres reads, in its order, before data and result.
 const pgColumns = `id, mode, task, status, callback_status, complexity, callback_attempts, processing_us,
 	started_at, completed_at, error_code, error_message, callback_url, coalesce(batch_id, ''), coalesce(key_id, '')`

@@ -129,7 +129,7 @@ func (s *Postgres) beat(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		switch away := err != nil; {
+		switch away := noAnswer(err); {
 		case away == s.away.Swap(away):
 		case away:
 			tick.Reset(awayInterval)

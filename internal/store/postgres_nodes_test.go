@@ -296,6 +296,49 @@ func TestOneSecretForAllNodes(t *testing.T) {
 	}
 }
 
+// A database that takes no writes, and says so, can still be read.
+func TestDatabaseThatTakesNoWritesIsRead(t *testing.T) {
+	t.Parallel()
+	url := emptyPostgres(t, tandemtest.Volatile)
+	s := joinPostgres(t, url)
+	r := newSync()
+	accept(t, s, r, store.LaneNone)
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	has := func(setting string) { // on all connections but this one
+		for _, statement := range []string{
+			`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = ` + setting + `', current_database()); END $$`,
+			`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`,
+		} {
+			if _, err := conn.Exec(t.Context(), statement); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	has("on")
+	for range 3 { // the first may find connections that are gone
+		if err := s.Accept(t.Context(), store.LaneNone, newSync()); tandem.CodeOf(err) != tandem.CodeStoreUnavailable {
+			t.Fatalf("accept: %v", err)
+		}
+		pause(2 * time.Second) // signs of life cannot be given
+	}
+	if stats := mustStats(t, s); stats.Unavailable == nil {
+		t.Error("nobody is told")
+	}
+	if got := mustRequest(t, s, r.ID); got.Status != tandem.StatusProcessing {
+		t.Errorf("%+v", got)
+	}
+	if page, err := s.Requests(t.Context(), store.Filter{Limit: 10}); err != nil || len(page.Requests) != 1 {
+		t.Errorf("%d requests, %v", len(page.Requests), err)
+	}
+	has("off")
+	waitFor(t, "the store to be well", func() bool { return mustStats(t, s).Unavailable == nil })
+	accept(t, s, newSync(), store.LaneNone)
+}
+
 // A secret that was kept by a try whose answer was lost is still one that was made, and is to be told to somebody.
 func TestSecretIsMadeOnce(t *testing.T) {
 	t.Parallel()
