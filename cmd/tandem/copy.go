@@ -45,13 +45,16 @@ func (c *copyCommand) Validate() error {
 	}
 }
 
+// goesOn is what to do about a copy that has ended early.
+const goesOn = "the same command goes on from where this one was stopped"
+
 // Run copies, compares, and says what is next.
 func (c *copyCommand) Run(ctx context.Context, t *terminal) error {
 	progress := newCopyView(newView(t.err, c.Plain))
 	report, err := store.Copy(ctx, store.CopyConfig{From: c.From, To: c.To, Progress: progress.show})
 	progress.view.wipe()
 	if ctx.Err() != nil {
-		return &failure{code: asFailure(context.Cause(ctx)).code, err: context.Cause(ctx), hint: "the same command goes on from where this one was stopped"}
+		return &failure{code: asFailure(context.Cause(ctx)).code, err: context.Cause(ctx), hint: goesOn}
 	}
 	if report.Source.Requests != nil {
 		printCopied(t, &report)
@@ -59,6 +62,8 @@ func (c *copyCommand) Run(ctx context.Context, t *terminal) error {
 	switch {
 	case errors.Is(err, store.ErrDiffers):
 		return &failure{code: exitCheckFailed, err: err, hint: "drop the target, create it anew and copy again; until then no server starts on it"}
+	case err != nil && report.Begun:
+		return &failure{code: exitCannotRun, err: err, hint: goesOn}
 	case err != nil:
 		return err
 	case !report.Over.IsZero():

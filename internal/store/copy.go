@@ -51,6 +51,7 @@ const (
 
 // CopyReport says what came of a copy.
 type CopyReport struct {
+	Begun          bool       // the target has a part of the copy, from which another call goes on, or all of it
 	Source, Target CopyDigest // zero in a copy that was over before
 	Resumed        int64      // requests that were in the target already, from a copy that was interrupted
 	Over           time.Time  // when this source had been copied before; zero: it had not, or not to the end
@@ -131,6 +132,7 @@ func (c *copying) run(ctx context.Context) (report CopyReport, err error) {
 	if err := c.begin(ctx); err != nil {
 		return report, err
 	}
+	report.Begun = true
 	if !c.mark.Over.IsZero() {
 		report.Over = c.mark.Over
 		return report, nil

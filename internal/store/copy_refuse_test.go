@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -260,5 +261,30 @@ func TestCopyWaitsAsLong(t *testing.T) {
 	const early = `SELECT count(*) FROM river_job WHERE scheduled_at BETWEEN '2029-12-31 22:59:59Z' AND '2029-12-31 23:00:01Z'`
 	if n := askPostgres(t, to, early); n != "3" {
 		t.Errorf("%s of 3 are due an hour earlier", n)
+	}
+}
+
+// A copy whose connection ends says that it has begun, and the next one goes on. One that was refused has not begun.
+func TestCopyCutOff(t *testing.T) {
+	t.Parallel()
+	h := newHistory(t, rand.Uint64(), 100)
+	path, to := duplicate(t, h.path), emptyPostgres(t, tandemtest.Volatile)
+	cfg := store.CopyConfig{From: path, To: to}.InChunks(20)
+	cut := cfg
+	cut.Progress = func(p store.CopyProgress) {
+		if p.Done > 0 {
+			execPostgres(t, to, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
+		}
+	}
+	if report, err := store.Copy(t.Context(), cut); err == nil || !report.Begun {
+		t.Errorf("begun: %t, %v", report.Begun, err)
+	}
+	if report := copyAll(t, cfg); report.Resumed == 0 {
+		t.Error("the next one began anew")
+	}
+	cfg.From = h.path // another state, or the same: the target is not empty
+	execPostgres(t, to, `DELETE FROM settings WHERE name = 'copied'`)
+	if report, err := store.Copy(t.Context(), cfg); err == nil || report.Begun {
+		t.Errorf("into a database in use: begun: %t, %v", report.Begun, err)
 	}
 }
