@@ -161,15 +161,8 @@ func TestSweepWaitsForNobody(t *testing.T) {
 	accept(t, stopped, heldJob, store.LaneIO)
 	accept(t, stopped, freeJob, store.LaneIO)
 
-	conn, err := pgx.Connect(t.Context(), url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(context.Background())
-	open, err := conn.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	open := beginPostgres(t, url)
+	defer open.Conn().Close(context.Background())
 	uuids := []string{strings.TrimPrefix(held.ID, "req_"), strings.TrimPrefix(heldJob.ID, "req_")}
 	if tag, err := open.Exec(t.Context(), `SELECT FROM requests WHERE id = ANY ($1::uuid[]) FOR UPDATE`, uuids); err != nil || tag.RowsAffected() != 2 {
 		t.Fatal(tag, err)

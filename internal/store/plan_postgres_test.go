@@ -171,22 +171,7 @@ func livePostgres(t *testing.T, address string) {
 	}
 	large := newAsync()
 	large.Data = json.RawMessage(`{"x":"` + strings.Repeat("x", 200_000) + `"}`)
-	stop := work(t, s, func(_ context.Context, job store.Job) store.Next {
-		switch {
-		case job.Lane == store.LaneCPU:
-			job.Started()
-			waitStatus(t, s, job.Request.ID, tandem.StatusProcessing)
-			return workEnded(`{}`)
-		case job.Lane == store.LaneIO:
-			return workEnded(`{}`)
-		case job.Request.ID != large.ID:
-			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
-		case job.Request.CallbackAttempts == 0:
-			return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: time.Now().Add(50 * time.Millisecond), Attempt: attempt(1, tandem.OutcomeTimeout)}
-		default:
-			return store.Next{Verdict: store.Dead, Attempt: attempt(2, tandem.OutcomeGone)}
-		}
-	})
+	stop := work(t, s, everyEnd(t, s, large.ID))
 	for range 20 { // each plan is made anew for the first five times, and then kept
 		acceptMany(t, s, 1, store.LaneIO)
 		waitFor(t, "the queue to be empty again", func() bool { return mustStats(t, s).Unfinished == 0 })

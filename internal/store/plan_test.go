@@ -249,22 +249,7 @@ func live(t *testing.T, path string, all *statements) {
 	if _, _, err := s.SigningSecret(t.Context(), tandem.NewSecret()); err != nil {
 		t.Fatal(err)
 	}
-	stop := work(t, s, func(_ context.Context, job store.Job) store.Next {
-		switch {
-		case job.Lane == store.LaneCPU:
-			job.Started()
-			waitStatus(t, s, job.Request.ID, tandem.StatusProcessing)
-			return workEnded(`{}`)
-		case job.Lane == store.LaneIO:
-			return workEnded(`{}`)
-		case job.Request.ID != large.ID:
-			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
-		case job.Request.CallbackAttempts == 0:
-			return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: time.Now().Add(50 * time.Millisecond), Attempt: attempt(1, tandem.OutcomeTimeout)}
-		default:
-			return store.Next{Verdict: store.Dead, Attempt: attempt(2, tandem.OutcomeGone)}
-		}
-	})
+	stop := work(t, s, everyEnd(t, s, large.ID))
 	submission := newSubmission("batch_a")
 	submission.KeyID = "key_a"
 	accept(t, s, submission, store.LaneIO)
@@ -377,4 +362,26 @@ func liveInMemory(t *testing.T, all *statements) {
 	waitFor(t, "a look at its size", func() bool {
 		return slices.ContainsFunc(all.list(), func(text string) bool { return strings.Contains(text, "page_count") })
 	})
+}
+
+// everyEnd has jobs end in every way, so that every statement is asked: work that computes once its row says that it
+// has begun, and callbacks with success, but for those of one request, which are tried again and then given up.
+func everyEnd(t *testing.T, s store.Store, givenUp string) store.Step {
+	t.Helper()
+	return func(_ context.Context, job store.Job) store.Next {
+		switch {
+		case job.Lane == store.LaneCPU:
+			job.Started()
+			waitStatus(t, s, job.Request.ID, tandem.StatusProcessing)
+			return workEnded(`{}`)
+		case job.Lane == store.LaneIO:
+			return workEnded(`{}`)
+		case job.Request.ID != givenUp:
+			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+		case job.Request.CallbackAttempts == 0:
+			return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: time.Now().Add(50 * time.Millisecond), Attempt: attempt(1, tandem.OutcomeTimeout)}
+		default:
+			return store.Next{Verdict: store.Dead, Attempt: attempt(2, tandem.OutcomeGone)}
+		}
+	}
 }

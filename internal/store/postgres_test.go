@@ -53,6 +53,20 @@ func execPostgres(t testing.TB, url, statement string, args ...any) {
 	}
 }
 
+// beginPostgres opens a transaction on a connection of its own, which the caller closes.
+func beginPostgres(t testing.TB, url string) pgx.Tx {
+	t.Helper()
+	conn, err := pgx.Connect(context.Background(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	open, err := conn.Begin(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return open
+}
+
 // askPostgres returns the text that a query yields.
 func askPostgres(t testing.TB, url, query string) (text string) {
 	t.Helper()

@@ -7,8 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"tandem"
 	"tandem/internal/store"
 	"tandem/internal/tandemtest"
@@ -70,15 +68,8 @@ func TestMarksWaitForNobody(t *testing.T) {
 	t.Parallel()
 	url := emptyPostgres(t, tandemtest.Volatile)
 	s := joinPostgres(t, url)
-	conn, err := pgx.Connect(t.Context(), url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(context.Background())
-	open, err := conn.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	open := beginPostgres(t, url)
+	defer open.Conn().Close(context.Background())
 	handed, begin, release := make(chan string), make(chan struct{}), make(chan struct{})
 	stop := workWith(t, s, store.Capacity{Jobs: map[store.Lane]int{store.LaneIO: 4}}, func(_ context.Context, job store.Job) store.Next {
 		handed <- job.Request.ID
@@ -125,15 +116,8 @@ func TestMigrationTakesItsTime(t *testing.T) {
 	t.Parallel()
 	url := emptyPostgres(t, tandemtest.Volatile)
 	execPostgres(t, url, `DELETE FROM goose_db_version WHERE version_id = (SELECT max(version_id) FROM goose_db_version)`)
-	conn, err := pgx.Connect(t.Context(), url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(context.Background())
-	open, err := conn.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	open := beginPostgres(t, url)
+	defer open.Conn().Close(context.Background())
 	if _, err := open.Exec(t.Context(), `LOCK TABLE requests`); err != nil { // which the last migration changes
 		t.Fatal(err)
 	}
