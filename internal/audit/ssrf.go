@@ -6,12 +6,12 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
-	"strconv"
 	"strings"
 	"unicode/utf8"
 
+	"golang.org/x/net/idna"
+
 	"tandem"
-	"tandem/internal/egress"
 )
 
 const (
@@ -65,67 +65,76 @@ const (
 	kindPrivate              // refused unless opted in
 	kindNotation             // no URL that can be called
 	kindPort                 // refused for its port
+	kindNone                 // not refused
 )
 
 // vectors returns the URLs of a kind that a strict deployment refuses. What the receiver's own address
 // needs is not asked, because the operator has opted it in for this audit; that many are left out.
-func (t *Target) vectors(want kind) (urls []string, leftOut int, err error) {
+func (t *Target) vectors(want kind) (urls []string, leftOut int) {
 	if want == kindPort {
 		for _, port := range []string{"22", "25", "79", "81", "442", "444", "3306", "5432", "6379", "9200", "11211", "65535"} {
 			urls = append(urls, "http://"+nobody+":"+port+"/")
 		}
-		return urls, 0, nil
+		return urls, 0
 	}
-	// Four deployments say of each vector what would refuse it.
-	guards := make([]*egress.Client, 4)
-	for i, policy := range []egress.Policy{{}, {AnyPort: true}, {AllowPrivate: true, AnyPort: true}, t.optedIn()} {
-		if guards[i], err = egress.New(egress.Config{Policy: policy}); err != nil {
-			return nil, 0, err
-		}
-		defer guards[i].Close()
-	}
-	strict, anyPort, demo, opted := guards[0], guards[1], guards[2], guards[3]
-	for _, vector := range egress.Vectors() {
+	for _, vector := range Vectors() {
 		address := strings.ReplaceAll(vector.URL, "example.com", nobody)
-		found := kindPrivate
+		found := vector.kind()
 		switch {
-		case !utf8.ValidString(address) || strict.Check(address) == nil: // JSON has no other text; and only what must be refused is asked
-			continue
-		case tandem.CodeOf(strict.Check(address)) == tandem.CodeInvalidCallbackURL:
-			found = kindNotation
-		case demo.Check(address) != nil:
-			found = kindMetadata
-		case anyPort.Check(address) == nil: // ports are a kind of their own
-			continue
-		}
-		switch {
-		case found != want:
-		case opted.Check(address) == nil:
+		case found != want || !utf8.ValidString(address): // JSON has no other text
+		case found == kindPrivate && t.leadsToReceiver(address):
 			leftOut++
 		default:
 			urls = append(urls, address)
 		}
 	}
-	return urls, leftOut, nil
+	return urls, leftOut
 }
 
-// optedIn is the least that a deployment must allow for the audit's receiver.
-func (t *Target) optedIn() egress.Policy {
-	base, err := url.Parse(t.cfg.CallbackURL)
-	if err != nil || base.Host == "" {
-		return egress.Policy{}
+// kind says what refuses a vector in production; kindNone where nothing does, or where it takes more than a URL.
+func (v *Vector) kind() kind {
+	switch {
+	case v.Production == called, v.Production == stopped, v.Answers != nil, v.Receiver != "", v.Own.IsValid():
+		return kindNone
+	case v.Production == invalid:
+		return kindNotation
+	case v.Demo == blocked:
+		return kindMetadata
+	case v.Class == ClassPort:
+		return kindNone // ports are a kind of their own
+	default:
+		return kindPrivate
 	}
-	var policy egress.Policy
-	if port, err := strconv.ParseUint(base.Port(), 10, 16); err == nil {
-		policy.Ports = []uint16{uint16(port)}
+}
+
+// leadsToReceiver reports whether a URL names the host of the audit's receiver, however it is written: also
+// as the end of an IPv6 address, where transition mechanisms keep an IPv4 address.
+func (t *Target) leadsToReceiver(address string) bool {
+	host, own := canonicalHost(address), canonicalHost(t.cfg.CallbackURL)
+	if host == "" || host == own {
+		return host != ""
 	}
-	if address, err := netip.ParseAddr(base.Hostname()); err == nil {
-		address = address.Unmap().WithZone("")
-		policy.CIDRs = []netip.Prefix{netip.PrefixFrom(address, address.BitLen())}
-	} else {
-		policy.Hosts = []string{base.Hostname()}
+	outer, err := netip.ParseAddr(host)
+	inner, err2 := netip.ParseAddr(own)
+	return err == nil && err2 == nil && outer.Is6() && inner.Is4() && [4]byte(outer.AsSlice()[12:]) == inner.As4()
+}
+
+// canonicalHost is the host of a URL in one form: lower-case ASCII without a dot at the end, an address as
+// netip writes it; "" if there is none.
+func canonicalHost(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return ""
 	}
-	return policy
+	host := u.Hostname()
+	if ascii, err := idna.Lookup.ToASCII(host); err == nil {
+		host = ascii
+	}
+	host = strings.TrimSuffix(strings.ToLower(host), ".")
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return addr.Unmap().String()
+	}
+	return host
 }
 
 // sample takes n of the list, evenly, in a quick audit.
@@ -145,11 +154,7 @@ func (t *Target) sample(urls []string) []string {
 func vectorCheck(want kind) func(context.Context, *Target) Finding {
 	return func(ctx context.Context, t *Target) Finding {
 		var v verdict
-		all, leftOut, err := t.vectors(want)
-		if err != nil {
-			v.doubtf("make the list: %v", err)
-			return v.finding()
-		}
+		all, leftOut := t.vectors(want)
 		refused := 0
 		var accepted []Answer
 		tried := t.sample(all)

@@ -8,11 +8,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync/atomic"
 	"time"
-
-	"tandem/internal/egress"
 )
 
 // certificateLeft is how long a certificate must still hold.
@@ -275,13 +274,14 @@ func checkSlowClient(ctx context.Context, t *Target) Finding {
 
 // publicHost reports whether a host is one of the Internet, as far as can be told without a look-up.
 func publicHost(host string) bool {
-	strict, err := egress.New(egress.Config{})
-	if err != nil {
-		return false
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return addr.IsGlobalUnicast() && !addr.IsPrivate()
 	}
-	defer strict.Close()
-	if strings.Contains(host, ":") {
-		host = "[" + host + "]"
+	host = strings.TrimSuffix(strings.ToLower(host), ".")
+	for _, local := range []string{"localhost", "localdomain", "local", "internal", "home.arpa"} {
+		if strings.HasSuffix("."+host, "."+local) {
+			return false
+		}
 	}
-	return strict.Check("http://"+host) == nil
+	return strings.Contains(host, ".")
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"tandem/internal/audit"
 	"tandem/internal/egress"
 )
 
@@ -24,10 +25,10 @@ func last(prefix netip.Prefix) netip.Addr {
 func TestBlocksAndVectorsAgree(t *testing.T) {
 	t.Parallel()
 	var strict egress.Policy
-	vectors := make(map[netip.Addr]egress.Vector)
+	vectors := make(map[netip.Addr]audit.Vector)
 	prefixes := make(map[netip.Prefix]bool)
-	for _, v := range egress.Vectors() {
-		if v.Class != egress.ClassBlock {
+	for _, v := range audit.Vectors() {
+		if v.Class != audit.ClassBlock {
 			continue
 		}
 		addr := netip.MustParseAddr(strings.Trim(strings.TrimPrefix(v.URL, "http:"), "/[]"))
@@ -36,9 +37,9 @@ func TestBlocksAndVectorsAgree(t *testing.T) {
 		prefixes[netip.MustParsePrefix(strings.TrimPrefix(v.Name[:at], "block/"))] = true
 		got := strict.Judge(netip.AddrPortFrom(addr, 80))
 		switch {
-		case v.Production == egress.FateCalled && got.Reason == egress.ReasonPublic,
-			v.Production == egress.FateBlocked && v.Demo == egress.FateCalled && got.Reason == egress.ReasonSpecial,
-			v.Production == egress.FateBlocked && v.Demo == egress.FateBlocked && (got.Reason == egress.ReasonMetadata || got.Reason == egress.ReasonNever):
+		case v.Production == audit.FateCalled && got.Reason == egress.ReasonPublic,
+			v.Production == audit.FateBlocked && v.Demo == audit.FateCalled && got.Reason == egress.ReasonSpecial,
+			v.Production == audit.FateBlocked && v.Demo == audit.FateBlocked && (got.Reason == egress.ReasonMetadata || got.Reason == egress.ReasonNever):
 		default:
 			t.Errorf("%s: Judge(%s) = %s, want it %s and in demo mode %s", v.Name, addr, got, v.Production, v.Demo)
 		}

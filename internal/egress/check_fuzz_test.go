@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"tandem"
+	"tandem/internal/audit"
 	"tandem/internal/egress"
 )
 
@@ -30,7 +31,7 @@ func fuzzPolicies() []egress.Policy {
 // FuzzCheck: whatever the URL, Check says one of its two codes, demo mode refuses nothing that
 // production allows, and what passes is what net/url makes of it.
 func FuzzCheck(f *testing.F) {
-	for _, v := range egress.Vectors() {
+	for _, v := range audit.Vectors() {
 		f.Add(v.URL)
 	}
 	strict, demo := newClient(f, egress.Config{}), newClient(f, egress.Config{Policy: demoPolicy()})
@@ -64,7 +65,7 @@ func FuzzCheck(f *testing.F) {
 // FuzzDialAgreesWithCheck: Check reads the URL, the dialer reads what net/http makes of it. They must
 // come to the same verdict, or one of them is fooled.
 func FuzzDialAgreesWithCheck(f *testing.F) {
-	for _, v := range egress.Vectors() {
+	for _, v := range audit.Vectors() {
 		f.Add(v.URL)
 	}
 	type judge struct {

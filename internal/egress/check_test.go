@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"tandem"
+	"tandem/internal/audit"
 	"tandem/internal/egress"
 )
 
@@ -28,7 +29,7 @@ func newClient(t testing.TB, cfg egress.Config) *egress.Client {
 }
 
 // ofVector is a policy for the deployment that a vector is about.
-func ofVector(policy egress.Policy, v egress.Vector) egress.Policy {
+func ofVector(policy egress.Policy, v audit.Vector) egress.Policy {
 	if v.Own.IsValid() {
 		policy.Own, policy.Ports = []netip.AddrPort{v.Own}, []uint16{v.Own.Port()}
 	}
@@ -37,7 +38,7 @@ func ofVector(policy egress.Policy, v egress.Vector) egress.Policy {
 
 func TestCheckVectors(t *testing.T) {
 	t.Parallel()
-	for _, v := range egress.Vectors() {
+	for _, v := range audit.Vectors() {
 		strict := newClient(t, egress.Config{Policy: ofVector(egress.Policy{}, v)})
 		if got := tandem.CodeOf(strict.Check(v.URL)); got != v.Production.Code() {
 			t.Errorf("production: %s: Check(%.80q) = %q, want it %s", v.Name, v.URL, got, v.Production)
@@ -55,7 +56,7 @@ func TestCheckRemembers(t *testing.T) {
 	t.Parallel()
 	const good = 1000
 	var urls []string
-	for _, v := range egress.Vectors() {
+	for _, v := range audit.Vectors() {
 		if !v.Own.IsValid() {
 			urls = append(urls, v.URL)
 		}
@@ -85,15 +86,15 @@ func TestCheckRemembers(t *testing.T) {
 // The list is long, complete, without repeats and always the same: the audit counts on it.
 func TestVectorsAreWellFormed(t *testing.T) {
 	t.Parallel()
-	fates := []egress.Fate{egress.FateInvalid, egress.FateBlocked, egress.FateStopped, egress.FateCalled}
-	vectors := egress.Vectors()
+	fates := []audit.Fate{audit.FateInvalid, audit.FateBlocked, audit.FateStopped, audit.FateCalled}
+	vectors := audit.Vectors()
 	if len(vectors) < 400 {
 		t.Errorf("%d vectors, want at least 400", len(vectors))
 	}
-	if diff := cmp.Diff(vectors, egress.Vectors(), cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
+	if diff := cmp.Diff(vectors, audit.Vectors(), cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
 		t.Errorf("the list changes:\n%s", diff)
 	}
-	names, urls, classes := make(map[string]bool), make(map[string]bool), make(map[egress.Class]int)
+	names, urls, classes := make(map[string]bool), make(map[string]bool), make(map[audit.Class]int)
 	for _, v := range vectors {
 		if names[v.Name] || urls[v.URL] {
 			t.Errorf("%s (%.80q) stands there twice", v.Name, v.URL)
@@ -106,10 +107,10 @@ func TestVectorsAreWellFormed(t *testing.T) {
 		if !slices.Contains(fates, v.Production) || !slices.Contains(fates, v.Demo) {
 			t.Errorf("%s: its fate is %q, %q in demo mode", v.Name, v.Production, v.Demo)
 		}
-		if v.Demo != egress.FateCalled && v.Production != v.Demo {
+		if v.Demo != audit.FateCalled && v.Production != v.Demo {
 			t.Errorf("%s: refused in demo mode, and %s in production", v.Name, v.Production)
 		}
-		if (v.Production == egress.FateStopped || v.Demo == egress.FateStopped) && v.Answers == nil {
+		if (v.Production == audit.FateStopped || v.Demo == audit.FateStopped) && v.Answers == nil {
 			t.Errorf("%s: nothing can be stopped at the dial without a look-up", v.Name)
 		}
 	}
@@ -122,8 +123,8 @@ func TestVectorsAreWellFormed(t *testing.T) {
 func TestCheckSaysOneThingToTheCallerAndTheReasonToTheLog(t *testing.T) {
 	t.Parallel()
 	var message string
-	for _, v := range egress.Vectors() {
-		if v.Production != egress.FateBlocked {
+	for _, v := range audit.Vectors() {
+		if v.Production != audit.FateBlocked {
 			continue
 		}
 		client := newClient(t, egress.Config{Policy: ofVector(egress.Policy{}, v)})

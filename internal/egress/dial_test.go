@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"tandem"
+	"tandem/internal/audit"
 	"tandem/internal/egress"
 )
 
@@ -37,7 +38,7 @@ func TestDialRefusesWhateverCheckRefuses(t *testing.T) {
 			transport := &http.Transport{DialContext: dialer.DialContext}
 			defer transport.CloseIdleConnections()
 			dialled := 0
-			for _, v := range egress.Vectors() {
+			for _, v := range audit.Vectors() {
 				request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, v.URL, nil)
 				if err != nil || request.URL.Scheme != "http" || strings.HasSuffix(request.URL.Host, ":") {
 					continue // net/http has no connection for it, or hides that a port is missing

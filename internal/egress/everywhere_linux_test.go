@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"tandem/internal/egress"
+	"tandem/internal/audit"
 )
 
 // everywhere is a canary that listens on every address, on each port that a vector names.
@@ -30,7 +30,7 @@ type arrival struct {
 	more    int // bytes behind the request
 }
 
-func newEverywhere(t *testing.T, vectors []egress.Vector) *everywhere {
+func newEverywhere(t *testing.T, vectors []audit.Vector) *everywhere {
 	t.Helper()
 	e := &everywhere{arrivals: make(chan arrival, 64)}
 	ports := map[string]bool{"80": true, "443": true}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/net/idna"
 
 	"tandem"
+	"tandem/internal/audit"
 	"tandem/internal/egress"
 )
 
@@ -51,7 +52,7 @@ func TestNoPacketLeaves(t *testing.T) { //nolint:paralleltest // parallel outsid
 	if err := everyAddressIsLocal(); err != nil {
 		t.Skipf("%s needs a network namespace of its own, with both families: %v", t.Name(), err)
 	}
-	vectors := egress.Vectors()
+	vectors := audit.Vectors()
 	r := &firingRange{names: newNameServer(t), canary: newEverywhere(t, vectors), texts: make(map[string]int)}
 	r.names.others = []string{"203.0.114.80"}
 	for _, v := range vectors {
@@ -65,7 +66,7 @@ func TestNoPacketLeaves(t *testing.T) { //nolint:paralleltest // parallel outsid
 	everything := optIn(t, vectors)
 	for _, v := range vectors {
 		fate := v.Demo // metadata stays refused
-		if v.Class == egress.ClassOwn {
+		if v.Class == audit.ClassOwn {
 			fate = v.Production // and so do we ourselves
 		}
 		r.fire(t, "opted in", ofVector(everything, v), v, fate)
@@ -80,7 +81,7 @@ func TestNoPacketLeaves(t *testing.T) { //nolint:paralleltest // parallel outsid
 }
 
 // optIn is a policy that allows all that a policy can allow.
-func optIn(t *testing.T, vectors []egress.Vector) egress.Policy {
+func optIn(t *testing.T, vectors []audit.Vector) egress.Policy {
 	t.Helper()
 	policy := egress.Policy{AnyPort: true, CIDRs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}}
 	for _, v := range vectors {
@@ -115,7 +116,7 @@ func (r *firingRange) report(t *testing.T, mode string) {
 
 // prepare has names and receiver answer as the vector wants, and looks its name up as a
 // guard that trusts a look-up of its own would.
-func (r *firingRange) prepare(t *testing.T, v egress.Vector) {
+func (r *firingRange) prepare(t *testing.T, v audit.Vector) {
 	t.Helper()
 	r.canary.answer.Store(&v.Receiver)
 	if v.Answers == nil {
@@ -137,7 +138,7 @@ func (r *firingRange) prepare(t *testing.T, v egress.Vector) {
 }
 
 // fire submits one vector, delivers it whatever came of that, and checks its fate.
-func (r *firingRange) fire(t *testing.T, mode string, policy egress.Policy, v egress.Vector, fate egress.Fate) {
+func (r *firingRange) fire(t *testing.T, mode string, policy egress.Policy, v audit.Vector, fate audit.Fate) {
 	t.Helper()
 	complain := func(format string, args ...any) {
 		t.Helper()
@@ -159,14 +160,14 @@ func (r *firingRange) fire(t *testing.T, mode string, policy egress.Policy, v eg
 	got := post(t, client, v.URL)
 	opened, asked := activeOpens(t)-opens, r.names.questions()-questions
 	arrivals := r.canary.await(t, opened)
-	if fate != egress.FateCalled {
+	if fate != audit.FateCalled {
 		if got.Outcome != tandem.OutcomeBlocked || got.StatusCode != 0 || got.RetryAfter != 0 {
 			complain("Post = %+v, want it blocked", got)
 		}
 		if opened != 0 {
 			complain("%d connections left, to %v", opened, arrivals)
 		}
-		if (asked > 0) != (fate == egress.FateStopped) {
+		if (asked > 0) != (fate == audit.FateStopped) {
 			complain("%d questions to the name server", asked)
 		}
 		r.texts[got.Message]++
@@ -244,7 +245,7 @@ func (r *firingRange) closedPort(t *testing.T) {
 // withoutGuard shows that the canary and the kernel's count would see what the guard stops:
 // net/http over a resolver that reads addresses as the C library does delivers all of it
 // that TCP can reach.
-func (r *firingRange) withoutGuard(t *testing.T, vectors []egress.Vector) {
+func (r *firingRange) withoutGuard(t *testing.T, vectors []audit.Vector) {
 	t.Helper()
 	dialer := net.Dialer{Resolver: r.names.resolver()}
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, hostPort string) (net.Conn, error) {
@@ -257,7 +258,7 @@ func (r *firingRange) withoutGuard(t *testing.T, vectors []egress.Vector) {
 	defer transport.CloseIdleConnections()
 	arrived, unreachable, notHTTP := 0, 0, 0
 	for _, v := range vectors {
-		if v.Production == egress.FateCalled {
+		if v.Production == audit.FateCalled {
 			continue
 		}
 		r.prepare(t, v)
@@ -276,7 +277,7 @@ func (r *firingRange) withoutGuard(t *testing.T, vectors []egress.Vector) {
 				t.Errorf("%s: an answer came, but no connection was counted", v.Name)
 			}
 			arrived++
-		case v.Production == egress.FateInvalid:
+		case v.Production == audit.FateInvalid:
 			notHTTP++
 		case everyUnreachable(request.URL.Hostname(), v.Answers):
 			unreachable++

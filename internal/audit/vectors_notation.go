@@ -1,4 +1,4 @@
-package egress
+package audit
 
 // notationVectors write loopback, and a few others, in every way that some parser understands.
 func notationVectors() []Vector {

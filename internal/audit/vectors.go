@@ -1,4 +1,4 @@
-package egress
+package audit
 
 import (
 	"net/netip"
@@ -6,8 +6,11 @@ import (
 	"tandem"
 )
 
-// Vector is one way to aim a callback at something, and what must become of it. The
-// tests of this package and the audit share the list.
+// maxURL is the length of the longest callback URL that tandem takes, in bytes.
+const maxURL = 2048
+
+// Vector is one way to aim a callback at something, and what must become of it. The audit fires the
+// list at deployments, the tests of the package egress at the guard itself.
 //
 // A vector is a URL, or a recipe: a URL with at most one of Answers, Receiver and Own.
 type Vector struct {
@@ -15,8 +18,8 @@ type Vector struct {
 	Class      Class
 	URL        string
 	Why        string // what is tried, or why it is allowed
-	Production Fate   // under the zero Policy
-	Demo       Fate   // under Policy{AllowPrivate: true, AnyPort: true}
+	Production Fate   // in production mode, with nothing opted in
+	Demo       Fate   // in demo mode
 
 	// What the name in URL resolves to: one entry per look-up, the last for all later ones,
 	// with a time to live of 0. A text that ends in a dot is a CNAME, which the rest belongs to.
@@ -60,7 +63,7 @@ const (
 	FateCalled  Fate = "called"  // allowed, once, at an allowed address and with our headers alone
 )
 
-// Code is what [Client.Check] says: "" when it lets the vector pass.
+// Code is that of the refusal at submission, "" where there is none.
 func (f Fate) Code() tandem.Code {
 	switch f {
 	case FateInvalid:

@@ -1,4 +1,4 @@
-package egress
+package audit
 
 import "net/netip"
 
