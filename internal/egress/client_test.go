@@ -62,6 +62,32 @@ func TestPostSendsWhatItIsGiven(t *testing.T) {
 	}
 }
 
+// What RFC 3986 does not allow in a path or a query is sent percent-encoded, and nothing else is changed.
+func TestRequestLineIsPercentEncoded(t *testing.T) {
+	t.Parallel()
+	lines := make(chan string, 1)
+	target := receiver(t, func(_ http.ResponseWriter, r *http.Request) { lines <- r.RequestURI })
+	client := newClient(t, demo())
+	for _, tt := range []struct{ written, want string }{
+		{"", "/callback"},
+		{"/hooks/{id}", "/callback/hooks/%7Bid%7D"},
+		{"/münchen?q=münchen", "/callback/m%C3%BCnchen?q=m%C3%BCnchen"},
+		{"/{a}/b%2fc/%41%7e", "/callback/%7Ba%7D/b%2fc/%41%7e"},
+		{"/a[1]|^`<>\"?b[]=|^`<>\"{}", "/callback/a%5B1%5D%7C%5E%60%3C%3E%22?b%5B%5D=%7C%5E%60%3C%3E%22%7B%7D"},
+		{"/-._~!$&'()*+,;=:@//?-._~!$&'()*+,;=:@/?%20", "/callback/-._~!$&'()*+,;=:@//?-._~!$&'()*+,;=:@/?%20"},
+		{"?100%&%2&%zz&%c3", "/callback?100%25&%252&%25zz&%c3"},
+		{"?", "/callback?"},
+		{"/ö#{fragment}", "/callback/%C3%B6"},
+	} {
+		if got := post(t, client, target+tt.written); got.Outcome != tandem.OutcomeDelivered {
+			t.Fatalf("%s: %+v", tt.written, got)
+		}
+		if got := <-lines; got != tt.want {
+			t.Errorf("%s goes out as %s, want %s", tt.written, got, tt.want)
+		}
+	}
+}
+
 func TestPostKeepsConnections(t *testing.T) {
 	t.Parallel()
 	var connections atomic.Int64

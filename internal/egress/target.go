@@ -59,6 +59,7 @@ func (p *Policy) parse(raw string) (target, error) {
 		}
 	}
 	t.url = *u
+	t.url.RawPath, t.url.RawQuery = percentEncode(rawPath(u), ""), percentEncode(u.RawQuery, "?")
 	if addr.Is6() {
 		host = "[" + host + "]"
 	}
@@ -139,6 +140,47 @@ func parseURL(raw string) (*url.URL, error) {
 		return nil, errors.New("must not contain a user name or password")
 	}
 	return u, nil
+}
+
+// rawPath is the path of a URL as it was written.
+func rawPath(u *url.URL) string {
+	if u.RawPath != "" {
+		return u.RawPath
+	}
+	return u.EscapedPath() // net/url keeps no RawPath that would be the same
+}
+
+// percentEncode encodes the bytes of a path or a query that RFC 3986 does not allow there: proxies
+// answer them with 400. Everything else stays as it is, every %XX included, because receivers may
+// compare or sign it. more is what may stand there beside the characters of a path.
+func percentEncode(written, more string) string {
+	const allowed = "-._~!$&'()*+,;=:@/" // besides letters and digits
+	const hex = "0123456789ABCDEF"
+	var encoded []byte // nil: the same so far
+	for i := range len(written) {
+		c := written[i]
+		isEscape := c == '%' && i+2 < len(written) && isHex(written[i+1]) && isHex(written[i+2])
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', isEscape,
+			strings.IndexByte(allowed, c) >= 0, strings.IndexByte(more, c) >= 0:
+			if encoded != nil {
+				encoded = append(encoded, c)
+			}
+		default:
+			if encoded == nil {
+				encoded = append(make([]byte, 0, len(written)+16), written[:i]...)
+			}
+			encoded = append(encoded, '%', hex[c>>4], hex[c&15])
+		}
+	}
+	if encoded == nil {
+		return written
+	}
+	return string(encoded)
+}
+
+func isHex(c byte) bool {
+	return '0' <= c && c <= '9' || 'a' <= c && c <= 'f' || 'A' <= c && c <= 'F'
 }
 
 // portOf returns the port that a URL names or its scheme implies.
