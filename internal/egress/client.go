@@ -25,9 +25,10 @@ import (
 )
 
 const (
-	maxAnswer       = 64 << 10 // bytes of an answer's body that are read, to keep its connection
-	maxAnswerHeader = 64 << 10 // bytes of an answer's header, 1xx answers included
-	maxIdle         = 1024     // connections kept, all destinations together
+	maxAnswer       = 64 << 10               // bytes of an answer's body that are read, to keep its connection
+	maxAnswerHeader = 64 << 10               // bytes of an answer's header, 1xx answers included
+	maxReadOn       = 100 * time.Millisecond // for the body of an answer, whose header has said everything
+	maxIdle         = 1024                   // connections kept, all destinations together
 	idleTimeout     = 30 * time.Second
 	maxRetryAfter   = 365 * 24 * time.Hour // more than that is not a delay but a mistake
 )
@@ -173,7 +174,7 @@ func (r *Result) report() limit.Report {
 
 // Post makes the exchange and gives the place back. The status line decides: a
 // receiver that says 2xx has the callback, even if the body of its answer never ends.
-// At most 64 KiB of that body are read and thrown away. Nothing is added to header but
+// At most 64 KiB of that body are read and thrown away, for 100 ms. Nothing is added to header but
 // what HTTP/1.1 needs; a redirect is reported, not followed; cookies are not kept.
 //
 // A connection that was kept and turns out closed before any byte of an answer is
@@ -227,8 +228,9 @@ func (c *Client) exchange(ctx context.Context, t *target, header http.Header, bo
 	if answer.StatusCode == http.StatusSwitchingProtocols {
 		return // what follows is no body, and no context ends it
 	}
-	// Read to the end so that the connection can be used again. What goes wrong
-	// here changes nothing: the answer has been given.
+	// Read to the end so that the connection can be used again, which is worth a moment and no more: the
+	// answer has been given, so what goes wrong here changes nothing.
+	defer time.AfterFunc(maxReadOn, cancel).Stop()
 	_, _ = io.CopyN(io.Discard, answer.Body, maxAnswer)
 }
 

@@ -303,6 +303,20 @@ func TestPostToHostileReceivers(t *testing.T) {
 	}
 }
 
+// An answer is known after its header: its body, which may never end, holds the place for a moment only.
+func TestEndlessAnswerHoldsItsPlaceForAMoment(t *testing.T) {
+	t.Parallel()
+	target, _ := rawReceiver(t, func(ctx context.Context, conn net.Conn) {
+		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nx")
+		<-ctx.Done()
+	})
+	cfg := demo()
+	cfg.Timeout = time.Minute
+	if got := post(t, newClient(t, cfg), target); got.Outcome != tandem.OutcomeDelivered || got.Duration > cfg.Timeout/2 {
+		t.Errorf("Post = %+v, want it delivered long before the timeout", got)
+	}
+}
+
 // A megabyte of zeros that unpacks to a gigabyte is neither unpacked nor read to its end.
 func TestCompressedBomb(t *testing.T) {
 	t.Parallel()

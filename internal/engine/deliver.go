@@ -72,7 +72,8 @@ func (e *Engine) afterPost(r *tandem.Request, number int, result egress.Result, 
 		e.log.Warn("callback given up", "request_id", r.ID, "attempts", number, "outcome", result.Outcome)
 		return store.Next{Verdict: store.Dead, Attempt: attempt}
 	}
-	at := earlier(ended.Add(e.cfg.Retry.Delay(number, rand.Float64(), result.RetryAfter)), deadline) // with its monotonic reading, by which the store goes
+	// With its monotonic reading, which the store goes by.
+	at := e.cfg.Retry.next(ended, ended.Add(e.cfg.Retry.Delay(number, rand.Float64(), result.RetryAfter)), deadline)
 	attempt.NextAt = at.Add(skew).UTC()
 	if e.telling() {
 		e.tell("⏳ callback: waits for the next attempt", r, "until", attempt.NextAt)
@@ -96,7 +97,7 @@ func (e *Engine) noPlace(claiming context.Context, r *tandem.Request, err error,
 	putOff, isPutOff := errors.AsType[*egress.PutOff](err)
 	switch {
 	case isPutOff:
-		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: earlier(putOff.Until, deadline)}
+		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: e.cfg.Retry.next(time.Now(), putOff.Until, deadline)}
 	case claiming.Err() != nil:
 		return handBack(store.LaneDeliver)
 	default: // a URL that a stricter policy than the one at its acceptance refuses, or cannot read

@@ -238,7 +238,7 @@ func TestDeliverPutOff(t *testing.T) {
 		open, maxAge time.Duration
 	}{
 		{"back when the breaker half-opens", 10 * time.Minute, time.Hour},
-		{"back at the expiry, which comes first", time.Hour, time.Minute},
+		{"back for a last attempt before the expiry, which comes first", time.Hour, time.Minute},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -254,12 +254,12 @@ func TestDeliverPutOff(t *testing.T) {
 			if next.Verdict != store.Again || next.Lane != store.LaneDeliver || next.Attempt != nil || next.Outcome != nil {
 				t.Errorf("%+v, want Again without an attempt", next)
 			}
-			soonest := min(tt.open, tt.maxAge)
+			soonest := min(tt.open, tt.maxAge-tt.maxAge/10)
 			if wait := next.At.Sub(job.Request.CompletedAt); wait < soonest || wait > soonest+time.Minute {
 				t.Errorf("put off for %v, want %v", wait, soonest)
 			}
-			if deadline := job.Request.CompletedAt.Add(tt.maxAge); next.At.After(deadline) {
-				t.Errorf("put off until %v, past the expiry at %v", next.At, deadline)
+			if deadline := job.Request.CompletedAt.Add(tt.maxAge); !next.At.Before(deadline) {
+				t.Errorf("put off until %v, not before the expiry at %v", next.At, deadline)
 			}
 			if n := len(rc.deliveries()); n != 1 {
 				t.Errorf("%d callbacks, want 1: an open breaker sends nothing", n)
@@ -286,11 +286,38 @@ func TestDeliverRetryAfter(t *testing.T) {
 		})
 		before := time.Now()
 		next := p.Step(t.Context(), completed(rc.URL, 0))
-		if wait := next.At.Sub(before); next.Verdict != store.Again || wait < want || wait > want+5*time.Second+patience {
+		if wait := next.At.Sub(before); next.Verdict != store.Again || wait < want || wait > want*3/2+patience {
 			t.Errorf("Retry-After %q: verdict %d, next in %v, want %v", header, next.Verdict, wait, want)
 		}
 		if !next.Attempt.NextAt.Equal(next.At) || next.Attempt.Outcome != tandem.OutcomeThrottled {
 			t.Errorf("Retry-After %q: logged %+v, want throttled and the same time %v", header, next.Attempt, next.At)
+		}
+	}
+}
+
+// An attempt that would come too late is made shortly before the callback expires, and no attempt after it.
+func TestLastAttemptBeforeTheExpiry(t *testing.T) {
+	t.Parallel()
+	const maxAge = time.Hour
+	p := start(t, func(s *setup) {
+		s.idle = true
+		s.engine.Retry = engine.Schedule{Attempts: 10, Backoff: time.Minute, MaxAge: maxAge}
+	})
+	for _, tt := range []struct {
+		name   string
+		age    time.Duration // of the result
+		before time.Duration // the expiry, when the next step is due
+	}{
+		{"a last attempt", 50 * time.Minute, 10 * time.Second},
+		{"no time for one", maxAge - time.Minute, 0},
+	} {
+		rc := newReceiver(t, status(http.StatusInternalServerError))
+		job := completed(rc.URL, 5) // the next delay would be at least 32 minutes
+		job.Request.CompletedAt = job.Request.CompletedAt.Add(-tt.age)
+		expiry := job.Request.CompletedAt.Add(maxAge)
+		next := p.Step(t.Context(), job)
+		if got := expiry.Sub(next.At).Round(time.Second); next.Verdict != store.Again || got != tt.before {
+			t.Errorf("%s: verdict %d, %v before the expiry; want %v", tt.name, next.Verdict, got, tt.before)
 		}
 	}
 }

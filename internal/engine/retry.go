@@ -8,9 +8,10 @@ import (
 
 // Bounds of a schedule.
 const (
-	maxDelay      = 24 * time.Hour // between two tries
-	maxRetryAfter = time.Hour      // what a receiver may ask for
-	maxAttempts   = 1000           // tries in all
+	maxDelay      = 24 * time.Hour   // between two tries
+	maxRetryAfter = time.Hour        // what a receiver may ask for
+	maxAttempts   = 1000             // tries in all
+	maxLastTry    = 10 * time.Second // before the end, for the last attempt
 )
 
 // Schedule says when a callback that failed is tried again: after Backoff, twice
@@ -48,18 +49,36 @@ func (s Schedule) Validate() error {
 	return nil
 }
 
-// Delay is how long to wait after the try with number attempt (1, 2, …) has failed.
-// It is never less than Backoff and never more than 24 hours. jitter is in [0, 1). A
-// receiver's retryAfter, when it is not 0, counts instead of the doubling; it is clamped
-// to between Backoff and one hour, and never less than Backoff.
+// Delay is how long to wait after the attempt with this number (1, 2, …) has failed. It is never less
+// than Backoff and never more than 24 hours. jitter is in [0, 1). A receiver's retryAfter, if it is
+// not 0, replaces the doubling; it is clamped to between Backoff and one hour. Jitter makes both
+// longer by up to a half: a receiver tells many callers at once when to come back.
 func (s Schedule) Delay(attempt int, jitter float64, retryAfter time.Duration) time.Duration {
-	if retryAfter > 0 {
-		return max(min(retryAfter, maxRetryAfter), s.Backoff)
-	}
 	delay := s.Backoff
-	for i := 1; i < attempt && delay < maxDelay; i++ {
-		delay *= 2 // delay is less than 24 h here: no overflow
+	if retryAfter > 0 {
+		delay = max(min(retryAfter, maxRetryAfter), s.Backoff)
+	} else {
+		for i := 1; i < attempt && delay < maxDelay; i++ {
+			delay *= 2 // delay is less than 24 h here: no overflow
+		}
 	}
-	delay += time.Duration(jitter * float64(delay) / 2)
-	return min(delay, maxDelay)
+	return min(lengthen(delay, jitter), maxDelay)
+}
+
+// lengthen makes a delay longer by up to a half. jitter is in [0, 1).
+func lengthen(delay time.Duration, jitter float64) time.Duration {
+	return delay + time.Duration(jitter*float64(delay)/2)
+}
+
+// next is when to try again what should be tried at the given time and no later than deadline, at
+// which it is given up. What would come too late gets a last attempt shortly before the deadline
+// instead, unless that is less than Backoff from now.
+func (s Schedule) next(now, at, deadline time.Time) time.Time {
+	if at.Before(deadline) {
+		return at
+	}
+	if last := deadline.Add(-min(maxLastTry, s.MaxAge/10)); !last.Before(now.Add(s.Backoff)) {
+		return last
+	}
+	return deadline
 }

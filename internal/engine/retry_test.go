@@ -26,9 +26,10 @@ func TestDelay(t *testing.T) {
 		{17, 0, 0, 65536 * time.Second},
 		{18, 0, 0, 24 * time.Hour},
 		{math.MaxInt, 0.99, 0, 24 * time.Hour},
-		{1, 0.9, time.Nanosecond, time.Second},
-		{1, 0.9, time.Second, time.Second},
-		{5, 0.9, 7 * time.Second, 7 * time.Second},
+		{1, 0, time.Nanosecond, time.Second},
+		{1, 0, time.Second, time.Second},
+		{5, 0, 7 * time.Second, 7 * time.Second},
+		{5, 0.5, 8 * time.Second, 10 * time.Second},
 		{1, 0, time.Hour, time.Hour},
 		{1, 0, time.Hour + 1, time.Hour},
 		{1, 0, math.MaxInt64, time.Hour},
@@ -63,8 +64,11 @@ func TestDelayProperties(t *testing.T) {
 		if later := s.Delay(attempt+1, 0, 0); later < plain {
 			t.Fatalf("attempt %d waits %v, the next one %v", attempt, plain, later)
 		}
-		if got := s.Delay(attempt, jitter, 0); got < plain || got > plain+plain/2 {
-			t.Fatalf("jitter %v makes %v of %v, want at most half as much again", jitter, got, plain)
+		for _, retryAfter := range []time.Duration{0, asked} {
+			plain := s.Delay(attempt, 0, retryAfter)
+			if got := s.Delay(attempt, jitter, retryAfter); got < plain || got > plain+plain/2 {
+				t.Fatalf("jitter %v makes %v of %v, want at most half as much again", jitter, got, plain)
+			}
 		}
 	})
 }

@@ -242,9 +242,10 @@ func (e *Engine) callExternal(ctx context.Context, r *tandem.Request) (next stor
 		return e.submissionFailed(r, store.Outcome{CompletedAt: e.now()},
 			fmt.Sprintf("The external service has not confirmed it within %s.", submissionMaxAge)), false
 	}
+	again := Schedule{Backoff: submissionBackoff, MaxAge: submissionMaxAge}
 	result, err := e.exchange(ctx, r)
 	if putOff, ok := errors.AsType[*egress.PutOff](err); ok {
-		return store.Next{Verdict: store.Again, Lane: store.LaneIO, At: earlier(putOff.Until, deadline).UTC()}, false
+		return store.Next{Verdict: store.Again, Lane: store.LaneIO, At: again.next(time.Now(), putOff.Until, deadline)}, false
 	}
 	if err != nil || result.Interrupted {
 		return handBack(store.LaneIO), false
@@ -267,7 +268,7 @@ func (e *Engine) callExternal(ctx context.Context, r *tandem.Request) (next stor
 	case result.Outcome.Permanent():
 		return e.submissionFailed(r, o, "The external service may not be called."), true
 	}
-	at := earlier(ended.Add(submissionDelay(ended.Add(skew).Sub(r.CreatedAt), rand.Float64(), result.RetryAfter)), deadline)
+	at := again.next(ended, ended.Add(submissionDelay(ended.Add(skew).Sub(r.CreatedAt), rand.Float64(), result.RetryAfter)), deadline)
 	e.log.Warn("external call not confirmed; it will be repeated", "request_id", r.ID, "outcome", result.Outcome, "status_code", result.StatusCode, "at", at)
 	return store.Next{Verdict: store.Again, Lane: store.LaneIO, At: at}, true
 }
@@ -283,11 +284,11 @@ func (e *Engine) submissionFailed(r *tandem.Request, o store.Outcome, why string
 // long again, so that the waits double without anything that counts them. jitter is in
 // [0, 1). What a 429 or 503 asked for counts instead, within bounds.
 func submissionDelay(age time.Duration, jitter float64, retryAfter time.Duration) time.Duration {
-	if retryAfter > 0 {
-		return min(max(retryAfter, submissionBackoff), maxRetryAfter)
-	}
 	delay := min(max(age, submissionBackoff), submissionMaxBackoff)
-	return delay + time.Duration(jitter*float64(delay)/2)
+	if retryAfter > 0 {
+		delay = min(max(retryAfter, submissionBackoff), maxRetryAfter)
+	}
+	return lengthen(delay, jitter)
 }
 
 // exchange calls the external service, or simulates it. The error is a

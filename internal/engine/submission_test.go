@@ -411,7 +411,7 @@ func TestSubmissionGrowsTooOld(t *testing.T) {
 	}
 }
 
-// The last try is not put off beyond the 24 hours.
+// A call that would come after the 24 hours is made shortly before they end.
 func TestSubmissionIsNotPutOffForEver(t *testing.T) {
 	t.Parallel()
 	p := start(t, calling(t, tandemtest.Refusing(t), patience, nil))
@@ -419,8 +419,8 @@ func TestSubmissionIsNotPutOffForEver(t *testing.T) {
 	next := p.Step(t.Context(), store.Job{Lane: store.LaneIO, Started: func() {}, Request: tandem.Request{
 		ID: tandem.ID(uuid.Must(uuid.NewV7())), Mode: tandem.ModeSync, Task: tandem.TaskSubmission, Status: tandem.StatusPending, Data: ada, CreatedAt: created,
 	}})
-	if next.Verdict != store.Again || next.Lane != store.LaneIO || next.At.After(created.Add(24*time.Hour)) {
-		t.Errorf("%+v", next)
+	if next.Verdict != store.Again || next.Lane != store.LaneIO || !next.At.Before(created.Add(24*time.Hour)) {
+		t.Errorf("%+v, want a last call before %v", next, created.Add(24*time.Hour))
 	}
 }
 
@@ -433,7 +433,7 @@ func TestSubmissionDelay(t *testing.T) {
 		delay := engine.SubmissionDelay(age, rapid.Float64Range(0, 0.999).Draw(t, "jitter"), asked)
 		most := 15*time.Minute + 15*time.Minute/2
 		if asked > 0 {
-			most = time.Hour
+			most = time.Hour * 3 / 2
 		}
 		if delay < time.Second || delay > most {
 			t.Fatalf("%v", delay)
