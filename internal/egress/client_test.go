@@ -380,6 +380,9 @@ func TestTLS(t *testing.T) {
 		if r.Proto != "HTTP/1.1" {
 			panic("HTTP/1.1 only, got " + r.Proto)
 		}
+		if strings.Contains(r.Host, ".:") || strings.HasSuffix(r.TLS.ServerName, ".") {
+			panic("no final dot, got " + r.Host + " and " + r.TLS.ServerName)
+		}
 	}))
 	server.EnableHTTP2 = true
 	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
@@ -410,6 +413,7 @@ func TestTLS(t *testing.T) {
 		message      string
 	}{
 		{"good", "https://example.com:" + port, trusted, tandem.OutcomeDelivered, ""},
+		{"good, with a final dot", "https://example.com.:" + port, trusted, tandem.OutcomeDelivered, ""},
 		{"good, by address", server.URL, trusted, tandem.OutcomeDelivered, ""},
 		{"unknown authority", "https://example.com:" + port, x509.NewCertPool(), tandem.OutcomeTLS, "unknown authority"},
 		{"another name", "https://example.org:" + port, trusted, tandem.OutcomeTLS, "another name"},

@@ -46,7 +46,7 @@ var errUnreachable = errors.New("no allowed address could be reached")
 // DialContext connects to host:port over TCP. The error is or wraps a *[Refused] if and
 // only if policy refuses the host, the port or every address of the host.
 func (d *Dialer) DialContext(ctx context.Context, network, hostPort string) (net.Conn, error) {
-	host, port, err := d.judge(hostPort)
+	host, isAddress, port, err := d.judge(hostPort)
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +67,13 @@ func (d *Dialer) DialContext(ctx context.Context, network, hostPort string) (net
 			return nil
 		},
 	}
-	conn, err := dialer.DialContext(ctx, network, net.JoinHostPort(host, strconv.Itoa(int(port))))
+	name := host
+	if !isAddress {
+		// The name is complete. Without its final dot the resolver could put a search domain of
+		// resolv.conf behind it, and the call would go to another host.
+		name += "."
+	}
+	conn, err := dialer.DialContext(ctx, network, net.JoinHostPort(name, strconv.Itoa(int(port))))
 	if err == nil {
 		return conn, nil
 	}
@@ -83,25 +89,25 @@ func (d *Dialer) DialContext(ctx context.Context, network, hostPort string) (net
 	}
 }
 
-// judge reads and judges host:port before any look-up.
-func (d *Dialer) judge(hostPort string) (host string, port uint16, err error) {
+// judge reads and judges host:port before any look-up. It returns the canonical host, which is an address or a name.
+func (d *Dialer) judge(hostPort string) (host string, isAddress bool, port uint16, err error) {
 	refuse := func(v Verdict) error { return &Refused{Target: hostPort, Verdict: v} }
 	written, service, err := net.SplitHostPort(hostPort)
 	if err != nil {
-		return "", 0, refuse(Verdict{ReasonInvalid, "not host:port"})
+		return "", false, 0, refuse(Verdict{ReasonInvalid, "not host:port"})
 	}
 	number, err := parsePort(service)
 	if err != nil {
-		return "", 0, refuse(Verdict{ReasonInvalid, "not a port number"})
+		return "", false, 0, refuse(Verdict{ReasonInvalid, "not a port number"})
 	}
 	host, addr, err := canonicalHost(written)
 	if err != nil {
-		return "", 0, refuse(Verdict{ReasonInvalid, err.Error()})
+		return "", false, 0, refuse(Verdict{ReasonInvalid, err.Error()})
 	}
 	if verdict := d.policy.judgeHost(host, addr, number); !verdict.Allows() {
-		return "", 0, refuse(verdict)
+		return "", false, 0, refuse(verdict)
 	}
-	return host, number, nil
+	return host, addr.IsValid(), number, nil
 }
 
 // judgeConcrete judges the address that the kernel is about to connect to.

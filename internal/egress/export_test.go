@@ -7,7 +7,7 @@ func RetryAfter(value string, now time.Time) time.Duration { return retryAfter(v
 
 // Judge is what the dialer decides about host:port before it looks anything up.
 func (d *Dialer) Judge(hostPort string) error {
-	_, _, err := d.judge(hostPort)
+	_, _, _, err := d.judge(hostPort)
 	return err
 }
 

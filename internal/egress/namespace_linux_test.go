@@ -19,7 +19,7 @@ import (
 // inNamespace is set in the environment of a test that runs in a network of its own.
 const inNamespace = "TANDEM_TEST_NAMESPACE"
 
-// runInNamespace runs the calling test once more, in a process with a network namespace
+// runInNamespace runs the calling test once more, in a process with a network and a mount namespace
 // of its own, and fails when that fails. It returns what the process printed. Where
 // there is no such namespace to be had the test is skipped.
 func runInNamespace(t *testing.T, env ...string) string {
@@ -38,14 +38,14 @@ func runInNamespace(t *testing.T, env ...string) string {
 		}
 		return child.CombinedOutput()
 	}
-	output, err := start(syscall.CLONE_NEWNET)
+	output, err := start(syscall.CLONE_NEWNET | syscall.CLONE_NEWNS)
 	if errors.Is(err, syscall.EPERM) { // not root: a user namespace makes us one
-		output, err = start(syscall.CLONE_NEWNET | syscall.CLONE_NEWUSER)
+		output, err = start(syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWUSER)
 	}
 	var errno syscall.Errno
 	switch {
 	case errors.As(err, &errno): // clone(2) itself
-		t.Skipf("%s needs a network namespace, which takes root or user namespaces: %v", t.Name(), err)
+		t.Skipf("%s needs namespaces, which take root or user namespaces: %v", t.Name(), err)
 	case err != nil:
 		t.Fatalf("in its namespace: %v\n%s", err, output)
 	case bytes.Contains(output, []byte("\n--- SKIP: ")):
