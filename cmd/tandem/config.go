@@ -48,6 +48,7 @@ type commandLine struct {
 	Copy    copyCommand    `cmd:"" help:"Copy a database file to PostgreSQL, once one machine is no longer enough."`
 	Version versionCommand `cmd:"" help:"Say which tandem this is."`
 	Stage   stageCommand   `cmd:"" hidden:"" help:"The server of demo and of load --demo-mode."`
+	Compute computeCommand `cmd:"" hidden:"" help:"A child process of the server, for work that computes."`
 }
 
 // serveCommand is the configuration of serve. A value comes from its flag, else

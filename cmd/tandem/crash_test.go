@@ -27,7 +27,7 @@ import (
 	"tandem/internal/load"
 )
 
-// crashPatience is long because computing has the lowest priority, and other tests may want the machine.
+// crashPatience is long because computing has a low priority, and other tests may want the machine.
 const crashPatience = 5 * time.Minute
 
 // crashLoad is callers with one request under way each, and a pause between two of them that

@@ -50,8 +50,8 @@ const (
 	demoCallers = 64
 	taskCompute = "compute"
 
-	// Computing runs at the lowest priority, so on a machine that is busy with other programs a
-	// core may be there in seconds, or not at all. What one computation takes is tried first.
+	// Computing has a low priority, so on a machine that is busy with other programs it may take
+	// several times as long. What one computation takes is tried first.
 	demoIdle     = 300 * time.Millisecond // up to this the machine counts as idle
 	demoBusiest  = 3 * time.Second        // beyond, comparing makes no sense
 	demoPatience = time.Minute            // for an answer, and for callbacks; some ten times what is expected

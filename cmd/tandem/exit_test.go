@@ -171,7 +171,7 @@ func TestDrainDelay(t *testing.T) {
 const sameSignal = 500 * time.Millisecond
 
 // TestDemo runs what a newcomer runs first, to its end, in a pipe, and reads what it leaves. It
-// is not parallel: the demo computes on every core, at the lowest priority.
+// is not parallel: the demo computes on every core, at a low priority.
 func TestDemo(t *testing.T) { //nolint:paralleltest // see above
 	if testing.Short() {
 		t.Skip("takes about 20 s")

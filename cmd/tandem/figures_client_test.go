@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"net/url"
@@ -175,6 +176,15 @@ func startFloor(tb testing.TB) string {
 // floorVariable makes TestMain serve the floor instead of running tests.
 const floorVariable = "TANDEM_TEST_FLOOR"
 
+// spinVariable makes TestMain keep a core busy, as a neighbour of tandem does, instead of running tests.
+const spinVariable = "TANDEM_TEST_SPIN"
+
+// spin ends with the process.
+func spin() {
+	for x := 2.0; x > 1; x = math.Sqrt(x) + 1 {
+	}
+}
+
 // serveFloor is a bare net/http server: POST /echo decodes a JSON object and
 // encodes it again, POST /sink reads a callback and answers 200. It ends with the process.
 func serveFloor(address string) error {
@@ -197,8 +207,14 @@ func serveFloor(address string) error {
 // procStat reads what Linux knows of a process: CPU time so far and resident bytes.
 func procStat(tb testing.TB, p *process) (cpu time.Duration, rss int64) {
 	tb.Helper()
+	return procStatOf(tb, p.cmd.Process.Pid)
+}
+
+// procStatOf is procStat for any process.
+func procStatOf(tb testing.TB, pid int) (cpu time.Duration, rss int64) {
+	tb.Helper()
 	read := func(name string) string {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", p.cmd.Process.Pid, name))
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, name))
 		if err != nil {
 			tb.Fatal(err)
 		}

@@ -37,6 +37,9 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, serveFloor(address))
 		os.Exit(1) //nolint:forbidigo // it serves until it is killed
 	}
+	if os.Getenv(spinVariable) != "" {
+		spin()
+	}
 	os.Exit(func() int { //nolint:forbidigo // what TestMain is for, when something is to be removed after the tests
 		dir, err := os.MkdirTemp("", "tandem-test-")
 		if err != nil {

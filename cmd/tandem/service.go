@@ -104,6 +104,7 @@ func openService(ctx context.Context, p parts, listener net.Listener) (_ *servic
 		p.engine.SubmissionLog = s.lines
 	}
 	p.engine.Store, p.engine.Egress, p.engine.Secrets = s.store, s.egress, []tandem.Secret{s.secret}
+	p.engine.Compute = computeProcess()
 	if s.engine, err = engine.New(p.engine); err != nil {
 		return nil, fmt.Errorf("set up the engine: %w", err)
 	}

@@ -23,7 +23,7 @@ import (
 )
 
 const (
-	// stagePatience is for computing: it has the lowest priority, and the machine may be busy.
+	// stagePatience is for computing: it has a low priority, and the machine may be busy.
 	stagePatience = 3 * time.Minute
 	// stageHostConcurrency is more than the default, because all callbacks go to one receiver.
 	stageHostConcurrency = 64

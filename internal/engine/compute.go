@@ -1,127 +1,346 @@
 package engine
 
 import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
 	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
-
-	"golang.org/x/sync/errgroup"
+	"sync/atomic"
+	"time"
 )
 
-// threads run the tasks that compute. Go code that computes on every core starves
-// the HTTP server of the same process. On Linux the threads are therefore operating-system
-// threads of the lowest priority, with one more processor for the Go scheduler
-// than they can occupy: the server runs at once when it has something to do, and every core
-// is used all the same. Where that cannot be had (other systems; a CPU quota,
-// which low priority does not spare) one core is left to the server by default.
-type threads struct {
-	count int         // how many; also the number of CPU slots, so do never waits long
-	nice  bool        // give way to everything else by priority
-	jobs  chan func() // closed by stop
+const (
+	computeIdle  = time.Minute // a compute process that has had no work for so long is ended
+	computeRetry = time.Minute // from a compute process that could not be started to the next try
+	stderrTail   = 4 << 10     // of what a compute process wrote before it crashed, in bytes
+)
+
+// errNoProcess says that work cannot be given to a child process here.
+var errNoProcess = errors.New("no compute process")
+
+// computePool runs the built-in CPU-bound tasks in child processes of low priority, at most one for
+// each CPU slot. A low-priority thread of the server itself would not do: when the machine is busy
+// it is not scheduled, and the Go runtime, which stops all threads of a process for a moment now and
+// then, waits for it. A child process holds up nobody but itself, and a crash costs one request.
+//
+// The first computation starts the first process. A process is killed when its request is canceled or
+// past its deadline, when it has been idle for a minute, and by close; it ends by itself when its
+// standard input does, because then the server has died. Where processes cannot be started (a
+// sandbox, a limit), the work is done on goroutines of the server, which leave it one core.
+type computePool struct {
+	argv  []string // the command line of a compute process; empty: compute in this process
+	count int      // how many run at a time; also the number of CPU slots
+	idle  time.Duration
+	log   *slog.Logger
+
+	permits chan struct{} // holds one token per process, from its start until it has been reaped
+	local   chan struct{} // holds one token per computation in this process
+	reaping sync.WaitGroup
+
+	mu         sync.Mutex        // guards the fields below
+	free       []*computeProcess // without work; the one used last is at the end
+	notBefore  time.Time         // the last start failed: no other one before this
+	warnedNice bool
 }
 
-// newThreads plans count threads; 0 means as many as suit the machine.
-func newThreads(count int) *threads {
-	nice := canYieldByPriority()
+// newComputePool plans count processes; 0 means as many as suit the machine. It starts none.
+func newComputePool(argv []string, count int, log *slog.Logger) *computePool {
+	cores := runtime.GOMAXPROCS(0)
+	spare := max(1, cores-1)
 	if count == 0 {
-		count = defaultThreads(procs.cores(), nice)
+		count = defaultCompute(cores, len(argv) > 0 && !hasCPUQuota())
 	}
-	return &threads{count: count, nice: nice, jobs: make(chan func())}
+	if len(argv) == 0 {
+		spare = count // what the operator asked for
+	}
+	return &computePool{
+		argv: argv, count: count, idle: computeIdle, log: log,
+		permits: make(chan struct{}, count),
+		local:   make(chan struct{}, min(spare, count)),
+	}
 }
 
-// defaultThreads is the number of threads for a machine with so many cores.
-func defaultThreads(cores int, nice bool) int {
-	if nice {
+// defaultCompute is how many computations run at a time on a machine with so many cores. Where they
+// do not give way to the server, they leave it a core.
+func defaultCompute(cores int, givesWay bool) int {
+	if givesWay {
 		return cores
 	}
 	return max(1, cores-1)
 }
 
-// start runs the threads in group until stop.
-func (t *threads) start(group *errgroup.Group, log *slog.Logger) {
-	if t.nice {
-		procs.raise(t.count)
-	}
-	log.Debug("compute threads", "count", t.count, "lowest_priority", t.nice)
-	for range t.count {
-		group.Go(func() error {
-			t.run(log)
-			return nil
-		})
-	}
-}
-
-// run is one thread. A thread of low priority is never unlocked: it ends with its
-// goroutine instead of carrying its priority into the rest of the program.
-func (t *threads) run(log *slog.Logger) {
-	if t.nice {
-		runtime.LockOSThread()
-		if err := lowerPriority(); err != nil {
-			log.Warn("compute at normal priority", "err", err)
+// task makes a CPU-bound task of run. The caller holds a CPU slot when it calls Run.
+func (p *computePool) task(t Task) Task {
+	local := t.Run
+	t.Run = func(ctx context.Context, data json.RawMessage, complexity int) (json.RawMessage, error) {
+		process, err := p.acquire(ctx)
+		switch {
+		case errors.Is(err, errNoProcess):
+			return p.compute(ctx, local, data, complexity)
+		case err != nil:
+			return nil, err
+		}
+		answer, healthy, err := process.ask(ctx, computeOrder{Task: t.Name, Data: data, Complexity: complexity})
+		if healthy {
+			p.release(process)
+		} else {
+			process.kill()
+		}
+		switch {
+		case err != nil:
+			return nil, err
+		case answer.Panic != "":
+			return nil, &panicError{value: answer.Panic, stack: []byte(answer.Stack)}
+		case answer.Error != "":
+			return nil, errors.New(answer.Error)
+		default:
+			return answer.Result, nil
 		}
 	}
-	for job := range t.jobs {
-		job()
+	return t
+}
+
+// compute runs a task in this process, at normal priority.
+func (p *computePool) compute(
+	ctx context.Context, run func(context.Context, json.RawMessage, int) (json.RawMessage, error),
+	data json.RawMessage, complexity int,
+) (json.RawMessage, error) {
+	select {
+	case p.local <- struct{}{}:
+		defer func() { <-p.local }()
+		return run(ctx, data, complexity)
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
 }
 
-// do runs job, which must not panic, on a thread and waits for its end.
-func (t *threads) do(job func()) {
-	done := make(chan struct{}) // closed when job has ended
-	t.jobs <- func() {
-		defer close(done)
-		job()
+// acquire returns a process that waits for work, for this caller alone. The error is
+// errNoProcess, or the cause of ctx.
+func (p *computePool) acquire(ctx context.Context) (*computeProcess, error) {
+	process := p.take()
+	if process == nil {
+		if !p.mayStart() {
+			return nil, errNoProcess
+		}
+		// All permits may be taken for a moment, by processes that were killed and have not ended yet.
+		select {
+		case p.permits <- struct{}{}:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+		var err error
+		if process, err = p.start(); err != nil {
+			<-p.permits
+			return nil, p.noProcess(err)
+		}
 	}
-	<-done
-}
-
-// stop ends the threads. No do may be under way or follow.
-func (t *threads) stop() {
-	close(t.jobs)
-	if t.nice {
-		procs.lower(t.count)
+	if process.ready {
+		return process, nil
+	}
+	select {
+	case hello := <-process.answers:
+		process.ready = true
+		p.warnOfPriority(hello.Warning)
+		return process, nil
+	case <-process.exited:
+		return nil, p.noProcess(process.err)
+	case <-ctx.Done(): // it has no work yet, so the next caller may have it
+		p.release(process)
+		return nil, context.Cause(ctx)
 	}
 }
 
-// procs is the one variable of this package: GOMAXPROCS belongs to the process,
-// and so does the number of compute threads that it has been raised for.
-var procs processors
-
-// processors keeps GOMAXPROCS one above what compute threads can occupy, for any
-// number of engines in the process, and puts it back when the last has stopped.
-type processors struct {
-	mu   sync.Mutex // guards the fields below
-	busy int        // compute threads now
-	base int        // GOMAXPROCS while there are none
-}
-
-// cores is the number of cores that Go would use by itself (it knows CPU quotas).
-func (p *processors) cores() int {
+// take returns the process that was used last, so that those which are not needed become idle; nil: none.
+func (p *computePool) take() *computeProcess {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.busy > 0 {
-		return p.base
+	for len(p.free) > 0 {
+		last := len(p.free) - 1
+		process := p.free[last]
+		p.free = p.free[:last]
+		process.expiry.Stop()
+		select {
+		case <-process.exited: // somebody else ended it
+		default:
+			return process
+		}
 	}
-	return runtime.GOMAXPROCS(0)
+	return nil
 }
 
-func (p *processors) raise(threads int) {
+// release makes a process available to the next caller.
+func (p *computePool) release(process *computeProcess) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.busy == 0 {
-		p.base = runtime.GOMAXPROCS(0)
-	}
-	p.busy += threads
-	runtime.GOMAXPROCS(max(p.base, p.busy) + 1)
+	process.expiry = time.AfterFunc(p.idle, func() { p.expire(process) })
+	p.free = append(p.free, process)
 }
 
-func (p *processors) lower(threads int) {
+// expire ends a process, unless it has been taken meanwhile.
+func (p *computePool) expire(process *computeProcess) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.busy -= threads
-	if p.busy == 0 {
-		runtime.GOMAXPROCS(p.base)
-		return
+	if i := slices.Index(p.free, process); i >= 0 {
+		p.free = slices.Delete(p.free, i, i+1)
+		process.kill()
 	}
-	runtime.GOMAXPROCS(max(p.base, p.busy) + 1)
+}
+
+// mayStart reports whether a start is worth trying.
+func (p *computePool) mayStart() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.argv) > 0 && !time.Now().Before(p.notBefore)
+}
+
+// noProcess remembers and logs that a process could not be started.
+func (p *computePool) noProcess(cause error) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now := time.Now(); now.After(p.notBefore) {
+		p.notBefore = now.Add(computeRetry)
+		p.log.Warn("cannot start a compute process: computing inside the server, on all cores but one",
+			"error", cause, "next_try_in", computeRetry)
+	}
+	return errNoProcess
+}
+
+// warnOfPriority logs, once, that compute processes run at normal priority.
+func (p *computePool) warnOfPriority(warning string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if warning != "" && !p.warnedNice {
+		p.warnedNice = true
+		p.log.Warn("compute processes run at normal priority", "error", warning)
+	}
+}
+
+// close ends all processes and waits for their end. No task may be running or follow.
+func (p *computePool) close() {
+	p.mu.Lock()
+	for _, process := range p.free {
+		process.expiry.Stop()
+		process.kill()
+	}
+	p.free = nil
+	p.mu.Unlock()
+	p.reaping.Wait()
+}
+
+// computeProcess is one child process. Whoever acquired it owns it; nobody else may use it.
+type computeProcess struct {
+	cmd     *exec.Cmd
+	stdin   io.WriteCloser
+	answers chan computeAnswer // what it says: first that it is ready, then one answer for each order
+	ready   bool               // its first word has been read
+	killed  atomic.Bool        // by us
+	exited  chan struct{}      // closed when it has been reaped
+	err     error              // how it ended; may be read once exited is closed
+	expiry  *time.Timer        // ends it when it has been idle for too long
+}
+
+// start starts a process. The caller has put a token into permits, which is taken out when the process has ended.
+func (p *computePool) start() (*computeProcess, error) {
+	process := &computeProcess{answers: make(chan computeAnswer, 1), exited: make(chan struct{})}
+	// Its life is not bound to the request that happens to start it.
+	cmd := exec.CommandContext(context.Background(), p.argv[0], p.argv[1:]...) //nolint:gosec // ourselves
+	cmd.Args[0] = filepath.Base(os.Args[0])                                    // for ps
+	cmd.Env = []string{}                                                       // it needs none of our secrets
+	stderr := &tail{}
+	cmd.Stderr = stderr
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, errors.Join(err, stdin.Close())
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	process.cmd, process.stdin = cmd, stdin
+	p.log.Debug("compute process started", "pid", cmd.Process.Pid)
+	p.reaping.Go(func() {
+		for decoder := json.NewDecoder(stdout); ; {
+			var answer computeAnswer
+			if decoder.Decode(&answer) != nil {
+				break // the process has ended
+			}
+			process.answers <- answer // never waits: one order at a time, and each is answered once
+		}
+		err := cmd.Wait()
+		if err == nil {
+			err = errors.New("exit status 0")
+		}
+		process.err = err
+		if !process.killed.Load() {
+			p.log.Error("a compute process ended on its own", "pid", cmd.Process.Pid, "error", err, "stderr", stderr.String())
+		}
+		close(process.exited)
+		<-p.permits
+	})
+	return process, nil
+}
+
+// ask gives the process an order and waits for the answer, until ctx ends. A process that is not
+// healthy afterwards must be killed: it has ended, or still works on what nobody wants.
+func (c *computeProcess) ask(ctx context.Context, order computeOrder) (answer computeAnswer, healthy bool, err error) {
+	line, err := json.Marshal(order)
+	if err != nil {
+		return answer, true, fmt.Errorf("read data: %w", err)
+	}
+	keep := context.AfterFunc(ctx, c.kill) // ends a write as well, to a process that does not read
+	_, err = c.stdin.Write(append(line, '\n'))
+	if err == nil {
+		select {
+		case answer = <-c.answers:
+			return answer, keep(), nil
+		case <-ctx.Done():
+			return answer, false, context.Cause(ctx)
+		case <-c.exited:
+		}
+	}
+	keep()
+	if ctx.Err() != nil {
+		return answer, false, context.Cause(ctx)
+	}
+	c.kill() // a write failed: it is about to end
+	<-c.exited
+	return answer, false, fmt.Errorf("the process that did the work ended unexpectedly (%w); ask again", c.err)
+}
+
+// kill ends the process, whatever it does. It does not wait.
+func (c *computeProcess) kill() {
+	c.killed.Store(true)
+	c.cmd.Process.Kill() //nolint:errcheck // an error means that it has ended already
+}
+
+// tail keeps the end of what is written to it.
+type tail struct {
+	mu   sync.Mutex // guards text
+	text []byte
+}
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.text = append(t.text, p...)
+	t.text = bytes.Clone(t.text[max(0, len(t.text)-stderrTail):])
+	return len(p), nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return string(t.text)
 }

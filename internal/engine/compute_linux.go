@@ -11,42 +11,42 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lowestPriority is the nice value of a thread that gives way to all others.
-const lowestPriority = 19
+const (
+	// computeNice is added to the nice value of a compute process. Beside programs that keep every core busy
+	// it then gets a tenth to a fifth of what they do, and does not come to a standstill (decision 14).
+	computeNice = 5
 
-// canYieldByPriority reports whether threads of low priority keep the server
-// responsive here. Under a CPU quota they do not: once it is used up everything
-// waits, whatever its priority.
-func canYieldByPriority() bool { return !hasCPUQuota(os.DirFS("/")) }
+	// computeSlice is the turn that it asks for, the longest there is (sched_setattr(2), Linux 6.12; ignored before).
+	// Since Linux 6.6 a thread that wakes up takes the core from one with a longer turn, and otherwise
+	// waits for the end of that turn.
+	computeSlice = 100 * time.Millisecond
+)
 
-// longestSlice is the longest turn that a thread can ask for (sched_setattr(2), Linux 6.12; ignored before).
-const longestSlice = 100 * time.Millisecond
-
-// lowerPriority gives the calling thread, which must be locked to its goroutine,
-// the lowest priority. Linux applies it to the one thread, unlike other systems.
-//
-// The nice value alone gives a share: since Linux 6.6 a thread that wakes up waits
-// for the end of a niced one's slice, some milliseconds at every hand-over. A thread of
-// SCHED_IDLE gives way at once (sched(7)), and takes what is left all the same, but only
-// within its own group of processes: a session (sched_autogroup), a container, a service. To
-// whoever is outside, the kernel's threads that finish an fsync among them, the group as a
-// whole counts. Its slice is that of its threads, and who has a shorter one goes first.
+// lowerPriority makes the calling thread, which must be locked to its goroutine, give way to others.
 func lowerPriority() error {
-	long := &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_BATCH, Nice: lowestPriority, Runtime: uint64(longestSlice)}
-	if err := unix.SchedSetAttr(0, long, 0); err != nil {
-		return fmt.Errorf("lower the priority of a thread: %w", err)
+	now, err := unix.SchedGetAttr(0, 0)
+	nice := computeNice
+	if err == nil {
+		nice = min(int(now.Nice)+computeNice, 19)
 	}
-	idle := &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE} // leaves nice value and slice as they are
-	if err := unix.SchedSetAttr(0, idle, 0); err != nil {
-		return fmt.Errorf("make a thread give way at once: %w", err)
+	attr := &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_BATCH, Nice: int32(nice), Runtime: uint64(computeSlice)}
+	if unix.SchedSetAttr(0, attr, 0) == nil {
+		return nil
+	}
+	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, nice); err != nil { // a sandbox may know this call only
+		return fmt.Errorf("lower the priority: %w", err)
 	}
 	return nil
 }
 
-// hasCPUQuota reports whether a control group of this process, or one above it,
+// hasCPUQuota reports whether the CPU time of this process is limited. Low priority does not
+// help then: once the quota is used up everything waits.
+func hasCPUQuota() bool { return cpuQuota(os.DirFS("/")) }
+
+// cpuQuota reports whether a control group of this process, or one above it,
 // limits its CPU time (version 1 or 2). root is the file system; what cannot be read
 // limits nothing.
-func hasCPUQuota(root fs.FS) bool {
+func cpuQuota(root fs.FS) bool {
 	groups, err := fs.ReadFile(root, "proc/self/cgroup")
 	if err != nil {
 		return false

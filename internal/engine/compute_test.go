@@ -3,8 +3,6 @@ package engine_test
 import (
 	"context"
 	"encoding/json"
-	"runtime"
-	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -12,50 +10,16 @@ import (
 	"tandem/internal/engine"
 )
 
-func TestDefaultThreads(t *testing.T) {
+func TestDefaultCompute(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
-		cores int
-		nice  bool
-		want  int
+		cores    int
+		givesWay bool
+		want     int
 	}{{1, true, 1}, {1, false, 1}, {2, true, 2}, {2, false, 1}, {8, true, 8}, {8, false, 7}} {
-		if got := engine.DefaultThreads(tt.cores, tt.nice); got != tt.want {
-			t.Errorf("%d cores, nice %v: %d threads, want %d", tt.cores, tt.nice, got, tt.want)
+		if got := engine.DefaultCompute(tt.cores, tt.givesWay); got != tt.want {
+			t.Errorf("%d cores, gives way %v: %d computations at a time, want %d", tt.cores, tt.givesWay, got, tt.want)
 		}
-	}
-}
-
-func TestThreadsRunSideBySide(t *testing.T) {
-	t.Parallel()
-	const count = 4
-	do, stop := engine.StartThreads(count)
-	defer stop()
-	var meeting, all sync.WaitGroup
-	meeting.Add(count)
-	for range count {
-		all.Go(func() {
-			do(func() {
-				meeting.Done()
-				meeting.Wait() // returns when all count jobs are here
-			})
-		})
-	}
-	all.Wait()
-}
-
-// GOMAXPROCS belongs to the process, so this test does not run beside others.
-func TestThreadsPutGOMAXPROCSBack(t *testing.T) { //nolint:paralleltest // see above
-	before := runtime.GOMAXPROCS(0)
-	_, stop := engine.StartThreads(before)
-	_, stopMore := engine.StartThreads(2)
-	during := runtime.GOMAXPROCS(0)
-	stop()
-	stopMore()
-	if after := runtime.GOMAXPROCS(0); after != before {
-		t.Errorf("GOMAXPROCS %d after the threads have stopped, was %d", after, before)
-	}
-	if during != before && during != before+2+1 { // the same where priorities do not help
-		t.Errorf("GOMAXPROCS %d with %d threads", during, before+2)
 	}
 }
 

@@ -3,7 +3,7 @@
 //
 // There is one path for the work itself ([Engine.Do] and the store's jobs share
 // process), so that a comparison of sync and async compares the ways of asking and
-// nothing else. The package hides slots and their sharing, the compute threads that
+// nothing else. The package hides slots and their sharing, the compute processes that
 // keep the HTTP server responsive, deadlines, panics, the callback's body, signature
 // and retries, and the drain.
 //
@@ -58,7 +58,8 @@ type Config struct {
 	Keys        *store.Keys     // whose secrets sign the others; nil: there are none, and Secrets do. The engine neither runs nor closes them
 	Nodes       *store.Nodes    // who shares the database of Store; nil: nobody
 	Tasks       []Task          // more tasks, beside the built-in ones
-	Workers     int             // slots, and threads, for tasks that compute; the number of cores (see compute.go for where it is one less)
+	Workers     int             // slots for tasks that compute; the number of cores (see compute.go for where it is one less)
+	Compute     []string        // command line of a program that calls ServeCompute, for built-in tasks that compute; empty: they run in this process
 	IOWorkers   int             // slots for tasks that wait; 256
 	TaskTimeout time.Duration   // sync: from the order's arrival; async: from the start of its task; 30 s
 	Retry       Schedule        // when failed callbacks are tried again
@@ -108,7 +109,7 @@ func (cfg Config) withDefaults() (Config, error) {
 	return cfg, nil
 }
 
-// maxWorkers bounds both kinds of slot: every slot may hold a thread or a goroutine.
+// maxWorkers bounds both kinds of slot: every slot may hold a process or a goroutine.
 const maxWorkers = 10_000
 
 // Engine leads requests through their life. Its methods may be called from any
@@ -118,7 +119,7 @@ type Engine struct {
 	log     *slog.Logger
 	tasks   map[string]Task       // :: name → task
 	slots   map[store.Lane]*slots // :: cpu, io → their slots
-	compute *threads
+	compute *computePool
 	vitals  *vitals
 	gate    gate
 
@@ -138,11 +139,11 @@ func New(cfg Config) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	tasks, err := tasksByName(cfg.Tasks)
+	compute := newComputePool(cfg.Compute, cfg.Workers, cfg.Log)
+	tasks, err := tasksByName(compute, cfg.Tasks)
 	if err != nil {
 		return nil, err
 	}
-	compute := newThreads(cfg.Workers)
 	e := &Engine{
 		cfg:     cfg,
 		log:     cfg.Log,
@@ -177,10 +178,6 @@ func (e *Engine) Run(ctx context.Context) error {
 	defer e.accepting.release()
 	defer e.storing.release()
 	defer e.cfg.Nodes.Exchange(e.tellNodes, e.hearNodes)()
-
-	// The threads outlive everything that may hand them work.
-	var threads errgroup.Group
-	e.compute.start(&threads, e.log)
 	group, running := errgroup.WithContext(ctx)
 	group.Go(func() error { return e.work(running) })
 	group.Go(func() error { return e.retain(running) })
@@ -196,8 +193,8 @@ func (e *Engine) Run(ctx context.Context) error {
 
 	err := group.Wait()
 	close(stopped)
-	e.compute.stop()
-	return errors.Join(err, grace.Wait(), threads.Wait())
+	e.compute.close() // nobody is left who computes
+	return errors.Join(err, grace.Wait())
 }
 
 // work hands out the store's jobs until ctx ends and the last step has returned.
@@ -280,8 +277,8 @@ func (e *Engine) Draining() bool { return !e.gate.isOpen() }
 // TaskNames lists the tasks an order may name, sorted.
 func (e *Engine) TaskNames() []string { return slices.Sorted(maps.Keys(e.tasks)) }
 
-// tasksByName adds more to the built-in tasks, or says which cannot be added.
-func tasksByName(more []Task) (map[string]Task, error) {
+// tasksByName adds more to the built-in tasks, of which compute runs those that compute, or says which cannot be added.
+func tasksByName(compute *computePool, more []Task) (map[string]Task, error) {
 	tasks := make(map[string]Task)
 	for _, task := range append(builtinTasks(), more...) {
 		_, taken := tasks[task.Name]
@@ -294,6 +291,9 @@ func tasksByName(more []Task) (map[string]Task, error) {
 			return nil, fmt.Errorf("engine: task %q: lane %q: must be %s or %s", task.Name, task.Lane, store.LaneCPU, store.LaneIO)
 		case task.Run == nil:
 			return nil, fmt.Errorf("engine: task %q: Run is required", task.Name)
+		}
+		if task.trusted && task.Lane == store.LaneCPU {
+			task = compute.task(task)
 		}
 		tasks[task.Name] = task
 	}

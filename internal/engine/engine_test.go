@@ -4,11 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -22,7 +25,15 @@ import (
 	"tandem/internal/store"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if slices.Contains(os.Args, computeArgument) {
+		if err := engine.ServeComputeTasks(os.Stdin, os.Stdout, computeTasks()); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+		os.Exit(1) //nolint:forbidigo // what main does
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // patience bounds every wait of these tests; none of them normally takes a tenth of it.
 const patience = 20 * time.Second

@@ -1,7 +1,10 @@
 package engine
 
-// What only Linux has.
-var (
-	HasCPUQuota        = hasCPUQuota
-	CanYieldByPriority = canYieldByPriority
+// CPUQuota is what only Linux has.
+var CPUQuota = cpuQuota
+
+// How a compute process is scheduled.
+const (
+	ComputeNice  = computeNice
+	ComputeSlice = computeSlice
 )

@@ -2,10 +2,9 @@ package engine
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"tandem"
 	"tandem/internal/egress"
@@ -16,7 +15,7 @@ import (
 var (
 	RunCompute     = runCompute
 	Canonical      = canonical
-	DefaultThreads = defaultThreads
+	DefaultCompute = defaultCompute
 
 	SubmissionDelay = submissionDelay
 )
@@ -67,17 +66,31 @@ func (g Gauge) Processing(now time.Time, d time.Duration) {
 	g.v.latency[latencyProcess].record(now, d)
 }
 
-// StartThreads starts count compute threads; do runs a job on one of them, and
-// stop ends them and waits.
-func StartThreads(count int) (do func(func()), stop func()) {
-	threads := newThreads(count)
-	var group errgroup.Group
-	threads.start(&group, slog.New(slog.DiscardHandler))
-	return threads.do, func() {
-		threads.stop()
-		_ = group.Wait()
-	}
+// Builtin makes a task one of ours, which a compute process runs if it computes.
+func Builtin(t Task) Task {
+	t.trusted = true
+	return t
 }
+
+// ServeComputeTasks is ServeCompute with other tasks than the built-in ones.
+func ServeComputeTasks(in io.Reader, out io.Writer, tasks []Task) error {
+	return serveCompute(in, out, tasks)
+}
+
+// ComputePool is a pool on its own.
+type ComputePool struct{ p *computePool }
+
+func NewComputePool(argv []string, count int, idle time.Duration, log *slog.Logger) ComputePool {
+	p := newComputePool(argv, count, log)
+	p.idle = idle
+	return ComputePool{p}
+}
+
+func (p ComputePool) Task(t Task) Task { return p.p.task(t) }
+func (p ComputePool) Close()           { p.p.close() }
+
+// Processes is how many there are, those included that are about to end.
+func (p ComputePool) Processes() int { return len(p.p.permits) }
 
 // Patience for the tests of its arithmetic.
 type Patience = patience

@@ -69,14 +69,7 @@ func handBack(lane store.Lane) store.Next {
 // task that returns a result although it was cut off has done its work: the result counts.
 func (e *Engine) process(ctx context.Context, task Task, r *tandem.Request) store.Outcome {
 	started := time.Now()
-	var result json.RawMessage
-	var err error
-	call := func() { result, err = runTask(ctx, task, r) }
-	if task.Lane == store.LaneCPU {
-		e.compute.do(call)
-	} else {
-		call()
-	}
+	result, err := runTask(ctx, task, r)
 	ended, skew := time.Now(), e.cfg.Nodes.Skew()
 	o := store.Outcome{
 		StartedAt:   onRecord(started.Add(skew)),

@@ -11,7 +11,7 @@ import (
 // Task is work that an order can name.
 type Task struct {
 	Name string     // lower case, unique
-	Lane store.Lane // LaneCPU: it computes, on a compute thread; LaneIO: it waits, on a goroutine
+	Lane store.Lane // LaneCPU: it computes, in one of Workers slots; LaneIO: it waits, in one of IOWorkers
 
 	// Run does the work. data is the caller's JSON object, not to be modified;
 	// complexity is MinComplexity..MaxComplexity. The result must be JSON; nil becomes
@@ -20,7 +20,7 @@ type Task struct {
 	// must not keep data, and must not call runtime.Goexit. A panic fails the request.
 	Run func(ctx context.Context, data json.RawMessage, complexity int) (json.RawMessage, error)
 
-	trusted bool // a task of ours, whose result is known to be JSON
+	trusted bool // a task of ours: its result is known to be JSON, and compute processes know it
 }
 
 // builtinTasks are the tasks that every engine has.

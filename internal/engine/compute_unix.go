@@ -1,0 +1,20 @@
+//go:build unix && !linux
+
+package engine
+
+import (
+	"fmt"
+	"syscall"
+)
+
+// lowerPriority makes this process give way to others.
+func lowerPriority() error {
+	const nice = 5
+	if err := syscall.Setpriority(syscall.PRIO_PROCESS, 0, nice); err != nil {
+		return fmt.Errorf("lower the priority: %w", err)
+	}
+	return nil
+}
+
+// hasCPUQuota: quotas are control groups of Linux.
+func hasCPUQuota() bool { return false }

@@ -1,0 +1,18 @@
+package engine
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/windows"
+)
+
+// lowerPriority makes this process give way to others.
+func lowerPriority() error {
+	if err := windows.SetPriorityClass(windows.CurrentProcess(), windows.BELOW_NORMAL_PRIORITY_CLASS); err != nil {
+		return fmt.Errorf("lower the priority: %w", err)
+	}
+	return nil
+}
+
+// hasCPUQuota: quotas are control groups of Linux.
+func hasCPUQuota() bool { return false }
