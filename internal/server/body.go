@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -47,7 +48,7 @@ type scratch struct {
 }
 
 // fields are the members of a body that mean something, as found: slices of
-// the body, nil when missing.
+// the body, nil when missing or null.
 type fields struct {
 	data, complexity, task, callbackURL []byte // of orders
 	firstName, lastName, submissions    []byte // of submissions
@@ -79,7 +80,8 @@ func checkMediaType(header http.Header) error {
 	if given != "application/json" { // anything but the usual spelling
 		media, params, err := mime.ParseMediaType(given)
 		charset, named := params["charset"]
-		if err != nil || media != "application/json" && !strings.HasSuffix(media, "+json") || named && !strings.EqualFold(charset, "utf-8") {
+		unicode := !named || strings.EqualFold(charset, "utf-8") || strings.EqualFold(charset, "utf8")
+		if err != nil || media != "application/json" && !strings.HasSuffix(media, "+json") || !unicode {
 			return &tandem.Error{
 				Code: tandem.CodeUnsupportedMedia, Message: "Send the body as Content-Type: application/json, in UTF-8.",
 				Fields: []tandem.FieldError{{Location: "header.Content-Type", Message: "must be application/json", Value: shorten(given)}},
@@ -131,9 +133,15 @@ func tooLarge(format string, args ...any) error {
 	return tandem.Errorf(tandem.CodeTooLarge, format, args...)
 }
 
+// byteOrderMark is what some editors put in front of UTF-8; it may be ignored (RFC 8259, 8.1).
+var byteOrderMark = []byte("\uFEFF")
+
 // members finds the members of the body in the buffer, which must be an object. They
 // are good for as long as the scratch is.
 func (s *scratch) members() (fields, error) {
+	if bytes.HasPrefix(s.buf.Bytes(), byteOrderMark) {
+		s.buf.Next(len(byteOrderMark))
+	}
 	body := s.buf.Bytes()
 	if len(body) == 0 {
 		return fields{}, tandem.Errorf(tandem.CodeInvalidJSON, "The body is empty. Send a JSON object.")
@@ -186,7 +194,7 @@ func scan(dec *jsontext.Decoder, body []byte) (found fields, isObject bool, err 
 		if err != nil {
 			return found, true, err
 		}
-		if target != nil {
+		if target != nil && string(value) != "null" {
 			end := dec.InputOffset()
 			*target = body[end-int64(len(value)) : end]
 		}
@@ -254,6 +262,10 @@ func diagnose(body []byte, cause error) error {
 	}
 	dec = jsontext.NewDecoder(bytes.NewReader(body), jsontext.AllowDuplicateNames(true))
 	if err := walk(dec); err != nil {
+		if utf8.Valid(body) {
+			return tandem.Errorf(tandem.CodeInvalidInput,
+				"The body holds half a surrogate pair, such as \\ud83d without the \\ude00 that completes it%s.", position(err))
+		}
 		return tandem.Errorf(tandem.CodeInvalidInput, "The body holds text that is not UTF-8%s.", position(err))
 	}
 	return tandem.Errorf(tandem.CodeInvalidInput, "The body names a member twice in one object%s.", where)

@@ -70,7 +70,7 @@ func (s *service) well() {
 }
 
 const (
-	postHead = "POST /async HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+	postHead = "POST /async HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 	closing  = "Connection: close\r\n"
 )
 
@@ -88,20 +88,20 @@ func TestBadHTTP(t *testing.T) {
 		{"half a line", "POST /asy", 400},
 		{"half a header", postHead + "X-Half: ", 400},
 		{"no host", "POST /async HTTP/1.1\r\n\r\n", 400},
-		{"two hosts", "POST /async HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400},
+		{"two hosts", "POST /async HTTP/1.1\r\nHost: localhost\r\nHost: y\r\n\r\n", 400},
 		{"a space before the colon", postHead + "Content-Length : 2\r\n\r\n{}", 400},
 		{"a NUL in a header", postHead + "X: \x00\r\n\r\n", 400},
-		{"a method that is none", "PO(ST /async HTTP/1.1\r\nHost: x\r\n\r\n", 400},
-		{"an unknown method", "BREW /async HTTP/1.1\r\nHost: x\r\n" + closing + "\r\n", 405},
-		{"a target that is none", "GET http://[::1/ HTTP/1.1\r\nHost: x\r\n\r\n", 400},
+		{"a method that is none", "PO(ST /async HTTP/1.1\r\nHost: localhost\r\n\r\n", 400},
+		{"an unknown method", "BREW /async HTTP/1.1\r\nHost: localhost\r\n" + closing + "\r\n", 405},
+		{"a target that is none", "GET http://[::1/ HTTP/1.1\r\nHost: localhost\r\n\r\n", 400},
 		{"an expectation of its own", postHead + "Expect: a miracle\r\nContent-Length: 2\r\n\r\n{}", 417},
-		{"HTTP/9.9", "GET / HTTP/9.9\r\nHost: x\r\n\r\n", 505},
+		{"HTTP/9.9", "GET / HTTP/9.9\r\nHost: localhost\r\n\r\n", 505},
 		{"HTTP/2 without TLS", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400},
 
 		{"one header of 1 MB", postHead + "X-Large: " + megabyte + "\r\n\r\n", 431},
 		{"1 MB of headers", postHead + strings.Repeat("X-Many: "+megabyte[:1000]+"\r\n", 1000) + "\r\n", 431},
-		{"a path of 1 MB", "GET /" + megabyte + " HTTP/1.1\r\nHost: x\r\n\r\n", 431},
-		{"a query of 60 KB", "GET /requests?task=" + megabyte[:60_000] + " HTTP/1.1\r\nHost: x\r\n" + closing + "\r\n", 422},
+		{"a path of 1 MB", "GET /" + megabyte + " HTTP/1.1\r\nHost: localhost\r\n\r\n", 431},
+		{"a query of 60 KB", "GET /requests?task=" + megabyte[:60_000] + " HTTP/1.1\r\nHost: localhost\r\n" + closing + "\r\n", 422},
 
 		{"a negative length", postHead + "Content-Length: -1\r\n\r\n", 400},
 		{"a length that is no number", postHead + "Content-Length: many\r\n\r\n", 400},
@@ -131,9 +131,11 @@ func TestPipelining(t *testing.T) {
 	t.Parallel()
 	svc := start(t, nil)
 	post := func(path, body string) string {
-		return fmt.Sprintf("POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", path, len(body), body)
+		return fmt.Sprintf("POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", path, len(body), body)
 	}
-	get := func(path, header string) string { return "GET " + path + " HTTP/1.1\r\nHost: x\r\n" + header + "\r\n" }
+	get := func(path, header string) string {
+		return "GET " + path + " HTTP/1.1\r\nHost: localhost\r\n" + header + "\r\n"
+	}
 	good := post("/async", `{"data":{"a":1},"task":"echo","callback_url":"`+svc.URL+`/test-callback"}`)
 	for _, tt := range []struct {
 		name, text string
@@ -224,18 +226,51 @@ func TestSlowloris(t *testing.T) {
 
 // A client that closes its sending side has gone, as far as HTTP can tell: its
 // work is given up, and never fails for a reason of ours.
+func TestGetsOnHalfClosedConnectionsAreAnswered(t *testing.T) {
+	t.Parallel()
+	arrived := make(chan context.Context, 1)
+	svc := start(t, func(s *setup) {
+		s.tune = func(h *http.Server) {
+			next := h.Handler
+			h.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				arrived <- r.Context()
+				next.ServeHTTP(w, r)
+			})
+		}
+	})
+	noticed := func() error { // net/http has seen the end of what the caller sends
+		<-(<-arrived).Done()
+		return nil
+	}
+	for method, path := range map[string]string{"Requests": "/requests", "Request": "/requests/req_00000000000000000000000000000000", "Stats": "/stats"} {
+		svc.store.sabotage(method, noticed)
+		conn := svc.dial()
+		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n", path)
+		if err := conn.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		want := http.StatusOK
+		if method == "Request" {
+			want = http.StatusNotFound
+		}
+		if codes, err := statuses(conn); err != nil || len(codes) != 1 || codes[0] != want {
+			t.Errorf("GET %s: %v (%v), want %d", path, codes, err, want)
+		}
+	}
+}
+
 func TestHalfClosed(t *testing.T) {
 	t.Parallel()
 	svc := start(t, nil)
 	for _, path := range []string{"/sync", "/async"} {
 		body := `{"data":{"a":1},"task":"stuck","callback_url":"` + svc.URL + `/test-callback"}`
 		conn := svc.dial()
-		fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", path, len(body), body)
+		fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", path, len(body), body)
 		if err := conn.CloseWrite(); err != nil {
 			t.Fatal(err)
 		}
-		if codes, err := statuses(conn); err != nil || len(codes) > 1 || len(codes) == 1 && codes[0] >= 500 {
-			t.Errorf("%s: answered %v (%v), want no 5xx", path, codes, err)
+		if codes, err := statuses(conn); err != nil || len(codes) > 1 || len(codes) == 1 && codes[0] >= 500 || path == "/async" && (len(codes) != 1 || codes[0] != http.StatusAccepted) {
+			t.Errorf("%s: answered %v (%v), want no 5xx, and a 202 from /async", path, codes, err)
 		}
 	}
 	svc.until("the sync request is given up", func() bool {

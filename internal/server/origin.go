@@ -20,7 +20,7 @@ func (s *server) withCORS(next http.Handler) (http.Handler, error) {
 	middleware, err := cors.NewMiddleware(cors.Config{
 		Origins:         s.cfg.CORSOrigins,
 		Methods:         []string{http.MethodGet, http.MethodHead, http.MethodPost},
-		RequestHeaders:  []string{"Authorization", "Content-Type", "If-None-Match", headerRequestID},
+		RequestHeaders:  []string{"Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Prefer", "traceparent", "tracestate", headerRequestID},
 		ResponseHeaders: []string{"ETag", "Location", "Link", "RateLimit", "RateLimit-Policy", "Retry-After", headerRequestID, "X-Process-Time"},
 	})
 	if err != nil {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"net/http"
 	"slices"
 	"strings"
@@ -176,6 +177,9 @@ func (s *server) mux(routes []route) http.Handler {
 		if rt.limited && !rt.counts {
 			rt.handle = s.limited(rt.handle)
 		}
+		if rt.method == http.MethodGet {
+			rt.handle = untilAnswered(rt.handle)
+		}
 		rt.handle = s.authorized(rt.access, rt.handle)
 		mux.Handle(rt.method+" "+rt.path, s.adapt(rt.handle))
 		methods[rt.path] = append(methods[rt.path], rt.method)
@@ -188,6 +192,22 @@ func (s *server) mux(routes []route) http.Handler {
 	}
 	mux.Handle("/", s.adapt(notFound))
 	return mux
+}
+
+// errSlowRead is why a GET ends that the database has not answered in time.
+var errSlowRead = &tandem.Error{Code: tandem.CodeStoreUnavailable, Message: "The database did not answer in time; try again later."}
+
+// untilAnswered lets a GET go on when the caller has closed its side of the connection. A program that has said all it
+// has to say may do so and still read the answer, and net/http cannot tell it from one that has gone. HTTP/2 can.
+func untilAnswered(next handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		if r.ProtoMajor > 1 {
+			return next(w, r)
+		}
+		ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(r.Context()), answerTime, errSlowRead)
+		defer cancel()
+		return next(w, r.WithContext(ctx))
+	}
 }
 
 // adapt is the one way from a handler to net/http.

@@ -208,7 +208,7 @@ func TestNames(t *testing.T) {
 		"the neighbour of C1":         {quoted("A\u00a1B"), "A\u00a1B", ""},
 		"a line separator":            {quoted("A\u2028B"), "", "must not contain control characters"},
 		"a number":                    {`1815`, "", "must be a string"},
-		"null":                        {`null`, "", "must be a string"},
+		"null":                        {`null`, "", "is required"},
 		"a list":                      {`["Ada"]`, "", "must be a string"},
 		"an object":                   {`{"first":"Ada"}`, "", "must be a string"},
 		"a boolean":                   {`true`, "", "must be a string"},

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"net/http"
 	"strconv"
 	"time"
@@ -46,7 +47,7 @@ func (s *server) handleAsync(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	order.KeyID = keyOf(r)
-	accepted, err := s.cfg.Engine.Submit(r.Context(), order)
+	accepted, err := s.cfg.Engine.Submit(context.WithoutCancel(r.Context()), order) // a half-closed connection gets its 202
 	if err != nil {
 		return err
 	}

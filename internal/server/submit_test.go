@@ -93,6 +93,8 @@ func TestBadBodies(t *testing.T) {
 	}{
 		{"smallest", `{"data":{"a":1}}`, ok, nil},
 		{"white space", " \r\n\t{ \"data\" : { \"a\" : 1 } } \n", ok, nil},
+		{"byte order mark", "\xef\xbb\xbf" + `{"data":{"a":1}}`, ok, nil},
+		{"null for what is optional", `{"data":{"a":1},"complexity":null}`, ok, nil},
 		{"escaped name", `{"d\u0061ta":{"a":1}}`, ok, nil},
 		{"unknown fields", `{"data":{"a":1},"x":[{"y":{}}],"X":null}`, ok, nil},
 		{"names differ in case", `{"data":{"a":1,"A":2},"Data":7}`, ok, nil},
@@ -114,7 +116,9 @@ func TestBadBodies(t *testing.T) {
 		{"Infinity", `{"data":{"a":-Infinity}}`, tandem.CodeInvalidJSON, nil},
 		{"leading zero", `{"data":{"a":01}}`, tandem.CodeInvalidJSON, nil},
 		{"raw control character", "{\"data\":{\"a\":\"\x01\"}}", tandem.CodeInvalidJSON, nil},
-		{"byte order mark", "\xef\xbb\xbf" + `{"data":{"a":1}}`, tandem.CodeInvalidJSON, nil},
+		{"byte order mark inside", `{"data":` + "\xef\xbb\xbf" + `{"a":1}}`, tandem.CodeInvalidJSON, nil},
+		{"two byte order marks", "\xef\xbb\xbf\xef\xbb\xbf" + `{"data":{"a":1}}`, tandem.CodeInvalidJSON, nil},
+		{"byte order mark alone", "\xef\xbb\xbf", tandem.CodeInvalidJSON, nil},
 		{"100,000 levels never closed", `{"data":` + strings.Repeat("[", 60_000), tandem.CodeInvalidInput, nil},
 
 		{"data is {}", `{"data":{}}`, tandem.CodeInvalidInput, nil},
@@ -159,11 +163,9 @@ func TestBadBodies(t *testing.T) {
 		{"complexity 1e999", `{"data":{"a":1},"complexity":1e999}`, tandem.CodeValidation, []string{"body.complexity"}},
 		{"complexity 2^64+1", `{"data":{"a":1},"complexity":18446744073709551617}`, tandem.CodeValidation, []string{"body.complexity"}},
 		{"complexity string", `{"data":{"a":1},"complexity":"2"}`, tandem.CodeValidation, []string{"body.complexity"}},
-		{"complexity null", `{"data":{"a":1},"complexity":null}`, tandem.CodeValidation, []string{"body.complexity"}},
 		{"complexity true", `{"data":{"a":1},"complexity":true}`, tandem.CodeValidation, []string{"body.complexity"}},
 		{"task unknown", `{"data":{"a":1},"task":"dig"}`, tandem.CodeValidation, []string{"body.task"}},
 		{"task empty", `{"data":{"a":1},"task":""}`, tandem.CodeValidation, []string{"body.task"}},
-		{"task null", `{"data":{"a":1},"task":null}`, tandem.CodeValidation, []string{"body.task"}},
 		{"task very long", `{"data":{"a":1},"task":"` + strings.Repeat("é", 500) + `"}`, tandem.CodeValidation, []string{"body.task"}},
 		{"everything", `{"data":1,"complexity":0,"task":1}`, tandem.CodeValidation, []string{"body.data", "body.complexity", "body.task"}},
 	}
@@ -198,6 +200,33 @@ func TestBadBodies(t *testing.T) {
 				t.Errorf("%s %s: the error has %d bytes", path, tt.name, len(a.body))
 			}
 		}
+	}
+}
+
+// A text cut between the halves of an emoji is a mistake of its own, and no broken UTF-8.
+func TestNullIsAbsent(t *testing.T) {
+	t.Parallel()
+	order, err := server.ParseOrder(`{"data":{"a":null},"complexity":null,"task":null,"callback_url":null}`, false)
+	if err != nil || order.Task != "compute" || order.Complexity != 1 || string(order.Data) != `{"a":null}` {
+		t.Errorf("%+v, %v", order, err)
+	}
+}
+
+func TestHalfASurrogatePairIsNamed(t *testing.T) {
+	t.Parallel()
+	svc := start(t, nil)
+	for body, want := range map[string]string{
+		`{"data":{"a":"\ud83d"}}`:         "half a surrogate pair",
+		`{"data":{"\udE00":1}}`:           "half a surrogate pair",
+		`{"data":{"a":"\ud83d\ud83d"}}`:   "half a surrogate pair",
+		"{\"data\":{\"a\":\"\xed\xa0\"}}": "not UTF-8",
+	} {
+		if p := svc.post("/sync", body).problem(t); p.Code != tandem.CodeInvalidInput || !strings.Contains(p.Detail, want) {
+			t.Errorf("%s: %+v, want %q", body, p, want)
+		}
+	}
+	if a := svc.post("/sync", `{"data":{"a":"\ud83d\ude00"},"task":"echo"}`); a.status != http.StatusOK {
+		t.Errorf("a whole pair: %d %s", a.status, a.body)
 	}
 }
 
@@ -251,6 +280,9 @@ func TestMediaTypes(t *testing.T) {
 		{"Content-Type: application/json", true},
 		{"Content-Type: Application/JSON; charset=UTF-8", true},
 		{"Content-Type: application/json;charset=\"utf-8\"", true},
+		{"Content-Type: application/json; charset=utf8", true},
+		{"Content-Type: application/json; charset=UTF8", true},
+		{"Content-Type: application/json; charset=utf-80", false},
 		{"Content-Type: application/vnd.acme+json", true},
 		{"Content-Type: application/json; charset=utf-16", false},
 		{"Content-Type: text/json", false},
