@@ -22,6 +22,7 @@ const (
 	CodeForbidden          Code = "FORBIDDEN"            // the key has not the scope for this
 	CodeCrossOrigin        Code = "CROSS_ORIGIN"         // a browser sent it for a page of somebody else
 	CodeNotFound           Code = "NOT_FOUND"
+	CodeHostNotAllowed     Code = "HOST_NOT_ALLOWED" // Host is not a name of this server
 	CodeMethodNotAllowed   Code = "METHOD_NOT_ALLOWED"
 	CodeTooLarge           Code = "PAYLOAD_TOO_LARGE"
 	CodeUnsupportedMedia   Code = "UNSUPPORTED_MEDIA_TYPE"

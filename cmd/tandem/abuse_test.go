@@ -111,7 +111,7 @@ func (w *worker) work(t *testing.T, calls int) time.Duration {
 func hold(address string, body bool, held *atomic.Int64, stop <-chan struct{}) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	head := "POST /sync HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+	head := "POST /sync HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 	if body {
 		head += "Content-Length: 10000\r\n\r\n"
 	} else {
@@ -248,7 +248,7 @@ func dialLine(t *testing.T, address string) *line {
 	return &line{conn, bufio.NewReader(conn)}
 }
 
-const cheapCall = "POST /sync HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\nX-Forwarded-For: %s\r\n\r\n{}"
+const cheapCall = "POST /sync HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\nX-Forwarded-For: %s\r\n\r\n{}"
 
 // call sends one request as an address; what is left is -1 when the answer does not say.
 func (l *line) call(t *testing.T, from string) (status, left int) {

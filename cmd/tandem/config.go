@@ -70,6 +70,8 @@ type serveCommand struct {
 	TaskTimeout time.Duration  `default:"30s" env:"TANDEM_TASK_TIMEOUT" help:"Longest run of a task, and longest wait for a sync answer."`
 	RateLimit   string         `placeholder:"CALLS/WINDOW|off" env:"TANDEM_RATE_LIMIT" help:"POSTs that one client may make in any window of time (demo: off, production: 50/60s)."`
 	ReadLimit   string         `placeholder:"CALLS/WINDOW|off" env:"TANDEM_READ_LIMIT" help:"GETs of data that one client may make in any window of time (demo: off, production: 600/60s)."`
+	AllowedHost []string       `placeholder:"HOST" env:"TANDEM_ALLOWED_HOST" help:"Names by which a server without API keys may be called, besides addresses, localhost and the hosts of --listen and --base-url."`
+	BaseURL     string         `name:"base-url" placeholder:"URL" env:"TANDEM_BASE_URL" help:"URL under which callers reach the server, such as https://example.com/tandem: its host is allowed, and its path goes before the links of answers."`
 	CORSOrigin  []string       `name:"cors-origin" placeholder:"URL" env:"TANDEM_CORS_ORIGIN" help:"Origins whose pages may call the API (demo: http://localhost:3000, http://127.0.0.1:3000)."`
 	Retention   time.Duration  `default:"720h" env:"TANDEM_RETENTION" help:"Finished requests older than this are deleted; 0: never."`
 	DrainDelay  *time.Duration `placeholder:"TIME" env:"TANDEM_DRAIN_DELAY" help:"After the signal to stop: how long only /readyz changes, so that a load balancer can turn away first (postgres://: 5s, else 0s)."`
@@ -335,6 +337,12 @@ func (c *serveCommand) Validate() error {
 	}
 	if err := c.validExternal(); err != nil {
 		return err
+	}
+	if err := server.ValidBaseURL(c.BaseURL); err != nil {
+		return badArgument("", "--base-url %s: %w", c.BaseURL, err)
+	}
+	if err := server.ValidHosts(c.AllowedHost); err != nil {
+		return badArgument("", "--allowed-host %w", err)
 	}
 	if err := server.ValidOrigins(c.CORSOrigin); err != nil {
 		return badArgument("an origin is a scheme, a host and perhaps a port: https://app.example.com", "--cors-origin: %w", err)

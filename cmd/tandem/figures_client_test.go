@@ -77,7 +77,7 @@ func (w *wire) do(request []byte) (int, error) {
 
 // postOf is a POST of a JSON body as it goes over the wire.
 func postOf(path, body string) []byte {
-	return fmt.Appendf(nil, "POST %s HTTP/1.1\r\nHost: figures\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", path, len(body), body)
+	return fmt.Appendf(nil, "POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", path, len(body), body)
 }
 
 // closedLoop has so many connections repeat a request for a while, each sending

@@ -30,7 +30,7 @@ func TestHostileClients(t *testing.T) {
 	address := strings.TrimPrefix(p.url, "http://")
 	megabyte := strings.Repeat("x", 1<<20)
 	head := func(path string) string {
-		return "POST " + path + " HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nWebhook-Id: x\r\n"
+		return "POST " + path + " HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nWebhook-Id: x\r\n"
 	}
 	nested := strings.Repeat("[", 100_000)
 	chunks := hostile{before: "100000\r\n", block: megabyte, after: "\r\n", times: 100}
@@ -38,7 +38,7 @@ func TestHostileClients(t *testing.T) {
 		"100 MB with its length":  {head: head("/async") + "Content-Length: 104857600\r\n\r\n", block: megabyte, times: 100},
 		"100 MB in chunks":        chunks.with(head("/sync") + "Transfer-Encoding: chunked\r\n\r\n"),
 		"100 MB for the demo":     chunks.with(head("/test-callback") + "Transfer-Encoding: chunked\r\n\r\n"),
-		"100 MB after a GET":      chunks.with("GET /requests HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"),
+		"100 MB after a GET":      chunks.with("GET /requests HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"),
 		"100 MB of one header":    {head: head("/sync") + "X: ", block: megabyte, times: 100},
 		"100 MB of headers":       {head: head("/sync"), block: "X: " + megabyte[:4000] + "\r\n", times: 25_000},
 		"100 MB of trailers":      {head: head("/sync") + "Transfer-Encoding: chunked\r\n\r\n0\r\n", block: "X: " + megabyte[:4000] + "\r\n", times: 25_000},

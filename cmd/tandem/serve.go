@@ -59,6 +59,15 @@ func (c *serveCommand) Run(ctx context.Context, t *terminal) error {
 	}
 }
 
+// ownNames are the names by which the server may be called, that of --base-url aside.
+func (c *serveCommand) ownNames() []string {
+	names := c.AllowedHost
+	if host, _, err := net.SplitHostPort(c.Listen); err == nil && server.ValidHosts([]string{host}) == nil {
+		names = append(names, host)
+	}
+	return names
+}
+
 // parts turns flags into the configuration of every part.
 func (c *serveCommand) parts(address net.Addr, log *slog.Logger) parts {
 	demo := c.Mode == modeDemo
@@ -84,6 +93,8 @@ func (c *serveCommand) parts(address net.Addr, log *slog.Logger) parts {
 			MaxData:      c.MaxData,
 			MaxDepth:     c.MaxDepth,
 			TaskTimeout:  c.TaskTimeout,
+			BaseURL:      c.BaseURL,
+			AllowedHosts: c.ownNames(),
 			CORSOrigins:  c.CORSOrigin,
 			RateLimit:    c.quota,
 			ReadLimit:    c.reads,

@@ -83,7 +83,7 @@ func dialTo(t *testing.T, address string) *caller {
 
 // ask sends a request on the connection; it returns false when that is closed.
 func (c *caller) ask(path string) bool {
-	if _, err := fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", path); err != nil {
+	if _, err := fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n", path); err != nil {
 		return false
 	}
 	response, err := http.ReadResponse(c.answers, nil)
@@ -132,7 +132,7 @@ func TestConnectionsMakeRoom(t *testing.T) {
 	var slow []*caller
 	for range most - 2 {
 		conn := dialTo(t, address)
-		fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: x\r\nX-Half: ")
+		fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: localhost\r\nX-Half: ")
 		slow = append(slow, conn)
 	}
 	for i := range 3 * most { // each takes the place of one that waits

@@ -130,7 +130,7 @@ func (s *server) handleDocument(w http.ResponseWriter, r *http.Request) error {
 
 // handleProblems lists every code.
 func handleProblems(w http.ResponseWriter, _ *http.Request) error {
-	return writeProblemPage(w, "Errors", kinds)
+	return writeProblemPage(w, "Errors", "", kinds)
 }
 
 // handleProblem is where the type of a problem leads.
@@ -140,15 +140,16 @@ func handleProblem(w http.ResponseWriter, r *http.Request) error {
 	if k.Code != code {
 		return tandem.Errorf(tandem.CodeNotFound, "There is no such code. /problems lists them.")
 	}
-	return writeProblemPage(w, string(code), []kind{k})
+	return writeProblemPage(w, string(code), "../", []kind{k})
 }
 
-func writeProblemPage(w http.ResponseWriter, title string, list []kind) error {
+// writeProblemPage writes the help for some codes; root is the way from the page to the root of the server.
+func writeProblemPage(w http.ResponseWriter, title, root string, list []kind) error {
 	var html bytes.Buffer
 	err := problemsPage.Execute(&html, struct {
-		Title string
-		Kinds []kind
-	}{title, list})
+		Title, Root string
+		Kinds       []kind
+	}{title, root, list})
 	if err != nil {
 		return fmt.Errorf("render help page: %w", err)
 	}

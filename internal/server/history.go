@@ -56,7 +56,7 @@ func (s *server) handleList(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if next != "" {
-		w.Header().Set("Link", "<"+nextURL(r.URL, next)+`>; rel="next"`)
+		w.Header().Set("Link", "<"+s.prefix(r)+nextURL(r.URL, next)+`>; rel="next"`)
 	}
 	writeJSON(w, http.StatusOK, body)
 	return nil

@@ -46,7 +46,7 @@ func TestIndex(t *testing.T) {
 	links := 0
 	for _, part := range strings.Split(page.body, `href="`)[1:] { // all lead somewhere
 		path, _, _ := strings.Cut(part, `"`)
-		if a := svc.do(http.MethodGet, path, "", browser); a.status != http.StatusOK {
+		if a := svc.do(http.MethodGet, "/"+path, "", browser); a.status != http.StatusOK {
 			t.Errorf("%s: %d", path, a.status)
 		}
 		links++

@@ -89,7 +89,7 @@ func (s *server) document(routes []route) (jsonText, yamlText []byte, err error)
 			Title: "tandem", Version: tandem.Version, License: &huma.License{Name: "MIT", Identifier: "MIT"},
 			Description: "One engine, two ways to ask it for work: POST /sync waits for the result, POST /async gets it by callback. Errors are RFC 9457 problems; decide by their code.",
 		},
-		Servers:    []*huma.Server{{URL: "/", Description: "This server"}},
+		Servers:    []*huma.Server{{URL: ".", Description: "This server"}},
 		Components: &huma.Components{Schemas: registry, Headers: map[string]*huma.Header{}, SecuritySchemes: securitySchemes()},
 		Tags: []*huma.Tag{
 			{Name: tagWork, Description: "Ask for work."}, {Name: tagHistory, Description: "What became of it."},
@@ -156,7 +156,7 @@ func operation(registry huma.Registry, rt route) *huma.Operation {
 		}
 		op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/json": media}}
 	}
-	headers, problems := slices.Clone(rt.headers), append([]tandem.Code{tandem.CodeInternal}, rt.problems...)
+	headers, problems := slices.Clone(rt.headers), append([]tandem.Code{tandem.CodeInternal, tandem.CodeHostNotAllowed}, rt.problems...)
 	op.Security = []map[string][]string{} // nothing is asked for
 	if scope := rt.access.scope(); scope != "" {
 		op.Security = []map[string][]string{{schemeKey: {string(scope)}}}

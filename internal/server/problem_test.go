@@ -53,7 +53,7 @@ func TestEveryCodeHasAStatusAndAPage(t *testing.T) {
 			!strings.HasPrefix(a.header.Get("Content-Type"), "text/html") {
 			t.Errorf("%s: %d %s", code, a.status, a.body)
 		}
-		if !strings.Contains(index, "/problems/"+string(code)) {
+		if !strings.Contains(index, `"problems/`+string(code)+`"`) {
 			t.Errorf("%s is not in the index", code)
 		}
 	}
@@ -71,7 +71,11 @@ func TestPagesTakeNothingFromElsewhere(t *testing.T) {
 		if strings.Contains(a.body, `="http`) || strings.Contains(a.body, `="//`) || strings.Contains(a.body, "<script>") || strings.Contains(a.body, "style=") {
 			t.Errorf("%s takes something from elsewhere or has inline code: %s", path, a.body)
 		}
-		for _, part := range strings.Split(a.body, `"/docs/`)[1:] {
+		parts := strings.Split(a.body, `docs/`)[1:]
+		if len(parts) == 0 {
+			t.Errorf("%s has no style", path)
+		}
+		for _, part := range parts {
 			file, _, _ := strings.Cut(part, `"`)
 			for _, encoding := range []string{"gzip", "identity"} {
 				b := svc.do(http.MethodGet, "/docs/"+file, "", "Accept-Encoding: "+encoding)

@@ -43,6 +43,8 @@ type Config struct {
 	MaxData      int64          // bytes of `data`; 10,240; at most 16 MiB
 	MaxDepth     int            // levels of `data`; 10; at most 1,000
 	TaskTimeout  time.Duration  // 30 s; bounds how long an answer may take
+	BaseURL      string         // under which callers reach the server; its path goes before links unless a trusted proxy names another; "": /
+	AllowedHosts []string       // names that Host may carry beside addresses, localhost and that of BaseURL; Host is checked while Keys is nil
 	CORSOrigins  []string       // such as https://app.example.com; none: no CORS headers
 	RateLimit    limit.Quota    // of POST /sync, /async and submissions together, per client; zero: no limit
 	ReadLimit    limit.Quota    // of GETs that read data, per client; zero: no limit
@@ -53,7 +55,7 @@ type Config struct {
 	// connection, so that callers go elsewhere while all else is still served. nil: that is not told in advance.
 	Leaving <-chan struct{}
 
-	// TrustedProxies are the peers whose X-Forwarded-For is believed; none.
+	// TrustedProxies are the peers whose X-Forwarded-For and X-Forwarded-Prefix are believed; none.
 	TrustedProxies []netip.Prefix
 
 	Connections     *Connections // bounds what is open; nil: nothing does
@@ -84,6 +86,12 @@ func (cfg Config) Validate() error {
 	}
 	if err := ValidContact(cfg.SecurityContact); err != nil {
 		errs = append(errs, fmt.Errorf("security contact: %w", err))
+	}
+	if err := ValidBaseURL(cfg.BaseURL); err != nil {
+		errs = append(errs, fmt.Errorf("base URL: %w", err))
+	}
+	if err := ValidHosts(cfg.AllowedHosts); err != nil {
+		errs = append(errs, fmt.Errorf("allowed hosts: %w", err))
 	}
 	if err := ValidOrigins(cfg.CORSOrigins); err != nil {
 		errs = append(errs, fmt.Errorf("CORS origins: %w", err))
@@ -123,6 +131,7 @@ type server struct {
 	gets    *allowance // the same
 	meters  *meters
 	started time.Time
+	base    string            // the path of Config.BaseURL, without a slash at the end
 	index   map[string]string // :: id of a route of the API → its path
 	json    []byte            // the OpenAPI document
 	yaml    []byte            // the same
@@ -139,13 +148,17 @@ func New(cfg Config) (http.Handler, error) {
 		bodies: newReader(cfg.MaxData, cfg.MaxDepth, cfg.Engine.TaskNames()),
 		posts:  newAllowance("post", cfg.RateLimit), gets: newAllowance("get", cfg.ReadLimit),
 	}
+	host, base, err := parseBaseURL(cfg.BaseURL)
+	if err != nil {
+		return nil, fmt.Errorf("configure the HTTP API: %w", err)
+	}
+	s.base = base
 	if cfg.TestCallback {
 		s.inbox = newInbox()
 	}
 	s.meters = newMeters(s)
 	routes := s.routes()
 	s.index = indexOf(routes)
-	var err error
 	if s.json, s.yaml, err = s.document(routes); err != nil {
 		return nil, fmt.Errorf("describe the HTTP API: %w", err)
 	}
@@ -156,5 +169,5 @@ func New(cfg Config) (http.Handler, error) {
 	if handler, err = s.sameOrigin(handler); err != nil {
 		return nil, err
 	}
-	return s.instrument(handler), nil
+	return s.instrument(s.ownHost(handler, host)), nil
 }

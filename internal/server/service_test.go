@@ -389,6 +389,9 @@ func (s *service) do(method, path, body string, headers ...string) answer {
 		name, value, _ := strings.Cut(h, ": ")
 		r.Header.Set(name, value)
 	}
+	if host := r.Header.Get("Host"); host != "" { // net/http sends it from this field alone
+		r.Host = host
+	}
 	response, err := s.http.Do(r)
 	if err != nil {
 		s.t.Fatal(err)

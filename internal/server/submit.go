@@ -52,7 +52,7 @@ func (s *server) handleAsync(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	header := w.Header()
-	header["Location"] = []string{"/requests/" + accepted.ID}
+	header["Location"] = []string{s.prefix(r) + "/requests/" + accepted.ID}
 	header["Retry-After"] = retryAfterAccept
 	writeJSON(w, http.StatusAccepted, appendAsync(make([]byte, 0, 192), accepted.ID))
 	return nil
