@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"tandem"
 	"tandem/internal/store"
@@ -156,6 +157,8 @@ func (names filters) read(filter *store.Filter, name string, values []string) (e
 		return "is unknown; there are " + strings.Join(slices.Sorted(maps.Keys(names)), ", ")
 	case len(values) > 1:
 		return "must be given once"
+	case !utf8.ValidString(values[0]) || strings.Contains(values[0], "\x00"): // PostgreSQL would refuse the statement
+		return "must be UTF-8 without NUL"
 	default:
 		return parse(filter, values[0])
 	}

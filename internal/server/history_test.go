@@ -147,6 +147,10 @@ func TestHistoryRefusesBadQueries(t *testing.T) {
 		{"status=done", tandem.CodeValidation, []string{"query.status"}},
 		{"task=", tandem.CodeValidation, []string{"query.task"}},
 		{"task=" + strings.Repeat("x", 65), tandem.CodeValidation, []string{"query.task"}},
+		{"task=%00", tandem.CodeValidation, []string{"query.task"}},
+		{"task=a%00b", tandem.CodeValidation, []string{"query.task"}},
+		{"task=%ff", tandem.CodeValidation, []string{"query.task"}},
+		{"cursor=%00", tandem.CodeValidation, []string{"query.cursor"}},
 		{"since=yesterday", tandem.CodeValidation, []string{"query.since"}},
 		{"since=2026-01-31", tandem.CodeValidation, []string{"query.since"}},
 		{"until=2026-01-31T12:00:00+02:00", tandem.CodeValidation, []string{"query.until"}}, // + is a space

@@ -17,6 +17,7 @@ func FuzzQuery(f *testing.F) {
 		"", "mode=sync", "mode=both", "status=callback_sent&task=echo", "limit=1000&offset=10000", "limit=1001", "limit=-1", "limit=1e2", "limit=0x10",
 		"since=2026-01-31T12:00:00Z&until=2026-01-31T12:00:00%2B02:00", "since=yesterday", "since=0000-01-01T00:00:00Z", "until=9999-12-31T23:59:59Z",
 		"cursor=cmVxXzAxOTM4ZjdlMmI2YTdjNWQ4ZTlmMGExYjJjM2Q0ZTVm", "cursor=x&offset=1", "cursor=", "mode=sync&mode=sync", "Mode=sync", "%zz", "a;b=c", "limit=%31",
+		"task=%00", "task=a%00b", "task=%ff", "task=%ed%a0%80", "cursor=%00",
 	} {
 		f.Add(seed)
 	}
@@ -37,7 +38,7 @@ func FuzzQuery(f *testing.F) {
 			t.Fatalf("let through %q: %v", raw, err)
 		}
 		for name, values := range query {
-			if len(values) != 1 || name != strings.ToLower(name) {
+			if len(values) != 1 || name != strings.ToLower(name) || strings.ToValidUTF8(values[0], "") != values[0] || strings.Contains(values[0], "\x00") {
 				t.Fatalf("let through %q", raw)
 			}
 		}

@@ -155,6 +155,7 @@ func TestBatch(t *testing.T) {
 	for query, location := range map[string]string{
 		"limit=0": "query.limit", "limit=1001": "query.limit", "offset=-1": "query.offset", "mode=sync": "query.mode", "cursor=x": "query.cursor",
 		"batch_id=" + strings.Repeat("x", 65): "query.batch_id", "batch_id=a&batch_id=b": "query.batch_id",
+		"batch_id=%00": "query.batch_id", "batch_id=a%ff": "query.batch_id",
 	} {
 		a := svc.get("/api/submissions?" + query)
 		if a.status != http.StatusUnprocessableEntity || a.problem(t).Errors[0].Location != location {
