@@ -23,3 +23,27 @@ func (s *Postgres) Do(ctx context.Context, apply func(context.Context, pgx.Tx) e
 
 // NewRiverLog makes what River logs to.
 func NewRiverLog(h slog.Handler, failing func() bool) slog.Handler { return riverLog{h, failing} }
+
+// Parameters returns what sessions have for a parameter.
+// :: what they are for → value
+func (s *Postgres) Parameters(ctx context.Context, keys *Keys, name string) map[string]string {
+	values := map[string]string{}
+	const current = `SELECT current_setting($1)`
+	for session, row := range map[string]interface{ Scan(...any) error }{
+		"writes": s.pool.QueryRow(ctx, current, name),
+		"reads":  s.reads.QueryRow(ctx, current, name),
+		"keys":   keys.db.reader().QueryRowContext(ctx, current, name),
+	} {
+		var value string
+		if err := row.Scan(&value); err != nil {
+			value = err.Error()
+		}
+		values[session] = value
+	}
+	return values
+}
+
+// MigrateLogged is MigratePostgres with a log of its own.
+func MigrateLogged(ctx context.Context, url string, log *slog.Logger) error {
+	return migratePostgres(ctx, url, log)
+}

@@ -2,10 +2,8 @@ package store
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"strings"
 	"sync"
@@ -15,11 +13,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/jackc/pgx/v5/stdlib"
-	"github.com/pressly/goose/v3"
-	"github.com/riverqueue/river/riverdriver/riverpgxv5"
-	"github.com/riverqueue/river/rivermigrate"
 
 	"tandem"
 )
@@ -34,8 +27,6 @@ const (
 	readTimeout      = 30 * time.Second // one statement that reads
 	idleTimeout      = 5 * time.Second  // between two statements of a transaction; the server then ends it, and lets go of what it holds
 	silenceTimeout   = 10 * time.Second // of the network, while the server waits for it
-	migrationLock    = 7_236_001        // advisory: one node changes the schema
-	sweepLock        = 7_236_002        // advisory: one node sweeps
 )
 
 // Postgres is the store that any number of nodes share. River hands out the
@@ -44,8 +35,8 @@ type Postgres struct {
 	cfg  Config
 	node string // who we are, anew with every start
 
-	pool  *pgxpool.Pool // writers, River and the heartbeat
-	reads *pgxpool.Pool // read-only, so that readers never keep writers waiting
+	pool  *pgPool // writers, River and the heartbeat
+	reads *pgPool // read-only, so that readers never keep writers waiting
 
 	sendMu  sync.RWMutex // held for reading to send to writers, for writing to close
 	closed  bool         // guarded by sendMu
@@ -59,6 +50,7 @@ type Postgres struct {
 
 	failure   atomic.Pointer[error] // the last write failed with this; nil: it succeeded
 	away      atomic.Bool           // the last heartbeat had no answer
+	unread    atomic.Bool           // the last read got no connection
 	accepting atomic.Int64          // calls of Accept under way, for MaxQueue
 	working   atomic.Bool           // Work was called
 	others    atomic.Pointer[map[string]int64]
@@ -108,7 +100,10 @@ func OpenPostgres(ctx context.Context, cfg Config) (_ *Postgres, err error) {
 	if s.pool, s.reads, err = connectPools(ctx, cfg.URL); err != nil {
 		return nil, err
 	}
-	if err := migratePostgres(ctx, cfg.URL); err != nil {
+	if err := migratePostgres(ctx, cfg.URL, cfg.Log); err != nil {
+		return nil, err
+	}
+	if err := s.inspect(ctx); err != nil {
 		return nil, err
 	}
 	if _, err := s.heartbeat(ctx); err != nil {
@@ -131,14 +126,6 @@ func OpenPostgres(ctx context.Context, cfg Config) (_ *Postgres, err error) {
 	return s, nil
 }
 
-// MigratePostgres brings a database up to date and does nothing else.
-func MigratePostgres(ctx context.Context, url string) error {
-	if err := migratePostgres(ctx, url); err != nil {
-		return fmt.Errorf("migrate database %s: %w", withoutPassword(url), explainPostgres(err))
-	}
-	return nil
-}
-
 // steadyPlans have statements planned the same way whatever PostgreSQL knows of the size of tables. The queue is empty
 // one moment and long the next, and a plan is kept: one that was made for an empty table goes
 // through all of it for each row of a batch. So every statement that writes many rows names their keys as an array, which is
@@ -151,7 +138,7 @@ func steadyPlans(join string) map[string]string {
 
 // connectPools returns a pool for writing and one for reading, which share the connections that
 // the URL allows. Neither has connected when it returns without an error but for one of the first.
-func connectPools(ctx context.Context, url string) (pool, reads *pgxpool.Pool, err error) {
+func connectPools(ctx context.Context, url string) (pool, reads *pgPool, err error) {
 	cfg, err := parsePostgres(url)
 	if err != nil {
 		return nil, nil, err
@@ -162,108 +149,20 @@ func connectPools(ctx context.Context, url string) (pool, reads *pgxpool.Pool, e
 	setDefaults(cfg, steadyPlans("enable_hashjoin"))
 	setDefaults(reading, steadyPlans("enable_nestloop"))
 	setDefaults(reading, map[string]string{"default_transaction_read_only": "on"})
+	reading.MinConns = max(reading.MinConns, 1) // else the writers may take all that the server has
 	cfg.MaxConns = all - reading.MaxConns
-	if pool, err = pgxpool.NewWithConfig(ctx, cfg); err != nil {
+	if pool, err = newPool(ctx, cfg); err != nil {
 		return nil, nil, err
 	}
 	if err := pool.Ping(ctx); err != nil {
 		pool.Close()
 		return nil, nil, err
 	}
-	if reads, err = pgxpool.NewWithConfig(ctx, reading); err != nil {
+	if reads, err = newPool(ctx, reading); err != nil {
 		pool.Close()
 		return nil, nil, err
 	}
 	return pool, reads, nil
-}
-
-// migratePostgres applies River's migrations and ours. One node does, the others wait for it, for as long as it takes: a large
-// index may take long. It waits no longer than usual for the lock on a table, behind which all others would queue.
-func migratePostgres(ctx context.Context, url string) error {
-	cfg, err := parsePostgres(url)
-	if err != nil {
-		return err
-	}
-	cfg.MaxConns = migrationConns
-	cfg.ConnConfig.RuntimeParams["statement_timeout"] = "0"
-	pool, err := pgxpool.NewWithConfig(ctx, cfg)
-	if err != nil {
-		return err
-	}
-	defer pool.Close()
-	lock, err := pool.Acquire(ctx)
-	if err != nil {
-		return err
-	}
-	defer lock.Release()
-	var version int
-	if err := lock.QueryRow(ctx, `SELECT current_setting('server_version_num')::int / 10000`).Scan(&version); err != nil {
-		return err
-	}
-	if err := tooOld(version); err != nil {
-		return err
-	}
-	_, err = lock.Exec(ctx, `SET lock_timeout = 0`)
-	if err == nil {
-		_, err = lock.Exec(ctx, `SELECT pg_advisory_lock($1)`, migrationLock)
-	}
-	if err != nil {
-		return fmt.Errorf("wait for another node that changes the schema: %w", err)
-	}
-	defer lock.Conn().Close(context.WithoutCancel(ctx)) //nolint:errcheck // lets go of the lock
-	db := stdlib.OpenDBFromPool(pool)
-	defer db.Close() //nolint:errcheck // the pool stays open
-	provider, err := postgresMigrations(db)
-	if err != nil {
-		return err
-	}
-	if _, _, err := versions(ctx, provider); err != nil {
-		return err
-	}
-	if err := migrateRiver(ctx, pool); err != nil {
-		return err
-	}
-	if _, err := provider.Up(ctx); err != nil {
-		return fmt.Errorf("bring the schema up to date: %w", err)
-	}
-	return nil
-}
-
-func postgresMigrations(db *sql.DB) (*goose.Provider, error) {
-	files, err := fs.Sub(migrations, "migrations/postgres")
-	if err != nil {
-		return nil, err
-	}
-	provider, err := goose.NewProvider(goose.DialectPostgres, db, files, goose.WithLogger(goose.NopLogger()))
-	if err != nil {
-		return nil, fmt.Errorf("read migrations: %w", err)
-	}
-	return provider, nil
-}
-
-func migrateRiver(ctx context.Context, pool *pgxpool.Pool) error {
-	migrator, err := rivermigrate.New(riverpgxv5.New(pool), &rivermigrate.Config{Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		return fmt.Errorf("read River's migrations: %w", err)
-	}
-	// River itself says of a newer schema only that it does not know a version of it.
-	var made bool
-	version := 0
-	err = pool.QueryRow(ctx, `SELECT to_regclass('river_migration') IS NOT NULL`).Scan(&made)
-	if err == nil && made {
-		err = pool.QueryRow(ctx, `SELECT coalesce(max(version), 0) FROM river_migration WHERE line = 'main'`).Scan(&version)
-	}
-	if err != nil {
-		return fmt.Errorf("read the version of River's schema: %w", err)
-	}
-	known := migrator.AllVersions()
-	if newest := known[len(known)-1].Version; version > newest {
-		return fmt.Errorf("its schema of River is version %d, this tandem knows up to %d: it was written by a newer tandem; start that one, or name another database", version, newest)
-	}
-	if _, err := migrator.Migrate(ctx, rivermigrate.DirectionUp, nil); err != nil {
-		return fmt.Errorf("bring River's schema up to date: %w", err)
-	}
-	return nil
 }
 
 // Close commits what waits, leaves the other nodes and lets go of the database.
@@ -301,16 +200,23 @@ func (s *Postgres) release() {
 	closing.Wait()
 }
 
-// SigningSecret returns the secret kept in the database, the same for all nodes whichever is first.
+// SigningSecret returns the secret kept in the database, the same for all nodes whichever is first. It goes
+// there by COPY, because parameters of statements may be logged by the server.
 func (s *Postgres) SigningSecret(ctx context.Context, fresh tandem.Secret) (tandem.Secret, bool, error) {
 	var text string
-	err := s.do(ctx, func(ctx context.Context, tx pgx.Tx, _ map[string]int64) error {
-		_, err := tx.Exec(ctx, `INSERT INTO settings (name, value) VALUES ('signing_secret', $1) ON CONFLICT DO NOTHING`, fresh.Reveal())
-		if err != nil {
+	keep := func(ctx context.Context, tx pgx.Tx, _ map[string]int64) error {
+		err := tx.QueryRow(ctx, `SELECT value FROM settings WHERE name = 'signing_secret'`).Scan(&text)
+		if !errors.Is(err, pgx.ErrNoRows) {
 			return err
 		}
-		return tx.QueryRow(ctx, `SELECT value FROM settings WHERE name = 'signing_secret'`).Scan(&text)
-	})
+		text = fresh.Reveal()
+		_, err = tx.CopyFrom(ctx, pgx.Identifier{"settings"}, []string{"name", "value"}, pgx.CopyFromRows([][]any{{"signing_secret", text}}))
+		return err
+	}
+	err := s.do(ctx, keep)
+	if cause, ok := errors.AsType[*pgconn.PgError](err); ok && cause.Code == "23505" {
+		err = s.do(ctx, keep) // another node was first, at the same moment
+	}
 	if err != nil {
 		return tandem.Secret{}, false, fmt.Errorf("keep the signing secret: %w", err)
 	}

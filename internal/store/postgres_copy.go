@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -19,14 +20,14 @@ import (
 )
 
 const (
-	copyLock     = 7_236_003       // advisory: one process copies into a database
 	copyPatience = 5 * time.Second // how long the connection of one that was killed may take to end
 )
 
 // copyTarget is the PostgreSQL database that is copied to.
 type copyTarget struct {
-	pool *pgxpool.Pool
-	conn *pgxpool.Conn // for everything; holds copyLock
+	pool *pgPool
+	lock pgx.Tx        // open for as long as the copy: one process copies into a database
+	conn *pgxpool.Conn // for everything else
 }
 
 // openCopyTarget connects, brings the schema up to date, and makes sure that nobody else copies into the database.
@@ -45,19 +46,27 @@ func openCopyTarget(ctx context.Context, url string) (_ *copyTarget, err error) 
 	maps.Copy(cfg.ConnConfig.RuntimeParams, map[string]string{
 		"statement_timeout": "0", "lock_timeout": inMillis(copyPatience), "plan_cache_mode": "force_custom_plan",
 	})
-	if t.pool, err = pgxpool.NewWithConfig(ctx, cfg); err != nil {
+	if t.pool, err = newPool(ctx, cfg); err != nil {
 		return nil, err
 	}
-	if err := migratePostgres(ctx, url); err != nil {
+	if err := migratePostgres(ctx, url, slog.Default()); err != nil {
 		return nil, err
 	}
-	if t.conn, err = t.pool.Acquire(ctx); err != nil {
+	if t.lock, err = t.pool.Begin(ctx); err != nil {
 		return nil, err
 	}
-	if _, err := t.conn.Exec(ctx, `SELECT pg_advisory_lock($1)`, copyLock); err != nil {
+	// This mode lets everybody read and write, and excludes itself. To take it one has to own the table, or be allowed to write to it.
+	_, err = t.lock.Exec(ctx, `SET LOCAL idle_in_transaction_session_timeout = 0`)
+	if err == nil {
+		_, err = t.lock.Exec(ctx, `LOCK TABLE settings IN SHARE UPDATE EXCLUSIVE MODE`)
+	}
+	if err != nil {
 		if cause, ok := errors.AsType[*pgconn.PgError](err); ok && cause.Code == "55P03" {
 			return nil, errors.New("another process copies into it")
 		}
+		return nil, err
+	}
+	if t.conn, err = t.pool.Acquire(ctx); err != nil {
 		return nil, err
 	}
 	return t, nil
@@ -66,8 +75,12 @@ func openCopyTarget(ctx context.Context, url string) (_ *copyTarget, err error) 
 // close lets go of the database.
 func (t *copyTarget) close() {
 	if t.conn != nil {
-		t.conn.Conn().Close(context.Background()) //nolint:errcheck // lets go of the lock, whatever comes of it
+		t.conn.Conn().Close(context.Background()) //nolint:errcheck // whatever comes of it
 		t.conn.Release()
+	}
+	if t.lock != nil {
+		t.lock.Conn().Close(context.Background()) //nolint:errcheck // lets go of the lock, whatever comes of it
+		t.lock.Rollback(context.Background())     //nolint:errcheck // gives the connection back
 	}
 	if t.pool != nil {
 		t.pool.Close()
@@ -171,13 +184,13 @@ func (t *copyTarget) keepRest(ctx context.Context, rest copyRest) error {
 		if _, err := tx.CopyFrom(ctx, pgx.Identifier{"keys"}, strings.Split(copiedKeyColumns, ", "), keys); err != nil {
 			return err
 		}
-		for name, value := range rest.settings {
-			_, err := tx.Exec(ctx, `
-				INSERT INTO settings (name, value) VALUES ($1, $2)
-				ON CONFLICT (name) DO UPDATE SET value = excluded.value`, name, value)
-			if err != nil {
-				return err
-			}
+		names := slices.Collect(maps.Keys(rest.settings))
+		if _, err := tx.Exec(ctx, `DELETE FROM settings WHERE name = ANY ($1)`, names); err != nil {
+			return err
+		}
+		settings := pgx.CopyFromSlice(len(names), func(i int) ([]any, error) { return []any{names[i], rest.settings[names[i]]}, nil })
+		if _, err := tx.CopyFrom(ctx, pgx.Identifier{"settings"}, []string{"name", "value"}, settings); err != nil { // no parameters, which may be logged
+			return err
 		}
 		if _, err := tx.Exec(ctx, `DELETE FROM counters WHERE node <> ''`); err != nil {
 			return err

@@ -29,7 +29,7 @@ type fetchDriver struct {
 }
 
 func newFetchDriver(s *Postgres, g *gate) *fetchDriver {
-	plain := riverpgxv5.New(s.pool)
+	plain := riverpgxv5.New(s.pool.Pool)
 	return &fetchDriver{Driver: plain, executor: &fetchExecutor{Executor: plain.GetExecutor(), store: s, gate: g}}
 }
 

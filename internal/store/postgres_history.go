@@ -30,8 +30,21 @@ func (s *Postgres) reading(ctx context.Context, f func(context.Context) error) e
 			s.reads.Reset()
 			err = f(bounded)
 		}
+		s.noteRead(ctx, err)
 	}
 	return unreadable(ctx, err)
+}
+
+// noteRead logs once that reads get no connection, and once that they do again.
+func (s *Postgres) noteRead(ctx context.Context, err error) {
+	_, refused := errors.AsType[*pgconn.ConnectError](err)
+	switch {
+	case ctx.Err() != nil: // its caller has left, which says nothing
+	case refused && !s.unread.Swap(true):
+		s.cfg.Log.Error("no connection to read from the database; reads are refused until there is one", "error", explainPostgres(err))
+	case !refused && s.unread.Load() && s.unread.Swap(false):
+		s.cfg.Log.Info("the database can be read again")
+	}
 }
 
 // lostConnection reports whether a statement failed because its connection broke or was ended: by

@@ -29,7 +29,8 @@ func (p *postgresKeys) open(ctx context.Context, cfg KeysConfig) error {
 	if err != nil {
 		return err
 	}
-	p.db = stdlib.OpenDB(*parsed.ConnConfig)
+	begin := sessionOf(parsed.ConnConfig).begin
+	p.db = stdlib.OpenDB(*parsed.ConnConfig, stdlib.OptionAfterConnect(begin))
 	p.db.SetMaxOpenConns(1)
 	version, newest, err := p.versions(ctx)
 	switch {
@@ -42,7 +43,7 @@ func (p *postgresKeys) open(ctx context.Context, cfg KeysConfig) error {
 	case !cfg.Create:
 		return errors.New("it has no tables of tandem's yet; `tandem keys create` makes them, and so do `tandem migrate` and `tandem serve`")
 	}
-	return migratePostgres(ctx, cfg.URL)
+	return migratePostgres(ctx, cfg.URL, cfg.Log)
 }
 
 // versions returns the version of the schema, 0 if there is none, and the newest one that this program knows. It

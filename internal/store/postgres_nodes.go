@@ -246,8 +246,13 @@ type sweeping struct {
 
 func (w *sweeping) run(ctx context.Context, tx pgx.Tx, deltas map[string]int64) error {
 	w.dead, w.interrupted, w.again = nil, 0, 0
+	// The row in which fold sums up is the lock: an advisory one could be taken by every role that may connect.
 	var ours bool
-	if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, sweepLock).Scan(&ours); err != nil || !ours {
+	err := tx.QueryRow(ctx, `SELECT true FROM counters WHERE node = '' FOR UPDATE SKIP LOCKED`).Scan(&ours)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil // another node sweeps
+	}
+	if err != nil {
 		return err
 	}
 	// Whoever was cut off a moment ago knows nothing of others' silence: it may have been the database's.

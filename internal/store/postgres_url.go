@@ -39,18 +39,10 @@ func parsePostgres(text string) (*pgxpool.Config, error) {
 	if cfg.ConnConfig.ConnectTimeout == 0 || !strings.Contains(text, "connect_timeout=") {
 		cfg.ConnConfig.ConnectTimeout = connectTimeout
 	}
-	setDefaults(cfg, map[string]string{
-		"application_name":  "tandem",
-		"statement_timeout": inMillis(readTimeout),
-		"lock_timeout":      inMillis(writeTimeout),
-
-		// The server hears from a node that is stopped, or cut off, neither in a transaction nor on the network.
-		"idle_in_transaction_session_timeout": inMillis(idleTimeout),
-		"tcp_keepalives_idle":                 inSeconds(silenceTimeout),
-		"tcp_keepalives_interval":             inSeconds(silenceTimeout),
-		"tcp_keepalives_count":                "2",
-		"tcp_user_timeout":                    inMillis(silenceTimeout),
-	})
+	if cfg.ConnConfig.RuntimeParams["synchronous_commit"] == "off" {
+		return nil, errors.New("synchronous_commit=off: what is accepted has to be on disk; leave it out")
+	}
+	setDefaults(cfg, ourParameters())
 	return cfg, nil
 }
 

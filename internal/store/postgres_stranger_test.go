@@ -1,0 +1,116 @@
+package store_test
+
+import (
+	"context"
+	"log/slog"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"tandem/internal/store"
+	"tandem/internal/tandemtest"
+)
+
+// strangerOf makes a role that may connect to a database, as every role may, and nothing else. It
+// returns the URL with which that role connects.
+func strangerOf(t testing.TB, database string) string {
+	t.Helper()
+	role := "stranger_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+	execPostgres(t, database, "CREATE ROLE "+role+" LOGIN")
+	t.Cleanup(func() { execPostgres(t, database, "DROP ROLE "+role) })
+	return asRole(t, database, role)
+}
+
+// asRole is the URL of a database with another user.
+func asRole(t testing.TB, database, role string) string {
+	t.Helper()
+	address, err := url.Parse(database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	query := address.Query()
+	query.Set("user", role)
+	address.RawQuery = query.Encode()
+	return address.String()
+}
+
+// Every role that may connect can take every advisory lock. None of them keeps a node from starting, from
+// changing the schema, or from taking over from dead nodes.
+func TestAdvisoryLocksOfStrangersAreIgnored(t *testing.T) {
+	t.Parallel()
+	url := tandemtest.Postgres(t, tandemtest.Volatile) // without a schema
+	held := beginPostgres(t, strangerOf(t, url))
+	t.Cleanup(func() { held.Conn().Close(context.Background()) })
+	if _, err := held.Exec(t.Context(), `SELECT pg_advisory_lock(7236000 + n) FROM generate_series(1, 100) AS n`); err != nil {
+		t.Fatal(err)
+	}
+	s, _ := openLogged(t, url)
+	execPostgres(t, url, `
+		INSERT INTO nodes (id, name, version, since, seen_at) VALUES ('dead', '', '', now(), now() - interval '1 hour')`)
+	execPostgres(t, url, `UPDATE nodes SET steady_since = now() - interval '1 hour' WHERE id <> 'dead'`)
+	waitFor(t, "the dead node to be removed", func() bool {
+		if err := s.Sweep(t.Context()); err != nil {
+			t.Error(err)
+		}
+		return askPostgres(t, url, `SELECT count(*)::text FROM nodes`) == "1"
+	})
+}
+
+// A start that changes the schema waits for another that does, and says for whom. One that finds
+// nothing to change waits for nobody.
+func TestStartSaysWhatItWaitsFor(t *testing.T) {
+	t.Parallel()
+	url := tandemtest.Postgres(t, tandemtest.Volatile)
+	execPostgres(t, url, `CREATE TABLE schema_lock ()`)
+	lock := beginPostgres(t, url+"&application_name=another")
+	defer lock.Conn().Close(context.Background())
+	hold := func() {
+		if _, err := lock.Exec(t.Context(), `LOCK TABLE schema_lock IN SHARE ROW EXCLUSIVE MODE`); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hold()
+	lines := &logged{}
+	migrated := make(chan error, 1)
+	go func() {
+		migrated <- store.MigrateLogged(context.Background(), url, slog.New(slog.NewTextHandler(lines, nil)))
+	}()
+	waitFor(t, "the start to say what it waits for", func() bool {
+		return lines.count("waiting for another node that changes the schema") == 1
+	})
+	if lines.count(": another, user postgres, from this machine") != 1 {
+		t.Error("it does not say which session that is")
+	}
+	select {
+	case err := <-migrated:
+		t.Fatalf("it did not wait: %v", err)
+	default:
+	}
+	if err := lock.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-migrated; err != nil {
+		t.Fatal(err)
+	}
+	lock = beginPostgres(t, url)
+	defer lock.Conn().Close(context.Background())
+	hold()
+	openLogged(t, url)
+}
+
+// The start says when every role may connect, and how to take that away.
+func TestStartSaysWhoMayConnect(t *testing.T) {
+	t.Parallel()
+	url := emptyPostgres(t, tandemtest.Volatile)
+	const warning = "every role of the server may connect to this database"
+	statement := `REVOKE CONNECT ON DATABASE "` + databaseOf(t, url) + `" FROM PUBLIC`
+	if _, lines := openLogged(t, url); lines.count(warning) != 1 || lines.count(strings.ReplaceAll(statement, `"`, `\"`)) != 1 {
+		t.Errorf("want a warning with %s:\n%s", statement, lines.lines.String())
+	}
+	execPostgres(t, url, statement)
+	if _, lines := openLogged(t, url); lines.count(warning) != 0 {
+		t.Error("it is said although only the owner may connect")
+	}
+}
