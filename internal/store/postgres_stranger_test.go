@@ -6,9 +6,11 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 
+	"tandem"
 	"tandem/internal/store"
 	"tandem/internal/tandemtest"
 )
@@ -34,6 +36,39 @@ func asRole(t testing.TB, database, role string) string {
 	query.Set("user", role)
 	address.RawQuery = query.Encode()
 	return address.String()
+}
+
+// Every role that may connect can send notifications. Those of River that pause queues, cancel jobs or
+// end a leadership change nothing, and what is malformed is not logged.
+func TestNotificationsOfStrangersAreIgnored(t *testing.T) {
+	t.Parallel()
+	url := emptyPostgres(t, tandemtest.Volatile)
+	stranger := strangerOf(t, url)
+	s, lines := openLogged(t, url)
+	workWith(t, s, everyLane, delivered)
+	waitFor(t, "the node to listen", func() bool {
+		return askPostgres(t, url, `SELECT count(*)::text FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'`) == "1"
+	})
+	for range 3 {
+		for _, notification := range [][2]string{
+			{"river_control", `{"action":"pause","queue":"*"}`},
+			{"river_control", `no JSON`},
+			{"river_insert", `no JSON`},
+			{"river_insert", `{"queue":"another"}`},
+			{"river_leadership", `{"action":"request_resign"}`},
+		} {
+			execPostgres(t, stranger, `SELECT pg_notify('public.' || $1, $2)`, notification[0], notification[1])
+		}
+		r, began := newAsync(), time.Now()
+		accept(t, s, r, store.LaneIO)
+		waitStatus(t, s, r.ID, tandem.StatusCallbackSent)
+		if took := time.Since(began); took > 20*time.Second { // a paused queue stands still for 30 s or longer
+			t.Errorf("after a notification that pauses queues a request took %s", took)
+		}
+	}
+	if n := lines.count("level=ERROR"); n > 0 {
+		t.Errorf("%d errors were logged", n)
+	}
 }
 
 // Every role that may connect can take every advisory lock. None of them keeps a node from starting, from
