@@ -147,7 +147,7 @@ func dispatch(ctx context.Context, args []string, t *terminal) error {
 		}
 	}
 	for flag, variable := range map[string]string{"db": "TANDEM_DB", "to": "TANDEM_COPY_TO"} {
-		if hasPassword(argument(parsed, flag)) {
+		if store.HasPassword(argument(parsed, flag)) {
 			t.warnf("the password of the database stands in the arguments, where every user of this machine can read it (ps); "+
 				"set %s or PGPASSWORD, or name a file: --%s @FILE", variable, flag)
 		}
@@ -183,19 +183,6 @@ func argument(parsed *kong.Context, names ...string) string {
 		}
 	}
 	return ""
-}
-
-// hasPassword reports whether the URL of a database tells its password.
-func hasPassword(text string) bool {
-	address, err := url.Parse(text)
-	if err != nil || !store.IsPostgres(text) {
-		return false
-	}
-	_, found := address.User.Password()
-	for name := range address.Query() {
-		found = found || strings.Contains(name, "password")
-	}
-	return found
 }
 
 // resolve gives a flag its value from ENVIRONMENT, DEBUG or the configuration
@@ -484,6 +471,9 @@ func readSecret(text string) (tandem.Secret, error) {
 
 // redact hides the password and the parameters of a URL that goes to a screen or a log.
 func redact(text string) string {
+	if shown := store.Shown(text); shown != "" {
+		return shown
+	}
 	if !strings.Contains(text, "://") {
 		return text // a path
 	}

@@ -4,9 +4,11 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,27 +18,36 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// IsPostgres reports whether url names a PostgreSQL database.
-func IsPostgres(url string) bool {
-	return strings.HasPrefix(url, "postgres://") || strings.HasPrefix(url, "postgresql://")
+// IsPostgres reports whether text names a PostgreSQL database: by a URL, or by keywords and values as
+// in host=db.example.com dbname=tandem. A file whose name looks like that is named as file:NAME.
+func IsPostgres(text string) bool {
+	return strings.HasPrefix(text, "postgres://") || strings.HasPrefix(text, "postgresql://") || byKeywords.MatchString(text)
 }
 
-// parsePostgres reads a URL, and sets what it does not say.
+// byKeywords matches what begins with a keyword and its value.
+var byKeywords = regexp.MustCompile(`^\s*[A-Za-z_]+\s*=`)
+
+// says reports whether the name of a database gives a parameter.
+func says(text, parameter string) bool {
+	return regexp.MustCompile(`(^|[?&\s])` + regexp.QuoteMeta(parameter) + `\s*=`).MatchString(text)
+}
+
+// parsePostgres reads a URL, or keywords and values, and sets what is not said there.
 func parsePostgres(text string) (*pgxpool.Config, error) {
-	if _, err := url.Parse(text); err != nil { // in words that might quote a password
+	if _, err := url.Parse(text); err != nil && !byKeywords.MatchString(text) { // in words that might quote a password
 		return nil, errors.New("the URL cannot be read; give postgres://USER:PASSWORD@HOST:PORT/DATABASE, and a password with %40 for @, %2F for / and the like")
 	}
 	cfg, err := pgxpool.ParseConfig(text)
 	if err != nil {
 		return nil, fmt.Errorf("the URL cannot be used: %s", withoutURL(err))
 	}
-	if !strings.Contains(text, "pool_max_conns=") {
+	if !says(text, "pool_max_conns") {
 		cfg.MaxConns = postgresConns
 	}
 	if cfg.MaxConns < postgresMinConns {
 		return nil, fmt.Errorf("pool_max_conns %d: want at least %d", cfg.MaxConns, postgresMinConns)
 	}
-	if cfg.ConnConfig.ConnectTimeout == 0 || !strings.Contains(text, "connect_timeout=") {
+	if cfg.ConnConfig.ConnectTimeout == 0 || !says(text, "connect_timeout") {
 		cfg.ConnConfig.ConnectTimeout = connectTimeout
 	}
 	if cfg.ConnConfig.RuntimeParams["synchronous_commit"] == "off" {
@@ -166,8 +177,49 @@ func (e oneLine) Error() string {
 	return strings.Replace(strings.Join(lines, "; "), ":; ", ": ", 1)
 }
 
+// HasPassword reports whether the name of a database tells its password.
+func HasPassword(text string) bool {
+	if !IsPostgres(text) {
+		return false
+	}
+	if byKeywords.MatchString(text) {
+		return says(text, "password") || says(text, "sslpassword")
+	}
+	address, err := url.Parse(text)
+	if err != nil {
+		return false
+	}
+	_, found := address.User.Password()
+	for name := range address.Query() {
+		found = found || strings.Contains(name, "password")
+	}
+	return found
+}
+
+// Shown is a database that is named by keywords as a URL that may be shown: where it is, and whose. It is
+// "" for one that is named by a URL.
+func Shown(text string) string {
+	if !byKeywords.MatchString(text) {
+		return ""
+	}
+	cfg, err := pgconn.ParseConfig(text)
+	if err != nil {
+		return "postgres://…"
+	}
+	shown := url.URL{Scheme: "postgres", User: url.User(cfg.User), Path: "/" + cfg.Database}
+	if filepath.IsAbs(cfg.Host) {
+		shown.RawQuery = url.Values{"host": {cfg.Host}}.Encode()
+	} else {
+		shown.Host = net.JoinHostPort(cfg.Host, strconv.Itoa(int(cfg.Port)))
+	}
+	return shown.String()
+}
+
 // withoutPassword is a URL that may be shown.
 func withoutPassword(text string) string {
+	if shown := Shown(text); shown != "" {
+		return shown
+	}
 	parsed, err := url.Parse(text)
 	if err != nil {
 		return "postgres://…"
