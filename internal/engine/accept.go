@@ -98,19 +98,28 @@ func (e *Engine) doWork(ctx context.Context, slots *slots, task Task, r *tandem.
 }
 
 // accept commits a sync request before its work. The client's leaving does not cut
-// it short: a commit cut short may or may not have happened, and its row would seem
-// to be processing until the next start.
+// it short: a commit cut short may or may not have happened.
 func (e *Engine) accept(r *tandem.Request) error {
 	bounded := e.accepting.wait(time.Now())
 	err := e.commit(bounded, r, store.LaneNone)
 	if err == nil {
 		return nil
 	}
-	if bounded.Err() != nil || errors.Is(err, store.ErrUnsure) { // there may be a row all the same
-		const code = tandem.FailedInterrupted
-		_ = e.finish(r, store.Outcome{ErrorCode: code, ErrorMessage: failureMessage(code), CompletedAt: e.now()})
-	}
+	e.takeBack(bounded, err, store.LaneNone, r)
 	return storeError("accept request", "", err)
+}
+
+// takeBack ends requests whose acceptance failed in a way that leaves open whether their rows are there, so that
+// none seems to be processing although its caller was refused. It waits for nothing.
+func (e *Engine) takeBack(accepting context.Context, err error, lane store.Lane, requests ...*tandem.Request) {
+	if accepting.Err() == nil && !errors.Is(err, store.ErrUnsure) {
+		return
+	}
+	const code = tandem.FailedInterrupted
+	for _, r := range requests {
+		e.finishLater(store.Job{Lane: lane, Request: *r},
+			store.Next{Outcome: &store.Outcome{ErrorCode: code, ErrorMessage: failureMessage(code), CompletedAt: e.now()}})
+	}
 }
 
 // finish commits how the work of a sync request ended and writes it into r. It
@@ -119,7 +128,7 @@ func (e *Engine) finish(r *tandem.Request, o store.Outcome) error {
 	job, next := store.Job{Request: *r}, store.Next{Outcome: &o}
 	if err := e.cfg.Store.Finish(e.storing.wait(time.Now()), job, next); err != nil {
 		e.log.Error("store the result of a sync request", "request_id", r.ID, "err", err)
-		if tandem.CodeOf(err) == tandem.CodeNotFound { // other nodes took this one for dead
+		if tandem.CodeOf(err) == tandem.CodeNotFound { // it was accepted: other nodes took this one for dead
 			err = tandem.Errorf(tandem.CodeStoreUnavailable,
 				"The server was cut off from its database for so long that the request has been ended as interrupted; try again.")
 		} else {
@@ -135,10 +144,11 @@ func (e *Engine) finish(r *tandem.Request, o store.Outcome) error {
 	return nil
 }
 
-// finishLater goes on trying to commit how a sync request ended, whose caller is
+// finishLater goes on trying to commit how a request ended, whose caller is
 // told that the database does not take it: its row would seem to be processing until
 // the next start. Run waits for it as for a Do, and what is not kept when the grace
-// period is over the next start finds interrupted.
+// period is over the next start finds interrupted. CodeNotFound ends it: an earlier try came through after all, or
+// the request was never accepted for certain, and then the store ends a row that is still to come.
 func (e *Engine) finishLater(job store.Job, next store.Next) {
 	e.gate.stay()
 	go func() {
@@ -154,7 +164,7 @@ func (e *Engine) finishLater(job store.Job, next store.Next) {
 			ctx, cancel := context.WithTimeout(e.working, storeTimeout)
 			err := e.cfg.Store.Finish(ctx, job, next)
 			cancel()
-			if err == nil || tandem.CodeOf(err) == tandem.CodeNotFound { // not found: an earlier try came through after all
+			if err == nil || tandem.CodeOf(err) == tandem.CodeNotFound {
 				return
 			}
 		}

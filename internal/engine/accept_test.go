@@ -339,7 +339,7 @@ func TestDoAcceptTooLate(t *testing.T) {
 	p.store.late = true
 	_, err := p.Do(t.Context(), order("echo"))
 	wantCode(t, err, tandem.CodeStoreUnavailable)
-	if r := p.only(); r.Status != tandem.StatusFailed || r.ErrorCode != tandem.FailedInterrupted {
+	if r := p.settled(p.only().ID); r.Status != tandem.StatusFailed || r.ErrorCode != tandem.FailedInterrupted {
 		t.Errorf("stored %s %s, want failed interrupted", r.Status, r.ErrorCode)
 	}
 }
@@ -351,7 +351,7 @@ func TestDoAcceptUnsure(t *testing.T) {
 	p.store.unsure = true
 	_, err := p.Do(t.Context(), order("echo"))
 	wantCode(t, err, tandem.CodeStoreUnavailable)
-	if r := p.only(); r.Status != tandem.StatusFailed || r.ErrorCode != tandem.FailedInterrupted {
+	if r := p.settled(p.only().ID); r.Status != tandem.StatusFailed || r.ErrorCode != tandem.FailedInterrupted {
 		t.Errorf("stored %s %s, want failed interrupted", r.Status, r.ErrorCode)
 	}
 }

@@ -165,12 +165,8 @@ func (e *Engine) submitOnce(slots *slots, batch Batch) ([]Submission, error) {
 func (e *Engine) acceptSubmissions(requests []*tandem.Request) error {
 	bounded := e.storing.wait(time.Now())
 	err := e.cfg.Store.Accept(bounded, store.LaneIO, requests...)
-	if err != nil && (bounded.Err() != nil || errors.Is(err, store.ErrUnsure)) {
-		const code = tandem.FailedInterrupted
-		for _, r := range requests {
-			e.finishLater(store.Job{Lane: store.LaneIO, Request: *r},
-				store.Next{Outcome: &store.Outcome{ErrorCode: code, ErrorMessage: failureMessage(code), CompletedAt: e.now()}})
-		}
+	if err != nil {
+		e.takeBack(bounded, err, store.LaneIO, requests...)
 	}
 	return err
 }

@@ -13,6 +13,15 @@ func (s *Postgres) FallSilent(yes bool) { s.silent.Store(yes) }
 // Reclaim has a node hand out again what it was handed without knowing.
 func (s *Postgres) Reclaim(ctx context.Context) error { return s.reclaim(ctx) }
 
+// EndStrays has a node end the requests that name it and that nobody there waits for.
+func (s *Postgres) EndStrays(ctx context.Context) error { return s.endStrays(ctx) }
+
+// Waiting is how many accepts wait in line for a writer.
+func (s *Postgres) Waiting() int { return len(s.accepts.ops) }
+
+// CallerLeaves has a node forget who asked for requests, as if their callers had been told that nobody knows.
+func (s *Postgres) CallerLeaves(ids ...string) { s.callers.leave(ids, true) }
+
 // Sweep has a node take over from those that are dead.
 func (s *Postgres) Sweep(ctx context.Context) error { return s.sweep(ctx, false) }
 

@@ -56,6 +56,7 @@ type Postgres struct {
 	others    atomic.Pointer[map[string]int64]
 	wakes     wakes
 	held      *heldJobs
+	callers   *callers
 
 	silent atomic.Bool // a fault point, false but in tests: no heartbeat, no sweep
 }
@@ -88,7 +89,7 @@ func OpenPostgres(ctx context.Context, cfg Config) (_ *Postgres, err error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	s := &Postgres{cfg: cfg, node: uuid.NewString(), accepts: newLineup(), results: newLineup(), held: newHeldJobs()}
+	s := &Postgres{cfg: cfg, node: uuid.NewString(), accepts: newLineup(), results: newLineup(), held: newHeldJobs(), callers: newCallers()}
 	s.wakes.init()
 	s.others.Store(&map[string]int64{})
 	defer func() {

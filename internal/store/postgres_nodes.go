@@ -163,8 +163,12 @@ func (s *Postgres) tend(ctx context.Context) {
 				continue
 			}
 			deep := sweeps%deepSweep == 0
-			if err = s.sweep(ctx, deep); err == nil && (deep || s.held.inDoubt()) {
+			err = s.sweep(ctx, deep)
+			if err == nil && (deep || s.held.inDoubt()) {
 				err = s.reclaim(ctx)
+			}
+			if err == nil && (deep || s.callers.inDoubt()) {
+				err = s.endStrays(ctx)
 			}
 			sweeps++
 		}

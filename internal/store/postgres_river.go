@@ -141,7 +141,7 @@ func (h *handout) run(job int64, lane Lane, it *pgItem) error {
 	if !it.loaded {
 		whole, err := h.store.requestOf(job, lane)
 		if err != nil || whole == nil {
-			return h.skip(job, lane, err)
+			return h.skip(err)
 		}
 		it.request = *whole
 	}
@@ -168,31 +168,15 @@ func (h *handout) run(job int64, lane Lane, it *pgItem) error {
 	return h.settle(&pgOp{settle: &pgSettle{job: job, lane: lane, after: &after, next: &next}})
 }
 
-// skip lets go of a job whose request has another by now, or cannot be read: then the job stays in the queue.
-func (h *handout) skip(job int64, lane Lane, err error) error {
+// skip lets go of a job whose request has another by now, or cannot be read: then this node does not know of the
+// job any more, and it is reclaimed.
+func (h *handout) skip(err error) error {
 	if err == nil {
 		return nil // the request has another job, or is gone
 	}
-	h.store.cfg.Log.Error("read a request to work on; it stays in the queue", "error", err)
-	const delay = lookInterval
-	return h.settle(&pgOp{
-		apply: func(ctx context.Context, tx pgx.Tx, _ map[string]int64) error { return anew(ctx, tx, job, delay) },
-		after: func() { h.store.wakes.add(lane, delay) },
-	})
-}
-
-// anew replaces a job by one that is due after a while, in its request's row as well.
-func anew(ctx context.Context, tx pgx.Tx, job int64, delay time.Duration) error {
-	_, err := tx.Exec(ctx, `
-		WITH old AS (
-			DELETE FROM river_job WHERE id = $1 RETURNING queue
-		), fresh AS (
-			INSERT INTO river_job (args, kind, max_attempts, queue, scheduled_at, state)
-			SELECT '{}', 'request', 25, queue, now() + $2::bigint * interval '1 microsecond', 'available' FROM old
-			RETURNING id
-		)
-		UPDATE requests SET job_id = fresh.id FROM fresh WHERE job_id = $1`, job, delay.Microseconds())
-	return err
+	h.store.cfg.Log.Error("read a request to work on; it is handed out again", "error", err)
+	h.store.held.doubt()
+	return nil
 }
 
 // handBack puts a job that was not done back into its lane.
@@ -220,7 +204,7 @@ func (h *handout) settle(o *pgOp) error {
 	for tries := 0; ; tries++ {
 		err := s.await(context.Background(), s.results, o)
 		if err == nil {
-			if o.settle != nil && !o.settle.found && !o.unsure {
+			if o.settle != nil && !o.settle.found && (!o.unsure || !s.kept(context.Background(), o.settle)) {
 				s.cfg.Log.Warn("a result came too late: the request is another's by now", "request_id", o.settle.after.ID)
 			}
 			return nil

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -400,6 +401,7 @@ func (s *Postgres) Accept(ctx context.Context, lane Lane, requests ...*tandem.Re
 	}
 	rows := make([]pgRow, len(requests))
 	pending := false
+	var held []string // by a caller
 	for i, r := range requests {
 		if _, err := tandem.IDOrder(r.ID); err != nil {
 			return fmt.Errorf("accept: %w", err)
@@ -408,15 +410,23 @@ func (s *Postgres) Accept(ctx context.Context, lane Lane, requests ...*tandem.Re
 		rows[i] = pgRow{request: &kept, lane: lane}
 		if r.Status == tandem.StatusProcessing {
 			rows[i].delay = CallerLease
+			held = append(held, r.ID)
 		} else {
 			pending = true
 		}
 	}
-	return s.await(ctx, s.accepts, &pgOp{accept: rows, after: func() {
+	o := &pgOp{accept: rows, after: func() {
 		if pending {
 			s.wakes.add(lane, 0)
 		}
-	}})
+	}}
+	s.callers.hold(lane, held)
+	err := s.await(ctx, s.accepts, o)
+	if err != nil {
+		o.gone.Store(true)
+		s.callers.leave(held, ctx.Err() != nil || errors.Is(err, ErrUnsure))
+	}
+	return err
 }
 
 func queueFull(limit int64) error {
@@ -438,20 +448,33 @@ func (s *Postgres) Finish(ctx context.Context, job Job, next Next) error {
 	}
 	o := &pgOp{settle: &pgSettle{lane: job.Lane, after: &after, next: &next}}
 	o.after = func() { s.wakes.add(next.wakes()) }
-	switch err := s.await(ctx, s.results, o); {
-	case err != nil:
-		return err
-	case o.settle.found, o.unsure && s.ended(ctx, &after):
+	if err := s.await(ctx, s.results, o); err != nil {
+		return err // the caller may try again
+	}
+	s.callers.leave([]string{job.Request.ID}, false)
+	switch {
+	case o.settle.found, o.unsure && s.kept(ctx, o.settle):
 		return nil
 	default:
 		return tandem.Errorf(tandem.CodeNotFound, "request %s is not being worked on by whoever asked for it", job.Request.ID)
 	}
 }
 
-// ended reports whether a request stands where its caller wants it, by a commit that nobody was told of.
-func (s *Postgres) ended(ctx context.Context, want *tandem.Request) bool {
-	r, err := s.Request(ctx, want.ID)
-	return err == nil && r.Status == want.Status && r.ErrorCode == want.ErrorCode
+// kept reports whether a result is on record, by a commit that nobody was told of. Others may have gone on from
+// there, so what tells it from another's result is when its work or its attempt began.
+func (s *Postgres) kept(ctx context.Context, result *pgSettle) bool {
+	r, err := s.Request(ctx, result.after.ID)
+	began := func(kept, said time.Time) bool { return kept.Equal(said.Truncate(time.Microsecond)) }
+	switch o, attempt := result.next.Outcome, result.next.Attempt; {
+	case err != nil:
+		return false
+	case o != nil:
+		return r.ErrorCode == o.ErrorCode && began(r.StartedAt, o.StartedAt)
+	case attempt != nil:
+		return slices.ContainsFunc(r.Attempts, func(a tandem.Attempt) bool { return began(a.StartedAt, attempt.StartedAt) })
+	default:
+		return r.Status == result.after.Status
+	}
 }
 
 // wakes says which lane has work after a step, and in how long.

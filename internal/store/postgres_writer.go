@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,6 +31,7 @@ type pgOp struct {
 	done   func(error)                                                         // after the commit or the failure; must not block
 	after  func()                                                              // after the commit, before done; may be nil
 	unsure bool                                                                // a transaction with it may have been committed though it failed
+	gone   atomic.Bool                                                         // nobody waits for it any more: it need not be begun. Set for accepts only
 }
 
 // lineup is where writes wait for a writer.
@@ -116,6 +118,9 @@ func (w *pgWriter) run() {
 // commitAll commits a batch; if that fails because of a row, each write alone, so
 // that one that cannot be stored never fails its neighbours.
 func (w *pgWriter) commitAll(batch []*pgOp) {
+	if batch = w.waitedFor(batch); len(batch) == 0 {
+		return
+	}
 	err := w.commit(batch)
 	if err == nil || !worthAnother(err, len(batch)) {
 		for _, o := range batch {
@@ -124,6 +129,9 @@ func (w *pgWriter) commitAll(batch []*pgOp) {
 		return
 	}
 	for _, o := range batch {
+		if len(w.waitedFor([]*pgOp{o})) == 0 { // it may have left meanwhile: the batch took its time
+			continue
+		}
 		err := w.commit([]*pgOp{o})
 		if errors.Is(err, ErrExists) && o.unsure {
 			err = nil // by the transaction that seemed to fail
@@ -132,16 +140,35 @@ func (w *pgWriter) commitAll(batch []*pgOp) {
 	}
 }
 
+// errGone says that nothing was tried, because nobody waits for it any more.
+var errGone = errors.New("its caller has left")
+
+// waitedFor drops those writes from a batch whose callers have left. When the database answers late, this is what
+// keeps it from being told to accept what has been refused already.
+func (w *pgWriter) waitedFor(batch []*pgOp) []*pgOp {
+	return slices.DeleteFunc(batch, func(o *pgOp) bool {
+		gone := o.gone.Load()
+		if gone {
+			w.finish(o, errGone)
+		}
+		return gone
+	})
+}
+
 // errAway says that nothing was tried, because the last heartbeat had no answer.
 var errAway = errors.New("the database does not answer")
 
 // worthAnother reports whether writes that failed together may succeed alone, or on another
-// connection. They may not when there is no connection to be had, or when time has run out.
+// connection. They may not when there is no connection to be had, when time has run out (by our clock or the
+// server's), or when the server has no room: each alone would only wait once more.
 func worthAnother(err error, writes int) bool {
 	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errAway) {
 		return false
 	}
 	cause, ok := errors.AsType[*pgconn.PgError](err)
+	if ok && (cause.Code == "55P03" || cause.Code == "57014" || strings.HasPrefix(cause.Code, "53")) {
+		return false
+	}
 	return writes > 1 || !ok || lostConnection(err) || strings.HasPrefix(cause.Code, "40")
 }
 

@@ -28,12 +28,15 @@ type Store interface {
 	// latter those in LaneNone are never handed out (sync), and those in another lane
 	// only if they are not finished within CallerLease, or found after a crash
 	// (submissions). It returns nil only when the rows are durable. After an error there
-	// is no row, unless ctx ended first or it is ErrUnsure: then there may be all. ErrExists asks for other ids.
+	// is no row, unless ctx ended first or it is ErrUnsure: then there may be all, now or later. The caller
+	// should Finish those in processing; rows that appear only after that are ended as interrupted by the
+	// store. ErrExists asks for other ids.
 	Accept(ctx context.Context, lane Lane, requests ...*tandem.Request) error
 
 	// Finish commits what came of work that the caller of Accept did itself, and
 	// returns when that is durable: job is the lane and the request as they were accepted, next
-	// what a Step would have returned. CodeNotFound: somebody else has finished it.
+	// what a Step would have returned. CodeNotFound after Accept returned nil: somebody else has finished it.
+	// After any other answer of Accept it says only that there is no row yet.
 	Finish(ctx context.Context, job Job, next Next) error
 
 	// Work hands out due jobs and commits what step returns for each, until ctx
