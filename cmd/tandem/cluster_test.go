@@ -64,6 +64,14 @@ type member struct {
 func newCluster(t *testing.T, database string, via map[int]string, args ...string) *cluster {
 	t.Helper()
 	c := &cluster{t: t, database: database, secret: tandem.NewSecret(), known: map[string]bool{}}
+	t.Cleanup(func() {
+		if !t.Failed() {
+			return
+		}
+		for _, m := range c.members {
+			t.Logf("%s %s:\n%s", m.name, m.id, tail(m.process.stderr.String(), 40))
+		}
+	})
 	for i := range clusterNodes {
 		address := crashAddress(t)
 		m := &member{cluster: c, name: fmt.Sprintf("node %d", i+1), address: address, database: database, args: args}
@@ -322,11 +330,14 @@ func (c *cluster) finish(t *testing.T) {
 	c.watching.Wait()
 	c.query(t, "the end of all work", func(ctx context.Context, db *pgx.Conn) error {
 		var unfinished, jobs int
+		var some string
 		err := db.QueryRow(ctx, `
 			SELECT (SELECT count(*) FROM requests WHERE job_id IS NOT NULL OR status IN ('pending', 'processing')),
-			       (SELECT count(*) FROM river_job)`).Scan(&unfinished, &jobs)
+			       (SELECT count(*) FROM river_job),
+			       left(coalesce((SELECT string_agg(concat_ws(' ', id, mode, task, status, 'lane', lane, 'job', job_id, 'node', node), ', ')
+			                      FROM requests WHERE job_id IS NOT NULL OR status IN ('pending', 'processing')), ''), 1000)`).Scan(&unfinished, &jobs, &some)
 		if err == nil && unfinished+jobs > 0 {
-			err = fmt.Errorf("%d requests are unfinished, %d jobs are left", unfinished, jobs)
+			err = fmt.Errorf("%d requests are unfinished, %d jobs are left: %s", unfinished, jobs, some)
 		}
 		return err
 	})
@@ -347,9 +358,6 @@ func (c *cluster) finish(t *testing.T) {
 		callbacks, repeats = callbacks+counts.Received, repeats+counts.Duplicates
 		if counts.BadSignature+counts.Malformed > 0 {
 			t.Errorf("%s: callbacks with a bad signature or body: %+v", m.name, counts)
-		}
-		if t.Failed() {
-			t.Logf("%s:\n%s", m.name, tail(m.process.stderr.String(), 40))
 		}
 	}
 	t.Logf("%d acknowledged, %d answered, %d callbacks, %d of them repeats; takeovers %v", promised, answered, callbacks, repeats, c.takeovers)
