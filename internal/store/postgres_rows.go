@@ -347,7 +347,7 @@ func (t *pgTx) logAttempts(ctx context.Context, settles []*pgSettle) error {
 			return err
 		}
 		ids, numbers, outcomes = append(ids, id), append(numbers, int32(a.Number)), append(outcomes, string(a.Outcome))
-		started, durations = append(started, timestamp(a.StartedAt)), append(durations, int64(a.DurationMS*1000))
+		started, durations = append(started, timestamp(a.StartedAt)), append(durations, attemptMicros(a))
 		codes, errs, next = append(codes, int32(a.StatusCode)), append(errs, plain(a.Error)), append(next, timestamp(a.NextAt))
 		t.count(groupAttempt+string(a.Outcome), 1)
 	}

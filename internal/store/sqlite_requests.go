@@ -264,7 +264,7 @@ const insertAttempt = `
 	VALUES (?, ?, ?, ?, ?, ?, ?, ?)`
 
 func logAttempt(tx *tx, seq int64, a *tandem.Attempt) error {
-	err := tx.attempts.add(tx, seq, a.Number, string(a.Outcome), micros(a.StartedAt), int64(a.DurationMS*1000), a.StatusCode, a.Error, nullMicros(a.NextAt))
+	err := tx.attempts.add(tx, seq, a.Number, string(a.Outcome), micros(a.StartedAt), attemptMicros(a), a.StatusCode, a.Error, nullMicros(a.NextAt))
 	if err != nil {
 		return fmt.Errorf("log attempts: %w", err)
 	}

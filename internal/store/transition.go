@@ -2,6 +2,7 @@ package store
 
 import (
 	"fmt"
+	"math"
 
 	"tandem"
 )
@@ -62,3 +63,6 @@ func move(r tandem.Request, to tandem.Status) (tandem.Request, error) {
 	r.Status = to
 	return r, nil
 }
+
+// attemptMicros is how long an attempt took, as stores keep it: 130.236 ms times 1000 is a little less than 130,236.
+func attemptMicros(a *tandem.Attempt) int64 { return int64(math.Round(a.DurationMS * 1000)) }
