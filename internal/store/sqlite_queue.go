@@ -323,8 +323,11 @@ func (q *queue) job(l *lane, it *item) *item {
 	after, err := next.apply(&job)
 	if err != nil {
 		s.cfg.Log.Error("a job ended against the rules; it stays in the queue", "error", err)
-		q.later(l)
-		return nil
+		next = Next{Verdict: Again, Lane: l.name, At: time.Now().Add(lookInterval)}
+		if after, err = next.apply(&job); err != nil { // never: a job may always be put off
+			q.later(l)
+			return nil
+		}
 	}
 	if next.Verdict != Again {
 		q.settle(it, &after, &next)
