@@ -7,14 +7,16 @@ TOOL    := go tool -modfile=tools/go.mod
 AIR     := go run github.com/air-verse/air@v1.67.4
 
 # How long each fuzz target runs, how often `make crash` kills the server, how often `make chaos` does what CI
-# does once, and how long `make soak` runs.
+# does once, how many operations `make oracle` does and which, and how long `make soak` runs.
 FUZZTIME      ?= 20s
 CRASH_ROUNDS  ?= 500
 CHAOS_ROUNDS  ?= 20
 SOAK_DURATION ?= 10m
+ORACLE_OPERATIONS ?= 10000000
+ORACLE_SEED       ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev cluster test race lint vuln build cross ci crash chaos soak abuse bench bench-postgres fuzz clean
+.PHONY: help demo dev cluster test race lint vuln build cross ci crash chaos oracle soak abuse bench bench-postgres fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +60,9 @@ crash: ## kill the real binary CRASH_ROUNDS times (500) and look for anything lo
 
 chaos: ## three nodes on one PostgreSQL: killed, stopped, cut off, their clocks set, replaced, CHAOS_ROUNDS times (20) what CI does
 	TANDEM_CHAOS_ROUNDS=$(CHAOS_ROUNDS) go test ./cmd/tandem -run TestChaos -timeout 24h -count=1 -v
+
+oracle: ## ORACLE_OPERATIONS random operations (10,000,000) on every store and on a model, by ORACLE_SEED (another each time): any difference is a fault
+	TANDEM_ORACLE_OPERATIONS=$(ORACLE_OPERATIONS) TANDEM_ORACLE_SEED=$(ORACLE_SEED) go test ./internal/store/storetest -run TestOracle -timeout 240h -count=1 -v
 
 soak: ## run server and generator in turn for SOAK_DURATION (10m) each: memory, goroutines and files stay level
 	SOAK_DURATION=$(SOAK_DURATION) go test ./cmd/tandem -run 'TestSoak|TestLoadMemory' -parallel 1 -timeout 24h -count=1 -v

@@ -1,0 +1,191 @@
+package storetest
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"strings"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"tandem"
+	"tandem/internal/store"
+)
+
+const micro = time.Microsecond
+
+var (
+	workLane = rapid.SampledFrom([]store.Lane{store.LaneCPU, store.LaneIO})
+	tasks    = rapid.SampledFrom([]string{"echo", "compute", "sleep"})
+	keys     = rapid.SampledFrom([]string{"", "key_a", "key_b"})
+	batches  = rapid.SampledFrom([]string{"", "batch_a", "batch_b", "batch_c"})
+	texts    = rapid.SampledFrom([]string{"", "no", "größer als 💥", "it's \"quoted\"\n\\ %s $1 ?"})
+	failures = rapid.SampledFrom([]string{tandem.FailedTask, tandem.FailedPanic, tandem.FailedTimeout, tandem.FailedNoSlot, tandem.FailedClientClosed})
+	failed   = rapid.SampledFrom([]tandem.Outcome{
+		tandem.OutcomeHTTPError, tandem.OutcomeRedirect, tandem.OutcomeThrottled, tandem.OutcomeTimeout, tandem.OutcomeConnect, tandem.OutcomeTLS,
+	})
+	// Some are larger than what stores read along with a list of jobs.
+	documents = []json.RawMessage{
+		json.RawMessage(`{}`),
+		json.RawMessage(`{"n": 1}`),
+		json.RawMessage("{ \"text\" : \"as received,\\u0000 \u00e9\",\n\"n\":1e3 }"),
+		json.RawMessage(`{"x":"` + strings.Repeat("x", 700) + `"}`),
+		json.RawMessage(`{"x":"` + strings.Repeat("é", 3000) + `"}`),
+	}
+)
+
+func drawDocument(t *rapid.T) json.RawMessage {
+	return documents[rapid.IntRange(0, len(documents)-1).Draw(t, "document")]
+}
+
+// pick draws a row.
+func (w *world) pick(t *rapid.T, match func(*row) bool) *row {
+	found := w.model.sorted(match)
+	if len(found) == 0 {
+		t.SkipNow()
+	}
+	return found[rapid.IntRange(0, len(found)-1).Draw(t, "which")]
+}
+
+// soon reports whether a row has a job that is handed out, now or in a moment.
+func (w *world) soon(r *row) bool { return r.queued() && time.Until(r.due) < 10*time.Second }
+
+func (w *world) now() time.Time { return time.Now() }
+
+func (w *world) someNode(t *rapid.T) int {
+	if len(w.subjects[0].nodes) == 1 {
+		return 0
+	}
+	return rapid.IntRange(0, len(w.subjects[0].nodes)-1).Draw(t, "node")
+}
+
+// moment is a time that was not there before, in microseconds.
+func (w *world) moment() time.Time {
+	w.moments++
+	return w.base.Add(time.Duration(w.moments) * 1_000_007 * micro)
+}
+
+// idStep is how far ids are apart, about: they are not made in their order.
+const idStep = 7
+
+// drawID makes an id that was not there before, whose order is that of no other.
+func (w *world) drawID(t *rapid.T) string {
+	w.made++
+	ms := uint64(w.base.UnixMilli() + int64(w.made*idStep+rapid.IntRange(-2*idStep, 2*idStep).Draw(t, "ms")))
+	var id [16]byte
+	binary.BigEndian.PutUint64(id[:], ms<<16|0x7000|uint64(w.made)&0xfff)
+	binary.BigEndian.PutUint64(id[8:], 1<<63|uint64(w.made)*0x9e3779b97f4a7c15>>2)
+	return tandem.ID(id)
+}
+
+// drawTime is one at which, before which or after which requests were made.
+func (w *world) drawTime(t *rapid.T) time.Time {
+	ms := rapid.IntRange(-2*idStep, w.made*idStep+3*idStep).Draw(t, "ms")
+	return w.base.Add(time.Duration(ms) * time.Millisecond).Add(rapid.SampledFrom([]time.Duration{0, 0, 1, 500 * micro}).Draw(t, "more"))
+}
+
+func (w *world) drawRequest(t *rapid.T, mode tandem.Mode) *tandem.Request {
+	id := w.drawID(t)
+	switch rapid.IntRange(0, 29).Draw(t, "id") {
+	case 0, 1:
+		if there := w.model.sorted(func(*row) bool { return true }); len(there) > 0 {
+			id = there[rapid.IntRange(0, len(there)-1).Draw(t, "which")].request.ID
+		}
+	case 2:
+		return &tandem.Request{ID: "req_1", Mode: mode, Task: "echo", Status: tandem.StatusPending, Data: json.RawMessage(`{}`)}
+	}
+	created, err := tandem.IDTime(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tandem.Request{
+		ID: id, Mode: mode, Task: tasks.Draw(t, "task"), Status: tandem.StatusPending, KeyID: keys.Draw(t, "key"),
+		Data: drawDocument(t), Complexity: rapid.IntRange(1, 10).Draw(t, "complexity"), CreatedAt: created,
+	}
+}
+
+// drawAsync is one with a callback, as a rule.
+func (w *world) drawAsync(t *rapid.T) *tandem.Request {
+	r := w.drawRequest(t, tandem.ModeAsync)
+	if rapid.IntRange(0, 7).Draw(t, "callback") > 0 {
+		r.CallbackStatus, r.CallbackURL = tandem.CallbackPending, "http://127.0.0.1:1/hook?q=ü"
+	}
+	return r
+}
+
+func (w *world) drawSync(t *rapid.T) *tandem.Request {
+	r := w.drawRequest(t, tandem.ModeSync)
+	r.Status, r.StartedAt = tandem.StatusProcessing, w.moment()
+	return r
+}
+
+func (w *world) drawSubmission(t *rapid.T, batch string) *tandem.Request {
+	r := w.drawRequest(t, tandem.ModeSync)
+	r.Status, r.Task, r.BatchID = tandem.StatusProcessing, tandem.TaskSubmission, batch
+	return r
+}
+
+// drawDone is the end of work of which nobody is told.
+func (w *world) drawDone(t *rapid.T) store.Next {
+	took := time.Duration(rapid.IntRange(0, 3_000_000_000).Draw(t, "took"))
+	o := &store.Outcome{StartedAt: w.moment(), CompletedAt: w.moment(), Processing: took}
+	switch rapid.IntRange(0, 3).Draw(t, "ended") {
+	case 0:
+		o.ErrorCode, o.ErrorMessage = failures.Draw(t, "code"), texts.Draw(t, "message")
+		if o.ErrorCode == tandem.FailedNoSlot {
+			o.StartedAt, o.Processing = time.Time{}, 0
+		}
+	default:
+		o.Result = drawDocument(t)
+	}
+	return store.Next{Verdict: store.Done, Outcome: o}
+}
+
+// drawDue is when something put off is due: now, in a moment, or not as long as this goes on.
+func (w *world) drawDue(t *rapid.T) time.Time {
+	switch rapid.IntRange(0, 39).Draw(t, "due") {
+	case 39:
+		return w.now().Add(time.Hour)
+	case 1, 2:
+		return w.now().Add(20 * time.Millisecond)
+	case 3:
+		return w.now().Add(-time.Minute)
+	default:
+		return time.Time{}
+	}
+}
+
+// drawAttempt is the next of a row, or, rarely, the last one once more.
+func (w *world) drawAttempt(t *rapid.T, r *row, outcome tandem.Outcome) *tandem.Attempt {
+	a := &tandem.Attempt{
+		Number: r.request.CallbackAttempts + 1, Outcome: outcome, StartedAt: w.moment(), Error: texts.Draw(t, "error"),
+		DurationMS: float64(rapid.IntRange(0, 10_000_000).Draw(t, "duration")) / 1000, StatusCode: rapid.SampledFrom([]int{0, 200, 204, 410, 503}).Draw(t, "code"),
+	}
+	if outcome == tandem.OutcomeExpired || a.Number > 1 && rapid.IntRange(0, 9).Draw(t, "again") == 0 {
+		a.Number = r.request.CallbackAttempts
+	}
+	return a
+}
+
+func (w *world) drawFilter(t *rapid.T) store.Filter {
+	f := store.Filter{Limit: rapid.SampledFrom([]int{1, 2, 5, 20, 1000}).Draw(t, "limit"), Key: keys.Draw(t, "key")}
+	if rapid.IntRange(0, 3).Draw(t, "by") == 0 {
+		f.Batch = batches.Draw(t, "batch")
+	}
+	if f.Batch == "" {
+		f.Mode = rapid.SampledFrom(append([]tandem.Mode{"", ""}, tandem.Modes...)).Draw(t, "mode")
+		f.Status = rapid.SampledFrom(append([]tandem.Status{"", "", ""}, tandem.Statuses...)).Draw(t, "status")
+		f.Task = rapid.SampledFrom([]string{"", "", "echo", "compute", "nothing", tandem.TaskSubmission, tandem.TaskSubmission}).Draw(t, "task")
+	}
+	if rapid.IntRange(0, 3).Draw(t, "since") == 0 {
+		f.Since = w.drawTime(t)
+	}
+	if rapid.IntRange(0, 3).Draw(t, "until") == 0 {
+		f.Until = w.drawTime(t)
+	}
+	if rapid.IntRange(0, 3).Draw(t, "offset") == 0 {
+		f.Offset = rapid.IntRange(0, 10).Draw(t, "rows")
+	}
+	f.MaxBytes = rapid.SampledFrom([]int{0, 0, 0, 1, 1000, 10_000}).Draw(t, "bytes")
+	return f
+}

@@ -1,0 +1,311 @@
+// Package storetest checks that every store behaves as store.Store promises. It
+// knows stores by that interface alone. Tests import it, and nothing else does.
+//
+// [Check] is the oracle: it does the same random operations on a model and on real
+// stores, and compares answers, rows and counters after each. A new operation is an entry
+// in the table of operations and a method of the model; a new field of a request needs a
+// line where requests are drawn.
+package storetest
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"tandem"
+	"tandem/internal/store"
+)
+
+// model is a store in memory, as plain as can be: a table of rows, gone through from the
+// beginning for every question. It is for one goroutine.
+type model struct {
+	capacity int64           // unfinished requests
+	rows     map[string]*row // :: id → row
+	totals   store.Stats     // what grows only; stats adds the gauges, which it counts in the rows
+	secret   *tandem.Secret
+}
+
+// row is a request and what is still to be done for it.
+type row struct {
+	request tandem.Request
+	lane    store.Lane // of its job; LaneNone: nothing is handed out
+	due     time.Time  // the job is not handed out before; zero: it is due
+	leased  bool       // its caller works on it: it is handed out to nobody
+	node    int        // where it was accepted
+
+	// The times that the store itself took: it is known only that they are not before these.
+	startedFrom, completedFrom time.Time
+}
+
+// newModel is empty.
+func newModel(capacity int64) *model {
+	return &model{capacity: capacity, rows: map[string]*row{}, totals: store.Stats{
+		Requests: map[tandem.Mode]int64{}, Ended: map[tandem.Status]int64{}, Callback: map[tandem.CallbackStatus]int64{},
+		Failures: map[string]int64{}, Attempts: map[tandem.Outcome]int64{}, Work: map[tandem.Mode]store.WorkTime{},
+	}}
+}
+
+// over reports whether nothing is left to do for a request.
+func (r *row) over() bool {
+	return r.lane == store.LaneNone && r.request.Status != tandem.StatusPending && r.request.Status != tandem.StatusProcessing
+}
+
+// answering reports whether the caller of Accept is still to finish it.
+func (r *row) answering() bool {
+	return r.request.Status == tandem.StatusProcessing && (r.leased || r.lane == store.LaneNone)
+}
+
+// queued reports whether it is handed out, now or later.
+func (r *row) queued() bool { return r.lane != store.LaneNone && !r.leased }
+
+// sorted returns the rows that match, the oldest first.
+func (m *model) sorted(match func(*row) bool) []*row {
+	var found []*row
+	for _, r := range m.rows {
+		if match(r) {
+			found = append(found, r)
+		}
+	}
+	slices.SortFunc(found, func(a, b *row) int { return cmp.Compare(a.request.ID, b.request.ID) })
+	return found
+}
+
+func (m *model) count(match func(*row) bool) int64 { return int64(len(m.sorted(match))) }
+
+// accept adds requests, all or none, and returns how it refuses them.
+func (m *model) accept(node int, lane store.Lane, requests ...*tandem.Request) answer {
+	if m.count(func(r *row) bool { return !r.over() })+int64(len(requests)) > m.capacity {
+		return answer(tandem.CodeQueueFull)
+	}
+	seen := map[string]bool{}
+	for _, r := range requests {
+		if _, err := tandem.IDOrder(r.ID); err != nil {
+			return anError
+		}
+	}
+	for _, r := range requests {
+		if seen[r.ID] || m.rows[r.ID] != nil {
+			return exists
+		}
+		seen[r.ID] = true
+	}
+	for _, r := range requests {
+		m.rows[r.ID] = &row{request: *r, lane: lane, leased: lane != store.LaneNone && r.Status == tandem.StatusProcessing, node: node}
+		m.totals.Requests[r.Mode]++
+		if r.Task == tandem.TaskSubmission {
+			m.totals.Submissions.Accepted++
+			m.totals.Submissions.Recent++ // no test goes on for a day
+		}
+	}
+	return done
+}
+
+// finish is what the caller of Accept says of its own request.
+func (m *model) finish(job store.Job, next store.Next) answer {
+	if !allowed(job, next) {
+		return anError
+	}
+	r := m.rows[job.Request.ID]
+	if r == nil || !r.answering() || r.lane != job.Lane {
+		return answer(tandem.CodeNotFound)
+	}
+	m.step(r, next)
+	return done
+}
+
+// stepped is what a step returned for the job of a row.
+func (m *model) stepped(r *row, next store.Next) answer {
+	if !allowed(store.Job{Lane: r.lane, Request: r.request}, next) {
+		return anError
+	}
+	m.step(r, next)
+	return done
+}
+
+// allowed are the rules of store.Next.
+func allowed(job store.Job, next store.Next) bool {
+	calls := job.Request.CallbackStatus != ""
+	switch {
+	case next.Outcome != nil && calls:
+		return job.Lane != store.LaneDeliver && next.Verdict == store.Again && next.Lane == store.LaneDeliver
+	case next.Outcome != nil:
+		return job.Lane != store.LaneDeliver && next.Verdict == store.Done
+	case next.Verdict == store.Again:
+		return job.Lane != store.LaneNone && next.Lane == job.Lane
+	default:
+		return job.Lane == store.LaneDeliver
+	}
+}
+
+// step changes a row as an allowed Next says.
+func (m *model) step(r *row, next store.Next) {
+	r.leased = false
+	switch {
+	case next.Outcome != nil:
+		m.worked(r, next.Outcome)
+	case next.Verdict == store.Again:
+		if r.request.Status == tandem.StatusProcessing {
+			r.request.Status = tandem.StatusPending
+		}
+	default:
+		m.called(r, next.Verdict == store.Done)
+	}
+	r.lane, r.due = store.LaneNone, time.Time{}
+	if next.Verdict == store.Again {
+		r.lane, r.due = next.Lane, next.At
+	}
+	if next.Attempt != nil {
+		m.attempted(r, *next.Attempt)
+	}
+}
+
+// worked notes how the work ended.
+func (m *model) worked(r *row, o *store.Outcome) {
+	q := &r.request
+	q.Status = tandem.StatusCompleted
+	if o.ErrorCode != "" {
+		q.Status = tandem.StatusFailed
+		m.totals.Failures[o.ErrorCode]++
+	}
+	m.totals.Ended[q.Status]++
+	q.Result, q.ErrorCode, q.ErrorMessage = o.Result, o.ErrorCode, o.ErrorMessage
+	q.StartedAt, q.CompletedAt, r.startedFrom = o.StartedAt, o.CompletedAt, time.Time{}
+	q.ProcessingTimeMS = float64(o.Processing.Microseconds()) / 1000
+	submission := q.Task == tandem.TaskSubmission
+	if submission && o.ErrorCode == "" {
+		m.totals.Submissions.Ended++
+	}
+	if o.StartedAt.IsZero() {
+		return
+	}
+	m.totals.Work[q.Mode] = plus(m.totals.Work[q.Mode], o.Processing)
+	if submission {
+		m.totals.Submissions.Work = plus(m.totals.Submissions.Work, o.Processing)
+	}
+}
+
+func plus(w store.WorkTime, took time.Duration) store.WorkTime {
+	return store.WorkTime{Count: w.Count + 1, Total: w.Total + took.Truncate(time.Microsecond)}
+}
+
+// called notes how the callback ended. Of failed work the status stays.
+func (m *model) called(r *row, sent bool) {
+	status := tandem.StatusCallbackFailed
+	r.request.CallbackStatus = tandem.CallbackFailed
+	if sent {
+		status, r.request.CallbackStatus = tandem.StatusCallbackSent, tandem.CallbackSent
+	}
+	m.totals.Callback[r.request.CallbackStatus]++
+	if r.request.Status == tandem.StatusCompleted {
+		r.request.Status = status
+		m.totals.Ended[status]++
+	}
+}
+
+// attempted adds to the log, in which a number stands once with each outcome.
+func (m *model) attempted(r *row, a tandem.Attempt) {
+	q := &r.request
+	if a.Outcome != tandem.OutcomeExpired { // which is no try
+		q.CallbackAttempts = a.Number
+	}
+	q.Attempts = slices.DeleteFunc(slices.Clone(q.Attempts), func(b tandem.Attempt) bool { return b.Number == a.Number && b.Outcome == a.Outcome })
+	q.Attempts = append(q.Attempts, a)
+	slices.SortStableFunc(q.Attempts, func(a, b tandem.Attempt) int {
+		return cmp.Or(cmp.Compare(a.Number, b.Number), a.StartedAt.Compare(b.StartedAt))
+	})
+	m.totals.Attempts[a.Outcome]++
+}
+
+// started notes that the work of a job has begun.
+func (m *model) started(r *row, now time.Time) {
+	r.request.Status, r.startedFrom = tandem.StatusProcessing, now
+}
+
+// released is the job of a row that nobody works on any more, although it has not ended.
+func (m *model) released(r *row) {
+	if r.request.Status == tandem.StatusProcessing {
+		r.request.Status = tandem.StatusPending
+	}
+}
+
+// ended is the end of a node, or of the only process: what its callers did themselves is
+// interrupted, or handed out if it can be.
+func (m *model) ended(node int, now time.Time) {
+	for _, r := range m.sorted(func(r *row) bool { return r.node == node && r.answering() }) {
+		if r.leased {
+			r.leased = false
+			m.released(r)
+			continue
+		}
+		q := &r.request
+		q.Status, q.ErrorCode, q.ErrorMessage = tandem.StatusFailed, tandem.FailedInterrupted, "the server stopped while this request was running"
+		r.completedFrom = now
+		m.totals.Ended[q.Status]++
+		m.totals.Failures[q.ErrorCode]++
+	}
+}
+
+// retain deletes what is over and was made before the given time.
+func (m *model) retain(before time.Time) (deleted int) {
+	for _, r := range m.sorted(func(r *row) bool { return r.over() && madeBefore(r, before) }) {
+		delete(m.rows, r.request.ID)
+		deleted++
+	}
+	return deleted
+}
+
+// madeBefore goes by the time inside the id, which is whole milliseconds.
+func madeBefore(r *row, t time.Time) bool { return r.request.CreatedAt.Before(t) }
+
+// page is a page of the history after the given id; "" is its beginning. next is the id
+// that the page after it begins after, "" at the end.
+func (m *model) page(f store.Filter, after string) (page []tandem.Request, next string, submissions int64) {
+	matching := m.sorted(func(r *row) bool {
+		q := &r.request
+		return (f.Mode == "" || q.Mode == f.Mode) && (f.Status == "" || q.Status == f.Status) && (f.Task == "" || q.Task == f.Task) &&
+			(f.Key == "" || q.KeyID == f.Key) && (f.Batch == "" || q.BatchID == f.Batch) &&
+			(f.Since.IsZero() || !madeBefore(r, f.Since)) && (f.Until.IsZero() || madeBefore(r, f.Until)) &&
+			(after == "" || q.ID < after)
+	})
+	slices.Reverse(matching)
+	bytes := 0
+	for _, r := range matching[min(f.Offset, len(matching)):] {
+		bytes += len(r.request.Data) + len(r.request.Result)
+		if len(page) == f.Limit || f.MaxBytes > 0 && len(page) > 0 && bytes > f.MaxBytes {
+			next = page[len(page)-1].ID
+			break
+		}
+		q := r.request
+		q.Attempts = nil
+		page = append(page, q)
+	}
+	if f.Task == tandem.TaskSubmission && f.Mode == "" && f.Status == "" && f.Batch == "" && f.Since.IsZero() && f.Until.IsZero() {
+		submissions = m.count(func(r *row) bool {
+			return r.request.Task == f.Task && (f.Key == "" || r.request.KeyID == f.Key)
+		})
+	}
+	return page, next, submissions
+}
+
+// stats are the totals, and the gauges as the rows have them.
+func (m *model) stats() store.Stats {
+	s := m.totals
+	s.Now, s.Queue, s.Capacity = map[tandem.Status]int64{}, map[store.Lane]int64{}, m.capacity
+	for _, status := range []tandem.Status{tandem.StatusPending, tandem.StatusProcessing} {
+		s.Now[status] = m.count(func(r *row) bool { return r.request.Status == status })
+	}
+	for _, lane := range store.Lanes {
+		s.Queue[lane] = m.count(func(r *row) bool { return r.lane == lane })
+	}
+	s.Unfinished = m.count(func(r *row) bool { return !r.over() })
+	s.Submissions.Kept = m.count(func(r *row) bool { return r.request.Task == tandem.TaskSubmission })
+	return s
+}
+
+// signingSecret keeps the first secret that it is given.
+func (m *model) signingSecret(fresh tandem.Secret) (secret tandem.Secret, made bool) {
+	if m.secret == nil {
+		m.secret, made = &fresh, true
+	}
+	return *m.secret, made
+}

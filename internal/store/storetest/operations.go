@@ -1,0 +1,406 @@
+package storetest
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"tandem"
+	"tandem/internal/store"
+)
+
+// operation is one kind of thing that is done.
+type operation struct {
+	name   string
+	weight int                                   // how often, relative to the others
+	always bool                                  // there is nothing to refuse
+	rare   bool                                  // it takes seconds, so it may be missing in a short run
+	run    func(w *world, t *rapid.T) (a answer) // skips t when there is nothing to do it with
+}
+
+var cut = &operation{name: "cut a node off", weight: 1, rare: true, always: true, run: cutOff}
+
+// operations are all that a store can do.
+var operations = []*operation{
+	{name: "accept a sync request", weight: 6, run: acceptSync},
+	{name: "accept an async request", weight: 8, run: acceptAsync},
+	{name: "accept a submission", weight: 4, run: acceptSubmission},
+	{name: "accept several", weight: 3, run: acceptSeveral},
+	{name: "finish a sync request", weight: 6, run: finishSync},
+	{name: "finish a submission", weight: 4, run: finishSubmission},
+	{name: "put a submission off", weight: 2, run: putSubmissionOff},
+	{name: "finish twice", weight: 2, run: finishTwice},
+	{name: "begin work", weight: 2, always: true, run: beginWork},
+	{name: "end work", weight: 8, run: endWork},
+	{name: "put work off", weight: 3, run: putWorkOff},
+	{name: "end a callback", weight: 8, run: endCallback},
+	{name: "try a callback in vain", weight: 5, run: failCallback},
+	{name: "put a callback off", weight: 3, run: putCallbackOff},
+	{name: "look up a request", weight: 4, run: lookUp},
+	{name: "list requests", weight: 6, run: list},
+	{name: "list the next page", weight: 6, run: listNext},
+	{name: "retain", weight: 2, run: retain},
+	{name: "keep the signing secret", weight: 1, run: keepSecret},
+	{name: "restart", weight: 1, rare: true, run: restart},
+	cut,
+	{name: "crash", weight: 1, rare: true, always: true, run: crash},
+}
+
+// Tally counts the operations of a run, by name and by how they ended.
+type Tally struct {
+	mu             sync.Mutex // guards the fields below
+	done, refused  map[string]int
+	Operations     int
+	SequencesBegun int
+}
+
+// NewTally is of a run that has not begun.
+func NewTally() *Tally { return &Tally{done: map[string]int{}, refused: map[string]int{}} }
+
+func (c *Tally) add(o *operation, a answer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.Operations++
+	if a == done {
+		c.done[o.name]++
+	} else {
+		c.refused[o.name]++
+	}
+}
+
+func (c *Tally) begin() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.SequencesBegun++
+}
+
+// Check reports every kind of operation that has not both succeeded and been refused. A run without one says nothing of it.
+func (c *Tally) Check(t testing.TB) {
+	t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t.Logf("%d operations in %d sequences", c.Operations, c.SequencesBegun)
+	for _, o := range operations {
+		t.Logf("%-24s %7d done %7d refused", o.name, c.done[o.name], c.refused[o.name])
+		if c.done[o.name] == 0 || c.refused[o.name] == 0 && !o.always {
+			t.Errorf("%q was done %d times and refused %d times: the run says too little", o.name, c.done[o.name], c.refused[o.name])
+		}
+	}
+}
+
+// Check does random operations in a setting, which is to be empty. It fails t when an answer, a row or a counter is not
+// that of the model.
+func Check(t *rapid.T, setting Setting, tally *Tally) {
+	tally.begin()
+	w, err := newWorld(setting, tally)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := w.end(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	}()
+	actions := map[string]func(*rapid.T){}
+	for i, o := range operations {
+		for j := range o.weight { // rapid sorts actions by name and prefers the first, so each kind stands everywhere
+			actions[fmt.Sprintf("%02d %s", (i*7+j*29)%97, o.name)] = func(t *rapid.T) { w.do(t, o) }
+		}
+	}
+	t.Repeat(actions)
+	if setting.Cut && !w.cut {
+		w.do(t, cut)
+	}
+	w.settle(t)
+}
+
+// settle checks at the end that everything which is due is handed out, and each request with its attempts.
+func (w *world) settle(t *rapid.T) {
+	for _, r := range w.model.sorted(w.soon) {
+		w.each(t, 0, func(s *subject, _ *node) error {
+			_, err := s.await(r.request.ID)
+			return err
+		})
+	}
+	w.checks = 0
+	w.compare(t)
+	for _, r := range w.model.sorted(func(*row) bool { return true }) {
+		w.each(t, 0, func(_ *subject, n *node) error { return w.compareWhole(n, r.request.ID) })
+	}
+}
+
+func (w *world) accept(t *rapid.T, lane store.Lane, requests ...*tandem.Request) answer {
+	const enough = 40 // unfinished, where nothing bounds them
+	most := min(w.setting.MaxQueue, enough)
+	if w.model.count(func(r *row) bool { return !r.over() }) >= most && (most == enough || rapid.IntRange(0, 3).Draw(t, "although it is full") > 0) {
+		t.SkipNow()
+	}
+	k := w.someNode(t)
+	want := w.model.accept(k, lane, requests...)
+	w.sameAnswer(t, want, k, func(s store.Store) error { return s.Accept(context.Background(), lane, requests...) })
+	for _, r := range requests {
+		if _, err := tandem.IDOrder(r.ID); err == nil {
+			w.each(t, 0, func(_ *subject, n *node) error { return w.compareWhole(n, r.ID) })
+		}
+		if want == done && w.model.rows[r.ID].leased {
+			w.leases[r.ID] = w.now()
+		}
+	}
+	return want
+}
+
+func acceptSync(w *world, t *rapid.T) answer {
+	return w.accept(t, store.LaneNone, w.drawSync(t))
+}
+
+func acceptAsync(w *world, t *rapid.T) answer {
+	return w.accept(t, workLane.Draw(t, "lane"), w.drawAsync(t))
+}
+
+func acceptSubmission(w *world, t *rapid.T) answer {
+	return w.accept(t, store.LaneIO, w.drawSubmission(t, batches.Draw(t, "batch")))
+}
+
+// acceptSeveral is a batch of submissions or of async requests, one of which may be there already, or be there twice.
+func acceptSeveral(w *world, t *rapid.T) answer {
+	batch, submissions := batches.Draw(t, "batch"), rapid.Bool().Draw(t, "submissions")
+	var requests []*tandem.Request
+	for range rapid.IntRange(2, 6).Draw(t, "several") {
+		if submissions {
+			requests = append(requests, w.drawSubmission(t, batch))
+		} else {
+			requests = append(requests, w.drawAsync(t))
+		}
+	}
+	if rapid.IntRange(0, 9).Draw(t, "twice") == 0 {
+		requests[len(requests)-1].ID = requests[0].ID
+	}
+	return w.accept(t, store.LaneIO, requests...)
+}
+
+func finishSync(w *world, t *rapid.T) answer {
+	r := w.pick(t, func(r *row) bool { return r.answering() && !r.leased })
+	job, next := store.Job{Lane: r.lane, Request: r.request}, w.drawDone(t)
+	switch rapid.IntRange(0, 9).Draw(t, "how") {
+	case 0:
+		job.Lane = store.LaneIO // it is in none
+	case 1:
+		next = store.Next{Verdict: store.Again} // it is in no queue
+	}
+	return w.finish(t, job, next)
+}
+
+func finishSubmission(w *world, t *rapid.T) answer {
+	r := w.pick(t, func(r *row) bool { return r.leased })
+	job, next := store.Job{Lane: r.lane, Request: r.request}, w.drawDone(t)
+	switch rapid.IntRange(0, 9).Draw(t, "how") {
+	case 0:
+		job.Lane = store.LaneNone // it is in one
+	case 1:
+		next.Verdict, next.Lane = store.Again, store.LaneDeliver // nobody is to be called
+	}
+	return w.finish(t, job, next)
+}
+
+func putSubmissionOff(w *world, t *rapid.T) answer {
+	r := w.pick(t, func(r *row) bool { return r.leased })
+	next := store.Next{Verdict: store.Again, Lane: r.lane, At: w.drawDue(t)}
+	if rapid.IntRange(0, 5).Draw(t, "how") == 0 {
+		next.Lane = store.LaneCPU
+	}
+	return w.finish(t, store.Job{Lane: r.lane, Request: r.request}, next)
+}
+
+// finishTwice is what a caller says who comes too late, or of what is not its own. Whether it is let in is known by the model.
+func finishTwice(w *world, t *rapid.T) answer {
+	if rapid.IntRange(0, 3).Draw(t, "how") > 0 {
+		r := w.pick(t, func(r *row) bool { return !r.answering() && r.lane == store.LaneNone })
+		job := store.Job{Request: r.request}
+		job.Request.Status, job.Request.CallbackStatus = tandem.StatusProcessing, ""
+		return w.finish(t, job, w.drawDone(t))
+	}
+	r := w.pick(t, func(r *row) bool { return r.answering() && !r.leased })
+	job := store.Job{Request: r.request}
+	w.finish(t, job, w.drawDone(t))
+	if a := w.finish(t, job, w.drawDone(t)); a == done {
+		t.Fatalf("%s was finished twice", r.request.ID)
+	}
+	return done
+}
+
+func beginWork(w *world, t *rapid.T) answer {
+	w.start(t, w.pick(t, func(r *row) bool { return w.soon(r) && r.lane != store.LaneDeliver && !w.started[r.request.ID] }))
+	return done
+}
+
+func working(w *world, t *rapid.T) *row {
+	return w.pick(t, func(r *row) bool { return w.soon(r) && r.lane != store.LaneDeliver })
+}
+
+func calling(w *world, t *rapid.T) *row {
+	return w.pick(t, func(r *row) bool { return w.soon(r) && r.lane == store.LaneDeliver })
+}
+
+func endWork(w *world, t *rapid.T) answer {
+	r := working(w, t)
+	next := w.drawDone(t)
+	calls := r.request.CallbackStatus != ""
+	if rapid.IntRange(0, 19).Draw(t, "against the rules") == 0 {
+		calls = !calls
+	}
+	if calls {
+		next.Verdict, next.Lane, next.At = store.Again, store.LaneDeliver, w.drawDue(t)
+	}
+	return w.step(t, r, next)
+}
+
+func putWorkOff(w *world, t *rapid.T) answer {
+	r := working(w, t)
+	next := store.Next{Verdict: store.Again, Lane: r.lane, At: w.drawDue(t)}
+	if rapid.IntRange(0, 9).Draw(t, "against the rules") == 0 {
+		next.Lane = store.LaneDeliver
+	}
+	return w.step(t, r, next)
+}
+
+func endCallback(w *world, t *rapid.T) answer {
+	r := calling(w, t)
+	next := store.Next{Verdict: store.Done, Attempt: w.drawAttempt(t, r, tandem.OutcomeDelivered)}
+	switch rapid.IntRange(0, 19).Draw(t, "how") {
+	case 0:
+		next = w.drawDone(t) // of work
+	case 1, 2, 3:
+		next.Verdict, next.Attempt = store.Dead, w.drawAttempt(t, r, tandem.OutcomeGone)
+	case 4, 5:
+		next.Verdict, next.Attempt = store.Dead, w.drawAttempt(t, r, tandem.OutcomeExpired)
+	}
+	return w.step(t, r, next)
+}
+
+func failCallback(w *world, t *rapid.T) answer {
+	r := calling(w, t)
+	next := store.Next{Verdict: store.Again, Lane: r.lane, At: w.drawDue(t), Attempt: w.drawAttempt(t, r, failed.Draw(t, "outcome"))}
+	next.Attempt.NextAt = w.now().UTC().Truncate(micro)
+	if rapid.IntRange(0, 14).Draw(t, "against the rules") == 0 {
+		next.Lane = store.LaneIO
+	}
+	return w.step(t, r, next)
+}
+
+func putCallbackOff(w *world, t *rapid.T) answer {
+	r := calling(w, t)
+	next := store.Next{Verdict: store.Again, Lane: r.lane, At: w.drawDue(t)}
+	if rapid.IntRange(0, 9).Draw(t, "against the rules") == 0 {
+		next.Lane = store.LaneNone
+	}
+	return w.step(t, r, next)
+}
+
+func lookUp(w *world, t *rapid.T) answer {
+	id := w.drawID(t)
+	if rapid.Bool().Draw(t, "there") {
+		id = w.pick(t, func(*row) bool { return true }).request.ID
+	}
+	w.each(t, w.someNode(t), func(_ *subject, n *node) error { return w.compareWhole(n, id) })
+	if w.model.rows[id] == nil {
+		return answer(tandem.CodeNotFound)
+	}
+	return done
+}
+
+func list(w *world, t *rapid.T) answer {
+	f := w.drawFilter(t)
+	if rapid.IntRange(0, 9).Draw(t, "cursor") == 0 {
+		f.Cursor = rapid.SampledFrom([]string{"x", "%", "cmVx", "AAAAAAAAAAAAAAAAAAAAAAAA", "é"}).Draw(t, "text")
+		w.sameAnswer(t, answer(tandem.CodeInvalidCursor), w.someNode(t), func(s store.Store) error {
+			_, err := s.Requests(context.Background(), f)
+			return err
+		})
+		return answer(tandem.CodeInvalidCursor)
+	}
+	w.page(t, cursor{filter: f})
+	return done
+}
+
+// listNext goes on after a page, whatever has happened since, with the same filter or another.
+func listNext(w *world, t *rapid.T) answer {
+	if len(w.cursors) == 0 {
+		t.SkipNow()
+	}
+	c := w.cursors[rapid.IntRange(0, len(w.cursors)-1).Draw(t, "page")]
+	c.filter.Offset = 0
+	if rapid.IntRange(0, 4).Draw(t, "other filter") == 0 {
+		c.filter = w.drawFilter(t)
+		c.filter.Offset = 0
+	}
+	if w.page(t, c) == 0 {
+		return answer("nothing is left")
+	}
+	return done
+}
+
+// page compares a page, and remembers where it ends.
+func (w *world) page(t *rapid.T, at cursor) int {
+	want, next, submissions := w.model.page(at.filter, at.after)
+	end := cursor{filter: at.filter, after: next, texts: map[*subject]string{}}
+	w.each(t, w.someNode(t), func(s *subject, n *node) error {
+		f := at.filter
+		if at.after != "" {
+			f.Cursor = at.texts[s]
+		}
+		page, err := n.store.Requests(context.Background(), f)
+		if err != nil {
+			return err
+		}
+		end.texts[s] = page.Next
+		if page.Submissions != submissions || (page.Next == "") != (next == "") {
+			return fmt.Errorf("%+v: %d submissions and next page %q, want %d and %q", f, page.Submissions, page.Next, submissions, next)
+		}
+		if err := w.compareRows(want, page.Requests); err != nil {
+			return fmt.Errorf("%+v: %w", f, err)
+		}
+		return nil
+	})
+	if next != "" {
+		const most = 4
+		w.cursors = append(w.cursors, end)
+		w.cursors = w.cursors[max(len(w.cursors)-most, 0):]
+	}
+	return len(want)
+}
+
+// retain refuses when it deletes nothing.
+func retain(w *world, t *rapid.T) answer {
+	before := w.drawTime(t)
+	want := w.model.retain(before)
+	w.each(t, w.someNode(t), func(_ *subject, n *node) error {
+		got, err := n.store.Retain(context.Background(), before)
+		if err != nil || got != want {
+			return fmt.Errorf("retention deleted %d, %w; want %d", got, errOrNone(err), want)
+		}
+		return nil
+	})
+	if want == 0 {
+		return answer("nothing to delete")
+	}
+	return done
+}
+
+func keepSecret(w *world, t *rapid.T) answer {
+	fresh := tandem.NewSecret()
+	want, made := w.model.signingSecret(fresh)
+	w.each(t, w.someNode(t), func(_ *subject, n *node) error {
+		got, kept, err := n.store.SigningSecret(context.Background(), fresh)
+		if err != nil || kept != made || got.Reveal() != want.Reveal() {
+			return fmt.Errorf("secret made %t, the same %t, %w; want made %t", kept, got.Reveal() == want.Reveal(), errOrNone(err), made)
+		}
+		return nil
+	})
+	if !made {
+		return answer("it has one")
+	}
+	return done
+}
