@@ -19,10 +19,7 @@ func (c *serveCommand) banner(address net.Addr, s *service, program string) stri
 	line := func(name, format string, args ...any) {
 		fmt.Fprintf(&b, "  %-10s %s\n", name, fmt.Sprintf(format, args...))
 	}
-	base := baseURL(address)
-	if c.TLSCert != "" {
-		base = "https" + strings.TrimPrefix(base, "http")
-	}
+	base := c.ownURL(address)
 	fmt.Fprintf(&b, "tandem %s, %s mode\n\n", tandem.Version, c.Mode)
 	line("listening", "%s  (docs: %s/docs)", base, base)
 	if store.Memory(c.DB) {
@@ -147,6 +144,15 @@ curl -X POST %s/sync -H 'Content-Type: application/json'%s \
 curl -X POST %s/async -H 'Content-Type: application/json' \
   -d '{"data":{"n":1},"callback_url":"%s/test-callback"}'
 curl '%s/requests?limit=1'`, base, base, base)
+}
+
+// ownURL is how a program on this machine reaches the server.
+func (c *serveCommand) ownURL(address net.Addr) string {
+	base := baseURL(address)
+	if c.TLSCert != "" {
+		base = "https" + strings.TrimPrefix(base, "http")
+	}
+	return base
 }
 
 // baseURL is how a program on this machine reaches the address: a name for the

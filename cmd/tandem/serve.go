@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -93,7 +94,7 @@ func (c *serveCommand) parts(address net.Addr, log *slog.Logger) parts {
 			MaxData:      c.MaxData,
 			MaxDepth:     c.MaxDepth,
 			TaskTimeout:  c.TaskTimeout,
-			BaseURL:      c.BaseURL,
+			BaseURL:      cmp.Or(c.BaseURL, c.ownURL(address)),
 			AllowedHosts: c.ownNames(),
 			CORSOrigins:  c.CORSOrigin,
 			RateLimit:    c.quota,

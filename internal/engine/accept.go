@@ -70,7 +70,7 @@ func (e *Engine) Do(ctx context.Context, order Order) (tandem.Request, error) {
 	}
 	e.vitals.accepted(arrived)
 	if e.telling() {
-		e.tell("🚀 sync: on disk, its caller waits", &r, "task", r.Task, "took", time.Since(arrived), "in_flight", e.gate.count())
+		e.tell("🚀 sync: committed, its caller waits", &r, "task", r.Task, "took", time.Since(arrived), "in_flight", e.gate.count())
 	}
 	outcome := e.doWork(ctx, slots, task, &r)
 	if err := e.finish(&r, outcome); err != nil {
@@ -203,7 +203,7 @@ func (e *Engine) Submit(ctx context.Context, order Order) (tandem.Request, error
 	took := time.Since(arrived)
 	e.vitals.latency[latencyAccept].record(arrived.Add(took), took)
 	if e.telling() {
-		e.tell("📝 async: on disk, the work goes to the background", &r, "task", r.Task, "took", took, "in_flight", e.gate.count())
+		e.tell("📝 async: committed, the work goes to the background", &r, "task", r.Task, "took", took, "in_flight", e.gate.count())
 	}
 	return r, nil
 }

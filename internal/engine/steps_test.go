@@ -111,7 +111,7 @@ func TestStepsOfASubmission(t *testing.T) {
 	lines := p.steps(&told, id)
 	for _, want := range []struct{ step, attributes string }{
 		{"🚀 submission: saved and passed on at the same time", ` in_flight=1 submitted={firstName:Ada,lastName:Lovelace}\n`},
-		{"💾 submission: on disk", ` rows=1 took=`},
+		{"💾 submission: committed", ` rows=1 took=`},
 		{"🌐 external service: delivered", ` took=\S+ status_code=200`},
 		{"✅ submission: completed", ` took=\S+ one_after_the_other=`},
 		{"📝 submission: its line for the log is written in the background", ``},
@@ -119,6 +119,9 @@ func TestStepsOfASubmission(t *testing.T) {
 		if !regexp.MustCompile(`msg="` + want.step + `" request_id=` + id + want.attributes).MatchString(told.String()) {
 			t.Errorf("no %s with %s in\n%s", want.step, want.attributes, told.String())
 		}
+	}
+	if strings.Contains(told.String(), "on disk") {
+		t.Errorf("the database is in memory, and the log says\n%s", told.String())
 	}
 	slices.Sort(lines[1:3]) // these two run at the same time
 	if diff := cmp.Diff([]string{"🚀", "🌐", "💾", "✅", "📝"}, lines); diff != "" {

@@ -147,7 +147,7 @@ func (e *Engine) submitOnce(slots *slots, batch Batch) ([]Submission, error) {
 	}
 	saving = time.Since(arrived)
 	if kept && e.telling() {
-		e.tell("💾 submission: on disk", requests[0], "rows", len(requests), "took", saving)
+		e.tell("💾 submission: committed", requests[0], "rows", len(requests), "took", saving)
 	}
 	close(decided)
 	calls.Wait()

@@ -9,8 +9,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
-
-	"github.com/swaggest/swgui/v5/static"
+	"sync"
 
 	"tandem"
 )
@@ -38,25 +37,41 @@ var problemsHTML string
 var problemsPage = template.Must(template.New("problems").Parse(problemsHTML))
 
 //go:embed pages/docs.js pages/docs.css pages/tandem.css third_party/redoc/redoc.standalone.js.gz
+//go:embed third_party/swagger-ui/swagger-ui-bundle.js.gz third_party/swagger-ui/swagger-ui.css.gz third_party/swagger-ui/favicon-32x32.png
 var files embed.FS
 
-// asset is a file of the pages. Those that end in .gz are kept compressed.
+// asset is a file of the pages.
 type asset struct {
-	from interface {
-		ReadFile(name string) ([]byte, error)
-	}
-	path, media string
+	media  string
+	kept   func() ([]byte, error) // as it is in the binary
+	plain  func() ([]byte, error) // the same uncompressed: unpacked once, when somebody first needs it
+	zipped bool                   // kept is compressed with gzip
 }
 
-// :: file under /docs/ → where it is kept
+// assetOf is a file of the binary; those whose names end in .gz are compressed.
+func assetOf(path, media string) asset {
+	kept := sync.OnceValues(func() ([]byte, error) { return files.ReadFile(path) })
+	a := asset{media: media, kept: kept, plain: kept, zipped: strings.HasSuffix(path, ".gz")}
+	if a.zipped {
+		a.plain = sync.OnceValues(func() ([]byte, error) { return unzip(kept) })
+	}
+	return a
+}
+
+const (
+	mediaScript = "text/javascript; charset=utf-8"
+	mediaStyle  = "text/css; charset=utf-8"
+)
+
+// :: file under /docs/ → what it is
 var assets = map[string]asset{
-	"docs.js":              {files, "pages/docs.js", "text/javascript; charset=utf-8"},
-	"docs.css":             {files, "pages/docs.css", "text/css; charset=utf-8"},
-	"tandem.css":           {files, "pages/tandem.css", "text/css; charset=utf-8"},
-	"redoc.js":             {files, "third_party/redoc/redoc.standalone.js.gz", "text/javascript; charset=utf-8"},
-	"swagger-ui-bundle.js": {static.FS, "swagger-ui-bundle.js.gz", "text/javascript; charset=utf-8"},
-	"swagger-ui.css":       {static.FS, "swagger-ui.css.gz", "text/css; charset=utf-8"},
-	"favicon.png":          {static.FS, "favicon-32x32.png", "image/png"},
+	"docs.js":              assetOf("pages/docs.js", mediaScript),
+	"docs.css":             assetOf("pages/docs.css", mediaStyle),
+	"tandem.css":           assetOf("pages/tandem.css", mediaStyle),
+	"redoc.js":             assetOf("third_party/redoc/redoc.standalone.js.gz", mediaScript),
+	"swagger-ui-bundle.js": assetOf("third_party/swagger-ui/swagger-ui-bundle.js.gz", mediaScript),
+	"swagger-ui.css":       assetOf("third_party/swagger-ui/swagger-ui.css.gz", mediaStyle),
+	"favicon.png":          assetOf("third_party/swagger-ui/favicon-32x32.png", "image/png"),
 }
 
 // page is the route of a page of documentation.
@@ -88,18 +103,17 @@ func (s *server) handleAsset(w http.ResponseWriter, r *http.Request) error {
 	if !ok {
 		return notFound(w, r)
 	}
-	content, err := a.from.ReadFile(a.path)
-	if err != nil {
-		return fmt.Errorf("read asset: %w", err)
-	}
-	header := w.Header()
-	if strings.HasSuffix(a.path, ".gz") {
+	header, read := w.Header(), a.plain
+	if a.zipped {
 		header.Set("Vary", "Accept-Encoding")
 		if strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
 			header.Set("Content-Encoding", "gzip")
-		} else if content, err = unzip(content); err != nil {
-			return fmt.Errorf("decompress asset: %w", err)
+			read = a.kept
 		}
+	}
+	content, err := read()
+	if err != nil {
+		return fmt.Errorf("read asset: %w", err)
 	}
 	header.Set("Content-Type", a.media)
 	header.Set("Cache-Control", "public, max-age=3600")
@@ -108,7 +122,11 @@ func (s *server) handleAsset(w http.ResponseWriter, r *http.Request) error {
 }
 
 // unzip serves the rare client that does not take gzip.
-func unzip(compressed []byte) ([]byte, error) {
+func unzip(kept func() ([]byte, error)) ([]byte, error) {
+	compressed, err := kept()
+	if err != nil {
+		return nil, err
+	}
 	reader, err := gzip.NewReader(bytes.NewReader(compressed))
 	if err != nil {
 		return nil, err

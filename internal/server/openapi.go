@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -57,6 +58,15 @@ var (
 		"request_id": exampleID, "status": "accepted", "message": "Request accepted for processing. Callback will be sent when complete.",
 	}
 )
+
+// exampleAsyncOrder can be tried out as it is in demo mode, which has a receiver of its own.
+func (s *server) exampleAsyncOrder() map[string]any {
+	receiver := "https://example.com/hooks/tandem"
+	if s.inbox != nil && s.cfg.BaseURL != "" {
+		receiver = strings.TrimRight(s.cfg.BaseURL, "/") + "/test-callback"
+	}
+	return map[string]any{"data": exampleOrder["data"], "complexity": 2, "callback_url": receiver}
+}
 
 // commonHeaders are on every answer.
 var commonHeaders = []string{"X-Process-Time", "Server-Timing", "X-Request-ID"}
@@ -147,13 +157,7 @@ func operation(registry huma.Registry, rt route) *huma.Operation {
 		Parameters: rt.params, Callbacks: rt.callbacks, Responses: map[string]*huma.Response{},
 	}
 	if rt.body != nil {
-		media := &huma.MediaType{Schema: registry.Schema(reflect.TypeOf(rt.body), true, rt.id)}
-		switch rt.body.(type) {
-		case syncOrder:
-			media.Example = exampleOrder
-		case asyncOrder:
-			media.Example = map[string]any{"data": exampleOrder["data"], "complexity": 2, "callback_url": "https://example.com/hooks/tandem"}
-		}
+		media := &huma.MediaType{Schema: registry.Schema(reflect.TypeOf(rt.body), true, rt.id), Example: rt.ask}
 		op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/json": media}}
 	}
 	headers, problems := slices.Clone(rt.headers), append([]tandem.Code{tandem.CodeInternal, tandem.CodeHostNotAllowed}, rt.problems...)
@@ -225,9 +229,20 @@ func addProblem(registry huma.Registry, op *huma.Operation, code tandem.Code, li
 	response.Description += string(code) + ": " + k.Title
 	example := problem{
 		Type: "/problems/" + string(code), Title: k.Title, Status: k.Status, Detail: k.Help,
-		Instance: op.Path, Code: code, RetryAfter: int(k.Retry.Seconds()),
+		Instance: examplePath(op), Code: code, RetryAfter: int(k.Retry.Seconds()),
 	}
 	response.Content["application/problem+json"].Examples[string(code)] = &huma.Example{Summary: k.Title, Value: example}
+}
+
+// examplePath is a path of an operation as somebody may have asked for it.
+func examplePath(op *huma.Operation) string {
+	path := op.Path
+	for _, p := range op.Parameters {
+		if p.In == "path" {
+			path = strings.ReplaceAll(path, "{"+p.Name+"}", fmt.Sprint(p.Example))
+		}
+	}
+	return path
 }
 
 // headerRefs refers to the headers of every answer and to more by name.

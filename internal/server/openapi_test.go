@@ -5,6 +5,8 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -14,7 +16,7 @@ import (
 
 func TestDocumentIsTheGoldenOne(t *testing.T) {
 	t.Parallel()
-	svc := start(t, func(s *setup) { s.engine.Tasks = nil })
+	svc := start(t, func(s *setup) { s.engine.Tasks, s.server.BaseURL = nil, "http://127.0.0.1:8000" })
 	got := fetch(t, svc.URL+"/openapi.yaml")
 	if *update {
 		if err := os.WriteFile(goldenDocument, []byte(got), 0o600); err != nil {
@@ -95,6 +97,32 @@ func TestDocumentDescribesEverything(t *testing.T) {
 			if p["$ref"] == nil && p["description"] == nil && p["enum"] == nil && p["const"] == nil {
 				t.Errorf("%s.%s is not described: %v", name, property, p)
 			}
+		}
+	}
+}
+
+// Tools such as Spectral check examples against their formats: braces are in no URI reference (RFC 3986, 2).
+func TestExamplesNamePathsThatSomebodyCanAskFor(t *testing.T) {
+	t.Parallel()
+	svc := start(t, nil)
+	instances := regexp.MustCompile(`"instance": "([^"]*)"`).FindAllStringSubmatch(svc.get("/openapi.json").body, -1)
+	if len(instances) < 50 {
+		t.Fatalf("only %d examples", len(instances))
+	}
+	for _, found := range instances {
+		if strings.ContainsAny(found[1], "{}<>") || !strings.HasPrefix(found[1], "/") {
+			t.Errorf("instance %s", found[1])
+		}
+	}
+}
+
+// In demo mode the example of /async can be sent as it is, and its callback arrives.
+func TestTheExampleOfAsyncCallsOurOwnReceiver(t *testing.T) {
+	t.Parallel()
+	for base, want := range map[string]string{"http://127.0.0.1:8000/": "http://127.0.0.1:8000/test-callback", "": "https://example.com/hooks/tandem"} {
+		svc := start(t, func(s *setup) { s.server.BaseURL = base })
+		if text := svc.get("/openapi.yaml").body; !strings.Contains(text, "callback_url: "+want+"\n") {
+			t.Errorf("base %q: the document does not show %s", base, want)
 		}
 	}
 }

@@ -82,6 +82,9 @@ func TestPagesTakeNothingFromElsewhere(t *testing.T) {
 				if b.status != http.StatusOK || b.header.Get("Content-Type") == "" || len(b.body) < 100 {
 					t.Errorf("%s: %d, %d bytes", file, b.status, len(b.body))
 				}
+				if strings.Contains(b.body, "https://cdn.") {
+					t.Errorf("%s asks a stranger for something", file)
+				}
 				if zipped := strings.HasPrefix(b.body, "\x1f\x8b"); zipped != (b.header.Get("Content-Encoding") == "gzip") || zipped && encoding != "gzip" {
 					t.Errorf("%s with %s: compressed %v, %v", file, encoding, zipped, b.header)
 				}

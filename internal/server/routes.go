@@ -28,6 +28,7 @@ type route struct {
 	id, tag, summary, description string
 	params                        []*huma.Param
 	body                          any // a value of the type of the JSON body; nil: there is none
+	ask                           any // an example of that body
 	status                        int
 	reply                         any    // a value of the type of the answer; nil: see media
 	media                         string // media type of an answer that is no JSON, or beside it
@@ -50,14 +51,14 @@ func (s *server) routes() []route {
 			method: http.MethodPost, path: "/sync", handle: s.handleSync, access: forCallers, limited: true,
 			id: "sync", tag: tagWork, summary: "Do work and wait for the result",
 			description: "The request is recorded before its work starts. A caller that hangs up cancels the work.",
-			body:        syncOrder{}, status: http.StatusOK, reply: syncReply{}, example: exampleSync,
+			body:        syncOrder{}, ask: exampleOrder, status: http.StatusOK, reply: syncReply{}, example: exampleSync,
 			problems: append(slices.Clone(orderProblems), tandem.CodeTaskFailed, tandem.CodeTaskTimeout, tandem.CodeOverloaded),
 		},
 		{
 			method: http.MethodPost, path: "/async", handle: s.handleAsync, access: forCallers, limited: true,
 			id: "async", tag: tagWork, summary: "Accept work and call back with the result",
 			description: "A 202 means that the request is committed to disk. The result is sent to callback_url, signed and retried; it arrives at least once.",
-			body:        asyncOrder{}, status: http.StatusAccepted, reply: asyncReply{}, headers: []string{"Location", "Retry-After"}, example: exampleAsync,
+			body:        asyncOrder{}, ask: s.exampleAsyncOrder(), status: http.StatusAccepted, reply: asyncReply{}, headers: []string{"Location", "Retry-After"}, example: exampleAsync,
 			problems:  append(slices.Clone(orderProblems), tandem.CodeInvalidCallbackURL, tandem.CodeCallbackBlocked),
 			callbacks: callbackDoc(),
 		},

@@ -43,7 +43,7 @@ type Config struct {
 	MaxData      int64          // bytes of `data`; 10,240; at most 16 MiB
 	MaxDepth     int            // levels of `data`; 10; at most 1,000
 	TaskTimeout  time.Duration  // 30 s; bounds how long an answer may take
-	BaseURL      string         // under which callers reach the server; its path goes before links unless a trusted proxy names another; "": /
+	BaseURL      string         // under which callers reach the server; its path goes before links unless a trusted proxy names another; "": unknown, and no path
 	AllowedHosts []string       // names that Host may carry beside addresses, localhost and that of BaseURL; Host is checked while Keys is nil
 	CORSOrigins  []string       // such as https://app.example.com; none: no CORS headers
 	RateLimit    limit.Quota    // of POST /sync, /async and submissions together, per client; zero: no limit
