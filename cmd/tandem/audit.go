@@ -93,7 +93,7 @@ func (c *auditCommand) Run(ctx context.Context, t *terminal) error {
 	c.config.Progress = func(doing string) {
 		switch {
 		case live.live:
-			fmt.Fprintf(live.out, "\r  %.60s\x1b[K", doing)
+			fmt.Fprintf(live.out.raw, "\r  %.60s\x1b[K", doing)
 			live.drawn = true
 		case strings.HasPrefix(doing, "waiting"):
 			fmt.Fprintln(t.err, doing)
@@ -108,7 +108,11 @@ func (c *auditCommand) Run(ctx context.Context, t *terminal) error {
 	if c.JSON == "-" {
 		out = t.err
 	}
-	fmt.Fprint(out, table(report, newView(out, false)))
+	if screen := newView(out, false); screen.color {
+		fmt.Fprint(out.raw, table(report, screen))
+	} else {
+		fmt.Fprint(out, table(report, screen))
+	}
 	if err := files.write(t.out, report); err != nil {
 		return err
 	}
@@ -226,14 +230,14 @@ func (fs auditFiles) write(stdout io.Writer, report *audit.Report) error {
 				return fmt.Errorf("write the report: %w", err)
 			}
 		}
-		if err := f.write(report, f.file); err != nil {
+		if err := errors.Join(f.write(report, f.file), f.file.Close()); err != nil {
 			return fmt.Errorf("%s: %w", f.name, err)
 		}
 	}
 	return nil
 }
 
-// close lets go of the files; what was written is on disk already.
+// close lets go of the files that were not written.
 func (fs auditFiles) close() {
 	for _, f := range fs {
 		if f.file != nil {

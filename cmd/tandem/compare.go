@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
 
 	"tandem/internal/load"
@@ -28,7 +27,7 @@ func (c *compareCommand) Validate() error {
 	if c.MaxRegression == "" {
 		return nil
 	}
-	percent, err := strconv.ParseFloat(strings.TrimSuffix(c.MaxRegression, "%"), 64)
+	percent, err := parseNumber(strings.TrimSuffix(c.MaxRegression, "%"))
 	if err != nil || !strings.HasSuffix(c.MaxRegression, "%") || !(percent >= 0 && percent <= 10_000) {
 		return badArgument("", "--max-regression %s: want a percentage, such as 10%%", c.MaxRegression)
 	}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/netip"
 	"net/url"
@@ -16,7 +15,6 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
-	"gopkg.in/yaml.v3"
 
 	"tandem"
 	"tandem/internal/egress"
@@ -31,8 +29,6 @@ const (
 	modeDemo       = "demo"
 	modeProduction = "production"
 )
-
-const day = 24 * time.Hour
 
 // commandLine is the grammar of the command line.
 type commandLine struct {
@@ -122,6 +118,7 @@ func dispatch(ctx context.Context, args []string, t *terminal) error {
 		kong.Writers(out, t.err),
 		kong.Exit(func(int) { helped = true }), // only --help asks for it; main alone ends the process
 		kong.Resolvers(kong.ResolverFunc(resolve)),
+		valueTypes(),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}),
 	)
 	if err != nil {
@@ -133,6 +130,8 @@ func dispatch(ctx context.Context, args []string, t *terminal) error {
 		return &failure{code: exitBadArgument, err: errors.New("no command"), silent: true}
 	case helped:
 		return nil
+	case err != nil && errors.Is(err, out.err()):
+		return err // the help could not be printed
 	case err != nil:
 		return badCommandLine(err)
 	}
@@ -189,84 +188,38 @@ func argument(parsed *kong.Context, names ...string) string {
 // file. kong asks for flags that were not given, and would prefer the answer to the
 // TANDEM_ variable, which it has read already: so there is no answer when that is set.
 func resolve(parsed *kong.Context, parent *kong.Path, flag *kong.Flag) (any, error) {
-	if parent.Command == nil || parent.Command.Name != "serve" || slices.ContainsFunc(flag.Envs, isSet) {
+	if parent.Command == nil || slices.ContainsFunc(flag.Envs, isSet) {
 		return nil, nil //nolint:nilnil // kong's way to say "no answer"
 	}
-	switch flag.Name {
-	case "mode":
+	switch parent.Command.Name + " " + flag.Name {
+	case "serve mode":
 		if strings.EqualFold(os.Getenv("ENVIRONMENT"), modeProduction) {
 			return modeProduction, nil
 		}
-	case "debug":
+	case "serve debug":
 		if debug, err := strconv.ParseBool(os.Getenv("DEBUG")); err == nil && debug {
 			return true, nil
 		}
 	}
 	for _, candidate := range parent.Command.Flags {
 		if file, ok := parsed.FlagValue(candidate).(configFile); ok {
-			value := file.value(flag.Name)
-			if _, list := value.([]any); list && !flag.IsSlice() {
-				return nil, badArgument("", "configuration file: %s: want one value, found a list", flag.Name)
+			if value, found, err := file.value(flag); found || err != nil {
+				return value, err
 			}
-			return value, nil
 		}
 	}
 	return nil, nil //nolint:nilnil // as above
 }
 
-// isSet reports whether an environment variable is there, be it empty.
+// isSet reports whether an environment variable is there; an empty one of ours is not.
 func isSet(variable string) bool {
 	_, ok := os.LookupEnv(variable)
 	return ok
 }
 
-// configFile is what --config names: long flag names and their values.
-type configFile map[string]any //nolint:recvcheck // kong decodes through a pointer
-
-// Decode reads the file; kong calls it.
-func (f *configFile) Decode(ctx *kong.DecodeContext) error {
-	var name string
-	if err := ctx.Scan.PopValueInto("file", &name); err != nil {
-		return err
-	}
-	text, err := os.ReadFile(name)
-	if err != nil {
-		return err
-	}
-	var mistyped *yaml.TypeError
-	switch err := yaml.Unmarshal(text, f); {
-	case errors.As(err, &mistyped): // its text names Go types, on several lines
-		return fmt.Errorf("%s: want settings such as \"listen: 127.0.0.1:8000\", one a line", name)
-	case err != nil:
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	return nil
-}
-
-// value returns what the file says about a flag in a form that kong parses as
-// it would an argument; nil when it says nothing.
-func (f configFile) value(name string) any {
-	switch value := f[name].(type) {
-	case nil, []any, bool:
-		return value
-	default:
-		return fmt.Sprint(value)
-	}
-}
-
-// AfterApply refuses names in the configuration file that are no flags: a
-// misspelt setting that is ignored is a trap. kong calls it.
+// AfterApply refuses what the configuration file says and serve does not know; kong calls it.
 func (c *serveCommand) AfterApply(parsed *kong.Context) error {
-	for _, name := range slices.Sorted(maps.Keys(c.Config)) {
-		known := func(flag *kong.Flag) bool { return flag.Name == name && name != "config" && name != "help" }
-		if !slices.ContainsFunc(parsed.Selected().Flags, known) {
-			return fmt.Errorf("configuration file: unknown setting %q", name)
-		}
-		if _, table := c.Config[name].(configFile); table { // what yaml makes of a table within a configFile
-			return fmt.Errorf("configuration file: %s: want a value, found a table", name)
-		}
-	}
-	return nil
+	return c.Config.check(parsed.Selected().Flags)
 }
 
 // Validate fills in what depends on the mode and refuses what cannot work;
@@ -338,10 +291,10 @@ func (c *serveCommand) Validate() error {
 		return badArgument("name the addresses of your proxies only", "--trusted-proxy %w", err)
 	}
 	var err error
-	if c.quota, err = limit.ParseQuota(c.RateLimit); err != nil {
+	if c.quota, err = parseQuota(c.RateLimit); err != nil {
 		return badArgument("", "--rate-limit %s: %w", c.RateLimit, err)
 	}
-	if c.reads, err = limit.ParseQuota(c.ReadLimit); err != nil {
+	if c.reads, err = parseQuota(c.ReadLimit); err != nil {
 		return badArgument("", "--read-limit %s: %w", c.ReadLimit, err)
 	}
 	if err := server.ValidContact(c.SecurityContact); err != nil {

@@ -96,12 +96,13 @@ func (c *demoCommand) Run(ctx context.Context, t *terminal) error {
 		if err != nil {
 			return err
 		}
+		if err := files[i].write(report); err != nil {
+			return err
+		}
 		if err := load.WriteTable(t.out, report); err != nil {
 			return err
 		}
-		if err := files[i].write(t, report); err != nil {
-			return err
-		}
+		files[i].name(t)
 		if err := verdict(ctx, report); err != nil {
 			return demoFailure(err)
 		}

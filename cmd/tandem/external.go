@@ -60,7 +60,7 @@ func parseDelay(text string) (delay [2]time.Duration, err error) {
 		longest = shortest
 	}
 	for i, part := range []string{shortest, longest} {
-		if delay[i], err = time.ParseDuration(part); err != nil {
+		if delay[i], err = parseDuration(part); err != nil {
 			return delay, errors.New("want a time such as 120ms, or a range such as 70ms-150ms")
 		}
 	}

@@ -1,10 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -14,7 +14,8 @@ import (
 )
 
 // keysCommand looks after API keys. What is shown once goes to standard output, alone, so that a
-// script can take it; everything for people goes to standard error.
+// script can take it; everything for people goes to standard error. It is shown before it counts: what nobody
+// could read is not taken up, and a token that is in use stays the one that its owner has.
 type keysCommand struct {
 	DB string `name:"db" placeholder:"URL" default:"file:tandem.db" env:"TANDEM_DB" help:"Database of the server, which may be running: a file, file:PATH, or postgres://… (default: ${default})."`
 
@@ -51,12 +52,15 @@ func (c *keysCommand) with(ctx context.Context, f func(*store.Keys) error) error
 type keysCreateCommand struct {
 	Name    string         `required:"" help:"Whose it is, for people: unique among the keys that are not revoked."`
 	Scopes  []tandem.Scope `required:"" help:"What it allows: submit (ask for work), read (its own requests), admin (everybody's, and the figures)."`
-	Expires lifetime       `placeholder:"TIME" help:"Valid for this long, such as 90d or 12h (default: until it is revoked)."`
+	Expires time.Duration  `placeholder:"TIME" help:"Valid for this long, such as 90d or 12h (default: until it is revoked)."`
 	Plain   bool           `help:"Print the token and nothing else."`
 }
 
 // Validate refuses what cannot be made; kong calls it.
 func (c *keysCreateCommand) Validate() error {
+	if err := validLifetime("expires", c.Expires); err != nil {
+		return err
+	}
 	if err := c.key(time.Now()).Validate(time.Now()); err != nil {
 		return badArgument("tandem keys create --name reports --scopes submit,read --expires 90d", "%w", err)
 	}
@@ -66,7 +70,7 @@ func (c *keysCreateCommand) Validate() error {
 func (c *keysCreateCommand) key(now time.Time) store.NewKey {
 	n := store.NewKey{Name: c.Name, Scopes: c.Scopes}
 	if c.Expires > 0 {
-		n.ExpiresAt = now.Add(time.Duration(c.Expires))
+		n.ExpiresAt = now.Add(c.Expires)
 	}
 	return n
 }
@@ -77,20 +81,65 @@ func (c *keysCreateCommand) Run(ctx context.Context, all *keysCommand, t *termin
 	if err != nil {
 		return err
 	}
-	made, err := keys.Create(ctx, c.key(time.Now()))
+	made, err := c.create(ctx, keys, t)
 	if err = errors.Join(err, keys.Close()); err != nil {
 		return nameTaken(err)
 	}
 	if !c.Plain {
 		t.notef("key %s %q: %s; %s", made.Key.ID, made.Key.Name, scopesOf(made.Key), expiryOf(made.Key))
-		t.notef("its token, shown this once, for Authorization: Bearer or TANDEM_API_KEY:")
-	}
-	t.printf("%s\n", made.Token.Reveal())
-	if !c.Plain {
-		t.notef("its callbacks are signed with a secret of its own; receive them and verify:")
-		t.notef("%s", sinkLines(t.program, made.Secret))
 	}
 	return nil
+}
+
+// create shows token and secret, and makes the key.
+func (c *keysCreateCommand) create(ctx context.Context, keys *store.Keys, t *terminal) (store.Made, error) {
+	if _, err := findKey(ctx, keys, c.Name); err == nil {
+		return store.Made{}, fmt.Errorf("create key %q: %w", c.Name, store.ErrKeyExists)
+	}
+	key := c.key(time.Now())
+	key.Token, key.Secret = tandem.NewToken(), tandem.NewSecret()
+	var made store.Made
+	err := t.once(func() {
+		if !c.Plain {
+			t.notef("the token of key %q, shown this once, for Authorization: Bearer or TANDEM_API_KEY:", c.Name)
+		}
+		t.printf("%s\n", key.Token.Reveal())
+		if !c.Plain {
+			t.notef("its callbacks are signed with a secret of its own; receive them and verify:")
+			t.notef("%s", sinkLines(t.program, key.Secret))
+		}
+	}, func() (err error) {
+		made, err = keys.Create(ctx, key)
+		return err
+	})
+	return made, err
+}
+
+// once shows a secret, and uses it when all of that could be written.
+func (t *terminal) once(show func(), use func() error) error {
+	show()
+	if err := cmp.Or(t.out.err(), t.err.err()); err != nil {
+		return fmt.Errorf("nothing was changed: %w", err)
+	}
+	err := use()
+	if err != nil {
+		t.notef("what is shown above is not valid: it could not be stored")
+	}
+	return err
+}
+
+// findKey finds a key that is not revoked by its id or name.
+func findKey(ctx context.Context, keys *store.Keys, which string) (tandem.Key, error) {
+	list, err := keys.List(ctx)
+	if err != nil {
+		return tandem.Key{}, err
+	}
+	for _, key := range list {
+		if key.RevokedAt.IsZero() && (key.ID == which || key.Name == which) {
+			return key, nil
+		}
+	}
+	return tandem.Key{}, store.ErrNoKey
 }
 
 // nameTaken adds what to do about a name that is taken.
@@ -141,45 +190,61 @@ func (c *keysRevokeCommand) Run(ctx context.Context, all *keysCommand, t *termin
 
 // keysRotateCommand gives a key a new token.
 type keysRotateCommand struct {
-	Key     string   `arg:"" help:"Its id or name."`
-	Overlap lifetime `default:"0" placeholder:"TIME" help:"The old token stays valid for this long, such as 24h (default: not at all)."`
-	Plain   bool     `help:"Print the token and nothing else."`
+	Key     string        `arg:"" help:"Its id or name."`
+	Overlap time.Duration `default:"0" placeholder:"TIME" help:"The old token stays valid for this long, such as 24h (default: not at all)."`
+	Plain   bool          `help:"Print the token and nothing else."`
 }
+
+// Validate bounds the overlap; kong calls it.
+func (c *keysRotateCommand) Validate() error { return validLifetime("overlap", c.Overlap) }
 
 // Run prints the new token.
 func (c *keysRotateCommand) Run(ctx context.Context, all *keysCommand, t *terminal) error {
 	return all.with(ctx, func(keys *store.Keys) error {
-		key, token, err := keys.Rotate(ctx, c.Key, time.Duration(c.Overlap))
+		key, err := findKey(ctx, keys, c.Key)
 		if err != nil {
+			return unknownKey(fmt.Errorf("rotate key %q: %w", c.Key, err))
+		}
+		token := tandem.NewToken()
+		return t.once(func() {
+			if !c.Plain {
+				t.notef("key %s %q: the old token is valid %s; the new one, shown this once:", key.ID, key.Name, overlapOf(c.Overlap))
+			}
+			t.printf("%s\n", token.Reveal())
+		}, func() error {
+			_, err := keys.Rotate(ctx, key.ID, token, c.Overlap)
 			return unknownKey(err)
-		}
-		if !c.Plain {
-			t.notef("key %s %q: the old token is valid %s; the new one, shown this once:", key.ID, key.Name, overlapOf(c.Overlap))
-		}
-		t.printf("%s\n", token.Reveal())
-		return nil
+		})
 	})
 }
 
 // keysRotateSigningCommand gives a key a new signing secret.
 type keysRotateSigningCommand struct {
-	Key     string   `arg:"" help:"Its id or name."`
-	Overlap lifetime `default:"24h" placeholder:"TIME" help:"Callbacks carry the old signature as well for this long (default: ${default})."`
-	Plain   bool     `help:"Print the secret and nothing else."`
+	Key     string        `arg:"" help:"Its id or name."`
+	Overlap time.Duration `default:"24h" placeholder:"TIME" help:"Callbacks carry the old signature as well for this long (default: ${default})."`
+	Plain   bool          `help:"Print the secret and nothing else."`
 }
+
+// Validate bounds the overlap; kong calls it.
+func (c *keysRotateSigningCommand) Validate() error { return validLifetime("overlap", c.Overlap) }
 
 // Run prints the new secret.
 func (c *keysRotateSigningCommand) Run(ctx context.Context, all *keysCommand, t *terminal) error {
 	return all.with(ctx, func(keys *store.Keys) error {
-		key, secret, err := keys.RotateSigning(ctx, c.Key, time.Duration(c.Overlap))
+		key, err := findKey(ctx, keys, c.Key)
 		if err != nil {
+			return unknownKey(fmt.Errorf("rotate the signing secret of key %q: %w", c.Key, err))
+		}
+		secret := tandem.NewSecret()
+		return t.once(func() {
+			if !c.Plain {
+				t.notef("key %s %q: the old secret signs %s; the new one, shown this once:", key.ID, key.Name, overlapOf(c.Overlap))
+			}
+			t.printf("%s\n", secret.Reveal())
+		}, func() error {
+			_, err := keys.RotateSigning(ctx, key.ID, secret, c.Overlap)
 			return unknownKey(err)
-		}
-		if !c.Plain {
-			t.notef("key %s %q: the old secret signs %s; the new one, shown this once:", key.ID, key.Name, overlapOf(c.Overlap))
-		}
-		t.printf("%s\n", secret.Reveal())
-		return nil
+		})
 	})
 }
 
@@ -194,26 +259,16 @@ func unknownKey(err error) error {
 // maxLifetime is how far ahead a key's end may be.
 const maxLifetime = 100 * 365 * day
 
-// lifetime is a duration that may be given in days.
-type lifetime time.Duration
-
-// UnmarshalText reads 90d, or what time.ParseDuration takes; kong calls it.
-func (l *lifetime) UnmarshalText(text []byte) error {
-	d, err := time.ParseDuration(string(text))
-	if days, ok := strings.CutSuffix(string(text), "d"); ok {
-		var n uint64
-		n, err = strconv.ParseUint(days, 10, 16)
-		d = time.Duration(n) * day
+// validLifetime refuses what no key can have.
+func validLifetime(flag string, d time.Duration) error {
+	if d < 0 || d > maxLifetime {
+		return badArgument("", "--%s %v: want 0 to 100 years", flag, d)
 	}
-	if err != nil || d < 0 || d > maxLifetime {
-		return fmt.Errorf("%.20q: want a time such as 90d, 12h or 30m, at most 100 years", text)
-	}
-	*l = lifetime(d)
 	return nil
 }
 
-func overlapOf(l lifetime) string {
-	switch d := time.Duration(l); {
+func overlapOf(d time.Duration) string {
+	switch {
 	case d == 0:
 		return "no more"
 	case d%day == 0:

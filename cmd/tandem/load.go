@@ -340,8 +340,8 @@ func readRamp(text string, rate float64) (from, to float64, err error) {
 		return 0, rate, nil
 	}
 	first, last, ok := strings.Cut(text, ":")
-	from, errFrom := strconv.ParseFloat(first, 64)
-	to, errTo := strconv.ParseFloat(last, 64)
+	from, errFrom := parseNumber(first)
+	to, errTo := parseNumber(last)
 	if !ok || errFrom != nil || errTo != nil || !(from > 0 && from <= 1_000_000 && to > 0 && to <= 1_000_000) {
 		return 0, 0, fmt.Errorf("want two rates per second, such as 10:500")
 	}

@@ -18,7 +18,8 @@ import (
 )
 
 // Run puts the service under load and says what came of it. Whether the files of
-// the report can be written is known before the first request is sent.
+// the report can be written is known before the first request is sent, and they are written before
+// the table: it may have no reader any more.
 func (c *loadCommand) Run(ctx context.Context, t *terminal) error {
 	if more := c.beyond(); len(more) > 0 && !c.Yes {
 		if err := confirm(t, "--production-mode: this is "+strings.Join(more, ", "), "--yes goes ahead without being asked"); err != nil {
@@ -45,12 +46,13 @@ func (c *loadCommand) Run(ctx context.Context, t *terminal) error {
 	if err != nil {
 		return c.explain(err)
 	}
+	if err := reports.write(report); err != nil {
+		return err
+	}
 	if err := load.WriteTable(t.out, report); err != nil {
 		return err
 	}
-	if err := reports.write(t, report); err != nil {
-		return err
-	}
+	reports.name(t)
 	return verdict(ctx, report)
 }
 

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -12,10 +11,10 @@ import (
 	"sync"
 	"time"
 	"unicode"
-	"unicode/utf16"
 )
 
-// newLogger writes JSON for machines; lines for people when one watches, or debugs.
+// newLogger writes JSON for machines; lines for people when one watches, or debugs. A line that cannot be
+// written is dropped, and the next one is tried again: the server outlives the reader of its log.
 func newLogger(w io.Writer, debug bool) *slog.Logger {
 	level := slog.LevelInfo
 	if debug {
@@ -35,39 +34,10 @@ func withUnits(_ []string, a slog.Attr) slog.Attr {
 	return a
 }
 
-// plain escapes in the lines of a log what slog leaves as it is and a terminal might obey or show in
-// another order: control characters beyond those of ASCII, and marks that nobody sees. They can stand
-// in strings only, and what is read from a line of JSON is the same.
-type plain struct{ w io.Writer }
-
-// Write writes whole lines.
-func (p *plain) Write(line []byte) (int, error) {
-	if !bytes.ContainsFunc(line, hidden) {
-		return p.w.Write(line)
-	}
-	var escaped bytes.Buffer
-	for _, r := range string(line) {
-		switch {
-		case !hidden(r):
-			escaped.WriteRune(r)
-		case r > 0xffff:
-			high, low := utf16.EncodeRune(r)
-			fmt.Fprintf(&escaped, `\u%04x\u%04x`, high, low)
-		default:
-			fmt.Fprintf(&escaped, `\u%04x`, r)
-		}
-	}
-	_, err := p.w.Write(escaped.Bytes())
-	return len(line), err
-}
-
-// hidden reports whether a character of a log cannot be seen.
-func hidden(r rune) bool { return r != '\n' && r != ' ' && !unicode.IsPrint(r) }
-
 // isTerminal reports whether w is a character device; nothing else than the
 // form of the log depends on it.
 func isTerminal(w io.Writer) bool {
-	file, ok := w.(*os.File)
+	file, ok := fileOf(w)
 	if !ok {
 		return false
 	}

@@ -6,13 +6,14 @@
 // Exit codes:
 //
 //	0        ok; for serve and sink, also a clean stop after SIGINT or SIGTERM
-//	1        it could not run
+//	1        it could not run, or its output could not be written
 //	2        bad arguments, environment or configuration file
 //	3        a threshold or a check failed
 //	130/143  SIGINT or SIGTERM ended it before it was done
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -42,27 +44,45 @@ func main() {
 func run(args []string, stdout, stderr io.Writer) int {
 	ctx, signals := watchSignals()
 	defer signals.stop()
-	err := dispatch(ctx, args[1:], &terminal{
-		in: os.Stdin, out: stdout, err: stderr,
+	unsetEmptyVariables()
+	t := &terminal{
+		in: os.Stdin, out: newOutput("standard output", stdout), err: newOutput("standard error", stderr),
 		program: invocation(args[0]), halt: signals.second, unguarded: signals.suspended,
-	})
+	}
+	err := dispatch(ctx, args[1:], t)
+	if err == nil {
+		err = cmp.Or(t.out.err(), t.err.err())
+	}
 	if err == nil {
 		return 0
 	}
+	if broken := t.out.err(); errors.Is(broken, syscall.EPIPE) && errors.Is(err, broken) {
+		return exitCannotRun // the reader has left, as head(1) does, and knows
+	}
 	failure := asFailure(err)
 	if !failure.silent {
-		fmt.Fprintln(stderr, "tandem:", failure.err)
+		fmt.Fprintln(t.err, "tandem:", failure.err)
 	}
 	if failure.hint != "" {
-		fmt.Fprintln(stderr, "hint:", failure.hint)
+		fmt.Fprintln(t.err, "hint:", failure.hint)
 	}
 	return failure.code
+}
+
+// unsetEmptyVariables makes an empty TANDEM_ variable one that is not set: container files and scripts often
+// pass variables on that nobody has given a value.
+func unsetEmptyVariables() {
+	for _, variable := range os.Environ() {
+		if name, value, _ := strings.Cut(variable, "="); value == "" && strings.HasPrefix(name, "TANDEM_") {
+			os.Unsetenv(name) //nolint:errcheck // a name that is set can be unset
+		}
+	}
 }
 
 // terminal is what a command has of the world outside.
 type terminal struct {
 	in        io.Reader
-	out, err  io.Writer
+	out, err  *output
 	program   string          // how to call tandem once more, in lines that are meant to be pasted
 	halt      <-chan struct{} // closed by the second signal: stop at once
 	unguarded func(func())    // calls a function during which a signal ends the process, as it does by default
@@ -84,8 +104,7 @@ func invocation(name string) string {
 	return name
 }
 
-// printf writes to standard output. A reader that has gone away is not our
-// business: what matters is counted in the exit code.
+// printf writes to standard output, which remembers whether that worked.
 func (t *terminal) printf(format string, args ...any) { fmt.Fprintf(t.out, format, args...) }
 
 // warnf writes a warning to standard error, one line.
@@ -157,6 +176,9 @@ func watchSignals() (context.Context, *signals) {
 	first, cancel := context.WithCancelCause(context.Background())
 	s := &signals{incoming: make(chan os.Signal, 2), second: make(chan struct{}), quit: make(chan struct{})}
 	s.notify()
+	// A reader of our output that goes away is an error of the write. Without anybody notified, or with the
+	// signal ignored by whoever started us, Go would end the process for standard output and standard error.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	s.done.Go(func() {
 		defer signal.Stop(s.incoming)
 		defer cancel(nil)

@@ -79,11 +79,8 @@ func (r *reportFile) beside() (*os.File, error) {
 	return os.CreateTemp(filepath.Dir(r.target), "."+filepath.Base(r.target)+".*")
 }
 
-// write writes all of them, and says where they are.
-func (rs reports) write(t *terminal, report *load.Report) error {
-	if len(rs) > 0 {
-		t.printf("\n")
-	}
+// write writes all of them.
+func (rs reports) write(report *load.Report) error {
 	for _, r := range rs {
 		write := r.replace
 		if !r.plain {
@@ -92,9 +89,18 @@ func (rs reports) write(t *terminal, report *load.Report) error {
 		if err := write(report); err != nil {
 			return fmt.Errorf("write the report %s: %w", r.name, err)
 		}
-		t.printf("report: %s\n", absolute(r.name))
 	}
 	return nil
+}
+
+// name says where they are.
+func (rs reports) name(t *terminal) {
+	if len(rs) > 0 {
+		t.printf("\n")
+	}
+	for _, r := range rs {
+		t.printf("report: %s\n", absolute(r.name))
+	}
 }
 
 // replace writes a new file and puts it in the place of the old one.

@@ -7,6 +7,10 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
 
 	"tandem/internal/egress"
 	"tandem/internal/engine"
@@ -17,7 +21,10 @@ import (
 // Run serves until a signal comes. A clean drain is exit code 0, which is what
 // service managers expect of a service they stop; a drain cut short by a second signal is not.
 func (c *serveCommand) Run(ctx context.Context, t *terminal) error {
-	log := newLogger(t.err, c.Debug)
+	log := newLogger(t.err.raw, c.Debug)
+	hangups := make(chan os.Signal, 1) // from here on SIGHUP ends nothing
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
 	var certificate *server.Certificate
 	if c.TLSCert != "" {
 		var err error
@@ -46,6 +53,14 @@ func (c *serveCommand) Run(ctx context.Context, t *terminal) error {
 		return err
 	}
 	t.printf("%s", c.banner(address, tandem, t.program))
+	if err := t.out.err(); err != nil {
+		log.Warn(unseenBanner(tandem, c.DB), "error", err)
+	}
+	reloading, stopReloading := context.WithCancel(context.WithoutCancel(ctx))
+	var reloader sync.WaitGroup
+	reloader.Go(func() { reloadOn(reloading, hangups, certificate, log) })
+	defer reloader.Wait()
+	defer stopReloading()
 	log.Info("serving", "address", address.String(), "mode", c.Mode)
 	err = tandem.run(ctx, t.halt)
 	if err != nil {
@@ -67,6 +82,30 @@ func (c *serveCommand) ownNames() []string {
 		names = append(names, host)
 	}
 	return names
+}
+
+// unseenBanner says what follows from a banner that could not be printed.
+func unseenBanner(s *service, db string) string {
+	if s.made && !store.Memory(db) {
+		return "the banner could not be printed, and with it the signing secret that was made now and is shown once: set TANDEM_SIGNING_SECRET to one of your own"
+	}
+	return "the banner could not be printed"
+}
+
+// reloadOn reads anew what can be read anew, each time that SIGHUP comes, until ctx ends.
+func reloadOn(ctx context.Context, hangups <-chan os.Signal, certificate *server.Certificate, log *slog.Logger) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangups:
+			if certificate == nil {
+				log.Info("SIGHUP: there is nothing to reload without --tls-cert")
+				continue
+			}
+			certificate.Reload()
+		}
+	}
 }
 
 // parts turns flags into the configuration of every part.

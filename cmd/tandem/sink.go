@@ -62,8 +62,10 @@ func (c *sinkCommand) behaviour() load.Behaviour {
 	return load.Behaviour{Delay: c.Delay, FailRate: c.FailRate, Status: c.Status, Hang: c.Hang, Redirect: c.Redirect}
 }
 
-// Run receives until a signal comes, which is how a sink ends well.
+// Run receives until a signal comes, which is how a sink ends well, or until nothing can be printed any more.
 func (c *sinkCommand) Run(ctx context.Context, t *terminal) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	var printing sync.Mutex // one line at a time
 	receiver, err := load.NewReceiver(load.ReceiverConfig{
 		Secret:    c.secret,
@@ -74,6 +76,9 @@ func (c *sinkCommand) Run(ctx context.Context, t *terminal) error {
 			printing.Lock()
 			defer printing.Unlock()
 			t.printf("%s\n", arrivalLine(a))
+			if t.out.err() != nil {
+				stop()
+			}
 		},
 	})
 	if err != nil {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"os"
 	"strings"
 	"time"
@@ -27,7 +26,7 @@ const (
 // It never hides the cursor or leaves the line it is on, so there is nothing that an
 // interruption could leave broken.
 type view struct {
-	out   io.Writer
+	out   *output
 	live  bool       // out is a terminal and may be drawn on
 	color bool       // live, and nobody objects
 	width func() int // columns of the terminal
@@ -36,9 +35,9 @@ type view struct {
 }
 
 // newView draws on out if that is a terminal, unless plain lines are asked for.
-func newView(out io.Writer, plain bool) *view {
+func newView(out *output, plain bool) *view {
 	v := &view{out: out, width: func() int { return viewNoWidth }}
-	file, ok := out.(*os.File)
+	file, ok := fileOf(out)
 	if plain || !ok || !term.IsTerminal(int(file.Fd())) || os.Getenv("TERM") == "dumb" || !drawable(file) {
 		return v
 	}
@@ -61,7 +60,7 @@ func (v *view) show(p load.Progress) {
 		fmt.Fprintln(v.out, doneLine(p))
 		v.told = now
 	case v.live:
-		fmt.Fprint(v.out, "\r", v.draw(p, v.width()-1), "\x1b[K") // the last column would wrap
+		fmt.Fprint(v.out.raw, "\r", v.draw(p, v.width()-1), "\x1b[K") // the last column would wrap
 		v.drawn = true
 	case v.told.IsZero():
 		v.told = now // the first line is due in a while
@@ -74,7 +73,7 @@ func (v *view) show(p load.Progress) {
 // wipe removes the line that is drawn, if there is one.
 func (v *view) wipe() {
 	if v.drawn {
-		fmt.Fprint(v.out, "\r\x1b[K")
+		fmt.Fprint(v.out.raw, "\r\x1b[K")
 		v.drawn = false
 	}
 }

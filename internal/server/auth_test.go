@@ -98,7 +98,7 @@ func TestAccess(t *testing.T) {
 	if _, err := keys.Revoke(t.Context(), "revoked"); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := keys.Rotate(t.Context(), "rotated", 0); err != nil {
+	if _, err := keys.Rotate(t.Context(), "rotated", tandem.NewToken(), 0); err != nil {
 		t.Fatal(err)
 	}
 	expired, err := keys.Create(t.Context(), store.NewKey{Name: "expired", Scopes: tandem.Scopes, ExpiresAt: time.Now().Add(50 * time.Millisecond)})
@@ -394,7 +394,8 @@ func TestCallbacksAreSignedForTheirKey(t *testing.T) {
 	check("a", a.Key.ID, "a")
 	check("b", b.Key.ID, "b")
 	var err error
-	if _, all["a2"], err = keys.RotateSigning(t.Context(), "a", time.Hour); err != nil {
+	all["a2"], all["b2"] = tandem.NewSecret(), tandem.NewSecret()
+	if _, err = keys.RotateSigning(t.Context(), "a", all["a2"], time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	check("a, rotated with an overlap", a.Key.ID, "a", "a2")
@@ -402,7 +403,7 @@ func TestCallbacksAreSignedForTheirKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("a, revoked", a.Key.ID, "a", "a2")
-	if _, all["b2"], err = keys.RotateSigning(t.Context(), "b", 0); err != nil {
+	if _, err = keys.RotateSigning(t.Context(), "b", all["b2"], 0); err != nil {
 		t.Fatal(err)
 	}
 	check("b, rotated at once", b.Key.ID, "b2")

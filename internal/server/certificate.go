@@ -66,6 +66,14 @@ func (c *Certificate) current(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return c.pair, nil
 }
 
+// Reload reads the files now, and says in the log what came of it.
+func (c *Certificate) Reload() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.checked, c.trouble = time.Now(), ""
+	c.renewed(c.load())
+}
+
 // renew reads the files if they have changed.
 func (c *Certificate) renew() {
 	version, err := c.look()
@@ -76,6 +84,11 @@ func (c *Certificate) renew() {
 	if err == nil {
 		err = c.load()
 	}
+	c.renewed(err)
+}
+
+// renewed logs the outcome of a load.
+func (c *Certificate) renewed(err error) {
 	switch {
 	case err == nil:
 		c.trouble = ""

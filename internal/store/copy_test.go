@@ -85,12 +85,11 @@ func (h *history) makeKeys(t *testing.T, path string) {
 		made := makeKey(t, k, fmt.Sprintf("key %d, ключ", i), tandem.Scopes[:1+i%3]...)
 		h.keys, h.tokens = append(h.keys, made.Key), append(h.tokens, made.Token)
 	}
-	if _, token, err := k.Rotate(t.Context(), h.keys[1].ID, time.Hour); err != nil {
+	h.tokens = append(h.tokens, tandem.NewToken())
+	if _, err := k.Rotate(t.Context(), h.keys[1].ID, h.tokens[len(h.tokens)-1], time.Hour); err != nil {
 		t.Fatal(err)
-	} else {
-		h.tokens = append(h.tokens, token)
 	}
-	if _, _, err := k.RotateSigning(t.Context(), h.keys[2].ID, time.Hour); err != nil {
+	if _, err := k.RotateSigning(t.Context(), h.keys[2].ID, tandem.NewSecret(), time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := k.Revoke(t.Context(), h.keys[3].ID); err != nil {

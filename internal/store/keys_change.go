@@ -135,7 +135,13 @@ func (k *Keys) Create(ctx context.Context, n NewKey) (Made, error) {
 			ID: keyPrefix + strings.ToLower(rand.Text()[:12]), Name: n.Name, Scopes: slices.Clone(n.Scopes),
 			CreatedAt: now.UTC().Truncate(time.Microsecond), ExpiresAt: n.ExpiresAt.UTC().Truncate(time.Microsecond),
 		},
-		Token: tandem.NewToken(), Secret: tandem.NewSecret(),
+		Token: n.Token, Secret: n.Secret,
+	}
+	if made.Token.IsZero() {
+		made.Token = tandem.NewToken()
+	}
+	if made.Secret.IsZero() {
+		made.Secret = tandem.NewSecret()
 	}
 	scopes := make([]string, len(n.Scopes))
 	for i, scope := range n.Scopes {
@@ -196,10 +202,9 @@ func (k *Keys) Revoke(ctx context.Context, which string) (tandem.Key, error) {
 	return key, nil
 }
 
-// Rotate gives a key a new token. The one before stays valid for the overlap; one before that
+// Rotate gives a key another token. The one before stays valid for the overlap; one before that
 // does not.
-func (k *Keys) Rotate(ctx context.Context, which string, overlap time.Duration) (tandem.Key, tandem.Token, error) {
-	token := tandem.NewToken()
+func (k *Keys) Rotate(ctx context.Context, which string, token tandem.Token, overlap time.Duration) (tandem.Key, error) {
 	hash := token.Hash()
 	key, err := k.update(ctx, which, func(ctx context.Context, tx keysTx, key *tandem.Key, now time.Time) error {
 		if !key.ExpiresAt.IsZero() && !now.Before(key.ExpiresAt) {
@@ -213,15 +218,14 @@ func (k *Keys) Rotate(ctx context.Context, which string, overlap time.Duration) 
 		return err
 	})
 	if err != nil {
-		return key, tandem.Token{}, fmt.Errorf("rotate key %q: %w", which, err)
+		return key, fmt.Errorf("rotate key %q: %w", which, err)
 	}
-	return key, token, nil
+	return key, nil
 }
 
-// RotateSigning gives a key a new signing secret. During the overlap callbacks carry two
+// RotateSigning gives a key another signing secret. During the overlap callbacks carry two
 // signatures: the new secret's, and that of the one before.
-func (k *Keys) RotateSigning(ctx context.Context, which string, overlap time.Duration) (tandem.Key, tandem.Secret, error) {
-	secret := tandem.NewSecret()
+func (k *Keys) RotateSigning(ctx context.Context, which string, secret tandem.Secret, overlap time.Duration) (tandem.Key, error) {
 	key, err := k.update(ctx, which, func(ctx context.Context, tx keysTx, key *tandem.Key, now time.Time) error {
 		if overlap <= 0 {
 			_, err := tx.ExecContext(ctx, `UPDATE keys SET secret = $1, old_secret = NULL, old_secret_until = NULL WHERE id = $2`, secret.Reveal(), key.ID)
@@ -231,9 +235,9 @@ func (k *Keys) RotateSigning(ctx context.Context, which string, overlap time.Dur
 		return err
 	})
 	if err != nil {
-		return key, tandem.Secret{}, fmt.Errorf("rotate the signing secret of key %q: %w", which, err)
+		return key, fmt.Errorf("rotate the signing secret of key %q: %w", which, err)
 	}
-	return key, secret, nil
+	return key, nil
 }
 
 // update changes one key that is not revoked. f gets the time by the clock of the database.

@@ -131,8 +131,8 @@ func TestKeysKeepNoToken(t *testing.T) {
 	path := keysPath(t)
 	k := openKeys(t, path)
 	made := makeKey(t, k, "a", tandem.ScopeRead)
-	_, second, err := k.Rotate(t.Context(), "a", time.Hour)
-	if err != nil {
+	second := tandem.NewToken()
+	if _, err := k.Rotate(t.Context(), "a", second, time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	hash := second.Hash()

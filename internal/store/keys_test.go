@@ -206,10 +206,10 @@ func TestKeysRevoke(t *testing.T) {
 			if _, err := k.Revoke(t.Context(), which); !errors.Is(err, store.ErrNoKey) {
 				t.Errorf("revoke %q: %v", which, err)
 			}
-			if _, _, err := k.Rotate(t.Context(), which, 0); !errors.Is(err, store.ErrNoKey) {
+			if _, err := k.Rotate(t.Context(), which, tandem.NewToken(), 0); !errors.Is(err, store.ErrNoKey) {
 				t.Errorf("rotate %q: %v", which, err)
 			}
-			if _, _, err := k.RotateSigning(t.Context(), which, 0); !errors.Is(err, store.ErrNoKey) {
+			if _, err := k.RotateSigning(t.Context(), which, tandem.NewSecret(), 0); !errors.Is(err, store.ErrNoKey) {
 				t.Errorf("rotate the secret of %q: %v", which, err)
 			}
 		}
@@ -225,7 +225,8 @@ func TestKeysRotate(t *testing.T) {
 	onEveryDatabase(t, func(t *testing.T, url string) {
 		k := openKeys(t, url)
 		made := makeKey(t, k, "a", tandem.ScopeSubmit)
-		key, second, err := k.Rotate(t.Context(), "a", time.Hour)
+		second, third, fourth := tandem.NewToken(), tandem.NewToken(), tandem.NewToken()
+		key, err := k.Rotate(t.Context(), "a", second, time.Hour)
 		if err != nil || key.ID != made.Key.ID {
 			t.Fatalf("%v, %v", key, err)
 		}
@@ -235,11 +236,11 @@ func TestKeysRotate(t *testing.T) {
 				t.Errorf("after %v the new token is taken %v, the old one %v", at.Sub(now), valid(t, k, second, at), valid(t, k, made.Token, at))
 			}
 		}
-		_, third, err := k.Rotate(t.Context(), "a", time.Hour) // the first goes, whatever it was promised
+		_, err = k.Rotate(t.Context(), "a", third, time.Hour) // the first goes, whatever it was promised
 		if err != nil || valid(t, k, made.Token, now) || !valid(t, k, second, now) || !valid(t, k, third, now) {
 			t.Errorf("after another rotation: %v", err)
 		}
-		_, fourth, err := k.Rotate(t.Context(), "a", 0)
+		_, err = k.Rotate(t.Context(), "a", fourth, 0)
 		if err != nil || valid(t, k, third, now) || !valid(t, k, fourth, now) {
 			t.Errorf("after a rotation without overlap: %v", err)
 		}
@@ -251,8 +252,8 @@ func TestKeysRotateSigning(t *testing.T) {
 	onEveryDatabase(t, func(t *testing.T, url string) {
 		k := openKeys(t, url)
 		made := makeKey(t, k, "a", tandem.ScopeSubmit)
-		_, second, err := k.RotateSigning(t.Context(), "a", time.Hour)
-		if err != nil {
+		second, third := tandem.NewSecret(), tandem.NewSecret()
+		if _, err := k.RotateSigning(t.Context(), "a", second, time.Hour); err != nil {
 			t.Fatal(err)
 		}
 		now := time.Now()
@@ -262,8 +263,7 @@ func TestKeysRotateSigning(t *testing.T) {
 				t.Errorf("after %v (-want +got):\n%s", at.Sub(now), diff)
 			}
 		}
-		_, third, err := k.RotateSigning(t.Context(), "a", 0)
-		if err != nil {
+		if _, err := k.RotateSigning(t.Context(), "a", third, 0); err != nil {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff([]string{third.Reveal()}, revealed(k.SigningSecrets(made.Key.ID, now))); diff != "" {
@@ -306,8 +306,8 @@ func TestKeysOfTwoProcesses(t *testing.T) {
 		if !valid(t, here, made.Token, now) {
 			t.Error("a new key is not known")
 		}
-		_, token, err := there.Rotate(t.Context(), "a", 0)
-		if err != nil {
+		token := tandem.NewToken()
+		if _, err := there.Rotate(t.Context(), "a", token, 0); err != nil {
 			t.Fatal(err)
 		}
 		look()

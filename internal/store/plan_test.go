@@ -334,8 +334,8 @@ func liveKeys(t *testing.T, path string, all *statements) {
 	made := makeKey(t, k, "a", tandem.ScopeRead)
 	valid(t, k, made.Token, time.Now())
 	for _, overlap := range []time.Duration{0, time.Hour} {
-		_, _, err := k.Rotate(t.Context(), "a", overlap)
-		_, _, errSigning := k.RotateSigning(t.Context(), "a", overlap)
+		_, err := k.Rotate(t.Context(), "a", tandem.NewToken(), overlap)
+		_, errSigning := k.RotateSigning(t.Context(), "a", tandem.NewSecret(), overlap)
 		if err := errors.Join(err, errSigning); err != nil {
 			t.Fatal(err)
 		}

@@ -44,11 +44,11 @@ func TestKeysOfASharedClock(t *testing.T) {
 		if age := time.Since(made.Key.CreatedAt).Abs(); age > time.Minute {
 			t.Errorf("made by a clock off by %v, %v from now", off, age)
 		}
-		_, second, err := k.Rotate(t.Context(), name, 10*time.Minute)
-		if err != nil {
+		second := tandem.NewToken()
+		if _, err := k.Rotate(t.Context(), name, second, 10*time.Minute); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := k.RotateSigning(t.Context(), name, 10*time.Minute); err != nil {
+		if _, err := k.RotateSigning(t.Context(), name, tandem.NewSecret(), 10*time.Minute); err != nil {
 			t.Fatal(err)
 		}
 		look()
@@ -191,8 +191,8 @@ func TestKeysKeepNoTokenInPostgres(t *testing.T) {
 	url := emptyPostgres(t, tandemtest.Volatile)
 	k := openKeys(t, url)
 	made := makeKey(t, k, "a", tandem.ScopeRead)
-	_, second, err := k.Rotate(t.Context(), "a", time.Hour)
-	if err != nil {
+	second := tandem.NewToken()
+	if _, err := k.Rotate(t.Context(), "a", second, time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	var row string
