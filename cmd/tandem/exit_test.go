@@ -252,3 +252,18 @@ func awaitProcessing(t *testing.T, url string) {
 		t.Fatal(err)
 	}
 }
+
+// Connections that may use up all file descriptors leave callbacks and the database none: the log says so at the start.
+func TestWarningOfFewDescriptors(t *testing.T) {
+	t.Parallel()
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > 1_000_000 {
+		t.Skipf("no limit of open files that --max-connections could exceed: %d, %v", limit.Cur, err)
+	}
+	for connections, want := range map[string]bool{"1000000": true, "100": limit.Cur < 1100} {
+		p := startServe(t, "--max-connections", connections)
+		if warned := strings.Contains(p.stderr.String(), "limit of open files"); warned != want {
+			t.Errorf("--max-connections %s with a limit of %d: warned %t\n%s", connections, limit.Cur, warned, p.stderr.String())
+		}
+	}
+}

@@ -53,6 +53,7 @@ func (c *serveCommand) Run(ctx context.Context, t *terminal) error {
 		return err
 	}
 	t.printf("%s", c.banner(address, tandem, t.program))
+	c.warnOfDescriptors(log)
 	if err := t.out.err(); err != nil {
 		log.Warn(unseenBanner(tandem, c.DB), "error", err)
 	}
@@ -105,6 +106,18 @@ func reloadOn(ctx context.Context, hangups <-chan os.Signal, certificate *server
 			}
 			certificate.Reload()
 		}
+	}
+}
+
+// otherDescriptors are what the database, callbacks and logs may need beside the connections of callers.
+const otherDescriptors = 1000
+
+// warnOfDescriptors says so when connections may use up all file descriptors: then callbacks and the database have none.
+func (c *serveCommand) warnOfDescriptors(log *slog.Logger) {
+	most, known := maxDescriptors()
+	if need := uint64(c.MaxConnections) + otherDescriptors; known && most < need {
+		log.Warn("the limit of open files is below --max-connections and what callbacks and the database need: raise it "+
+			"(ulimit -n, LimitNOFILE in systemd) or lower --max-connections", "limit", most, "max_connections", c.MaxConnections, "needed", need)
 	}
 }
 

@@ -30,7 +30,7 @@ func BenchmarkPost(b *testing.B) {
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			place, err := client.Reserve(context.Background(), target)
+			place, err := client.Reserve(context.Background(), target, "")
 			if err != nil {
 				b.Error(err)
 				return
@@ -48,7 +48,7 @@ func BenchmarkReserve(b *testing.B) {
 	client := newClient(b, demo())
 	b.ReportAllocs()
 	for b.Loop() {
-		place, err := client.Reserve(context.Background(), "https://hooks.example.com/callback")
+		place, err := client.Reserve(context.Background(), "https://hooks.example.com/callback", "")
 		if err != nil {
 			b.Fatal(err)
 		}

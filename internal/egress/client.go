@@ -30,6 +30,7 @@ const (
 	maxReadOn       = 100 * time.Millisecond // for the body of an answer, whose header has said everything
 	maxIdle         = 1024                   // connections kept, all destinations together
 	idleTimeout     = 30 * time.Second
+	warnEvery       = 10 * time.Second     // between two warnings of trouble of our own
 	maxRetryAfter   = 365 * 24 * time.Hour // more than that is not a delay but a mistake
 )
 
@@ -100,8 +101,10 @@ type Client struct {
 	// mu guards the fields below and the fields of every destination. Nothing
 	// waits with it held.
 	mu           sync.Mutex
-	destinations *limit.Keyed[*destination] // :: host:port → destination; held once per place and per waiting call
-	waiting      int                        // calls that wait for a place, all destinations together; at most cfg.MaxWaiting
+	destinations *limit.Keyed[Site, *destination] // held once per place and per waiting call
+	refusals     *limit.Keyed[Receiver, *refusal] // receivers that have answered 5xx since the last good answer
+	waiting      int                              // calls that wait for a place, all destinations together; at most cfg.MaxWaiting
+	warned       time.Time                        // when trouble of our own was last logged
 }
 
 // New makes a client; it returns an error when cfg contradicts itself.
@@ -110,7 +113,8 @@ func New(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	dialer, err := NewDialer(cfg.Policy, cfg.ConnectTimeout, cfg.Resolver)
+	// A look-up or a connect that hangs is told from a receiver that does not answer, however short Timeout is.
+	dialer, err := NewDialer(cfg.Policy, min(cfg.ConnectTimeout, cfg.Timeout-cfg.Timeout/4), cfg.Resolver)
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +122,8 @@ func New(cfg Config) (*Client, error) {
 		cfg:          cfg,
 		policy:       dialer.policy,
 		dialer:       dialer,
-		destinations: limit.NewKeyed[*destination](cfg.MaxDestinations),
+		destinations: limit.NewKeyed[Site, *destination](cfg.MaxDestinations),
+		refusals:     limit.NewKeyed[Receiver, *refusal](maxRefusals),
 		good:         goodURLs{targets: make(map[string]target)},
 	}
 	// HTTP/1.1 only: net/http leaves HTTP/2 off for a dialer of our own.
@@ -155,21 +160,12 @@ type Result struct {
 	RetryAfter  time.Duration  // what a 429 or 503 asked for, not clamped; 0: nothing
 	StartedAt   time.Time      // UTC
 	Duration    time.Duration
-	Message     string // for the caller: "" when delivered; the same words for every address that policy refuses
-	Interrupted bool   // ctx ended (not the timeout): the attempt does not count, and the breaker does not hear of it
-}
+	Message     string  // for the caller: "" when delivered; the same words for every address that policy refuses
+	Interrupted bool    // ctx ended (not the timeout): the attempt does not count, and no breaker hears of it
+	PutOff      *PutOff // not nil: it counts as no attempt, because it was a probe of a breaker in vain, or the trouble is our own
 
-// report is what a destination's breaker hears: is there a host that works? Any
-// answer below 500 says yes.
-func (r *Result) report() limit.Report {
-	switch {
-	case r.Interrupted || r.Outcome == tandem.OutcomeBlocked:
-		return limit.Excluded
-	case r.StatusCode == 0 || r.StatusCode >= 500:
-		return limit.Failure
-	default:
-		return limit.Success
-	}
+	troubled  bool // the trouble is our own
+	connected bool // there was a connection, but no answer
 }
 
 // Post makes the exchange and gives the place back. The status line decides: a
@@ -180,13 +176,13 @@ func (r *Result) report() limit.Report {
 // A connection that was kept and turns out closed before any byte of an answer is
 // replaced once by a new one within the same exchange. Post panics when the place was
 // given back before.
-func (p *Place) Post(ctx context.Context, header http.Header, body []byte) Result {
+func (p *Place) Post(ctx context.Context, header http.Header, body []byte) (result Result) {
 	if p.over {
 		panic("egress: Post on a place that was given back")
 	}
-	result := Result{StartedAt: time.Now().UTC()}
+	result.StartedAt = time.Now().UTC()
 	// Given back whatever happens: a place lost would be lost for ever.
-	defer func() { p.giveBack(result.report(), result.Duration) }()
+	defer func() { p.giveBack(&result) }()
 	if p.refused != nil {
 		p.client.refuse(&result, p.refused, "")
 	} else {
@@ -275,15 +271,22 @@ func (c *Client) fail(ctx, timed context.Context, t *target, err error, result *
 	var handshake *handshakeError
 	var lookup *net.DNSError
 	var timeout net.Error
+	var dial *net.OpError
+	text := trouble(err)
 	switch {
 	case errors.As(err, &refused):
 		c.refuse(result, refused, redact(&t.url))
 	case ctx.Err() != nil:
 		result.Interrupted = true
 		result.Message = "interrupted"
+	case text != "":
+		result.troubled = true
+		result.Outcome, result.Message = tandem.OutcomeConnect, text
+		c.warnOfTrouble(t.site.Host, text, err)
 	case timed.Err() != nil, errors.As(err, &handshake) && errors.Is(handshake.err, context.DeadlineExceeded):
 		result.Outcome = tandem.OutcomeTimeout
 		result.Message = fmt.Sprintf("no answer within %v", c.cfg.Timeout)
+		result.connected = true // no connection takes that long to fail
 	case errors.As(err, &handshake):
 		result.Outcome, result.Message = tandem.OutcomeTLS, handshake.text()
 	case errors.As(err, &lookup):
@@ -294,6 +297,38 @@ func (c *Client) fail(ctx, timed context.Context, t *target, err error, result *
 		result.Outcome, result.Message = tandem.OutcomeConnect, fmt.Sprintf("no connection within %v", c.cfg.ConnectTimeout)
 	default:
 		result.Outcome, result.Message = tandem.OutcomeConnect, "no connection, or it broke before a full answer"
+		result.connected = !errors.Is(err, errUnreachable) && (!errors.As(err, &dial) || dial.Op != "dial")
+	}
+}
+
+// trouble says what hinders this server itself, whomever it calls; "" means that nothing does.
+func trouble(err error) string {
+	var lookup *net.DNSError
+	switch {
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		return "this server has no file descriptor left for the call"
+	case errors.Is(err, syscall.ENOBUFS), errors.Is(err, syscall.ENOMEM):
+		return "this server has no memory left for the call"
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return "this server has no local port left for the call"
+	case errors.As(err, &lookup) && !lookup.IsNotFound:
+		return "the name server that this server asks did not answer, or could not"
+	default:
+		return ""
+	}
+}
+
+// warnOfTrouble logs what hinders us, not for every call.
+func (c *Client) warnOfTrouble(host, text string, err error) {
+	c.mu.Lock()
+	now := time.Now()
+	quiet := now.Sub(c.warned) < warnEvery
+	if !quiet {
+		c.warned = now
+	}
+	c.mu.Unlock()
+	if !quiet {
+		c.cfg.Log.Warn("calls are postponed: "+text, "host", host, "error", err)
 	}
 }
 

@@ -482,7 +482,7 @@ func TestInterrupted(t *testing.T) {
 		place := reserve(t, client, "http://127.0.0.1:1/")
 		ctx, cancel := context.WithCancelCause(t.Context())
 		cancel(stop)
-		if _, err := client.Reserve(ctx, "http://127.0.0.1:1/"); !errors.Is(err, stop) {
+		if _, err := client.Reserve(ctx, "http://127.0.0.1:1/", ""); !errors.Is(err, stop) {
 			t.Errorf("Reserve = %v, want the cause", err)
 		}
 		place.Release()

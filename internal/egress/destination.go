@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"tandem"
 	"tandem/internal/limit"
 )
 
@@ -21,28 +22,29 @@ const (
 	maxSpread   = time.Minute            // calls put off one after the other are spread over at most this
 )
 
-// destination is one host and port. The client's mu guards its fields, not the breaker.
+// destination is a site that calls go to. The client's mu guards its fields.
 type destination struct {
-	key      string // host:port
-	breaker  *limit.Breaker
+	site     Site
+	host     *circuit      // opened when there is no connection, no TLS or no answer
+	trouble  *circuit      // opened by what hinders us ourselves
+	turns    turns         // who may probe host
+	answered time.Time     // when it last gave any answer; zero: never
 	inFlight int           // places given out; at most Config.HostConcurrency
 	queue    list.List     // of *waiter, the longest waiting in front
 	average  time.Duration // moving average of an exchange; 0: none yet
 	moved    time.Time     // when a place was last given back, or was first given out
-
-	// The schedule of calls that are put off; it starts anew when the reason changes.
-	returnAt  time.Time // when the next one may come back, at the earliest
-	returnWhy error     // why the last one was put off
+	busy     schedule      // of calls that find too many waiting
 }
 
 // waiter is a call of Reserve that waits.
 type waiter struct {
-	granted chan grant // has room for the one grant it gets
+	receiver Receiver
+	granted  chan grant // has room for the one grant it gets
 }
 
 // grant is a place, or the error that Reserve returns instead.
 type grant struct {
-	report func(limit.Report)
+	passes [circuits]limit.Pass
 	err    error
 }
 
@@ -60,23 +62,24 @@ func (p *PutOff) Error() string {
 // Place is the right to make one exchange. Call Post or Release, once. It belongs
 // to the goroutine that reserved it.
 type Place struct {
-	client  *Client
-	target  target
-	refused error // what Check says of the URL now; then there is no destination
-	dest    *destination
-	report  func(limit.Report)
-	over    bool // given back
+	client   *Client
+	target   target
+	receiver Receiver
+	refused  error // what Check says of the URL now; then there is no destination
+	dest     *destination
+	passes   [circuits]limit.Pass
+	over     bool // given back
 }
 
 // Reserve waits for a place at the destination of rawURL, first come, first
-// served. It returns a *PutOff when waiting here is not worth it: the breaker is open or
-// half-open with its probe out, or too many wait already. It returns ctx's cause when
-// ctx ends.
+// served. key is the API key that the call is made for; "" is none. It returns a *PutOff when waiting
+// here is not worth it: a breaker is open or half-open with its probe out, or too many wait already. It
+// returns ctx's cause when ctx ends.
 //
 // One destination may hold at most half of the waiting places that are still free, so
 // that a slow one never takes them all. A URL that Check would refuse by now gets a
 // place at once, and Post says blocked.
-func (c *Client) Reserve(ctx context.Context, rawURL string) (*Place, error) {
+func (c *Client) Reserve(ctx context.Context, rawURL, key string) (*Place, error) {
 	place := &Place{client: c}
 	place.target, place.refused = c.parse(rawURL)
 	if place.refused != nil {
@@ -85,54 +88,53 @@ func (c *Client) Reserve(ctx context.Context, rawURL string) (*Place, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
+	place.receiver = place.target.receiver(key)
 
 	c.mu.Lock()
-	key := place.target.key()
-	d, held := c.holdLocked(key)
+	d, held := c.holdLocked(place.receiver.Site)
 	if !held {
 		c.mu.Unlock()
 		return nil, &PutOff{Until: time.Now().Add(probePutOff + rand.N(probePutOff)), Reason: "every destination remembered is in use"}
 	}
 	place.dest = d
-	if d.inFlight < c.cfg.HostConcurrency { // then nobody waits: takeBackLocked sees to that
-		g := c.grantLocked(d)
+	if d.inFlight < c.cfg.HostConcurrency { // then nobody waits: freeLocked sees to that
+		g := c.grantLocked(d, place.receiver)
 		c.mu.Unlock()
-		place.report = g.report
-		return place.orError(g.err)
+		return place.granted(g)
 	}
-	if err := c.mayWaitLocked(d); err != nil {
-		c.destinations.Release(d.key)
+	if err := c.mayWaitLocked(d, place.receiver); err != nil {
+		c.destinations.Release(d.site)
 		c.mu.Unlock()
 		return nil, err
 	}
-	w := &waiter{granted: make(chan grant, 1)}
+	w := &waiter{receiver: place.receiver, granted: make(chan grant, 1)}
 	element := d.queue.PushBack(w)
 	c.waiting++
 	c.mu.Unlock()
 
 	select {
 	case g := <-w.granted:
-		place.report = g.report
-		return place.orError(g.err)
+		return place.granted(g)
 	case <-ctx.Done():
-		c.leave(d, w, element)
+		c.leave(place, w, element)
 		return nil, context.Cause(ctx)
 	}
 }
 
-// orError returns the place if there is no error.
-func (p *Place) orError(err error) (*Place, error) {
-	if err != nil {
-		return nil, err
+// granted returns the place with its passes, or the error.
+func (p *Place) granted(g grant) (*Place, error) {
+	if g.err != nil {
+		return nil, g.err
 	}
+	p.passes = g.passes
 	return p, nil
 }
 
 // Release gives the place back unused. It does nothing after Post or Release.
-func (p *Place) Release() { p.giveBack(limit.Excluded, 0) }
+func (p *Place) Release() { p.giveBack(&Result{}) }
 
-// giveBack ends the place and lets those that wait go on.
-func (p *Place) giveBack(report limit.Report, took time.Duration) {
+// giveBack ends the place and lets those that wait go on. It sets PutOff of a result that uses up no attempt.
+func (p *Place) giveBack(result *Result) {
 	if p.over {
 		return
 	}
@@ -140,162 +142,199 @@ func (p *Place) giveBack(report limit.Report, took time.Duration) {
 	if p.dest == nil {
 		return
 	}
-	c, d := p.client, p.dest
+	c := p.client
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if report != limit.Excluded {
-		// Weight 1/8: follows a change within some ten exchanges.
-		if d.average == 0 {
-			d.average = took
-		}
-		d.average += (took - d.average) / 8
-	}
-	c.takeBackLocked(d, p.report, report)
+	c.takeBackLocked(p, result)
 }
 
 // grantLocked takes a free place of d, which the caller holds in the table, or says
 // why there is none; then the caller's hold is released.
-func (c *Client) grantLocked(d *destination) grant {
-	report, err := d.breaker.Allow()
-	if err != nil {
-		c.destinations.Release(d.key)
-		return grant{err: c.putOffLocked(d, err)}
+func (c *Client) grantLocked(d *destination, r Receiver) grant {
+	passes, held, why := c.passLocked(d, r)
+	if why != nil {
+		c.destinations.Release(d.site)
+		return grant{err: c.putOffLocked(d, r, held, why)}
 	}
 	if d.inFlight == 0 {
 		d.moved = time.Now()
 	}
 	d.inFlight++
-	return grant{report: report}
+	return grant{passes: passes}
 }
 
-// takeBackLocked frees a place and wakes those that wait for it. When the report
-// opened the breaker, all that wait are put off.
-func (c *Client) takeBackLocked(d *destination, tell func(limit.Report), report limit.Report) {
-	tell(report)
+// takeBackLocked frees a place and wakes those that wait for it. When the result
+// opened a breaker, all that wait for it are put off.
+func (c *Client) takeBackLocked(p *Place, result *Result) {
+	d := p.dest
+	if result.Outcome != "" && result.Outcome != tandem.OutcomeBlocked && !result.troubled {
+		// Weight 1/8: follows a change within some ten exchanges.
+		if d.average == 0 {
+			d.average = result.Duration
+		}
+		d.average += (result.Duration - d.average) / 8
+	}
+	failed := c.reportLocked(p, result)
+	if result.troubled {
+		failed = d.trouble
+	}
+	if failed != nil {
+		why := failed.held()
+		if why == nil { // it has not opened: the call is from before it last did
+			why = limit.ErrProbing
+		}
+		result.PutOff = c.putOffLocked(d, p.receiver, failed, why)
+	}
 	d.inFlight--
 	d.moved = time.Now()
-	c.destinations.Release(d.key)
+	c.destinations.Release(d.site)
 	for d.queue.Len() > 0 && d.inFlight < c.cfg.HostConcurrency {
 		w := d.queue.Remove(d.queue.Front()).(*waiter)
 		c.waiting--
-		w.granted <- c.grantLocked(d)
+		w.granted <- c.grantLocked(d, w.receiver)
 	}
 }
 
 // leave takes a call whose ctx ended out of the queue, or gives back what it was
 // granted in the same moment.
-func (c *Client) leave(d *destination, w *waiter, element *list.Element) {
+func (c *Client) leave(p *Place, w *waiter, element *list.Element) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	select {
 	case g := <-w.granted:
 		if g.err == nil {
-			c.takeBackLocked(d, g.report, limit.Excluded)
+			p.passes = g.passes
+			c.takeBackLocked(p, &Result{})
 		}
 	default:
-		d.queue.Remove(element)
+		p.dest.queue.Remove(element)
 		c.waiting--
-		c.destinations.Release(d.key)
+		c.destinations.Release(p.dest.site)
 	}
 }
 
 // mayWaitLocked returns nil or the *PutOff of a call that finds every place of d taken.
-func (c *Client) mayWaitLocked(d *destination) error {
-	switch d.breaker.Status().State {
-	case limit.StateOpen:
-		return c.putOffLocked(d, limit.ErrOpen)
-	case limit.StateHalfOpen:
-		return c.putOffLocked(d, limit.ErrProbing)
-	case limit.StateClosed:
+func (c *Client) mayWaitLocked(d *destination, r Receiver) error {
+	held, why := d.heldBy(c.circuitsLocked(d, r), r)
+	if why == nil && d.host.Status().State == limit.StateHalfOpen { // its probe is on its way
+		held, why = d.host, limit.ErrProbing
+	}
+	if why != nil {
+		return c.putOffLocked(d, r, held, why)
 	}
 	free := c.cfg.MaxWaiting - c.waiting
 	if free < 1 || d.queue.Len() >= max(1, free/2) {
-		return c.putOffLocked(d, errBusy)
+		return c.putOffLocked(d, r, nil, errBusy)
 	}
 	return nil
 }
 
-// errBusy is why a call is put off although the breaker is closed.
+// errBusy is why a call is put off although nothing holds it back.
 var errBusy = errors.New("too many calls wait for this destination")
 
-// putOffLocked says when a call may come back to d. Calls that are put off one after
-// the other come back one after the other, at twice the pace that the destination
-// has shown: if all came back at once, all but a few would only be put off again.
-func (c *Client) putOffLocked(d *destination, reason error) *PutOff {
-	now := time.Now()
-	pace := d.average / time.Duration(2*c.cfg.HostConcurrency)
-	var first time.Time
-	var jitter time.Duration
-	switch {
-	case errors.Is(reason, limit.ErrOpen):
-		// Never before the breaker would let a probe pass.
-		first, jitter = d.breaker.Status().RetryAt.Add(time.Millisecond), openJitter
-		pace = max(pace, time.Millisecond)
-	case errors.Is(reason, limit.ErrProbing):
-		first, jitter = now.Add(probePutOff), probePutOff
-		pace = max(pace, time.Millisecond)
-	default:
-		wait := time.Duration(d.queue.Len()) * d.average / time.Duration(c.cfg.HostConcurrency)
-		wait = max(wait, now.Sub(d.moved)) // one that hangs from the start has no average to go by
-		wait = min(max(wait, minPutOff), maxPutOff)
-		first, jitter = now.Add(wait), wait/4
-	}
-	if !errors.Is(reason, d.returnWhy) {
-		d.returnAt, d.returnWhy = time.Time{}, reason
-	}
-	at := first
-	if d.returnAt.After(first) {
-		at = d.returnAt
-	}
-	if at.Sub(first) > maxSpread {
-		at = first.Add(rand.N(maxSpread))
-	} else {
-		d.returnAt = at.Add(pace)
-	}
-	return &PutOff{Until: at.Add(rand.N(jitter)), Reason: reason.Error()}
+// waitLocked is how long a call would wait for a place, by what the destination has shown.
+func (d *destination) waitLocked(concurrency int) time.Duration {
+	wait := time.Duration(d.queue.Len()) * d.average / time.Duration(concurrency)
+	wait = max(wait, time.Since(d.moved)) // one that hangs from the start has no average to go by
+	return min(max(wait, minPutOff), maxPutOff)
 }
 
-// Destination is what is known of one host and port.
+// putOffLocked says when a call may come back to d, from which held, if anything, holds it back. Calls
+// that are put off one after the other come back one after the other, at twice the pace that the
+// destination has shown. But of each API key the first call that an open period of the host puts off
+// comes back in the moment in which it may probe.
+func (c *Client) putOffLocked(d *destination, r Receiver, held *circuit, why error) *PutOff {
+	pace := d.average / time.Duration(2*c.cfg.HostConcurrency)
+	if held == nil {
+		wait := d.waitLocked(c.cfg.HostConcurrency)
+		return &PutOff{Until: d.busy.next(time.Now().Add(wait), pace, why).Add(rand.N(wait / 4)), Reason: why.Error()}
+	}
+	// Never before the breaker would let a probe pass.
+	first, jitter := held.until(d, r, why).Add(time.Millisecond), openJitter
+	if errors.Is(why, limit.ErrProbing) {
+		jitter = probePutOff
+	}
+	if retryAt := held.Status().RetryAt; held == d.host && !errors.Is(why, limit.ErrProbing) && d.turns.enter(r.Key, retryAt) {
+		return &PutOff{Until: d.turns.at(r.Key, retryAt).Add(time.Millisecond + rand.N(jitter)), Reason: why.Error()}
+	}
+	return &PutOff{Until: held.later.next(first, max(pace, time.Millisecond), why).Add(rand.N(jitter)), Reason: why.Error()}
+}
+
+// Destination is what is known of one site.
 type Destination struct {
-	Host         string    // lower-case host:port
-	State        string    // closed, half-open or open
-	FailureCount int       // failures in a row
+	Site
+	State        string    // closed, half-open or open: the worst of its breakers, those of single keys and paths included
+	FailureCount int       // failures in a row, of the breaker that has most
 	LastFailure  time.Time // zero: none remembered
 	RetryAt      time.Time // when an open breaker lets a probe pass; zero unless open
 	InFlight     int       // exchanges now
 	Waiting      int       // calls waiting for a place
 }
 
-// Breakers counts the destinations remembered by the state of their breaker,
-// every state included.
+// add has the destination show a breaker if that is in a worse state than those before.
+func (d *Destination) add(status limit.BreakerStatus) {
+	worse := func(state limit.BreakerState) int {
+		return slices.Index([]limit.BreakerState{limit.StateClosed, limit.StateHalfOpen, limit.StateOpen}, state)
+	}
+	if worse(status.State) > worse(limit.BreakerState(d.State)) {
+		d.State, d.RetryAt = string(status.State), time.Time{}
+	}
+	if status.State == limit.StateOpen && status.RetryAt.After(d.RetryAt) {
+		d.RetryAt = status.RetryAt
+	}
+	d.FailureCount = max(d.FailureCount, status.Failures)
+	if status.LastFailure.After(d.LastFailure) {
+		d.LastFailure = status.LastFailure
+	}
+}
+
+// allLocked returns every destination remembered, those in use first, then the most recently used.
+func (c *Client) allLocked() []Destination {
+	all := make([]Destination, 0, c.destinations.Len())
+	of := make(map[Site]int, c.destinations.Len())
+	for site, d := range c.destinations.All() {
+		seen := Destination{Site: site, InFlight: d.inFlight, Waiting: d.queue.Len()}
+		seen.add(d.host.Status())
+		of[site] = len(all)
+		all = append(all, seen)
+	}
+	for r, refusal := range c.refusals.All() {
+		if i, known := of[r.Site]; known {
+			all[i].add(refusal.Status())
+		}
+	}
+	return all
+}
+
+// Breakers counts the destinations remembered by their state, every state included.
 func (c *Client) Breakers() map[string]int {
 	count := map[string]int{string(limit.StateClosed): 0, string(limit.StateHalfOpen): 0, string(limit.StateOpen): 0}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, d := range c.destinations.All() {
-		count[string(d.breaker.Status().State)]++
+	for _, d := range c.allLocked() {
+		count[d.State]++
 	}
 	return count
 }
 
-// Found returns at most limit destinations that the client has found failing itself: their breaker is open, and
-// nobody has told so.
+// Found returns at most limit destinations that the client has found failing itself: the breaker of the
+// host is open, and nobody has told so. What single keys were answered is nobody else's business.
 func (c *Client) Found(limit int) []Destination {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var found []Destination
-	for key, d := range c.destinations.All() {
-		until := d.breaker.OpenUntil()
+	for site, d := range c.destinations.All() {
+		until := d.host.OpenUntil()
 		if until.IsZero() {
 			continue
 		}
 		if len(found) == limit {
 			break
 		}
-		status := d.breaker.Status()
-		found = append(found, Destination{
-			Host: key, State: string(status.State), FailureCount: status.Failures, LastFailure: status.LastFailure, RetryAt: until,
-		})
+		seen := Destination{Site: site}
+		seen.add(d.host.Status())
+		seen.RetryAt = until
+		found = append(found, seen)
 	}
 	return found
 }
@@ -304,18 +343,20 @@ func (c *Client) Found(limit int) []Destination {
 func (c *Client) Learn(d Destination) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	known, held := c.holdLocked(d.Host)
+	known, held := c.holdLocked(d.Site)
 	if !held {
 		return
 	}
-	known.breaker.Open(d.RetryAt, d.FailureCount, d.LastFailure)
-	c.destinations.Release(d.Host)
+	known.host.Open(d.RetryAt, d.FailureCount, d.LastFailure)
+	c.destinations.Release(d.Site)
 }
 
 // holdLocked returns a destination, which is in the table until it is released; false: there is no room for it.
-func (c *Client) holdLocked(key string) (*destination, bool) {
-	return c.destinations.Hold(key, func() *destination {
-		return &destination{key: key, breaker: limit.NewBreaker(c.cfg.BreakerFailures, c.cfg.BreakerOpen)}
+func (c *Client) holdLocked(site Site) (*destination, bool) {
+	return c.destinations.Hold(site, func() *destination {
+		return &destination{
+			site: site, host: newCircuit(c.cfg.BreakerFailures, c.cfg.BreakerOpen), trouble: newCircuit(1, troubleSleep),
+		}
 	})
 }
 
@@ -323,21 +364,8 @@ func (c *Client) holdLocked(key string) (*destination, bool) {
 // then those in use, then the most recently used.
 func (c *Client) Destinations(limit int) []Destination {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	var failing, well []Destination
-	for key, d := range c.destinations.All() {
-		status := d.breaker.Status()
-		seen := Destination{
-			Host: key, State: string(status.State), FailureCount: status.Failures, LastFailure: status.LastFailure,
-			RetryAt: status.RetryAt, InFlight: d.inFlight, Waiting: d.queue.Len(),
-		}
-		switch {
-		case status.Failures > 0 && len(failing) < limit:
-			failing = append(failing, seen)
-		case status.Failures == 0 && len(well) < limit:
-			well = append(well, seen)
-		}
-	}
-	all := slices.Concat(failing, well)
+	all := c.allLocked()
+	c.mu.Unlock()
+	slices.SortStableFunc(all, func(a, b Destination) int { return min(b.FailureCount, 1) - min(a.FailureCount, 1) })
 	return all[:min(max(limit, 0), len(all))]
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"strconv"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -46,7 +45,7 @@ var errUnreachable = errors.New("no allowed address could be reached")
 // DialContext connects to host:port over TCP. The error is or wraps a *[Refused] if and
 // only if policy refuses the host, the port or every address of the host.
 func (d *Dialer) DialContext(ctx context.Context, network, hostPort string) (net.Conn, error) {
-	host, isAddress, port, err := d.judge(hostPort)
+	host, address, err := d.judge(hostPort)
 	if err != nil {
 		return nil, err
 	}
@@ -67,20 +66,14 @@ func (d *Dialer) DialContext(ctx context.Context, network, hostPort string) (net
 			return nil
 		},
 	}
-	name := host
-	if !isAddress {
-		// The name is complete. Without its final dot the resolver could put a search domain of
-		// resolv.conf behind it, and the call would go to another host.
-		name += "."
-	}
-	conn, err := dialer.DialContext(ctx, network, net.JoinHostPort(name, strconv.Itoa(int(port))))
+	conn, err := dialer.DialContext(ctx, network, address)
 	if err == nil {
 		return conn, nil
 	}
 	// net.Dialer returns the first error. A refusal is final, so it must not hide
 	// that an allowed address may answer later.
 	switch {
-	case refused.Load() == nil:
+	case refused.Load() == nil || trouble(err) != "":
 		return nil, fmt.Errorf("dial %s: %w", hostPort, err)
 	case tried.Load():
 		return nil, fmt.Errorf("dial %s: %w", hostPort, errUnreachable)
@@ -89,25 +82,31 @@ func (d *Dialer) DialContext(ctx context.Context, network, hostPort string) (net
 	}
 }
 
-// judge reads and judges host:port before any look-up. It returns the canonical host, which is an address or a name.
-func (d *Dialer) judge(hostPort string) (host string, isAddress bool, port uint16, err error) {
+// judge reads and judges host:port before any look-up. It returns the canonical host, and the address to dial.
+func (d *Dialer) judge(hostPort string) (host, address string, err error) {
 	refuse := func(v Verdict) error { return &Refused{Target: hostPort, Verdict: v} }
 	written, service, err := net.SplitHostPort(hostPort)
 	if err != nil {
-		return "", false, 0, refuse(Verdict{ReasonInvalid, "not host:port"})
+		return "", "", refuse(Verdict{ReasonInvalid, "not host:port"})
 	}
 	number, err := parsePort(service)
 	if err != nil {
-		return "", false, 0, refuse(Verdict{ReasonInvalid, "not a port number"})
+		return "", "", refuse(Verdict{ReasonInvalid, "not a port number"})
 	}
 	host, addr, err := canonicalHost(written)
 	if err != nil {
-		return "", false, 0, refuse(Verdict{ReasonInvalid, err.Error()})
+		return "", "", refuse(Verdict{ReasonInvalid, err.Error()})
 	}
 	if verdict := d.policy.judgeHost(host, addr, number); !verdict.Allows() {
-		return "", false, 0, refuse(verdict)
+		return "", "", refuse(verdict)
 	}
-	return host, addr.IsValid(), number, nil
+	name := host
+	if !addr.IsValid() {
+		// The name is complete. Without its final dot the resolver could put a search domain of
+		// resolv.conf behind it, and the call would go to another host.
+		name += "."
+	}
+	return host, net.JoinHostPort(name, service), nil
 }
 
 // judgeConcrete judges the address that the kernel is about to connect to.

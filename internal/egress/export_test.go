@@ -7,7 +7,7 @@ func RetryAfter(value string, now time.Time) time.Duration { return retryAfter(v
 
 // Judge is what the dialer decides about host:port before it looks anything up.
 func (d *Dialer) Judge(hostPort string) error {
-	_, _, _, err := d.judge(hostPort)
+	_, _, err := d.judge(hostPort)
 	return err
 }
 
@@ -17,3 +17,9 @@ func (c *Client) Remembered() int {
 	defer c.good.mu.Unlock()
 	return len(c.good.targets)
 }
+
+// Trouble says what hinders this server itself; "" means that nothing does.
+func Trouble(err error) string { return trouble(err) }
+
+// TurnWait is how long a key whose turn it is to probe is waited for.
+const TurnWait = turnWait

@@ -141,7 +141,7 @@ func post(t *testing.T, client *egress.Client, url string) egress.Result {
 
 func reserve(t *testing.T, client *egress.Client, url string) *egress.Place {
 	t.Helper()
-	place, err := client.Reserve(t.Context(), url)
+	place, err := client.Reserve(t.Context(), url, "")
 	if err != nil {
 		t.Fatalf("Reserve(%s): %v", url, err)
 	}

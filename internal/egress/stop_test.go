@@ -43,7 +43,7 @@ func startAndStop(t *testing.T, good, hanging string) {
 			target = good
 		}
 		posting.Go(func() {
-			place, err := client.Reserve(ctx, target)
+			place, err := client.Reserve(ctx, target, "")
 			if err != nil {
 				if ctx.Err() == nil {
 					t.Errorf("reserve: %v", err)

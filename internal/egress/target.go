@@ -3,6 +3,7 @@ package egress
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"net/url"
 	"strconv"
@@ -25,17 +26,12 @@ const blockedText = "callback_url is not allowed: this server does not call that
 // target is a callback URL that may be called, as far as can be told without a look-up.
 type target struct {
 	url  url.URL // with a canonical host; its fragment is never sent
-	host string  // canonical: see canonicalHost
-	port uint16
+	site Site
+	path string // as in Receiver
 }
 
-// key names the destination: lower-case host:port.
-func (t *target) key() string {
-	if strings.IndexByte(t.host, ':') >= 0 {
-		return "[" + t.host + "]:" + strconv.Itoa(int(t.port))
-	}
-	return t.host + ":" + strconv.Itoa(int(t.port))
-}
+// receiver is whom a call for an API key goes to.
+func (t *target) receiver(key string) Receiver { return Receiver{t.site, key, t.path} }
 
 // parse reads a callback URL and judges what can be judged without a look-up. Its
 // errors are *tandem.Error with CodeInvalidCallbackURL or CodeCallbackBlocked.
@@ -52,10 +48,10 @@ func (p *Policy) parse(raw string) (target, error) {
 	if err != nil {
 		return target{}, unusable(err)
 	}
-	t := target{host: host, port: port}
+	t := target{site: Site{u.Scheme, net.JoinHostPort(host, strconv.Itoa(int(port)))}}
 	if verdict := p.judgeHost(host, addr, port); !verdict.Allows() {
 		return target{}, &tandem.Error{
-			Code: tandem.CodeCallbackBlocked, Message: blockedText, Err: &Refused{Target: t.key(), Verdict: verdict},
+			Code: tandem.CodeCallbackBlocked, Message: blockedText, Err: &Refused{Target: t.site.Host, Verdict: verdict},
 		}
 	}
 	t.url = *u
@@ -67,6 +63,8 @@ func (p *Policy) parse(raw string) (target, error) {
 		host += ":" + written
 	}
 	t.url.Host = host
+	t.path = "/" + strings.TrimPrefix(t.url.EscapedPath(), "/")
+	t.path = t.path[:min(len(t.path), maxPath)]
 	return t, nil
 }
 

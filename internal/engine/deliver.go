@@ -31,7 +31,7 @@ func (e *Engine) deliver(claiming context.Context, r *tandem.Request) store.Next
 		e.log.Warn("callback put off: its API key cannot be read", "request_id", r.ID, "err", err)
 		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: earlier(begun.Add(keysPutOff), deadline)}
 	}
-	place, err := e.cfg.Egress.Reserve(claiming, r.CallbackURL)
+	place, err := e.cfg.Egress.Reserve(claiming, r.CallbackURL, r.KeyID)
 	if err != nil {
 		return e.noPlace(claiming, r, err, deadline)
 	}
@@ -43,8 +43,11 @@ func (e *Engine) deliver(claiming context.Context, r *tandem.Request) store.Next
 		return e.unsendable(r, number, sent, err)
 	}
 	result := place.Post(e.working, e.callbackHeader(r, sent, body), body)
-	if result.Interrupted {
+	switch {
+	case result.Interrupted:
 		return handBack(store.LaneDeliver)
+	case result.PutOff != nil:
+		return e.noPlace(claiming, r, result.PutOff, deadline)
 	}
 	return e.afterPost(r, number, result, deadline, skew)
 }
@@ -92,7 +95,8 @@ func (e *Engine) expire(r *tandem.Request, now time.Time) store.Next {
 	}}
 }
 
-// noPlace says what comes next when the destination has no place now. None of it is an attempt.
+// noPlace says what comes next when the destination has no place now, or has been probed in vain. None of it is
+// an attempt.
 func (e *Engine) noPlace(claiming context.Context, r *tandem.Request, err error, deadline time.Time) store.Next {
 	putOff, isPutOff := errors.AsType[*egress.PutOff](err)
 	switch {

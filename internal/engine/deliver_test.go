@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -15,6 +17,7 @@ import (
 	"tandem"
 	"tandem/internal/engine"
 	"tandem/internal/store"
+	"tandem/internal/tandemtest"
 )
 
 func TestAsync(t *testing.T) {
@@ -265,6 +268,40 @@ func TestDeliverPutOff(t *testing.T) {
 				t.Errorf("%d callbacks, want 1: an open breaker sends nothing", n)
 			}
 		})
+	}
+}
+
+// A probe in vain keeps the breaker open and uses up no attempt; nor does trouble of our own.
+func TestNoAttemptIsUsedUp(t *testing.T) {
+	t.Parallel()
+	dead := &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
+		return nil, &net.OpError{Op: "dial", Net: "udp", Err: syscall.ECONNREFUSED}
+	}}
+	p := start(t, func(s *setup) {
+		s.idle = true
+		s.egress.BreakerFailures, s.egress.BreakerOpen, s.egress.Resolver = 1, 10*time.Millisecond, dead
+	})
+	refusing := completed(tandemtest.Refusing(t), 1)
+	if next := p.Step(t.Context(), refusing); next.Attempt == nil || next.Attempt.Number != 2 {
+		t.Errorf("%+v, want an attempt, which opens the breaker", next)
+	}
+	broken := completed(newReceiver(t, status(http.StatusInternalServerError)).URL, 1)
+	if next := p.Step(t.Context(), broken); next.Attempt == nil {
+		t.Errorf("%+v, want an attempt, which opens the breaker", next)
+	}
+	for _, job := range []store.Job{refusing, broken} {
+		for range 5 { // more than there are attempts
+			next := p.Step(t.Context(), job) // a probe, or put off because it comes too early
+			if next.Verdict != store.Again || next.Lane != store.LaneDeliver || next.Attempt != nil || !next.At.After(job.Request.CompletedAt) {
+				t.Fatalf("%+v, want Again later without an attempt", next)
+			}
+			p.await("the breaker to be half-open", func() bool {
+				return !slices.ContainsFunc(p.Vitals().Destinations, func(d engine.Destination) bool { return d.State == "open" })
+			})
+		}
+	}
+	if next := p.Step(t.Context(), completed("http://hooks.example/", 1)); next.Verdict != store.Again || next.Attempt != nil {
+		t.Errorf("the name server is dead: %+v, want Again without an attempt", next)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/HdrHistogram/hdrhistogram-go"
 
+	"tandem/internal/egress"
 	"tandem/internal/store"
 )
 
@@ -20,8 +21,10 @@ type report struct {
 	Open      []openBreaker     `json:"open"`
 }
 
-// openBreaker is a destination that a node has found failing. Times are relative: clocks differ.
+// openBreaker is a destination that a node has found failing. Times are relative: clocks differ. Nodes that do not
+// know schemes yet take it for both, and what they send has none.
 type openBreaker struct {
+	Scheme    string `json:"scheme"`
 	Host      string `json:"host"`
 	Failures  int    `json:"failures"`
 	FailedAgo int64  `json:"failed_ago_ms"`
@@ -49,7 +52,7 @@ func (e *Engine) tellNodes() []byte {
 	}
 	for _, d := range e.cfg.Egress.Found(maxTold) {
 		told.Open = append(told.Open, openBreaker{
-			Host: d.Host, Failures: d.FailureCount, FailedAgo: now.Sub(d.LastFailure).Milliseconds(), OpenFor: d.RetryAt.Sub(now).Milliseconds(),
+			Scheme: d.Scheme, Host: d.Host, Failures: d.FailureCount, FailedAgo: now.Sub(d.LastFailure).Milliseconds(), OpenFor: d.RetryAt.Sub(now).Milliseconds(),
 		})
 	}
 	text, err := json.Marshal(told)
@@ -87,8 +90,11 @@ func (e *Engine) hearNodes(states []store.State) {
 func (e *Engine) learn(open []openBreaker, age time.Duration) {
 	told := time.Now().Add(-age)
 	for _, b := range open[:min(len(open), maxTold)] {
+		if b.Scheme == "" { // what one scheme has failed for says nothing of the other
+			continue
+		}
 		e.cfg.Egress.Learn(Destination{
-			Host: b.Host, FailureCount: b.Failures,
+			Site: egress.Site{Scheme: b.Scheme, Host: b.Host}, FailureCount: b.Failures,
 			LastFailure: told.Add(-time.Duration(b.FailedAgo) * time.Millisecond),
 			RetryAt:     told.Add(time.Duration(b.OpenFor) * time.Millisecond),
 		})

@@ -247,6 +247,9 @@ func (e *Engine) callExternal(ctx context.Context, r *tandem.Request) (next stor
 		return handBack(store.LaneIO), false
 	}
 	e.vitals.called(result.Outcome)
+	if result.PutOff != nil {
+		return store.Next{Verdict: store.Again, Lane: store.LaneIO, At: again.next(time.Now(), result.PutOff.Until, deadline)}, true
+	}
 	if e.telling() {
 		e.tell("🌐 external service: "+string(result.Outcome), r, "took", result.Duration, "status_code", result.StatusCode)
 	}
@@ -303,7 +306,7 @@ func (e *Engine) exchange(ctx context.Context, r *tandem.Request) (egress.Result
 	if err != nil {
 		return egress.Result{}, fmt.Errorf("encode submission: %w", err)
 	}
-	place, err := x.Client.Reserve(ctx, x.URL)
+	place, err := x.Client.Reserve(ctx, x.URL, "")
 	if err != nil {
 		return egress.Result{}, err
 	}

@@ -21,7 +21,7 @@ func allowed(t *testing.T, b *limit.Breaker, r limit.Report) {
 	if err != nil {
 		t.Fatalf("Allow: %v", err)
 	}
-	report(r)
+	report.Report(r)
 }
 
 func refused(t *testing.T, b *limit.Breaker, want error) {
@@ -61,25 +61,25 @@ func TestBreakerLife(t *testing.T) {
 		allowed(t, b, limit.Failure)
 		opened := time.Now()
 		expect(t, b, limit.BreakerStatus{State: limit.StateOpen, Failures: 5, LastFailure: opened, RetryAt: opened.Add(open)})
-		late(limit.Success)
+		late.Report(limit.Success)
 		expect(t, b, limit.BreakerStatus{State: limit.StateOpen, Failures: 5, LastFailure: opened, RetryAt: opened.Add(open)})
 
-		until(t, opened.Add(open)) // the very moment still counts as open
+		until(t, opened.Add(open).Add(-1))
 		refused(t, b, limit.ErrOpen)
-		until(t, opened.Add(open).Add(1))
-		expect(t, b, limit.BreakerStatus{State: limit.StateHalfOpen, Failures: 5, LastFailure: opened})
+		until(t, opened.Add(open))
+		expect(t, b, limit.BreakerStatus{State: limit.StateHalfOpen, Failures: 5, LastFailure: opened, RetryAt: opened.Add(open)})
 		probe, err := b.Allow()
 		if err != nil {
 			t.Fatal(err)
 		}
 		refused(t, b, limit.ErrProbing)
-		probe(limit.Excluded) // interrupted: the next may probe
+		probe.Report(limit.Excluded) // interrupted: the next may probe
 		probe, err = b.Allow()
 		if err != nil {
 			t.Fatal(err)
 		}
 		refused(t, b, limit.ErrProbing)
-		probe(limit.Failure)
+		probe.Report(limit.Failure)
 		again := time.Now()
 		expect(t, b, limit.BreakerStatus{State: limit.StateOpen, Failures: 6, LastFailure: again, RetryAt: again.Add(open)})
 
@@ -118,12 +118,12 @@ func TestBreakerOpensAtExactlyN(t *testing.T) {
 			switch r := limit.Report(rapid.IntRange(0, 2).Draw(t, "report")); r {
 			case limit.Failure:
 				inARow++
-				report(r)
+				report.Report(r)
 			case limit.Success:
 				inARow = 0
-				report(r)
+				report.Report(r)
 			default:
-				report(r)
+				report.Report(r)
 			}
 		}
 	})
@@ -184,7 +184,7 @@ func TestBreakerOpensForOthers(t *testing.T) {
 				if found := b.OpenUntil(); !found.IsZero() {
 					t.Errorf("it says that it was itself who opened until %v", found)
 				}
-				late(limit.Success)
+				late.Report(limit.Success)
 				expect(t, b, told)
 				refused(t, b, limit.ErrOpen)
 
@@ -194,7 +194,7 @@ func TestBreakerOpensForOthers(t *testing.T) {
 					t.Fatal(err)
 				}
 				refused(t, b, limit.ErrProbing)
-				probe(test.probe)
+				probe.Report(test.probe)
 				status := b.Status()
 				if status.State != test.want {
 					t.Fatalf("after the probe it is %s, want %s", status.State, test.want)

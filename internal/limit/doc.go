@@ -2,7 +2,7 @@
 // breaker ([Breaker]), a rate limit ([Rate]), and the bounded table that remembers one
 // value per key ([Keyed]).
 //
-// It hides the state machine of sony/gobreaker and the bookkeeping of what was
+// It hides the state machine of a breaker and the bookkeeping of what was
 // used last. It promises that nothing in it grows without bound, that nothing
 // in it waits or starts a goroutine, and that a key in use is never forgotten.
 // Egress asks it about every destination, server about every client.

@@ -2,6 +2,7 @@ package limit
 
 import (
 	"container/list"
+	"fmt"
 	"iter"
 )
 
@@ -11,29 +12,29 @@ import (
 //
 // It has no lock: whoever owns it has one already, because what it does with the
 // values has to be one step with finding them.
-type Keyed[V any] struct {
+type Keyed[K comparable, V any] struct {
 	capacity int
-	entries  map[string]*keyedEntry[V]
+	entries  map[K]*keyedEntry[K, V]
 	held     list.List // of *keyedEntry with holders > 0, last asked for first
 	idle     list.List // of *keyedEntry with holders = 0, last given back first
 }
 
-type keyedEntry[V any] struct {
-	key     string
+type keyedEntry[K comparable, V any] struct {
+	key     K
 	value   V
 	holders int           // Hold minus Release
 	element *list.Element // in held or in idle
 }
 
 // NewKeyed makes a table of at most capacity values; less than 1 counts as 1.
-func NewKeyed[V any](capacity int) *Keyed[V] {
-	return &Keyed[V]{capacity: max(capacity, 1), entries: make(map[string]*keyedEntry[V])}
+func NewKeyed[K comparable, V any](capacity int) *Keyed[K, V] {
+	return &Keyed[K, V]{capacity: max(capacity, 1), entries: make(map[K]*keyedEntry[K, V])}
 }
 
 // Hold returns the value of key, which is made with create if it is not known,
 // and keeps it in the table until as many calls of Release. It returns false, and
 // holds nothing, when every place is taken by values that are held.
-func (k *Keyed[V]) Hold(key string, create func() V) (V, bool) {
+func (k *Keyed[K, V]) Hold(key K, create func() V) (V, bool) {
 	entry, known := k.entries[key]
 	switch {
 	case !known:
@@ -41,7 +42,7 @@ func (k *Keyed[V]) Hold(key string, create func() V) (V, bool) {
 			var none V
 			return none, false
 		}
-		entry = &keyedEntry[V]{key: key, value: create()}
+		entry = &keyedEntry[K, V]{key: key, value: create()}
 		entry.element = k.held.PushFront(entry)
 		k.entries[key] = entry
 	case entry.holders == 0:
@@ -56,10 +57,10 @@ func (k *Keyed[V]) Hold(key string, create func() V) (V, bool) {
 
 // Release takes back one Hold of key. It panics when there was none: a place
 // given back twice would let the table forget what is in use.
-func (k *Keyed[V]) Release(key string) {
+func (k *Keyed[K, V]) Release(key K) {
 	entry, known := k.entries[key]
 	if !known || entry.holders == 0 {
-		panic("limit: Release of a key that is not held: " + key)
+		panic(fmt.Sprintf("limit: Release of a key that is not held: %v", key))
 	}
 	entry.holders--
 	if entry.holders == 0 {
@@ -68,16 +69,26 @@ func (k *Keyed[V]) Release(key string) {
 	}
 }
 
+// Peek returns the value of key if it is known. It is no use of it.
+func (k *Keyed[K, V]) Peek(key K) (V, bool) {
+	entry, known := k.entries[key]
+	if !known {
+		var none V
+		return none, false
+	}
+	return entry.value, true
+}
+
 // Len returns how many keys are known.
-func (k *Keyed[V]) Len() int { return len(k.entries) }
+func (k *Keyed[K, V]) Len() int { return len(k.entries) }
 
 // All yields the keys and values: those in use first, each group from the most to
 // the least recently used. The table must not be changed meanwhile.
-func (k *Keyed[V]) All() iter.Seq2[string, V] {
-	return func(yield func(string, V) bool) {
+func (k *Keyed[K, V]) All() iter.Seq2[K, V] {
+	return func(yield func(K, V) bool) {
 		for _, group := range []*list.List{&k.held, &k.idle} {
 			for element := group.Front(); element != nil; element = element.Next() {
-				entry := element.Value.(*keyedEntry[V])
+				entry := element.Value.(*keyedEntry[K, V])
 				if !yield(entry.key, entry.value) {
 					return
 				}
@@ -87,12 +98,12 @@ func (k *Keyed[V]) All() iter.Seq2[string, V] {
 }
 
 // forgetOne drops the key longest unused; false when all are held.
-func (k *Keyed[V]) forgetOne() bool {
+func (k *Keyed[K, V]) forgetOne() bool {
 	oldest := k.idle.Back()
 	if oldest == nil {
 		return false
 	}
-	entry := k.idle.Remove(oldest).(*keyedEntry[V])
+	entry := k.idle.Remove(oldest).(*keyedEntry[K, V])
 	delete(k.entries, entry.key)
 	return true
 }

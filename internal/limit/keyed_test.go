@@ -10,7 +10,7 @@ import (
 	"tandem/internal/limit"
 )
 
-func keys(k *limit.Keyed[*int]) []string {
+func keys(k *limit.Keyed[string, *int]) []string {
 	var all []string
 	for key := range k.All() {
 		all = append(all, key)
@@ -18,7 +18,7 @@ func keys(k *limit.Keyed[*int]) []string {
 	return all
 }
 
-func hold(t *testing.T, k *limit.Keyed[*int], key string) *int {
+func hold(t *testing.T, k *limit.Keyed[string, *int], key string) *int {
 	t.Helper()
 	value, ok := k.Hold(key, func() *int { return new(int) })
 	if !ok {
@@ -29,7 +29,7 @@ func hold(t *testing.T, k *limit.Keyed[*int], key string) *int {
 
 func TestKeyedForgetsTheLongestUnused(t *testing.T) {
 	t.Parallel()
-	k := limit.NewKeyed[*int](3)
+	k := limit.NewKeyed[string, *int](3)
 	first := hold(t, k, "a")
 	if hold(t, k, "a") != first {
 		t.Fatal("a second Hold made a second value")
@@ -67,7 +67,7 @@ func TestKeyedReleaseOfWhatIsNotHeldPanics(t *testing.T) {
 	for _, key := range []string{"never held", "given back"} {
 		t.Run(key, func(t *testing.T) {
 			t.Parallel()
-			k := limit.NewKeyed[*int](3)
+			k := limit.NewKeyed[string, *int](3)
 			hold(t, k, "given back")
 			k.Release("given back")
 			defer func() {
@@ -86,7 +86,7 @@ func TestKeyedProperties(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		capacity := rapid.IntRange(1, 5).Draw(t, "capacity")
-		k := limit.NewKeyed[*int](capacity)
+		k := limit.NewKeyed[string, *int](capacity)
 		held := make(map[string]int)
 		values := make(map[string]*int) // of those held
 		for range rapid.IntRange(0, 100).Draw(t, "steps") {

@@ -59,15 +59,16 @@ type percentiles struct {
 
 // callbackService is about callbacks, whatever their request's work did.
 type callbackService struct {
-	Domains      map[string]domain        `json:"domains" doc:"Destination (host:port) → its circuit breaker, as this node knows it; at most 1,000, failing ones first. What others find failing it knows within seconds"`
+	Domains      map[string]domain        `json:"domains" doc:"Destination (host:port; scheme://host:port where it is called by both schemes) → its circuit breaker, as this node knows it; at most 1,000, failing ones first. Of a host that gives no answer all nodes know within seconds"`
 	Global       globalCallbacks          `json:"global_stats"`
 	DeliveryRate float64                  `json:"delivery_rate" minimum:"0" maximum:"100" doc:"Percent of callbacks that ended that were delivered; 100 while none has ended"`
 	Attempts     map[tandem.Outcome]int64 `json:"attempts" doc:"Outcome → attempts"`
 }
 
-// domain is one destination and the state of its circuit breaker.
+// domain is one destination and the state of its circuit breakers.
 type domain struct {
-	State           string     `json:"state" enum:"closed,half-open,open"`
+	Scheme          string     `json:"scheme" enum:"http,https"`
+	State           string     `json:"state" enum:"closed,half-open,open" doc:"The worst, where answers 5xx have opened a breaker for single paths or API keys only"`
 	FailureCount    int        `json:"failure_count" minimum:"0" doc:"In a row"`
 	LastFailureTime *time.Time `json:"last_failure_time" doc:"null: none is remembered"`
 	RetryAt         *time.Time `json:"retry_at" doc:"When an open breaker lets a probe pass; null unless open"`
@@ -183,7 +184,11 @@ func callbackFigures(c *store.Stats, destinations []engine.Destination) callback
 		figures.Attempts = map[tandem.Outcome]int64{}
 	}
 	for _, d := range destinations {
-		figures.Domains[d.Host] = domain{d.State, d.FailureCount, orNull(d.LastFailure), orNull(d.RetryAt), d.InFlight, d.Waiting}
+		name := d.Host
+		if _, taken := figures.Domains[name]; taken {
+			name = d.Scheme + "://" + d.Host
+		}
+		figures.Domains[name] = domain{d.Scheme, d.State, d.FailureCount, orNull(d.LastFailure), orNull(d.RetryAt), d.InFlight, d.Waiting}
 		figures.Global.InFlight += d.InFlight
 		if d.State == "open" {
 			figures.Global.OpenBreakers++

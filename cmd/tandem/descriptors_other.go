@@ -1,0 +1,6 @@
+//go:build !unix
+
+package main
+
+// maxDescriptors: nobody says.
+func maxDescriptors() (uint64, bool) { return 0, false }

@@ -1,0 +1,333 @@
+package egress
+
+import (
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"tandem"
+	"tandem/internal/limit"
+)
+
+const (
+	maxRefusals  = 10_000          // API keys, and paths of API keys, whose calls were answered with 5xx; the longest unused is forgotten
+	maxPath      = 256             // bytes of a path that tell receivers apart
+	maxTurns     = 64              // API keys that wait for a probe of one site
+	turnWait     = 4 * time.Second // for a call of the key whose turn it is to probe; then the next key may
+	troubleSleep = 5 * time.Second // how long a site is left alone after trouble of our own
+)
+
+// Site is a host and port, and the scheme that it is called by.
+type Site struct {
+	Scheme string // http or https
+	Host   string // lower-case host:port
+}
+
+// Receiver is who is called, and for whom: all that a call may be held back by. It is comparable.
+//
+// What is learned of a site itself (no connection, no answer, no TLS) holds for all API keys. What its
+// answers tell (5xx) holds for the path of the key that got them, and for the whole key once several
+// of its paths have failed in a row: another key may call something else there that is well.
+type Receiver struct {
+	Site
+	Key  string // the API key that asked; "": none
+	Path string // of the URL, cut off after 256 bytes; "": all paths of the key
+}
+
+// Receiver names who a callback goes to. Its errors are those of [Client.Check].
+func (c *Client) Receiver(rawURL, key string) (Receiver, error) {
+	t, err := c.parse(rawURL)
+	if err != nil {
+		return Receiver{}, err
+	}
+	return t.receiver(key), nil
+}
+
+// HeldUntil is when a call to the receiver may be made, as far as can be told: the zero time means
+// now. It takes no place, so the answer may have changed when the call comes.
+func (c *Client) HeldUntil(r Receiver) time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	d, known := c.destinations.Peek(r.Site)
+	if !known {
+		return time.Time{}
+	}
+	if held, why := d.heldBy(c.circuitsLocked(d, r), r); why != nil {
+		return held.until(d, r, why)
+	}
+	if d.inFlight >= c.cfg.HostConcurrency {
+		return time.Now().Add(d.waitLocked(c.cfg.HostConcurrency))
+	}
+	return time.Time{}
+}
+
+// circuit is a breaker and the schedule of the calls that it holds back.
+type circuit struct {
+	*limit.Breaker
+	later schedule
+}
+
+func newCircuit(failures int, open time.Duration) *circuit {
+	return &circuit{Breaker: limit.NewBreaker(failures, open)}
+}
+
+// held is why no call may pass now; nil: one may.
+func (ci *circuit) held() error {
+	switch status := ci.Status(); {
+	case status.State == limit.StateOpen:
+		return limit.ErrOpen
+	case status.Probing:
+		return limit.ErrProbing
+	default:
+		return nil
+	}
+}
+
+// until is when a call that the circuit holds back may come, at the earliest.
+func (ci *circuit) until(d *destination, r Receiver, why error) time.Time {
+	switch {
+	case errors.Is(why, limit.ErrOpen):
+		return ci.Status().RetryAt
+	case errors.Is(why, errTurn):
+		return d.turns.at(r.Key, ci.Status().RetryAt)
+	default:
+		return time.Now().Add(probePutOff)
+	}
+}
+
+// refusal is a circuit that the answers of a receiver open.
+type refusal struct {
+	circuit
+	lastPath string // that failed; of a receiver without a path
+}
+
+// The circuits that a call has to pass.
+const (
+	byTrouble = iota // our own
+	byKey            // answers to a key
+	byPath           // answers to a path of a key
+	byHost
+	circuits
+)
+
+// circuitsLocked returns the circuits of a receiver; those that do not exist, nil, let everything pass.
+func (c *Client) circuitsLocked(d *destination, r Receiver) (all [circuits]*circuit) {
+	all[byTrouble], all[byHost] = d.trouble, d.host
+	if c.refusals.Len() == 0 { // as a rule
+		return all
+	}
+	if path, known := c.refusals.Peek(r); known {
+		all[byPath] = &path.circuit
+	}
+	r.Path = ""
+	if key, known := c.refusals.Peek(r); known {
+		all[byKey] = &key.circuit
+	}
+	return all
+}
+
+// heldBy returns the circuit that holds a call back, and why; a nil error: none does.
+func (d *destination) heldBy(all [circuits]*circuit, r Receiver) (*circuit, error) {
+	for _, ci := range all {
+		if ci == nil {
+			continue
+		}
+		if why := ci.held(); why != nil {
+			return ci, why
+		}
+	}
+	if len(d.turns.list) > 0 && time.Now().Before(d.turns.at(r.Key, d.host.Status().RetryAt)) {
+		return d.host, errTurn
+	}
+	return d.host, nil
+}
+
+// errTurn is why a call is put off although it could probe.
+var errTurn = errors.New("another key's call is to probe the destination first")
+
+// passLocked takes a pass of every circuit, or returns the one that holds the call back, and why.
+func (c *Client) passLocked(d *destination, r Receiver) (passes [circuits]limit.Pass, held *circuit, why error) {
+	all := c.circuitsLocked(d, r)
+	if held, why = d.heldBy(all, r); why != nil {
+		return passes, held, why
+	}
+	for i, ci := range all {
+		if ci != nil {
+			passes[i], _ = ci.Allow() // none holds it back, and all that changes one has c.mu
+		}
+	}
+	if passes[byHost].Probe {
+		d.turns.took(r.Key)
+	}
+	return passes, nil, nil
+}
+
+// reportLocked tells the circuits what became of a call. It returns the one whose probe it was in vain.
+func (c *Client) reportLocked(p *Place, result *Result) (failed *circuit) {
+	d := p.dest
+	reports := c.judgeLocked(p, result)
+	wasOpen := d.host.Status().State == limit.StateOpen
+	for i, ci := range c.circuitsLocked(d, p.receiver) {
+		report := reports[i]
+		switch i {
+		case byPath:
+			ci = c.refusedLocked(ci, p.receiver, report)
+		case byKey:
+			ci, report = c.refusedKeyLocked(ci, p, report)
+		}
+		if ci == nil {
+			continue
+		}
+		pass := p.passes[i]
+		if pass == (limit.Pass{}) { // the circuit is younger than the call
+			pass, _ = ci.Allow()
+		}
+		pass.Report(report)
+		if pass.Probe && report == limit.Failure {
+			failed = ci
+		}
+	}
+	switch status := d.host.Status(); {
+	case status.State == limit.StateOpen && !wasOpen:
+		d.turns.took(p.receiver.Key) // the keys that it has not failed for go first
+	case status.State == limit.StateClosed:
+		d.turns.list = nil
+	}
+	return failed
+}
+
+// judgeLocked says what a call tells about what its circuits stand for.
+func (c *Client) judgeLocked(p *Place, result *Result) (reports [circuits]limit.Report) {
+	all := func(trouble, host, answer limit.Report) [circuits]limit.Report {
+		return [circuits]limit.Report{byTrouble: trouble, byHost: host, byKey: answer, byPath: answer}
+	}
+	now := time.Now()
+	// A host that answers others is not dead because one of its paths hangs.
+	answersOthers := now.Sub(p.dest.answered) < c.cfg.BreakerOpen && !p.passes[byHost].Probe
+	switch {
+	case result.Interrupted || result.Outcome == tandem.OutcomeBlocked || result.Outcome == "":
+		return all(limit.Excluded, limit.Excluded, limit.Excluded)
+	case result.troubled:
+		return all(limit.Failure, limit.Excluded, limit.Excluded)
+	case result.StatusCode == 0 && result.connected && answersOthers:
+		return all(limit.Success, limit.Excluded, limit.Failure)
+	case result.StatusCode == 0:
+		return all(limit.Success, limit.Failure, limit.Excluded)
+	}
+	p.dest.answered = now
+	if result.StatusCode >= 500 {
+		return all(limit.Success, limit.Success, limit.Failure)
+	}
+	return all(limit.Success, limit.Success, limit.Success)
+}
+
+// refusedLocked returns the circuit of a receiver, which its first failure makes.
+func (c *Client) refusedLocked(known *circuit, r Receiver, report limit.Report) *circuit {
+	if known == nil && report != limit.Failure {
+		return nil
+	}
+	found, held := c.refusals.Hold(r, func() *refusal {
+		return &refusal{circuit: *newCircuit(c.cfg.BreakerFailures, c.cfg.BreakerOpen)}
+	})
+	if !held { // never: none is held for longer than this
+		return known
+	}
+	c.refusals.Release(r)
+	return &found.circuit
+}
+
+// refusedKeyLocked is refusedLocked for all paths of a key. Of failures of one path in a row it counts
+// the first only.
+func (c *Client) refusedKeyLocked(known *circuit, p *Place, report limit.Report) (*circuit, limit.Report) {
+	r := p.receiver
+	r.Path = ""
+	ci := c.refusedLocked(known, r, report)
+	if ci == nil {
+		return nil, report
+	}
+	key, _ := c.refusals.Peek(r)
+	if report == limit.Failure && key.lastPath == p.receiver.Path && !p.passes[byKey].Probe {
+		return ci, limit.Excluded
+	}
+	if report != limit.Excluded {
+		key.lastPath = p.receiver.Path
+	}
+	return ci, report
+}
+
+// schedule spreads the calls that are put off for one reason; it starts anew when the reason changes.
+type schedule struct {
+	at  time.Time // when the next one may come back, at the earliest
+	why error     // why the last one was put off
+}
+
+// next is when a call may come back: not before first, and behind those that were put off before it at
+// the given pace. If all came back at once, all but a few would only be put off again.
+func (s *schedule) next(first time.Time, pace time.Duration, why error) time.Time {
+	if !errors.Is(why, s.why) {
+		s.at, s.why = time.Time{}, why
+	}
+	at := first
+	if s.at.After(first) {
+		at = s.at
+	}
+	if at.Sub(first) > maxSpread {
+		return first.Add(rand.N(maxSpread))
+	}
+	s.at = at.Add(pace)
+	return at
+}
+
+// turns are the API keys that wait for a half-open breaker to close, in the order in which they may
+// send its probe: those that have not probed yet first, then the one whose probe is longest ago.
+type turns struct{ list []turn }
+
+type turn struct {
+	key    string
+	probed bool      // or its call has opened the breaker
+	retry  time.Time // the end of the open period for which one of its calls has been told when its turn is
+}
+
+// at is when a key may probe a breaker that is half-open since retryAt.
+func (t *turns) at(key string, retryAt time.Time) time.Time {
+	position := slices.IndexFunc(t.list, func(other turn) bool { return other.key == key })
+	if position < 0 {
+		position = t.newcomer()
+	}
+	return retryAt.Add(time.Duration(position) * turnWait)
+}
+
+// newcomer is the position of a key that has not probed yet.
+func (t *turns) newcomer() int {
+	if i := slices.IndexFunc(t.list, func(other turn) bool { return other.probed }); i >= 0 {
+		return i
+	}
+	return len(t.list)
+}
+
+// enter has a key wait for its turn. It reports whether its call is the first in this open period: that
+// one comes back when it is its turn, and all others behind it.
+func (t *turns) enter(key string, retryAt time.Time) bool {
+	i := slices.IndexFunc(t.list, func(other turn) bool { return other.key == key })
+	if i < 0 {
+		i = t.newcomer()
+		if i >= maxTurns {
+			return false
+		}
+		t.list = slices.Insert(t.list, i, turn{key: key})
+		t.list = t.list[:min(len(t.list), maxTurns)]
+	}
+	first := !t.list[i].retry.Equal(retryAt)
+	t.list[i].retry = retryAt
+	return first
+}
+
+// took notes that a call of the key probes, or has opened the breaker. Keys before it have not come
+// when it was their turn: they have nothing to send any more, or come back as new ones.
+func (t *turns) took(key string) {
+	if i := slices.IndexFunc(t.list, func(other turn) bool { return other.key == key }); i >= 0 {
+		t.list = slices.Delete(t.list, 0, i+1)
+	}
+	t.list = append(t.list[:min(len(t.list), maxTurns-1)], turn{key: key, probed: true})
+}
