@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/url"
 	"os"
+	"strconv"
 	"strings"
 
 	"golang.org/x/net/netutil"
@@ -23,12 +26,12 @@ const (
 // auditCommand is the command line of audit.
 type auditCommand struct {
 	URL   string      `name:"url" default:"http://127.0.0.1:8000" env:"TANDEM_AUDIT_URL" help:"The deployment, at the address that its callers use (default: ${default})."`
-	Level audit.Level `enum:"quick,full" default:"quick" help:"quick: a sample in about a minute, at most 400 requests. full: everything, at most 2,000 (default: ${default})."`
+	Level audit.Level `enum:"quick,full" default:"quick" help:"quick: every route and a sample of callback URLs, at most 2,000 requests. full: every spelling and every callback URL, at most 5,000 (default: ${default})."`
 	Only  []string    `placeholder:"GROUP|ID" help:"Run these groups or checks only."`
 	List  bool        `help:"List the checks, and ask nothing."`
 
 	APIKey        string `name:"api-key" placeholder:"KEY|@FILE" env:"TANDEM_API_KEY" help:"The key of an ordinary caller."`
-	SecondAPIKey  string `name:"second-api-key" placeholder:"KEY|@FILE" env:"TANDEM_SECOND_API_KEY" help:"The key of another one: tells whether tenants are apart."`
+	SecondAPIKey  string `name:"second-api-key" placeholder:"KEY|@FILE" env:"TANDEM_SECOND_API_KEY" help:"The key of another one: tells whether tenants are apart, and shares the work."`
 	AdminKey      string `placeholder:"KEY|@FILE" env:"TANDEM_ADMIN_KEY" help:"A key that may read /stats."`
 	SigningSecret string `placeholder:"whsec_…|@FILE" env:"TANDEM_SIGNING_SECRET" help:"Verifies callbacks. Without it only the form of signatures is looked at."`
 
@@ -138,7 +141,8 @@ func table(report *audit.Report, screen *view) string {
 // :: outcome → escape sequence
 var auditColors = map[audit.Outcome]string{audit.Pass: "\x1b[32m", audit.Fail: "\x1b[1;31m", audit.Undecided: "\x1b[33m", audit.Skipped: "\x1b[90m"}
 
-// audit runs the checks, with the receiver beside them if there is one.
+// audit runs the checks, with the receiver beside them if there is one: at the address that was opted in for it, and
+// at another port of the same host, where nothing must arrive.
 func (c *auditCommand) audit(ctx context.Context) (*audit.Report, error) {
 	if c.Receiver == "" {
 		return audit.Run(ctx, c.config)
@@ -150,15 +154,36 @@ func (c *auditCommand) audit(ctx context.Context) (*audit.Report, error) {
 	if c.CallbackURL == "" {
 		c.config.CallbackURL = baseURL(listener.Addr())
 	}
+	listeners := []net.Listener{listener}
+	if host, _, err := net.SplitHostPort(c.Receiver); err == nil {
+		other, err := listen(ctx, net.JoinHostPort(host, "0"))
+		if err != nil {
+			return nil, errors.Join(err, listener.Close())
+		}
+		listeners = append(listeners, other)
+		c.config.OtherURL = otherURL(c.config.CallbackURL, other.Addr())
+	}
 	receiving, stop := context.WithCancel(ctx)
 	defer stop()
 	var g errgroup.Group
-	g.Go(func() error {
-		return serveHTTP(receiving, c.config.Receiver, netutil.LimitListener(listener, auditConnections))
-	})
+	for _, at := range listeners {
+		g.Go(func() error {
+			return serveHTTP(receiving, c.config.Receiver, netutil.LimitListener(at, auditConnections))
+		})
+	}
 	report, err := audit.Run(ctx, c.config)
 	stop()
 	return report, errors.Join(err, g.Wait())
+}
+
+// otherURL is the host of a callback URL at another port.
+func otherURL(callbackURL string, at net.Addr) string {
+	base, err := url.Parse(callbackURL)
+	tcp, ok := at.(*net.TCPAddr)
+	if err != nil || !ok {
+		return ""
+	}
+	return "http://" + net.JoinHostPort(base.Hostname(), strconv.Itoa(tcp.Port))
 }
 
 // verdict is the exit code.

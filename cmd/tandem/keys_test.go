@@ -288,7 +288,7 @@ func auditWithKeys(t *testing.T, db string) {
 	admin, _ := keys(t, db, "create", "--plain", "--name", "admin", "--scopes", "admin")
 	p := startServe(t, "--mode", "production", "--db", db, "--rate-limit", "1000/60s")
 	audit := start(t, append(env, "TANDEM_ADMIN_KEY="+admin), "audit", "--url", p.url, "--json", "-",
-		"--only", "auth-required,auth-wrong-key,auth-challenge,auth-key-in-url,auth-scopes,tenant-request,tenant-list,tenant-submissions")
+		"--only", "auth-required,auth-wrong-key,auth-headers,auth-challenge,auth-key-in-url,auth-scopes,tenant-isolation,input-query,input-injection,api-document")
 	code := audit.exitCode(t)
 	var report struct {
 		Findings []struct {
@@ -299,7 +299,7 @@ func auditWithKeys(t *testing.T, db string) {
 	if err := json.Unmarshal([]byte(audit.stdout.String()), &report); err != nil {
 		t.Fatalf("%v\n%s", err, audit.stdout.String())
 	}
-	if code != 0 || len(report.Findings) != 8 {
+	if code != 0 || len(report.Findings) != 12 {
 		t.Errorf("exit code %d, %d findings\n%s", code, len(report.Findings), audit.stderr.String())
 	}
 	for _, f := range report.Findings {

@@ -1,10 +1,12 @@
 // Package audit is the security suite for a deployment of tandem, wherever it runs: a table of
-// checks, each of which asks over HTTP and says what came back. It sees what a stranger, a caller and
-// an operator see, and knows nothing of the inside but the table of addresses that production uses.
+// checks, each of which asks over HTTP and reports what came back. It sees what a stranger, a caller and
+// an operator see. What there is to ask for it learns from the deployment's own OpenAPI document, and what it
+// knows of the inside is data: which paths are for everybody, and the attack vectors.
 //
 // It promises to be safe to run against production: one request at a time, at most [Config].Rate a
 // second and [Config].MaxRequests in all; nothing is deleted; the work that it asks for is a handful of
-// `echo` tasks; Retry-After is honoured. Callback URLs that a deployment must refuse are handed in for the
+// `echo` tasks and a few submissions; Retry-After is honoured. What a stranger or a foreign page must not do is
+// tried with empty bodies and ids that nobody has. Callback URLs that a deployment must refuse are handed in for the
 // refusal; where one is accepted all the same, the check stops after a few. A check that cannot be decided says so
 // and is no pass.
 //
@@ -79,16 +81,16 @@ const (
 
 // Check is one line of the table.
 type Check struct {
-	ID    string // stable
-	Group Group
-	Title string // what must hold
-	Level Level
-	Needs []Need
-	Mend  string // what to do when it fails
-	Run   func(ctx context.Context, t *Target) Finding
+	ID          string // stable
+	Group       Group
+	Title       string // what must hold
+	Level       Level
+	Needs       []Need
+	Remediation string // what to do when it fails
+	Run         func(ctx context.Context, t *Target) Finding
 
-	// stage puts checks behind those of a lower one: they open a breaker, look back at all
-	// answers, or use a rate limit up.
+	// stage puts checks behind those of a lower one: they look back at all answers, open a breaker, or
+	// use a rate limit up.
 	stage int
 }
 
@@ -109,8 +111,9 @@ type Config struct {
 	Secret      tandem.Secret  // verifies the signature of callbacks; zero: only their form is looked at
 	Receiver    *Receiver      // served by the caller at CallbackURL; nil: there is none
 	CallbackURL string         // how the deployment reaches Receiver
-	MaxRequests int            // requests in all; quick 400, full 2,000
-	Rate        int            // requests per second; 20
+	OtherURL    string         // where Receiver is served as well, at a port that nobody opted in; ""
+	MaxRequests int            // requests in all; quick 2,000, full 5,000
+	Rate        int            // requests per second; 50
 	Patience    time.Duration  // for a callback, a slow answer or the end of a connection; 20 s
 	Settle      time.Duration  // how long something must not happen to be believed; 3 s
 	RootCAs     *x509.CertPool // trusted for https; the system's
@@ -122,7 +125,7 @@ type Config struct {
 // DialFunc opens a connection, as net.Dialer does.
 type DialFunc = func(ctx context.Context, network, address string) (net.Conn, error)
 
-// Validate reports what cannot be audited, as something a user can mend.
+// Validate reports what cannot be audited, as something a user can fix.
 func (cfg Config) Validate() error {
 	if _, err := parseBase(cfg.URL); err != nil {
 		return fmt.Errorf("url %s: %w", redactURL(cfg.URL), err)
@@ -162,13 +165,13 @@ func (cfg Config) withDefaults() Config {
 		cfg.Level = LevelQuick
 	}
 	if cfg.MaxRequests == 0 {
-		cfg.MaxRequests = 400
+		cfg.MaxRequests = 2_000
 		if cfg.Level == LevelFull {
-			cfg.MaxRequests = 2000
+			cfg.MaxRequests = 5_000
 		}
 	}
 	if cfg.Rate == 0 {
-		cfg.Rate = 20
+		cfg.Rate = 50
 	}
 	if cfg.Patience == 0 {
 		cfg.Patience = 20 * time.Second
@@ -192,7 +195,7 @@ func (cfg Config) withDefaults() Config {
 func Checks() []Check {
 	return slices.Concat(
 		rateChecks(), ssrfChecks(), inputChecks(), errorChecks(), authChecks(), tenantChecks(),
-		headerChecks(), corsChecks(), tlsChecks(), limitChecks(), breakerChecks(), serviceChecks(),
+		headerChecks(), corsChecks(), tlsChecks(), limitChecks(), breakerChecks(), serviceChecks(), documentChecks(),
 	)
 }
 
@@ -325,11 +328,14 @@ func (v *verdict) passf(format string, args ...any) {
 	v.passed = append(v.passed, fmt.Sprintf(format, args...))
 }
 
+// mostShown is how many lines of what failed a report has for one check.
+const mostShown = 5
+
 // finding is the sum, with the lines that it rests on.
 func (v *verdict) finding() Finding {
 	switch {
 	case v.failed != nil:
-		return Finding{Fail, shortList(v.failed, 5)}
+		return Finding{Fail, shortList(v.failed, mostShown)}
 	case v.unknown != nil:
 		return Finding{Undecided, shortList(v.unknown, 3)}
 	case v.passed != nil:

@@ -8,64 +8,96 @@ import (
 	"time"
 )
 
-const mendHeaders = "let the proxy pass the headers of tandem on; upgrade tandem"
+const fixHeaders = "let the proxy pass the headers of tandem on as they are, and keep no answers"
 
 func headerChecks() []Check {
 	return []Check{
 		{
-			ID: "headers-nosniff", Group: GroupHeaders, Title: "Browsers must not guess types", Level: LevelQuick, Mend: mendHeaders,
+			ID: "headers-nosniff", Group: GroupHeaders,
+			Title: "Browsers must not guess types",
+			Level: LevelQuick, Remediation: fixHeaders,
 			Run: checkNosniff,
 		},
 		{
-			ID: "headers-no-store", Group: GroupHeaders, Title: "No cache keeps data", Level: LevelQuick, Needs: []Need{NeedCaller}, Mend: mendHeaders,
-			Run: checkNoStore,
+			ID: "headers-no-store", Group: GroupHeaders,
+			Title: "No cache keeps data",
+			Level: LevelQuick, Needs: []Need{NeedCaller},
+			Remediation: fixHeaders, Run: checkNoStore,
 		},
 		{
-			ID: "headers-pages", Group: GroupHeaders, Title: "Pages have a strict policy and cannot be framed", Level: LevelQuick, Mend: mendHeaders,
-			Run: checkPages,
+			ID: "headers-pages", Group: GroupHeaders,
+			Title:       "Pages have a strict policy and cannot be framed",
+			Level:       LevelQuick,
+			Remediation: fixHeaders, Run: checkPages,
 		},
 		{
-			ID: "headers-banner", Group: GroupHeaders, Title: "No header names software and version", Level: LevelQuick, Mend: "turn server_tokens, X-Powered-By and the like off in the proxy",
-			Run: checkBanner,
+			ID: "headers-banner", Group: GroupHeaders,
+			Title:       "No header names software and version",
+			Level:       LevelQuick,
+			Remediation: "turn server_tokens, X-Powered-By and the like off in the proxy", Run: checkBanner,
 		},
 		{
-			ID: "headers-security-txt", Group: GroupHeaders, Title: "/.well-known/security.txt says whom to tell", Level: LevelQuick, Mend: "upgrade tandem, or serve the file from the proxy (RFC 9116)",
-			Run: checkSecurityTxt,
+			ID: "headers-security-txt", Group: GroupHeaders,
+			Title:       "/.well-known/security.txt says whom to tell",
+			Level:       LevelQuick,
+			Remediation: "set serve --security-contact, or serve the file from the proxy (RFC 9116)",
+			Run:         checkSecurityTxt,
 		},
+	}
+}
+
+// errorOrders are requests that fail, in every way that an error comes about.
+func errorOrders() []Order {
+	return []Order{
+		{Path: "/audit-no-such-path", NoKey: true}, {Path: "/requests", NoKey: true}, {Path: "/requests/" + unknownID},
+		{Path: "/requests?limit=x"}, {Method: http.MethodDelete, Path: "/sync"}, post("/sync", `{}`),
 	}
 }
 
 func checkNosniff(ctx context.Context, t *Target) Finding {
 	var v verdict
-	for _, path := range []string{"/healthz", "/docs", "/openapi.json", "/requests?limit=1"} {
-		a := t.send(ctx, Order{Path: path})
+	expect := func(a Answer) {
 		v.expect(a, a.Header.Get("X-Content-Type-Options") == "nosniff", "no X-Content-Type-Options: nosniff")
+	}
+	for _, s := range t.sweep(ctx) {
+		expect(s.Answer)
+	}
+	for _, o := range errorOrders() {
+		expect(t.send(ctx, o))
 	}
 	return v.finding()
 }
 
 func checkNoStore(ctx context.Context, t *Target) Finding {
 	var v verdict
-	for _, o := range []Order{{Path: "/requests?limit=1"}, {Path: "/requests/req_00000000000000000000000000000000"}, post("/sync", `{"data":{"audit":1},"task":"echo"}`)} {
-		a := t.send(ctx, o)
+	expect := func(a Answer) {
 		control := a.Header.Get("Cache-Control")
 		asks := strings.Contains(control, "private") && strings.Contains(control, "no-cache") // before every use
 		v.expect(a, asks || strings.Contains(control, "no-store"), "Cache-Control is "+oneLine(control))
 	}
+	for _, s := range t.sweep(ctx) {
+		if !s.open() {
+			expect(s.Answer)
+		}
+	}
+	expect(t.send(ctx, Order{Path: "/requests/" + unknownID}))
+	expect(t.send(ctx, post("/sync", echoBody)))
 	return v.finding()
 }
 
 // weakScripts is a policy that lets a page run what was slipped into it.
 var weakScripts = regexp.MustCompile(`(script-src|default-src)[^;]*('unsafe-inline'|'unsafe-eval'|\*|data:|\bhttps?:)`)
 
+// checkPages looks at everything that is HTML, wherever it is found.
 func checkPages(ctx context.Context, t *Target) Finding {
 	var v verdict
-	for _, path := range []string{"/docs", "/redoc", "/problems"} {
-		a := t.send(ctx, Order{Path: path})
+	page := func(a Answer) {
 		policy := a.Header.Get("Content-Security-Policy")
 		switch {
-		case a.Status == http.StatusNotFound:
-			v.passf("%s: there is no such page", a)
+		case a.Err != nil:
+			v.expect(a, false, "")
+		case !strings.Contains(a.Header.Get("Content-Type"), "html"):
+			return
 		case policy == "" || !strings.Contains(policy, "default-src") && !strings.Contains(policy, "script-src"):
 			v.expect(a, false, "no Content-Security-Policy for scripts")
 		case weakScripts.MatchString(policy):
@@ -76,6 +108,18 @@ func checkPages(ctx context.Context, t *Target) Finding {
 			v.expect(a, a.Header.Get("Referrer-Policy") != "", "no Referrer-Policy")
 		}
 	}
+	for _, s := range t.sweep(ctx) {
+		page(s.Answer)
+	}
+	browser := map[string]string{"Accept": "text/html"}
+	page(t.send(ctx, Order{Path: "/requests?limit=1", Header: browser}))
+	for _, o := range errorOrders() {
+		o.Header = browser
+		page(t.send(ctx, o))
+	}
+	if v.failed == nil && v.unknown == nil && v.passed == nil {
+		v.passf("there is no page")
+	}
 	return v.finding()
 }
 
@@ -83,13 +127,18 @@ var versioned = regexp.MustCompile(`\d`)
 
 func checkBanner(ctx context.Context, t *Target) Finding {
 	var v verdict
-	for _, path := range []string{"/healthz", "/audit-no-such-path"} {
-		a := t.send(ctx, Order{Path: path})
+	expect := func(a Answer) {
 		server := a.Header.Get("Server")
 		v.expect(a, !versioned.MatchString(server), "Server: "+oneLine(server))
-		for _, name := range []string{"X-Powered-By", "X-AspNet-Version", "X-Runtime"} {
+		for _, name := range []string{"X-Powered-By", "X-AspNet-Version", "X-Runtime", "X-Generator"} {
 			v.expect(a, a.Header.Get(name) == "", name+": "+oneLine(a.Header.Get(name)))
 		}
+	}
+	for _, s := range t.sweep(ctx) {
+		expect(s.Answer)
+	}
+	for _, o := range errorOrders() {
+		expect(t.send(ctx, o))
 	}
 	return v.finding()
 }
@@ -109,63 +158,5 @@ func checkSecurityTxt(ctx context.Context, t *Target) Finding {
 		}
 		v.expect(a, found != nil && err == nil && until.After(time.Now()), "Expires is missing or past")
 	}
-	return v.finding()
-}
-
-// attacker is a page of somebody else.
-const attacker = "https://attacker.invalid"
-
-func corsChecks() []Check {
-	const mend = "name your own origins only with serve --cors-origin; let the proxy add no Access-Control headers"
-	return []Check{
-		{
-			ID: "cors-origin", Group: GroupCORS, Title: "Foreign pages cannot read answers", Level: LevelQuick, Mend: mend,
-			Run: checkOrigins,
-		},
-		{
-			ID: "cors-preflight", Group: GroupCORS, Title: "Foreign pages get no leave to send", Level: LevelQuick, Mend: mend,
-			Run: checkPreflight,
-		},
-		{
-			ID: "cors-cross-site-post", Group: GroupCORS, Title: "What a browser sends for a foreign page is refused", Level: LevelQuick, Mend: "upgrade tandem; let the proxy pass Sec-Fetch-Site and Origin on",
-			Run: checkCrossSite,
-		},
-	}
-}
-
-// shared reports whether an answer lets an origin read it.
-func (a Answer) shared(origin string) bool {
-	allowed := a.Header.Get("Access-Control-Allow-Origin")
-	return allowed == origin || allowed == "*" || a.Header.Get("Access-Control-Allow-Credentials") == "true"
-}
-
-func checkOrigins(ctx context.Context, t *Target) Finding {
-	var v verdict
-	for _, origin := range []string{attacker, "null", t.base.Scheme + "://" + t.base.Hostname() + ".attacker.invalid"} {
-		a := t.send(ctx, Order{Path: "/healthz", Header: map[string]string{"Origin": origin}})
-		v.expect(a, !a.shared(origin), "it may be read there: Access-Control-Allow-Origin "+oneLine(a.Header.Get("Access-Control-Allow-Origin")))
-	}
-	return v.finding()
-}
-
-func checkPreflight(ctx context.Context, t *Target) Finding {
-	var v verdict
-	for _, path := range []string{"/sync", "/async"} {
-		a := t.send(ctx, Order{Method: http.MethodOptions, Path: path, NoKey: true, Header: map[string]string{
-			"Origin": attacker, "Access-Control-Request-Method": "POST",
-		}})
-		v.expect(a, !a.shared(attacker), "leave to send is given")
-	}
-	return v.finding()
-}
-
-// checkCrossSite sends what a browser would for a script or form of a foreign page.
-func checkCrossSite(ctx context.Context, t *Target) Finding {
-	var v verdict
-	o := cheap
-	o.Header = map[string]string{"Origin": attacker, "Sec-Fetch-Site": "cross-site"}
-	a := t.send(ctx, o)
-	a.Sent = "POST /sync for a page of " + attacker
-	v.expect(a, a.Status == http.StatusForbidden, "want 403")
 	return v.finding()
 }

@@ -13,38 +13,65 @@ import (
 	"tandem"
 )
 
-// mostDrained is the largest allowance that is used up to see what comes after it.
-const mostDrained = 200
+// Largest allowances that an audit uses up to see what comes after them.
+const (
+	mostDrained     = 200
+	mostDrainedFull = 1_000
+)
 
 func rateChecks() []Check {
 	caller := []Need{NeedCaller}
 	return []Check{
 		{
-			ID: "rate-limit-announced", Group: GroupRate, Title: "Answers to POST say how much is left", Level: LevelQuick, Needs: caller,
-			Mend: "set serve --rate-limit 50/60s, and let the proxy pass RateLimit headers on", Run: checkRateAnnounced,
+			ID: "rate-limit-announced", Group: GroupRate,
+			Title: "Answers to POST say how much is left",
+			Level: LevelQuick, Needs: caller,
+			Remediation: "set serve --rate-limit 50/60s, and let the proxy pass RateLimit headers on",
+			Run:         checkAnnounced(cheap),
 		},
 		{
-			ID: "rate-limit-reads", Group: GroupRate, Title: "GET has an allowance of its own", Level: LevelQuick, Needs: caller,
-			Mend: "upgrade to a tandem that limits GET, or limit it in the proxy", Run: checkRateReads,
+			ID: "rate-limit-reads", Group: GroupRate,
+			Title: "GET has an allowance of its own",
+			Level: LevelQuick, Needs: caller,
+			Remediation: "set serve --read-limit 600/60s, and let the proxy pass RateLimit headers on",
+			Run:         checkAnnounced(glance),
 		},
 		{
-			ID: "rate-limit-forwarded-for", Group: GroupRate, Title: "Nobody escapes with an invented X-Forwarded-For", Level: LevelQuick, Needs: caller,
-			Mend: "name only your own proxies with serve --trusted-proxy, and let them overwrite X-Forwarded-For", Run: checkRateForwarded,
+			ID: "rate-limit-forwarded-for", Group: GroupRate,
+			Title: "Nobody escapes with an invented X-Forwarded-For",
+			Level: LevelQuick, Needs: caller,
+			Remediation: "name only your own proxies with serve --trusted-proxy, and let them overwrite X-Forwarded-For",
+			Run:         checkRateForwarded,
 		},
 		{
-			ID: "rate-limit-batch", Group: GroupRate, Title: "A batch counts as many as it holds", Level: LevelFull, Needs: caller,
-			Mend: "upgrade tandem: the entries of a batch must count one by one", Run: checkRateBatch,
+			ID: "rate-limit-batch", Group: GroupRate,
+			Title: "A batch counts as many as it holds",
+			Level: LevelFull, Needs: caller,
+			Remediation: fixReport, Run: checkRateBatch,
 		},
 		{
-			ID: "rate-limit-wrong-key", Group: GroupRate, Title: "Guessing keys is limited", Level: LevelFull, stage: 3,
-			Mend: "set serve --rate-limit; a wrong key must count against its sender", Run: checkRateWrongKey,
+			ID: "rate-limit-wrong-key", Group: GroupRate,
+			Title: "Guessing keys is limited",
+			Level: LevelFull, stage: 3,
+			Remediation: "set serve --rate-limit 50/60s; let no proxy answer 401 itself", Run: checkRateWrongKey,
 		},
 		{
-			ID: "rate-limit-enforced", Group: GroupRate, Title: "Beyond the limit the answer is 429 with Retry-After", Level: LevelQuick, Needs: caller, stage: 4,
-			Mend: "set serve --rate-limit 50/60s", Run: checkRateEnforced,
+			ID: "rate-limit-enforced", Group: GroupRate,
+			Title: "Beyond the limit the answer is 429 with Retry-After",
+			Level: LevelQuick, Needs: caller, stage: 4,
+			Remediation: "set serve --rate-limit 50/60s", Run: checkEnforced(cheap, (*Target).postsBeside),
+		},
+		{
+			ID: "rate-limit-reads-enforced", Group: GroupRate,
+			Title: "Beyond the limit on GET, too",
+			Level: LevelQuick, Needs: caller, stage: 5,
+			Remediation: "set serve --read-limit 600/60s", Run: checkEnforced(glance, (*Target).getsBeside),
 		},
 	}
 }
+
+// glance is a GET that counts and finds nothing.
+var glance = Order{Path: "/requests/" + unknownID}
 
 // cheap is a POST that is refused for what is in it: it counts, and costs nothing.
 var cheap = post("/sync", `{}`)
@@ -80,24 +107,17 @@ func (a Answer) limits() string {
 	return "RateLimit-Policy: " + oneLine(cmp.Or(a.Header.Get("RateLimit-Policy"), "none")) + ", RateLimit: " + oneLine(cmp.Or(a.Header.Get("RateLimit"), "none"))
 }
 
-func checkRateAnnounced(ctx context.Context, t *Target) Finding {
-	var v verdict
-	a := t.send(ctx, cheap)
-	_, _, announced := a.policy()
-	_, left := a.left()
-	a.Sent += " with " + a.limits()
-	v.expect(a, announced && left, "want both headers")
-	return v.finding()
-}
-
-func checkRateReads(ctx context.Context, t *Target) Finding {
-	var v verdict
-	a := t.send(ctx, Order{Path: "/requests?limit=1"})
-	_, _, announced := a.policy()
-	_, left := a.left()
-	a.Sent += " with " + a.limits()
-	v.expect(a, announced && left, "want both headers")
-	return v.finding()
+// checkAnnounced looks for the two headers.
+func checkAnnounced(o Order) func(context.Context, *Target) Finding {
+	return func(ctx context.Context, t *Target) Finding {
+		var v verdict
+		a := t.send(ctx, o)
+		_, _, announced := a.policy()
+		_, left := a.left()
+		a.Sent += " with " + a.limits()
+		v.expect(a, announced && left, "want both headers")
+		return v.finding()
+	}
 }
 
 // checkRateForwarded sends three POSTs under three names that nobody has: each must find those before it
@@ -155,18 +175,34 @@ func checkRateBatch(ctx context.Context, t *Target) Finding {
 	}
 }
 
+// drains is the largest allowance that this audit uses up.
+func (t *Target) drains() int {
+	if t.cfg.Level == LevelFull {
+		return mostDrainedFull
+	}
+	return mostDrained
+}
+
 // checkRateWrongKey guesses until it is stopped.
 func checkRateWrongKey(ctx context.Context, t *Target) Finding {
 	var v verdict
-	const guesses = 60
+	const unannounced = 60 // guesses, where nobody says how many are too many
+	guesses := unannounced
 	var last Answer
-	for i := range guesses {
+	for i := 0; i <= guesses; i++ {
 		o := cheap
 		o.Key, o.Hasty = unknownKey(), true
 		last = t.send(ctx, o)
 		last.Sent = "wrong key number " + strconv.Itoa(i+1)
 		if last.Err != nil || last.Status != http.StatusUnauthorized && last.Status != http.StatusForbidden {
 			break
+		}
+		if calls, _, announced := last.policy(); announced {
+			guesses = calls
+		}
+		if guesses > t.drains() {
+			v.doubtf("%s: the limit of %d is more than an audit tries (%d)", last, guesses, t.drains())
+			return v.finding()
 		}
 	}
 	switch {
@@ -178,37 +214,106 @@ func checkRateWrongKey(ctx context.Context, t *Target) Finding {
 	return v.finding()
 }
 
-// checkRateEnforced uses an allowance up with cheap POSTs. It comes last: afterwards the deployment
-// has no time for us.
-func checkRateEnforced(ctx context.Context, t *Target) Finding {
-	var v verdict
-	o := cheap
+// hasty is an order that takes a 429 for an answer.
+func hasty(o Order) Order {
 	o.Hasty = true
-	began := time.Now()
-	a := t.send(ctx, o)
-	calls, seconds, announced := a.policy()
-	switch {
-	case !announced:
-		calls, seconds = 60, 3600
-	case calls > mostDrained:
-		v.doubtf("%s: the limit of %d in %d s is more than an audit tries (%d)", a, calls, seconds, mostDrained)
-		return v.finding()
+	return o
+}
+
+// drain repeats an order until it is refused with 429 or must have been, and says how often it was sent.
+func (t *Target) drain(ctx context.Context, o Order, calls int) (last Answer, sent int) {
+	for sent < calls+2 && last.Err == nil && last.Status != http.StatusTooManyRequests {
+		last = t.send(ctx, hasty(o))
+		sent++
 	}
-	sent := 1
-	for ; a.Err == nil && a.Status != http.StatusTooManyRequests && sent <= calls+1; sent++ {
-		a = t.send(ctx, o)
-	}
-	a.Sent = "POST /sync number " + strconv.Itoa(sent)
-	took := time.Since(began)
-	if a.Err == nil && a.Status != http.StatusTooManyRequests && took > time.Duration(seconds)*time.Second {
-		v.doubtf("%s: they took %v, longer than the window", a, took.Round(time.Second))
-		return v.finding()
-	}
-	wait, err := strconv.Atoi(a.Header.Get("Retry-After"))
-	v.expect(a, a.Status == http.StatusTooManyRequests, "none was refused with 429")
-	if a.Status == http.StatusTooManyRequests {
+	return last, sent
+}
+
+// checkEnforced uses an allowance up with requests that cost nothing, and then looks whether it holds for all that
+// counts against it. It comes last: afterwards the deployment has no time for us.
+func checkEnforced(o Order, beside func(*Target) (routes, spellings []Order)) func(context.Context, *Target) Finding {
+	return func(ctx context.Context, t *Target) Finding {
+		var v verdict
+		began := time.Now()
+		a := t.send(ctx, hasty(o))
+		calls, seconds, announced := a.policy()
+		switch {
+		case !announced:
+			calls, seconds = 60, 3600
+		case calls > t.drains() && t.cfg.Level == LevelQuick:
+			return Finding{Skipped, []string{fmt.Sprintf("--level full uses a limit of %d in %d s up", calls, seconds)}}
+		case calls > t.drains():
+			v.doubtf("%s: the limit of %d in %d s is more than an audit tries (%d)", a, calls, seconds, t.drains())
+			return v.finding()
+		}
+		a, sent := t.drain(ctx, o, calls)
+		took := time.Since(began)
+		a.Sent += ", number " + strconv.Itoa(sent)
+		if a.Err == nil && a.Status != http.StatusTooManyRequests && took > time.Duration(seconds)*time.Second {
+			v.doubtf("%s: they took %v, longer than the window", a, took.Round(time.Second))
+			return v.finding()
+		}
+		wait, err := strconv.Atoi(a.Header.Get("Retry-After"))
+		v.expect(a, a.Status == http.StatusTooManyRequests, "none was refused with 429")
+		if a.Status != http.StatusTooManyRequests {
+			return v.finding()
+		}
 		v.expect(a, err == nil && wait > 0, "no Retry-After in whole seconds")
 		v.expect(a, a.Code() == tandem.CodeRateLimited, "not the problem RATE_LIMITED")
+		routes, spellings := beside(t)
+		for _, other := range spellings {
+			if elsewhere(t.send(ctx, hasty(other))) {
+				continue
+			}
+			routes = append(routes, other)
+		}
+		// Calls of before the check run out of the window meanwhile, so one may get through; as many as the
+		// allowance holds may not.
+		for _, other := range routes {
+			a, sent := t.drain(ctx, other, calls)
+			v.expect(a, a.Status == http.StatusTooManyRequests, fmt.Sprintf("sent %d times, it does not count against the limit", sent))
+		}
+		return v.finding()
 	}
-	return v.finding()
+}
+
+// postsBeside are the other ways to ask for work: every route, what might give a caller another name, and other
+// spellings.
+func (t *Target) postsBeside() (routes, spellings []Order) {
+	for _, op := range t.writes() {
+		if !op.open() && !op.admin() {
+			routes = append(routes, op.ask(unknownID))
+		}
+	}
+	for _, path := range t.spellings(cheap.Path) {
+		o := cheap
+		o.Path = path
+		spellings = append(spellings, o)
+	}
+	return append(routes, disguised(cheap)...), spellings
+}
+
+// getsBeside are the other ways to read.
+func (t *Target) getsBeside() (routes, spellings []Order) {
+	for _, op := range t.guarded() {
+		if !op.admin() && (op.Method == http.MethodGet || op.Method == http.MethodHead) {
+			routes = append(routes, op.ask(unknownID))
+		}
+	}
+	for _, path := range t.spellings("/requests") {
+		spellings = append(spellings, Order{Path: path})
+	}
+	return append(routes, disguised(Order{Path: "/requests?limit=1"})...), spellings
+}
+
+// disguised is an order under other names.
+func disguised(o Order) []Order {
+	var all []Order
+	for _, header := range []map[string]string{
+		{"X-Forwarded-For": "198.18.7.7", "X-Real-IP": "198.18.7.7"}, {"User-Agent": "another"}, {"X-Request-ID": "another"},
+	} {
+		o.Header = header
+		all = append(all, o)
+	}
+	return all
 }

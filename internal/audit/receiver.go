@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"path"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -33,7 +34,7 @@ type hook struct {
 	status   int
 	location string
 	arrivals []arrival
-	changed  chan struct{} // closed at the next arrival
+	arrived  chan struct{} // closed by the first arrival
 }
 
 // arrival is one call of a hook.
@@ -43,9 +44,16 @@ type arrival struct {
 	body   []byte
 }
 
+// cutOff is the status of a hook that breaks the first attempt off and takes the next one. A sender may repeat an
+// attempt at once, on another connection; attempts are further apart than cutOffFor.
+const (
+	cutOff    = 0
+	cutOffFor = 500 * time.Millisecond
+)
+
 // hook makes an address that is answered with a status, and a Location if there is one.
 func (r *Receiver) hook(status int, location string) *hook {
-	h := &hook{receiver: r, path: rand.Text(), status: status, location: location, changed: make(chan struct{})}
+	h := &hook{receiver: r, path: rand.Text(), status: status, location: location, arrived: make(chan struct{})}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.hooks) < maxHooks {
@@ -62,10 +70,12 @@ func (r *Receiver) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 	}
 	r.mu.Lock()
 	h, ok := r.hooks[path.Base(request.URL.Path)]
+	first := ok && (len(h.arrivals) == 0 || time.Since(h.arrivals[0].at) < cutOffFor)
 	if ok && len(h.arrivals) < maxArrivals {
+		if len(h.arrivals) == 0 {
+			close(h.arrived)
+		}
 		h.arrivals = append(h.arrivals, arrival{at: time.Now(), header: request.Header, body: body})
-		close(h.changed)
-		h.changed = make(chan struct{})
 	}
 	r.mu.Unlock()
 	if !ok {
@@ -75,7 +85,30 @@ func (r *Receiver) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 	if h.location != "" {
 		w.Header().Set("Location", h.location)
 	}
-	w.WriteHeader(h.status)
+	switch {
+	case h.status == cutOff && first:
+		panic(http.ErrAbortHandler)
+	case h.status == cutOff:
+		w.WriteHeader(http.StatusOK)
+	default:
+		w.WriteHeader(h.status)
+	}
+}
+
+// texts are the headers and bodies of all that has arrived; of no receiver there are none.
+func (r *Receiver) texts() []string {
+	if r == nil {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var all []string
+	for _, h := range r.hooks {
+		for _, a := range h.arrivals {
+			all = append(all, string(a.body)+strings.Join(slices.Collect(flatten(a.header)), "\n"))
+		}
+	}
+	return all
 }
 
 // seen returns what has arrived.
@@ -85,23 +118,14 @@ func (h *hook) seen() []arrival {
 	return slices.Clip(h.arrivals)
 }
 
-// wait returns when n calls have arrived, or the time is up; the count tells which.
-func (h *hook) wait(done <-chan struct{}, n int, patience time.Duration) int {
+// wait returns when something has arrived, or the time is up; the count tells which.
+func (h *hook) wait(done <-chan struct{}, patience time.Duration) int {
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
-	for {
-		h.receiver.mu.Lock()
-		have, changed := len(h.arrivals), h.changed
-		h.receiver.mu.Unlock()
-		if have >= n {
-			return have
-		}
-		select {
-		case <-changed:
-		case <-timer.C:
-			return have
-		case <-done:
-			return have
-		}
+	select {
+	case <-h.arrived:
+	case <-timer.C:
+	case <-done:
 	}
+	return len(h.seen())
 }

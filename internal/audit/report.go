@@ -39,19 +39,19 @@ type Summary struct {
 
 // Entry is a check and its finding.
 type Entry struct {
-	ID       string   `json:"id"`
-	Group    Group    `json:"group"`
-	Title    string   `json:"title"`
-	Level    Level    `json:"level"`
-	Outcome  Outcome  `json:"result"`
-	Evidence []string `json:"evidence"`
-	Mend     string   `json:"mend"`
+	ID          string   `json:"id"`
+	Group       Group    `json:"group"`
+	Title       string   `json:"title"`
+	Level       Level    `json:"level"`
+	Outcome     Outcome  `json:"result"`
+	Evidence    []string `json:"evidence"`
+	Remediation string   `json:"mend"` // how to fix it
 }
 
 // entryOf is a check that nobody has run yet.
 func entryOf(check Check) Entry {
 	return Entry{
-		ID: check.ID, Group: check.Group, Title: check.Title, Level: check.Level, Mend: check.Mend,
+		ID: check.ID, Group: check.Group, Title: check.Title, Level: check.Level, Remediation: check.Remediation,
 		Outcome: Undecided, Evidence: []string{"the audit ended before it"},
 	}
 }
@@ -148,7 +148,7 @@ func (r *Report) WriteJUnit(w io.Writer) error {
 			case Pass:
 				test.Output = evidence
 			case Fail:
-				test.Failure = &junitMessage{Message: entry.Mend, Text: evidence}
+				test.Failure = &junitMessage{Message: entry.Remediation, Text: evidence}
 				suite.Failures++
 			default:
 				test.Skipped = &junitMessage{Message: string(entry.Outcome) + ": " + strings.Join(entry.Evidence, "; ")}
@@ -191,7 +191,7 @@ const (
 // :: outcome → word
 var marks = map[Outcome]string{Pass: "pass", Fail: "FAIL", Undecided: "undecided", Skipped: "skipped"}
 
-// Table lays the report out for people, at most width characters wide: what was found, how to mend what
+// Table lays the report out for people, at most width characters wide: what was found, how to fix what
 // failed, and a summary. Paint, if there is one, colours the word for an outcome.
 func (r *Report) Table(width int, paint func(Outcome, string) string) string {
 	if paint == nil {
@@ -209,11 +209,11 @@ func (r *Report) Table(width int, paint func(Outcome, string) string) string {
 		b.WriteByte('\n')
 	}
 	if r.Summary.Fail > 0 {
-		b.WriteString("how to mend what failed\n")
+		b.WriteString("How to fix what failed\n")
 		for _, entry := range r.Findings {
 			if entry.Outcome == Fail {
 				b.WriteString("  " + entry.ID + "\n")
-				writeWrapped(&b, "    ", entry.Mend, width)
+				writeWrapped(&b, "    ", entry.Remediation, width)
 			}
 		}
 		b.WriteByte('\n')

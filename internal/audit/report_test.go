@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"tandem"
 	"tandem/internal/audit"
 	"tandem/internal/egress"
 )
@@ -26,10 +28,10 @@ func sampleReport() *audit.Report {
 		StartedAt: time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC), DurationSeconds: 61.5, RequestsSent: 187, MaxRequests: 400, RequestsPerSecond: 20,
 		Summary: audit.Summary{Pass: 1, Fail: 1, Undecided: 1, Skipped: 1},
 		Findings: []audit.Entry{
-			{ID: "input-depth", Group: audit.GroupInput, Title: "Deep nesting is refused", Level: audit.LevelQuick, Outcome: audit.Pass, Evidence: []string{strings.Repeat("[", 300)}, Mend: "lower it"},
-			{ID: "headers-nosniff", Group: audit.GroupHeaders, Title: "Browsers must not guess types", Level: audit.LevelQuick, Outcome: audit.Fail, Evidence: []string{"GET /docs → 200: <no> \"header\" & more, " + strings.Repeat("word ", 60)}, Mend: "pass the headers on, " + strings.Repeat("all ", 40)},
-			{ID: "tls-versions", Group: audit.GroupTLS, Title: "Old TLS is refused", Level: audit.LevelQuick, Outcome: audit.Undecided, Evidence: []string{"needs an https:// URL"}, Mend: "set it"},
-			{ID: "breaker-opens", Group: audit.GroupBreaker, Title: "A receiver that fails is left alone", Level: audit.LevelFull, Outcome: audit.Skipped, Evidence: []string{"runs with --level full"}, Mend: "upgrade"},
+			{ID: "input-depth", Group: audit.GroupInput, Title: "Deep nesting is refused", Level: audit.LevelQuick, Outcome: audit.Pass, Evidence: []string{strings.Repeat("[", 300)}, Remediation: "lower it"},
+			{ID: "headers-nosniff", Group: audit.GroupHeaders, Title: "Browsers must not guess types", Level: audit.LevelQuick, Outcome: audit.Fail, Evidence: []string{"GET /docs → 200: <no> \"header\" & more, " + strings.Repeat("word ", 60)}, Remediation: "pass the headers on, " + strings.Repeat("all ", 40)},
+			{ID: "tls-versions", Group: audit.GroupTLS, Title: "Old TLS is refused", Level: audit.LevelQuick, Outcome: audit.Undecided, Evidence: []string{"needs an https:// URL"}, Remediation: "set it"},
+			{ID: "breaker-opens", Group: audit.GroupBreaker, Title: "A receiver that fails is left alone", Level: audit.LevelFull, Outcome: audit.Skipped, Evidence: []string{"runs with --level full"}, Remediation: "upgrade"},
 		},
 	}
 }
@@ -54,14 +56,14 @@ func TestTableFits(t *testing.T) {
 	})
 }
 
-// TestTable: the outcome of every check, how to mend the failed one, and the sum.
+// TestTable: the outcome of every check, how to fix the failed one, and the sum.
 func TestTable(t *testing.T) {
 	t.Parallel()
 	table := sampleReport().Table(100, nil)
 	for _, want := range []string{
 		"input validation\n  pass       input-depth               Deep nesting is refused\n",
 		"  FAIL       headers-nosniff ", "  undecided  tls-versions ", "  skipped    breaker-opens ",
-		"how to mend what failed\n  headers-nosniff\n    pass the headers on, all",
+		"How to fix what failed\n  headers-nosniff\n    pass the headers on, all",
 		"1 passed, 1 failed, 1 undecided, 1 left to --level full.\n187 requests sent", "An undecided check is no pass",
 	} {
 		if !strings.Contains(table, want) {
@@ -69,7 +71,7 @@ func TestTable(t *testing.T) {
 		}
 	}
 	if strings.Contains(table, "lower it") {
-		t.Error("it says how to mend what passed")
+		t.Error("it says how to fix what passed")
 	}
 	painted := sampleReport().Table(100, func(outcome audit.Outcome, word string) string { return "<" + string(outcome) + ">" + word })
 	if !strings.Contains(painted, "  <fail>FAIL       headers-nosniff") {
@@ -162,6 +164,7 @@ func TestHostileDeployment(t *testing.T) {
 		w.Write([]byte(`{"code":"\u001b[31m` + r.Header.Get("Authorization") + ` ` + strings.Repeat("y", 5_000) + `"}`))
 	}))
 	t.Cleanup(evil.Close)
+	callerKey, secondKey, adminKey := tandem.NewToken().Reveal(), tandem.NewToken().Reveal(), tandem.NewToken().Reveal()
 	report, err := audit.Run(t.Context(), audit.Config{
 		URL: evil.URL, APIKey: callerKey, SecondKey: secondKey, AdminKey: adminKey, Rate: 2_000, Patience: time.Second, Settle: 100 * time.Millisecond,
 	})
@@ -202,24 +205,37 @@ func TestVectorsAreSafe(t *testing.T) {
 	}
 	t.Cleanup(strict.Close)
 	for _, c := range []struct {
-		name, flaw  string
+		name        string
+		flaw        double
 		level       audit.Level
 		only        []string
 		least, most int
 		want        audit.Outcome
 	}{
-		{"quick", "", audit.LevelQuick, []string{"ssrf"}, 30, 45, audit.Pass},
-		{"full", "", audit.LevelFull, []string{"ssrf"}, 400, 1_000, audit.Pass},
-		{"taken and dialled", "ssrf-metadata", audit.LevelFull, []string{"ssrf-metadata"}, 3, 3, audit.Fail},
-		{"taken, and refused at the dial", refusesAtDial, audit.LevelQuick, []string{"ssrf-metadata"}, 3, 3, audit.Pass},
+		{"quick", double{}, audit.LevelQuick, []string{"ssrf"}, 120, 180, audit.Pass},
+		{"full", double{}, audit.LevelFull, []string{"ssrf"}, 600, 1_000, audit.Pass},
+		{"taken and dialled", double{before: takes("")}, audit.LevelFull, []string{"ssrf-metadata"}, 3, 3, audit.Fail},
+		{"taken, and refused at the dial", double{before: takes(""), after: func(_ *front, _ *http.Request, a *reply) {
+			a.Body = bytes.ReplaceAll(a.Body, []byte(`"outcome":"http_error"`), []byte(`"outcome":"blocked"`))
+		}}, audit.LevelQuick, []string{"ssrf-metadata"}, 3, 3, audit.Pass},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			receiver, callbackURL := startReceiver(t)
-			w := newTwin(t, c.flaw, 5_000, callbackURL)
-			report, err := audit.Run(t.Context(), audit.Config{
-				URL: w.url, Level: c.level, Only: c.only, APIKey: callerKey, Receiver: receiver, CallbackURL: callbackURL, Rate: 5_000, Patience: 5 * time.Second,
-			})
+			d := production(t, nil)
+			cfg := d.ask(t, "")
+			var mu sync.Mutex
+			var handedIn []string
+			c.flaw.instead = func(_ *front, _ http.ResponseWriter, r *http.Request) bool {
+				if address := callbackOf(r); address != "" {
+					mu.Lock()
+					defer mu.Unlock()
+					handedIn = append(handedIn, address)
+				}
+				return false
+			}
+			cfg.URL, _ = startFront(t, c.flaw, d.URL, cfg)
+			cfg.Level, cfg.Only = c.level, c.only
+			report, err := audit.Run(t.Context(), cfg)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -228,12 +244,12 @@ func TestVectorsAreSafe(t *testing.T) {
 					t.Errorf("%s: %s %q, want %s", entry.ID, entry.Outcome, entry.Evidence, c.want)
 				}
 			}
-			handedIn := slices.Compact(slices.Sorted(slices.Values(w.handedIn)))
+			handedIn = slices.Compact(slices.Sorted(slices.Values(handedIn)))
 			if len(handedIn) < c.least || len(handedIn) > c.most {
 				t.Errorf("%d callback URLs, want %d to %d", len(handedIn), c.least, c.most)
 			}
 			for _, address := range handedIn {
-				if strict.Check(address) == nil && !strings.HasPrefix(address, callbackURL) {
+				if strict.Check(address) == nil && !strings.HasPrefix(address, d.callbackURL) {
 					t.Errorf("it hands in %s, which production calls", address)
 				}
 				if strings.Contains(address, "example.com") {

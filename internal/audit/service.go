@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -17,8 +16,11 @@ const breakerFailures = 5
 
 func breakerChecks() []Check {
 	return []Check{{
-		ID: "breaker-opens", Group: GroupBreaker, Title: "A receiver that fails is left alone", Level: LevelFull, Needs: []Need{NeedCaller, NeedReceiver}, stage: 1,
-		Mend: "upgrade tandem: five failures in a row must open the breaker of a destination; of several nodes each may count its own, and only --admin-key tells how many there are", Run: checkBreaker,
+		ID: "breaker-opens", Group: GroupBreaker,
+		Title: "A receiver that fails is left alone",
+		Level: LevelFull, Needs: []Need{NeedCaller, NeedReceiver}, stage: 2,
+		Remediation: "five failures in a row must open the breaker of a destination, and no flag turns that off: report it. Of several nodes each may count its own, and only --admin-key tells how many there are",
+		Run:         checkBreaker,
 	}}
 }
 
@@ -38,11 +40,11 @@ func checkBreaker(ctx context.Context, t *Target) Finding {
 		if failing > 0 {
 			patience = t.cfg.Settle
 		}
-		if broken.wait(ctx.Done(), 1, patience) == 0 {
+		if broken.wait(ctx.Done(), patience) == 0 {
 			break
 		}
 		// We know of the failure before the deployment does.
-		request, last := t.await(ctx, a.requestID(), t.cfg.Patience, func(r tandem.Request) bool { return len(r.Attempts) > 0 })
+		request, last := t.await(ctx, a, t.cfg.Patience, func(r tandem.Request) bool { return len(r.Attempts) > 0 })
 		if len(request.Attempts) == 0 {
 			v.doubtf("a callback was answered with 500, and the history does not tell: %s", last)
 			return v.finding()
@@ -62,11 +64,11 @@ func checkBreaker(ctx context.Context, t *Target) Finding {
 	if !t.taken(&v, a) {
 		return v.finding()
 	}
-	if probe.wait(ctx.Done(), 1, t.cfg.Settle) > 0 {
+	if probe.wait(ctx.Done(), t.cfg.Settle) > 0 {
 		v.failf("%d callbacks in a row were answered with 500, and the next was still sent", failing)
 		return v.finding()
 	}
-	request, last := t.await(ctx, a.requestID(), t.cfg.Patience, func(r tandem.Request) bool { return r.Status == tandem.StatusCompleted })
+	request, last := t.await(ctx, a, t.cfg.Patience, func(r tandem.Request) bool { return r.Status == tandem.StatusCompleted })
 	switch {
 	case last.Err != nil || last.Status != http.StatusOK || request.Status != tandem.StatusCompleted:
 		v.doubtf("the callback behind %d failures did not come, but its work did not end either: %s", failing, last)
@@ -81,24 +83,36 @@ func checkBreaker(ctx context.Context, t *Target) Finding {
 func serviceChecks() []Check {
 	return []Check{
 		{
-			ID: "health-open", Group: GroupServices, Title: "Health checks need no key", Level: LevelQuick, Mend: "let the proxy pass /livez, /readyz and /healthz on",
+			ID: "health-open", Group: GroupServices,
+			Title: "Health checks need no key",
+			Level: LevelQuick, Remediation: "let the proxy pass /livez, /readyz and /healthz on",
 			Run: checkHealthOpen,
 		},
 		{
-			ID: "health-details", Group: GroupServices, Title: "Health checks give nothing away", Level: LevelQuick, Mend: "upgrade tandem",
+			ID: "health-details", Group: GroupServices,
+			Title: "Health checks give nothing away",
+			Level: LevelQuick, Remediation: fixReport,
 			Run: checkHealthDetails,
 		},
 		{
-			ID: "stats-restricted", Group: GroupServices, Title: "Figures are for the operator only", Level: LevelQuick, Mend: mendKeys + "; or keep /stats, /api/stats and /metrics inside with the proxy",
-			Run: checkStatsRestricted,
+			ID: "stats-restricted", Group: GroupServices,
+			Title:       "Figures are for the operator only",
+			Level:       LevelQuick,
+			Remediation: fixKeys + "; or keep /stats, /api/stats, /metrics and /nodes inside with the proxy",
+			Run:         checkStatsRestricted,
 		},
 		{
-			ID: "stats-count", Group: GroupServices, Title: "The figures count what happens", Level: LevelQuick, Needs: []Need{NeedCaller, NeedStats}, Mend: "let no proxy cache /stats",
+			ID: "stats-count", Group: GroupServices,
+			Title: "The figures count what happens",
+			Level: LevelQuick, Needs: []Need{NeedCaller, NeedStats}, Remediation: "let no proxy cache /stats",
 			Run: checkStatsCount,
 		},
 		{
-			ID: "stats-secrets", Group: GroupServices, Title: "The figures hold no secret", Level: LevelQuick, Needs: []Need{NeedStats}, Mend: "report it: no secret may be in /stats or /metrics",
-			Run: checkStatsSecrets,
+			ID: "stats-secrets", Group: GroupServices,
+			Title: "The figures hold no secret",
+			Level: LevelQuick, Needs: []Need{NeedStats},
+			Remediation: "replace what was shown with `tandem keys rotate` and `tandem keys rotate-signing`, and report it as SECURITY.md says",
+			Run:         checkStatsSecrets,
 		},
 	}
 }
@@ -135,8 +149,13 @@ func checkHealthDetails(ctx context.Context, t *Target) Finding {
 
 func checkStatsRestricted(ctx context.Context, t *Target) Finding {
 	var v verdict
-	for _, path := range []string{"/stats", "/metrics", "/api/stats"} {
-		a := t.send(ctx, Order{Path: path, NoKey: true})
+	for _, op := range t.guarded() {
+		if !op.admin() {
+			continue
+		}
+		o := op.ask(unknownID)
+		o.NoKey = true
+		a := t.send(ctx, o)
 		a.Sent += " without a key"
 		v.expect(a, a.denied(), "want 401")
 	}
@@ -175,9 +194,6 @@ func checkStatsCount(ctx context.Context, t *Target) Finding {
 	}
 	return v.finding()
 }
-
-// secrets are what keys, signing secrets and passwords in URLs look like.
-var secrets = regexp.MustCompile(`whsec_[A-Za-z0-9+/]{8}|\btdm_[A-Za-z0-9_-]{8}|://[^/\s"@]+:[^/\s"@]+@`)
 
 func checkStatsSecrets(ctx context.Context, t *Target) Finding {
 	var v verdict

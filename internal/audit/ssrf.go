@@ -1,11 +1,17 @@
 package audit
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -15,7 +21,7 @@ import (
 )
 
 const (
-	vectorSample  = 8 // vectors of a kind that the quick level tries
+	vectorSample  = 3 // vectors of a kind that the quick level tries beside the basic ones
 	mostReachable = 3 // accepted ones after which a check has seen enough
 )
 
@@ -24,35 +30,59 @@ const nobody = "audit.invalid"
 
 func ssrfChecks() []Check {
 	caller := []Need{NeedCaller}
-	const mend = "serve --mode production refuses it; narrow --allow-callback-cidr and --allow-callback-host to the receivers you mean"
+	const fix = "serve --mode production refuses it; narrow --allow-callback-cidr and --allow-callback-host to the receivers you mean"
 	return []Check{
 		{
-			ID: "ssrf-metadata", Group: GroupSSRF, Title: "Callbacks to metadata services are refused", Level: LevelQuick, Needs: caller,
-			Mend: "upgrade tandem: no flag allows these", Run: vectorCheck(kindMetadata),
+			ID: "ssrf-metadata", Group: GroupSSRF,
+			Title: "Callbacks to metadata services are refused",
+			Level: LevelQuick, Needs: caller,
+			Remediation: fixReport, Run: vectorCheck(kindMetadata),
 		},
 		{
-			ID: "ssrf-private", Group: GroupSSRF, Title: "Callbacks to private addresses and names are refused", Level: LevelQuick, Needs: caller,
-			Mend: mend, Run: vectorCheck(kindPrivate),
+			ID: "ssrf-private", Group: GroupSSRF,
+			Title: "Callbacks to private addresses and names are refused",
+			Level: LevelQuick, Needs: caller,
+			Remediation: fix, Run: vectorCheck(kindPrivate),
 		},
 		{
-			ID: "ssrf-notation", Group: GroupSSRF, Title: "URLs that parsers read differently are refused", Level: LevelQuick, Needs: caller,
-			Mend: "upgrade tandem: no flag allows these", Run: vectorCheck(kindNotation),
+			ID: "ssrf-notation", Group: GroupSSRF,
+			Title: "URLs that parsers read differently are refused",
+			Level: LevelQuick, Needs: caller,
+			Remediation: fixReport, Run: vectorCheck(kindNotation),
 		},
 		{
-			ID: "ssrf-port", Group: GroupSSRF, Title: "Callbacks to unusual ports are refused", Level: LevelQuick, Needs: caller,
-			Mend: "serve --mode production allows 80, 443 and --allow-callback-port only", Run: vectorCheck(kindPort),
+			ID: "ssrf-port", Group: GroupSSRF,
+			Title: "Callbacks to unusual ports are refused",
+			Level: LevelQuick, Needs: caller,
+			Remediation: "serve --mode production allows 80, 443 and --allow-callback-port only",
+			Run:         vectorCheck(kindPort),
 		},
 		{
-			ID: "ssrf-redirect", Group: GroupSSRF, Title: "Redirects of a receiver are not followed", Level: LevelQuick, Needs: []Need{NeedCaller, NeedReceiver},
-			Mend: "upgrade tandem; put no proxy that follows redirects before callbacks", Run: checkRedirect,
+			ID: "ssrf-arrival", Group: GroupSSRF,
+			Title: "What must not be called is not, whatever the answer says",
+			Level: LevelQuick, Needs: []Need{NeedCaller, NeedReceiver},
+			Remediation: fix + "; let nothing between callbacks and the network rewrite their addresses",
+			Run:         checkArrival,
 		},
 		{
-			ID: "ssrf-own-address", Group: GroupSSRF, Title: "The deployment does not call itself", Level: LevelQuick, Needs: caller,
-			Mend: mend, Run: checkOwnAddress,
+			ID: "ssrf-redirect", Group: GroupSSRF,
+			Title: "Redirects of a receiver are not followed",
+			Level: LevelQuick, Needs: []Need{NeedCaller, NeedReceiver},
+			Remediation: "put no proxy that follows redirects before callbacks; no flag of tandem follows them",
+			Run:         checkRedirect,
 		},
 		{
-			ID: "ssrf-oracle", Group: GroupSSRF, Title: "Refusals do not tell what is there", Level: LevelQuick, Needs: caller,
-			Mend: "upgrade tandem: every refusal must have the same words", Run: checkOracle,
+			ID: "ssrf-own-address", Group: GroupSSRF,
+			Title: "The deployment does not call itself",
+			Level: LevelQuick, Needs: caller,
+			Remediation: fix, Run: checkOwnAddress,
+		},
+		{
+			ID: "ssrf-oracle", Group: GroupSSRF,
+			Title: "Refusals do not tell what is there",
+			Level: LevelQuick, Needs: caller,
+			Remediation: "let no proxy answer refusals with words of its own; no flag of tandem does",
+			Run:         checkOracle,
 		},
 	}
 }
@@ -68,15 +98,14 @@ const (
 	kindNone                 // not refused
 )
 
-// vectors returns the URLs of a kind that a strict deployment refuses. What the receiver's own address
-// needs is not asked, because the operator has opted it in for this audit; that many are left out.
-func (t *Target) vectors(want kind) (urls []string, leftOut int) {
+// vectors returns the URLs of a kind that a strict deployment refuses, those first that every audit tries, and
+// how many they are. What the receiver's own address needs is not asked, because the operator has opted it in for this
+// audit; that many are left out.
+func (t *Target) vectors(want kind) (urls []string, first, leftOut int) {
 	if want == kindPort {
-		for _, port := range []string{"22", "25", "79", "81", "442", "444", "3306", "5432", "6379", "9200", "11211", "65535"} {
-			urls = append(urls, "http://"+nobody+":"+port+"/")
-		}
-		return urls, 0
+		return ports(), 4, 0
 	}
+	var others []string
 	for _, vector := range Vectors() {
 		address := strings.ReplaceAll(vector.URL, "example.com", nobody)
 		found := vector.kind()
@@ -84,11 +113,26 @@ func (t *Target) vectors(want kind) (urls []string, leftOut int) {
 		case found != want || !utf8.ValidString(address): // JSON has no other text
 		case found == kindPrivate && t.leadsToReceiver(address):
 			leftOut++
-		default:
+		case vector.basic():
 			urls = append(urls, address)
+		default:
+			others = append(others, address)
 		}
 	}
-	return urls, leftOut
+	return slices.Concat(urls, others), len(urls), leftOut
+}
+
+// ports are those that nobody has opened, ones drawn anew for each audit first.
+func ports() []string {
+	var urls []string
+	add := func(port int) { urls = append(urls, "http://"+net.JoinHostPort(nobody, strconv.Itoa(port))+"/") }
+	for range 4 {
+		add(10_000 + rand.IntN(50_000))
+	}
+	for _, port := range []int{22, 25, 79, 81, 442, 444, 2375, 3306, 5432, 6379, 6443, 8080, 9200, 10250, 11211, 27017, 65535} {
+		add(port)
+	}
+	return urls
 }
 
 // kind says what refuses a vector in production; kindNone where nothing does, or where it takes more than a URL.
@@ -137,14 +181,14 @@ func canonicalHost(address string) string {
 	return host
 }
 
-// sample takes n of the list, evenly, in a quick audit.
-func (t *Target) sample(urls []string) []string {
-	if t.cfg.Level == LevelFull || len(urls) <= vectorSample {
+// sample takes the first ones and some of the others, evenly, in a quick audit.
+func (t *Target) sample(urls []string, first int) []string {
+	if t.cfg.Level == LevelFull || len(urls) <= first+vectorSample {
 		return urls
 	}
-	some := make([]string, vectorSample)
-	for i := range some {
-		some[i] = urls[i*len(urls)/vectorSample]
+	some, others := slices.Clone(urls[:first]), urls[first:]
+	for i := range vectorSample {
+		some = append(some, others[i*len(others)/vectorSample])
 	}
 	return some
 }
@@ -154,10 +198,10 @@ func (t *Target) sample(urls []string) []string {
 func vectorCheck(want kind) func(context.Context, *Target) Finding {
 	return func(ctx context.Context, t *Target) Finding {
 		var v verdict
-		all, leftOut := t.vectors(want)
+		all, first, leftOut := t.vectors(want)
 		refused := 0
 		var accepted []Answer
-		tried := t.sample(all)
+		tried := t.sample(all, first)
 		for _, address := range tried {
 			a := t.submit(ctx, address)
 			switch {
@@ -190,7 +234,7 @@ func vectorCheck(want kind) func(context.Context, *Target) Finding {
 
 // judgeAccepted watches a callback that was taken until it is blocked, or was tried.
 func (t *Target) judgeAccepted(ctx context.Context, v *verdict, a Answer) {
-	request, last := t.await(ctx, a.requestID(), t.cfg.Patience, func(r tandem.Request) bool { return len(r.Attempts) > 0 })
+	request, last := t.await(ctx, a, t.cfg.Patience, func(r tandem.Request) bool { return len(r.Attempts) > 0 })
 	switch {
 	case last.Err != nil || last.Status != http.StatusOK:
 		v.failf("%s; what became of it is not known: %s", a, last)
@@ -215,7 +259,7 @@ func checkRedirect(ctx context.Context, t *Target) Finding {
 		if !t.taken(&v, a) {
 			return v.finding()
 		}
-		request, last := t.await(ctx, a.requestID(), t.cfg.Patience, func(r tandem.Request) bool { return len(r.Attempts) > 0 })
+		request, last := t.await(ctx, a, t.cfg.Patience, func(r tandem.Request) bool { return len(r.Attempts) > 0 })
 		switch {
 		case len(canary.seen()) > 0:
 			v.failf("a redirect with %d was followed", code)
@@ -232,6 +276,80 @@ func checkRedirect(ctx context.Context, t *Target) Finding {
 		}
 	}
 	return v.finding()
+}
+
+// checkArrival hands in addresses of the audit's own receiver that nobody opted in: its host in other spellings and
+// under other names of the same machine, and another port. Only what arrives counts. Two callbacks that may arrive, one
+// before and one behind them, tell that this deployment has got round to them.
+func checkArrival(ctx context.Context, t *Target) Finding {
+	var v verdict
+	control := func(when string) bool {
+		h := t.cfg.Receiver.hook(http.StatusOK, "")
+		a := t.submit(ctx, t.callback(h))
+		if !t.taken(&v, a) {
+			return false
+		}
+		if h.wait(ctx.Done(), t.cfg.Patience) == 0 {
+			v.doubtf("%s: the callback %s did not arrive within %v; is --callback-url right?", a, when, t.cfg.Patience)
+			return false
+		}
+		return true
+	}
+	if !control("before") {
+		return v.finding()
+	}
+	type attempt struct {
+		*hook
+		Answer
+	}
+	var tried []attempt
+	for _, base := range t.otherAddresses() {
+		h := t.cfg.Receiver.hook(http.StatusOK, "")
+		tried = append(tried, attempt{h, t.submit(ctx, base+"/"+h.path)})
+	}
+	if !control("behind") || pause(ctx, t.cfg.Settle) != nil {
+		return v.finding()
+	}
+	for _, a := range tried {
+		v.expect(a.Answer, len(a.seen()) == 0, "and it arrived")
+	}
+	return v.finding()
+}
+
+// otherAddresses are bases under which the receiver might be reached that the operator has not opted in.
+func (t *Target) otherAddresses() []string {
+	base, err := url.Parse(t.cfg.CallbackURL)
+	if err != nil {
+		return nil
+	}
+	port := cmp.Or(base.Port(), map[string]string{"http": "80", "https": "443"}[base.Scheme])
+	at := func(host string) string { return base.Scheme + "://" + host + ":" + port }
+	all := []string{at("127.0.0.1"), at("localhost"), at("LOCALHOST."), at("[::1]"), at("0.0.0.0"), at("[::]"), at("127.1"), at("2130706433")}
+	if t.cfg.OtherURL != "" {
+		all = append(all, strings.TrimSuffix(t.cfg.OtherURL, "/"))
+	}
+	addr, err := netip.ParseAddr(base.Hostname())
+	if err == nil && addr.Unmap().Is4() {
+		a := addr.Unmap().As4()
+		number := uint32(a[0])<<24 | uint32(a[1])<<16 | uint32(a[2])<<8 | uint32(a[3])
+		all = append(all,
+			at(fmt.Sprint(number)), at(fmt.Sprintf("0x%08x", number)), at(fmt.Sprintf("0%o.%d.%d.%d", a[0], a[1], a[2], a[3])),
+			at(fmt.Sprintf("0x%x.0x%x.0x%x.0x%x", a[0], a[1], a[2], a[3])), at(fmt.Sprintf("%d.%d", a[0], number&0xffffff)),
+			at(fmt.Sprintf("%d.%d.%d.%03d", a[0], a[1], a[2], a[3])),
+		)
+		for _, e := range embeddings(a) {
+			// A mapped address is the address itself, and ISATAP stands in somebody's public prefix.
+			if t.cfg.Level == LevelFull && e.name != "mapped" && !strings.HasPrefix(e.name, "isatap") {
+				all = append(all, at(bracketed(e.address)))
+			}
+		}
+		all = append(all, at("[::ffff:"+addr.Unmap().String()+"%25lo]"), base.Scheme+"://user@"+net.JoinHostPort(addr.String(), port))
+	}
+	return slices.DeleteFunc(all, func(address string) bool {
+		other, err := url.Parse(address)
+		own := err == nil && other.Port() == port && other.User == nil && canonicalHost(address) == canonicalHost(t.cfg.CallbackURL)
+		return own && !strings.Contains(address, "%25")
+	})
 }
 
 // callback is the public address of a hook.
@@ -266,7 +384,7 @@ func checkOwnAddress(ctx context.Context, t *Target) Finding {
 		v.doubtf("%s is neither a refusal nor a 202", a)
 		return v.finding()
 	}
-	request, last := t.await(ctx, a.requestID(), t.cfg.Patience, func(r tandem.Request) bool { return len(r.Attempts) > 0 })
+	request, last := t.await(ctx, a, t.cfg.Patience, func(r tandem.Request) bool { return len(r.Attempts) > 0 })
 	switch {
 	case last.Err != nil || last.Status != http.StatusOK || len(request.Attempts) == 0:
 		v.doubtf("%s; what became of it is not known: %s", a, last)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"maps"
 	"net/http"
 	"net/url"
@@ -40,10 +41,23 @@ type Target struct {
 	sent      int
 	next      time.Time // when the pace allows the next request
 	version   string
-	open      bool     // GET /requests is answered without a key
-	statsOpen bool     // so is GET /stats
-	leaks     []string // answers that tell of the inside
-	crashes   []string // answers of status 500 and the like
+	open      bool // GET /requests is answered without a key
+	statsOpen bool // so is GET /stats
+	single    bool // there is no second key that may send work
+	second    bool // what either caller may send goes out with the second key now: the first has more to do
+
+	operations []operation // what there is to ask for
+	hidden     []operation // what the document ought to list and does not
+	unread     string      // why that is not what the deployment's own document lists; "": it is
+	swept      []seen      // see sweep
+	mine       string      // see ownID
+	owned      *property   // see property
+
+	// What answers of the whole audit gave away.
+	leaks     []string // words of the inside
+	crashes   []string // status 500 and the like
+	secrets   []string // keys, signing secrets, passwords
+	addresses []string // addresses in the texts of errors
 }
 
 func newTarget(cfg Config) (*Target, error) {
@@ -52,7 +66,7 @@ func newTarget(cfg Config) (*Target, error) {
 		return nil, err
 	}
 	return &Target{
-		cfg: cfg, base: base,
+		cfg: cfg, base: base, second: cfg.SecondKey != "", single: cfg.SecondKey == "",
 		client: &http.Client{
 			Timeout:       answerTime,
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -98,6 +112,7 @@ func (t *Target) probe(ctx context.Context) error {
 			return fmt.Errorf("the deployment refuses %s: %s", key.name, t.redact(a.String()))
 		}
 	}
+	t.learn(ctx)
 	return nil
 }
 
@@ -111,7 +126,11 @@ type Order struct {
 	Header map[string]string
 	Key    string // another one than Config.APIKey
 	NoKey  bool   // none at all
+	Host   string // another one than that of Config.URL
 	Hasty  bool   // take a 429 or 503 for an answer instead of waiting
+
+	// Either goes out with the second key as well, if there is one, so that a limit makes nobody wait who need not.
+	Either bool
 }
 
 // Answer is what came back, or why nothing did.
@@ -121,6 +140,8 @@ type Answer struct {
 	Header http.Header
 	Body   []byte // at most 1 MiB of it
 	Err    error
+	Key    string // the one that it was sent with
+	order  Order
 }
 
 // String is the exchange as a line of evidence.
@@ -169,10 +190,22 @@ func post(path, body string) Order { return Order{Method: http.MethodPost, Path:
 // send asks, at the pace of the audit. It waits for what Retry-After says, twice at
 // most, unless the order is hasty.
 func (t *Target) send(ctx context.Context, o Order) Answer {
-	for tries := 0; ; tries++ {
+	switched := false // to the other key, since the last wait
+	for tries := 0; ; {
+		if o.Either && t.second {
+			o.Key = t.cfg.SecondKey
+		}
 		a := t.exchange(ctx, o)
+		if o.Either && t.second && a.Status == http.StatusForbidden {
+			t.second, t.single, o.Key = false, true, "" // it may not send work
+			continue
+		}
 		if o.Hasty || a.Status != http.StatusTooManyRequests && a.Status != http.StatusServiceUnavailable {
 			return a
+		}
+		if o.Either && !t.single && !switched && a.Status == http.StatusTooManyRequests {
+			switched, t.second, o.Key = true, !t.second, ""
+			continue
 		}
 		seconds, err := strconv.Atoi(a.Header.Get("Retry-After"))
 		wait := time.Duration(seconds) * time.Second
@@ -184,6 +217,8 @@ func (t *Target) send(ctx context.Context, o Order) Answer {
 		if err := pause(ctx, wait); err != nil {
 			return Answer{Sent: a.Sent, Err: err}
 		}
+		tries++
+		switched = false
 	}
 }
 
@@ -192,7 +227,7 @@ func (t *Target) exchange(ctx context.Context, o Order) Answer {
 	if o.Method == "" {
 		o.Method = http.MethodGet
 	}
-	a := Answer{Sent: t.describe(o)}
+	a := Answer{Sent: t.describe(o), Key: o.Key, order: o}
 	if a.Err = t.spend(ctx); a.Err != nil {
 		return a
 	}
@@ -234,8 +269,17 @@ func (t *Target) request(ctx context.Context, o Order) (*http.Request, error) {
 		request.ContentLength = o.Length
 	}
 	path, query, _ := strings.Cut(o.Path, "?")
-	request.URL.Opaque = t.base.EscapedPath() + path // as it is: with a URL, net/http would tidy it up
+	path = t.base.EscapedPath() + path
+	// As it is: of a path net/http would make one that is tidy. But what begins with two slashes it takes for a host.
+	if plain, err := url.PathUnescape(path); err == nil && strings.HasPrefix(path, "//") {
+		request.URL.Path, request.URL.RawPath = plain, path
+	} else {
+		request.URL.Opaque = path
+	}
 	request.URL.RawQuery = query
+	if o.Host != "" {
+		request.Host = o.Host
+	}
 	request.Header.Set("User-Agent", t.cfg.Tool)
 	if o.Method == http.MethodPost {
 		request.Header.Set("Content-Type", "application/json")
@@ -303,21 +347,59 @@ func (t *Target) describe(o Order) string {
 // inside are words that an answer to a stranger must not contain.
 var inside = regexp.MustCompile(`goroutine \d+ \[|\.go:\d+|runtime error|panic:|\bSQLITE_|\bsqlite3?\b|\bSQLSTATE\b|\bsyntax error at or near\b|/home/|/usr/|/var/lib/|[A-Z]:\\\\`)
 
+// secrets are what keys, signing secrets and passwords in URLs look like.
+var secrets = regexp.MustCompile(`whsec_[A-Za-z0-9+/]{8,}|\btdm_[A-Za-z0-9_-]{8,}|://[^/\s"@<>]+:[^/\s"@<>]+@`)
+
+// addresses are what only the inside of a network knows, and what dialers say.
+var addresses = regexp.MustCompile(`\b(?:10|127)(?:\.\d{1,3}){3}\b|\b(?:192\.168|169\.254|172\.(?:1[6-9]|2\d|3[01]))(?:\.\d{1,3}){2}\b|` +
+	`\[(?:::1|f[cde][0-9a-f]{2}:[0-9a-f:]*)\]|\bdial (?:tcp|udp)\b|\blookup \S+ on \S+|\bno such host\b`)
+
 // watch remembers answers that no deployment should give to anything.
 func (t *Target) watch(a Answer) {
+	whole := string(a.Body) + strings.Join(slices.Collect(flatten(a.Header)), "\n")
+	if found := secrets.FindString(whole); found != "" && a.order.Path != documentPath {
+		t.secrets = append(t.secrets, fmt.Sprintf("%s, with something that begins with %s", a, found[:6]))
+	}
 	if a.Status < http.StatusBadRequest {
 		return
 	}
-	if found := inside.Find(a.Body); found != nil {
+	written := a.order.Path + " " + a.order.Body + " " + t.base.Host // errors may repeat it
+	if found := foundIn(inside, string(a.Body), written); found != "" {
 		t.leaks = append(t.leaks, fmt.Sprintf("%s, with %q in the body", a, found))
+	}
+	if found := foundIn(addresses, string(a.Body), written); found != "" {
+		t.addresses = append(t.addresses, fmt.Sprintf("%s, with %q in the body", a, found))
 	}
 	switch a.Status {
 	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 	default:
-		if a.Status >= http.StatusInternalServerError {
+		if a.Status >= http.StatusInternalServerError && a.Status != http.StatusNotImplemented {
 			t.crashes = append(t.crashes, a.String())
 		}
 	}
+}
+
+// flatten yields every value of a header.
+func flatten(header http.Header) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, values := range header {
+			for _, value := range values {
+				if !yield(value) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// foundIn returns the first match in a text that the one who reads it had not written; "" if there is none.
+func foundIn(what *regexp.Regexp, text, written string) string {
+	for _, found := range what.FindAllString(text, -1) {
+		if !strings.Contains(written, strings.Trim(found, "[]")) {
+			return found
+		}
+	}
+	return ""
 }
 
 // submit asks for an `echo` whose callback goes to callbackURL.
@@ -326,7 +408,10 @@ func (t *Target) submit(ctx context.Context, callbackURL string) Answer {
 	if err != nil {
 		return Answer{Sent: "POST /async", Err: err}
 	}
-	a := t.send(ctx, post("/async", string(body)))
+	o := post("/async", string(body))
+	// What comes to our receiver is signed for the first key.
+	o.Either = t.cfg.CallbackURL == "" || !strings.HasPrefix(callbackURL, t.cfg.CallbackURL)
+	a := t.send(ctx, o)
 	a.Sent = "POST /async callback_url " + oneLine(callbackURL)
 	return a
 }
@@ -342,12 +427,12 @@ func (a Answer) requestID() string {
 	return body.RequestID
 }
 
-// await polls a request until ok says so, or the time is up; the last answer tells which.
-func (t *Target) await(ctx context.Context, id string, patience time.Duration, ok func(tandem.Request) bool) (tandem.Request, Answer) {
+// await polls the request that made accepted until ok says so, or the time is up; the last answer tells which.
+func (t *Target) await(ctx context.Context, made Answer, patience time.Duration, ok func(tandem.Request) bool) (tandem.Request, Answer) {
 	deadline := time.Now().Add(patience)
 	for {
 		var request tandem.Request
-		a := t.send(ctx, Order{Path: "/requests/" + url.PathEscape(id)})
+		a := t.send(ctx, Order{Path: "/requests/" + url.PathEscape(made.requestID()), Key: made.Key})
 		if a.Err == nil && a.Status == http.StatusOK {
 			if a.Err = json.Unmarshal(a.Body, &request); a.Err == nil && ok(request) {
 				return request, a

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"net/netip"
+	"strings"
 
 	"tandem"
 )
@@ -86,6 +87,30 @@ func Vectors() []Vector {
 		all = append(all, group...)
 	}
 	return all
+}
+
+// basics are the vectors that a quick audit always tries; of the others it takes a sample.
+// :: name → true
+var basics = map[string]bool{
+	"metadata/aws": true, "metadata/aws-ecs": true, "metadata/aws-eks": true, "metadata/aws-6": true, "metadata/aws-name": true,
+	"metadata/google-6": true, "metadata/google-name": true, "metadata/google-name-goog": true, "metadata/azure-wire": true,
+	"metadata/alibaba": true, "metadata/alibaba-6": true, "metadata/oracle-classic": true, "metadata/oracle-6": true,
+	"metadata/akamai-6": true, "metadata/scaleway": true, "metadata/scaleway-6": true, "metadata/openstack-6": true,
+	"metadata/tencent": true, "metadata/tencent-name": true, "metadata/equinix-name": true, "metadata/ibm-name": true,
+	"metadata/notation-decimal": true, "metadata/notation-hex": true, "metadata/notation-octal": true,
+
+	"notation/loopback": true, "name/localhost": true, "name/internal": true, "block/10.0.0.0/8/inside": true,
+	"block/100.64.0.0/10/inside": true, "block/127.0.0.0/8/inside": true, "block/172.16.0.0/12/inside": true,
+	"block/192.168.0.0/16/inside": true, "block/198.18.0.0/15/inside": true, "notation/loopback-6-long": true,
+	"block/fc00::/7/inside": true, "embedding/mapped-private-a": true, "embedding/nat64-private-a": true,
+
+	"notation/decimal": true, "notation/octal-parts": true, "notation/hex-parts": true, "notation/two-parts": true,
+	"notation/leading-zero": true, "shape/user": true, "shape/backslash-at": true, "scheme/file": true,
+}
+
+// basic reports whether a quick audit always tries the vector.
+func (v *Vector) basic() bool {
+	return basics[v.Name] || strings.HasPrefix(v.Name, string(ClassMetadata)+"/"+embeddedCloud)
 }
 
 // The fates, short enough for a table.

@@ -1,14 +1,19 @@
 package audit
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -21,18 +26,48 @@ func tlsChecks() []Check {
 	https := []Need{NeedTLS}
 	return []Check{
 		{
-			ID: "tls-in-use", Group: GroupTLS, Title: "Nobody on the way can read along", Level: LevelQuick, Mend: "serve over TLS, or put a proxy before it that does",
+			ID: "tls-in-use", Group: GroupTLS,
+			Title: "Nobody on the way can read along",
+			Level: LevelQuick, Remediation: "serve over TLS, or put a proxy before it that does",
 			Run: checkTLSInUse,
 		},
 		{
-			ID: "tls-versions", Group: GroupTLS, Title: "TLS 1.0 and 1.1 are refused", Level: LevelQuick, Needs: https, Mend: "set the proxy's lowest version to TLS 1.2",
+			ID: "tls-versions", Group: GroupTLS,
+			Title: "TLS 1.0 and 1.1 are refused",
+			Level: LevelQuick, Needs: https, Remediation: "set the proxy's lowest version to TLS 1.2",
 			Run: checkTLSVersions,
 		},
 		{
-			ID: "tls-certificate", Group: GroupTLS, Title: "The certificate holds for two more weeks", Level: LevelQuick, Needs: https, Mend: "renew it, and let that be automatic",
+			ID: "tls-certificate", Group: GroupTLS,
+			Title: "The certificate holds for two more weeks",
+			Level: LevelQuick, Needs: https, Remediation: "renew it, and let that be automatic",
 			Run: checkCertificate,
 		},
+		{
+			ID: "tls-hsts", Group: GroupTLS,
+			Title: "Browsers that were here over TLS come back over TLS",
+			Level: LevelQuick, Needs: https,
+			Remediation: "let the proxy that ends TLS add Strict-Transport-Security, or serve with --tls-cert",
+			Run:         checkHSTS,
+		},
 	}
+}
+
+var maxAge = regexp.MustCompile(`(?i)\bmax-age="?(\d+)`)
+
+func checkHSTS(ctx context.Context, t *Target) Finding {
+	var v verdict
+	const leastAge = 180 * 24 * 3600 // seconds
+	for _, o := range []Order{{Path: "/livez"}, {Path: "/docs"}, {Path: "/requests?limit=1"}, {Path: "/audit-no-such-path"}} {
+		a := t.send(ctx, o)
+		value := a.Header.Get("Strict-Transport-Security")
+		age := 0
+		if found := maxAge.FindStringSubmatch(value); found != nil {
+			age, _ = strconv.Atoi(found[1]) // digits that are too many for a number are no age
+		}
+		v.expect(a, age >= leastAge, "Strict-Transport-Security is "+oneLine(cmp.Or(value, "missing")))
+	}
+	return v.finding()
 }
 
 func checkTLSInUse(_ context.Context, t *Target) Finding {
@@ -113,27 +148,41 @@ func limitChecks() []Check {
 	caller := []Need{NeedCaller}
 	return []Check{
 		{
-			ID: "limit-announced-body", Group: GroupLimits, Title: "A body that is announced too large is not read", Level: LevelQuick, Needs: caller, Mend: "lower serve --max-data; let the proxy not buffer first (proxy_request_buffering off) or limit it too",
-			Run: checkAnnouncedBody,
+			ID: "limit-announced-body", Group: GroupLimits,
+			Title: "A body that is announced too large is not read",
+			Level: LevelQuick, Needs: caller,
+			Remediation: "lower serve --max-data; let the proxy not buffer first (proxy_request_buffering off) or limit it too",
+			Run:         checkAnnouncedBody,
 		},
 		{
-			ID: "limit-streamed-body", Group: GroupLimits, Title: "A body without a length is not read to its end", Level: LevelQuick, Needs: caller, Mend: "lower serve --max-data",
+			ID: "limit-streamed-body", Group: GroupLimits,
+			Title: "A body without a length is not read to its end",
+			Level: LevelQuick, Needs: caller, Remediation: "lower serve --max-data",
 			Run: checkStreamedBody,
 		},
 		{
-			ID: "limit-header", Group: GroupLimits, Title: "A huge header is refused", Level: LevelQuick, Mend: "limit the size of headers in the proxy, too",
+			ID: "limit-header", Group: GroupLimits,
+			Title: "A huge header is refused",
+			Level: LevelQuick, Remediation: "limit the size of headers in the proxy, too",
 			Run: checkHugeHeader,
 		},
 		{
-			ID: "limit-page", Group: GroupLimits, Title: "A page of the history is bounded", Level: LevelQuick, Needs: caller, Mend: "upgrade tandem",
-			Run: refusePaths(http.StatusUnprocessableEntity, "/requests?limit=100000", "/requests?limit=0", "/requests?offset=1000000000"),
+			ID: "limit-page", Group: GroupLimits,
+			Title: "A page of the history is bounded",
+			Level: LevelQuick, Needs: caller, Remediation: fixReport,
+			Run: checkPage,
 		},
 		{
-			ID: "limit-methods", Group: GroupLimits, Title: "Only the methods that are needed", Level: LevelQuick, Needs: caller, Mend: "turn TRACE off in the proxy",
-			Run: checkMethods,
+			ID: "limit-methods", Group: GroupLimits,
+			Title:       "No path takes a method that it does not have",
+			Level:       LevelQuick,
+			Remediation: "turn TRACE off in the proxy, and let it pass methods on as they are",
+			Run:         checkMethods,
 		},
 		{
-			ID: "limit-slow-client", Group: GroupLimits, Title: "A header that never ends is cut off", Level: LevelFull, Mend: "set client_header_timeout or its like in the proxy",
+			ID: "limit-slow-client", Group: GroupLimits,
+			Title: "A header that never ends is cut off",
+			Level: LevelFull, Remediation: "set client_header_timeout or its like in the proxy",
 			Run: checkSlowClient,
 		},
 	}
@@ -159,20 +208,24 @@ func (f *flow) Read(p []byte) (int, error) {
 	return int(n), nil
 }
 
-// checkAnnouncedBody announces 64 MiB and waits for leave to send them. When it is given, it
-// breaks off.
+// checkAnnouncedBody announces 64 MiB to every route that takes JSON and waits for leave to send them. When it is
+// given, it breaks off.
 func checkAnnouncedBody(ctx context.Context, t *Target) Finding {
 	var v verdict
 	const announced = 64 << 20
-	wanted := &stopper{}
-	a := t.send(ctx, Order{
-		Method: http.MethodPost, Path: "/sync", Stream: wanted, Length: announced, Header: map[string]string{"Expect": "100-continue"},
-	})
-	switch {
-	case wanted.asked.Load():
-		v.failf("%s: the deployment asked for the body", a.Sent)
-	default:
-		v.expect(a, a.Status == http.StatusRequestEntityTooLarge, "want 413")
+	for _, op := range t.writes() {
+		if op.admin() || !op.JSON {
+			continue
+		}
+		wanted := &stopper{}
+		a := t.send(ctx, Order{
+			Method: op.Method, Path: op.target(unknownID), Stream: wanted, Length: announced, Header: map[string]string{"Expect": "100-continue"},
+		})
+		if wanted.asked.Load() {
+			v.failf("%s: the deployment asked for the body", a.Sent)
+		} else {
+			v.expect(a, a.Status >= 400 && a.Status < 500, "want 413")
+		}
 	}
 	return v.finding()
 }
@@ -223,14 +276,39 @@ func checkHugeHeader(ctx context.Context, t *Target) Finding {
 	return v.finding()
 }
 
+// checkPage asks every list for more than it may give.
+func checkPage(ctx context.Context, t *Target) Finding {
+	var v verdict
+	for _, op := range t.lists(func(operation) bool { return true }) {
+		for _, p := range op.Queries {
+			for _, value := range map[string][]string{"limit": {"100000", "0", "-1"}, "offset": {"1000000000"}}[p.Name] {
+				a := t.send(ctx, Order{Path: op.Path + "?" + p.Name + "=" + value})
+				v.expect(a, a.refused(), "want a refusal as bad input")
+			}
+		}
+	}
+	return v.finding()
+}
+
+// checkMethods tries on every path the methods that the document does not list there, and two that nobody has.
 func checkMethods(ctx context.Context, t *Target) Finding {
 	var v verdict
-	for _, o := range []Order{
-		{Method: http.MethodTrace, Path: "/healthz"}, {Method: http.MethodPut, Path: "/requests"}, {Method: http.MethodDelete, Path: "/requests"},
-		{Method: "BREW", Path: "/sync"},
-	} {
-		a := t.send(ctx, o)
-		v.expect(a, a.Status >= 400 && a.Status < 500 || a.Status == http.StatusNotImplemented, "want 405")
+	have := map[string][]string{} // :: path → methods
+	for _, op := range t.operations {
+		have[op.Path] = append(have[op.Path], op.Method)
+	}
+	methods := []string{http.MethodTrace, "BREW", http.MethodDelete}
+	if t.cfg.Level == LevelFull {
+		methods = append(methods, http.MethodPut, http.MethodPatch, http.MethodPost, http.MethodConnect, "PROPFIND", "DEBUG", "get", "TRACK")
+	}
+	for _, path := range slices.Sorted(maps.Keys(have)) {
+		for _, method := range methods {
+			if slices.Contains(have[path], method) {
+				continue
+			}
+			a := t.send(ctx, Order{Method: method, Path: operation{Path: path}.target(unknownID)})
+			v.expect(a, a.Status >= 400 && a.Status < 500 || a.Status == http.StatusNotImplemented, "want 405")
+		}
 	}
 	return v.finding()
 }

@@ -1,0 +1,106 @@
+package audit
+
+import (
+	"context"
+	"net/http"
+)
+
+// attacker is a page of somebody else.
+const attacker = "https://attacker.invalid"
+
+func corsChecks() []Check {
+	const fix = "name your own origins only with serve --cors-origin; let the proxy add no Access-Control headers"
+	return []Check{
+		{
+			ID: "cors-origin", Group: GroupCORS,
+			Title: "Foreign pages cannot read answers",
+			Level: LevelQuick, Remediation: fix,
+			Run: checkOrigins,
+		},
+		{
+			ID: "cors-preflight", Group: GroupCORS,
+			Title: "Foreign pages get no leave to send",
+			Level: LevelQuick, Remediation: fix,
+			Run: checkPreflight,
+		},
+		{
+			ID: "cors-cross-site-post", Group: GroupCORS,
+			Title:       "What a browser sends for a foreign page is refused",
+			Level:       LevelQuick,
+			Remediation: "name no foreign origin with serve --cors-origin; let the proxy pass Origin, Sec-Fetch-Site and Host on as they are",
+			Run:         checkCrossSite,
+		},
+	}
+}
+
+// shared reports whether an answer lets an origin read it.
+func (a Answer) shared(origin string) bool {
+	allowed := a.Header.Get("Access-Control-Allow-Origin")
+	return allowed == origin || allowed == "*" || a.Header.Get("Access-Control-Allow-Credentials") == "true"
+}
+
+// origins are those of foreign pages, some of them made to look like the deployment's own.
+func (t *Target) origins() []string {
+	host := t.base.Hostname()
+	return []string{
+		attacker, "null", t.base.Scheme + "://" + host + ".attacker.invalid", t.base.Scheme + "://attacker-" + host,
+		"http://localhost:3000", "https://attacker.invalid?" + host,
+	}
+}
+
+// checkOrigins asks every route that has data for a foreign page, with the caller's key, as a page would that has
+// it; and a few routes for pages of every other name.
+func checkOrigins(ctx context.Context, t *Target) Finding {
+	var v verdict
+	for _, op := range t.operations {
+		if op.Method != http.MethodGet {
+			continue
+		}
+		o := op.ask(t.ownID(ctx))
+		if op.admin() {
+			o.Key = t.cfg.AdminKey
+		}
+		origins := t.origins()
+		if t.cfg.Level == LevelQuick && op.Path != "/requests" && op.Path != "/healthz" {
+			origins = origins[:1]
+		}
+		for _, origin := range origins {
+			o.Header = map[string]string{"Origin": origin}
+			a := t.send(ctx, o)
+			v.expect(a, !a.shared(origin), "it may be read there: Access-Control-Allow-Origin "+oneLine(a.Header.Get("Access-Control-Allow-Origin")))
+		}
+	}
+	return v.finding()
+}
+
+// checkPreflight asks for leave to call every route, with a key and a JSON body.
+func checkPreflight(ctx context.Context, t *Target) Finding {
+	var v verdict
+	for _, op := range t.operations {
+		if op.open() {
+			continue
+		}
+		a := t.send(ctx, Order{Method: http.MethodOptions, Path: op.target(unknownID), NoKey: true, Header: map[string]string{
+			"Origin": attacker, "Access-Control-Request-Method": op.Method, "Access-Control-Request-Headers": "authorization,content-type",
+		}})
+		v.expect(a, !a.shared(attacker), "leave to send is given")
+	}
+	return v.finding()
+}
+
+// checkCrossSite sends what a browser would for a script or form of a foreign page, to everything that can be sent to.
+func checkCrossSite(ctx context.Context, t *Target) Finding {
+	var v verdict
+	for _, op := range t.writes() {
+		for _, header := range []map[string]string{
+			{"Origin": attacker, "Sec-Fetch-Site": "cross-site"},
+			{"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}, {"Origin": attacker}, {"Origin": "null"},
+		} {
+			o := op.ask(unknownID)
+			o.Header = header
+			a := t.send(ctx, o)
+			v.expect(a, a.Status == http.StatusForbidden, "want 403")
+		}
+	}
+	return v.finding()
+}
