@@ -86,7 +86,13 @@ type keysDatabase interface {
 type keysTx interface {
 	querier
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+	// stash puts a secret into the row of settings that stashed reads. It does not become a parameter of a statement, which
+	// a server may log. Whoever stashes deletes the row in the same transaction.
+	stash(ctx context.Context, secret string) error
 }
+
+// stashed is the secret that was stashed, in a statement of the same transaction.
+const stashed = `(SELECT value FROM settings WHERE name = 'stashed')`
 
 // OpenKeys opens the keys of a database. A file whose schema is not that of this version, or that with
 // Create is to be made, is changed under the lock of the one process that may do that.

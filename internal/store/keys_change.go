@@ -152,10 +152,13 @@ func (k *Keys) Create(ctx context.Context, n NewKey) (Made, error) {
 		if err := makeRoom(ctx, tx, now); err != nil {
 			return err
 		}
-		_, err := tx.ExecContext(ctx, `
-			INSERT INTO keys (id, name, scopes, token_hash, secret, created_at, expires_at)
-			VALUES ($1, $2, $3, $4, $5, $6, $7)`,
-			made.Key.ID, n.Name, strings.Join(scopes, " "), hash[:], made.Secret.Reveal(), micros(made.Key.CreatedAt), nullMicros(made.Key.ExpiresAt))
+		err := withSecret(ctx, tx, made.Secret, func() error {
+			_, err := tx.ExecContext(ctx, `
+				INSERT INTO keys (id, name, scopes, token_hash, secret, created_at, expires_at)
+				VALUES ($1, $2, $3, $4, `+stashed+`, $5, $6)`,
+				made.Key.ID, n.Name, strings.Join(scopes, " "), hash[:], micros(made.Key.CreatedAt), nullMicros(made.Key.ExpiresAt))
+			return err
+		})
 		if err != nil && k.db.nameTaken(err) {
 			return ErrKeyExists
 		}
@@ -227,17 +230,31 @@ func (k *Keys) Rotate(ctx context.Context, which string, token tandem.Token, ove
 // signatures: the new secret's, and that of the one before.
 func (k *Keys) RotateSigning(ctx context.Context, which string, secret tandem.Secret, overlap time.Duration) (tandem.Key, error) {
 	key, err := k.update(ctx, which, func(ctx context.Context, tx keysTx, key *tandem.Key, now time.Time) error {
-		if overlap <= 0 {
-			_, err := tx.ExecContext(ctx, `UPDATE keys SET secret = $1, old_secret = NULL, old_secret_until = NULL WHERE id = $2`, secret.Reveal(), key.ID)
+		return withSecret(ctx, tx, secret, func() error {
+			if overlap <= 0 {
+				_, err := tx.ExecContext(ctx, `UPDATE keys SET secret = `+stashed+`, old_secret = NULL, old_secret_until = NULL WHERE id = $1`, key.ID)
+				return err
+			}
+			_, err := tx.ExecContext(ctx, `UPDATE keys SET old_secret = secret, old_secret_until = $1, secret = `+stashed+` WHERE id = $2`, micros(now.Add(overlap)), key.ID)
 			return err
-		}
-		_, err := tx.ExecContext(ctx, `UPDATE keys SET old_secret = secret, old_secret_until = $1, secret = $2 WHERE id = $3`, micros(now.Add(overlap)), secret.Reveal(), key.ID)
-		return err
+		})
 	})
 	if err != nil {
 		return key, fmt.Errorf("rotate the signing secret of key %q: %w", which, err)
 	}
 	return key, nil
+}
+
+// withSecret runs f, whose statement finds a secret in stashed.
+func withSecret(ctx context.Context, tx keysTx, secret tandem.Secret, f func() error) error {
+	if err := tx.stash(ctx, secret.Reveal()); err != nil {
+		return err
+	}
+	if err := f(); err != nil {
+		return err
+	}
+	_, err := tx.ExecContext(ctx, `DELETE FROM settings WHERE name = 'stashed'`)
+	return err
 }
 
 // update changes one key that is not revoked. f gets the time by the clock of the database.

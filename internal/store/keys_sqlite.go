@@ -139,6 +139,14 @@ func (s *sqliteKeys) nameTaken(err error) bool {
 // errBusy says that others wrote all the time that we were ready to wait.
 var errBusy = errors.New("others are writing to the database")
 
+// sqliteKeysTx is the connection, in a transaction.
+type sqliteKeysTx struct{ *sql.Conn }
+
+func (tx sqliteKeysTx) stash(ctx context.Context, secret string) error {
+	_, err := tx.ExecContext(ctx, `INSERT INTO settings (name, value) VALUES ('stashed', $1)`, secret)
+	return err
+}
+
 // transact waits for keysWait if patience is shorter.
 func (s *sqliteKeys) transact(ctx context.Context, patience time.Duration, f func(context.Context, keysTx) error) error {
 	deadline := time.Now().Add(patience)
@@ -152,7 +160,7 @@ func (s *sqliteKeys) transact(ctx context.Context, patience time.Duration, f fun
 	if err != nil {
 		return explain(err)
 	}
-	err = f(ctx, s.conn)
+	err = f(ctx, sqliteKeysTx{s.conn})
 	if err == nil {
 		_, err = s.conn.ExecContext(ctx, `COMMIT`)
 	}

@@ -6,14 +6,16 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"tandem"
+	"tandem/internal/store"
 	"tandem/internal/tandemtest"
 )
 
-// A server that logs every statement with its parameters does not log the deployment's signing secret: neither the
-// start that keeps it nor those after it.
-func TestSigningSecretStaysOutOfTheServersLog(t *testing.T) {
+// A server that logs every statement with its parameters logs no signing secret: not that of the deployment,
+// neither at the start that keeps it nor at those after it, and not those of keys.
+func TestSigningSecretsStayOutOfTheServersLog(t *testing.T) {
 	t.Parallel()
 	database := emptyPostgres(t, tandemtest.Volatile)
 	name := databaseOf(t, database)
@@ -25,6 +27,29 @@ func TestSigningSecretStaysOutOfTheServersLog(t *testing.T) {
 		if secret, _, err := s.SigningSecret(t.Context(), fresh); err != nil || secret.Reveal() != kept.Reveal() {
 			t.Fatal(secret, err)
 		}
+	}
+	keys, err := store.OpenKeys(t.Context(), store.KeysConfig{URL: database, Log: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer keys.Close()
+	made, err := keys.Create(t.Context(), store.NewKey{Name: "a", Scopes: tandem.Scopes})
+	if err != nil {
+		t.Fatal(err)
+	}
+	secrets := []tandem.Secret{kept, other, made.Secret}
+	for _, overlap := range []time.Duration{0, time.Hour} {
+		rotated := tandem.NewSecret()
+		if _, err := keys.RotateSigning(t.Context(), "a", rotated, overlap); err != nil {
+			t.Fatal(err)
+		}
+		secrets = append(secrets, rotated)
+	}
+	if got := keys.SigningSecrets(made.Key.ID, time.Now()); len(got) != 2 || got[0].Reveal() != secrets[4].Reveal() || got[1].Reveal() != secrets[3].Reveal() {
+		t.Error("the key has other secrets than it was given")
+	}
+	if left := askPostgres(t, database, `SELECT count(*)::text FROM settings WHERE name = 'stashed'`); left != "0" {
+		t.Error("a secret was left behind in settings")
 	}
 	address, err := url.Parse(database)
 	if err != nil {
@@ -38,7 +63,9 @@ func TestSigningSecretStaysOutOfTheServersLog(t *testing.T) {
 	if !strings.Contains(log, "FROM settings WHERE name = 'signing_secret'") {
 		t.Error("statements are not logged")
 	}
-	if strings.Contains(log, kept.Reveal()) || strings.Contains(log, other.Reveal()) {
-		t.Error("the secret is in the log of the server")
+	for i, secret := range secrets {
+		if strings.Contains(log, secret.Reveal()) {
+			t.Errorf("secret %d is in the log of the server", i)
+		}
 	}
 }
