@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -77,6 +78,9 @@ func migratePostgres(ctx context.Context, url string, log *slog.Logger) error {
 	if done, err := upToDate(ctx, pool, provider, river); err != nil || done { // by the one that was waited for
 		return err
 	}
+	if _, err := riverUpToDate(ctx, pool, river); err != nil {
+		return err
+	}
 	if _, err := river.Migrate(ctx, rivermigrate.DirectionUp, nil); err != nil {
 		return fmt.Errorf("bring River's schema up to date: %w", err)
 	}
@@ -106,33 +110,42 @@ func postgresMigrations(db *sql.DB) (*goose.Provider, error) {
 	return provider, nil
 }
 
-// upToDate reports whether there is nothing to migrate, and refuses schemas that a newer tandem has made.
+// upToDate reports whether there is nothing to migrate, and refuses schemas that a newer tandem has made. Ours is
+// the last to be changed: while another node is about it, River's is not looked at.
 func upToDate(ctx context.Context, pool *pgPool, provider *goose.Provider, river *rivermigrate.Migrator[pgx.Tx]) (bool, error) {
-	var ours, rivers bool
-	err := pool.QueryRow(ctx, `SELECT to_regclass('goose_db_version') IS NOT NULL, to_regclass('river_migration') IS NOT NULL`).Scan(&ours, &rivers)
-	if err != nil {
+	var made bool
+	err := pool.QueryRow(ctx, `SELECT to_regclass('goose_db_version') IS NOT NULL`).Scan(&made)
+	if err != nil || !made {
 		return false, err
 	}
-	var version, newest int64
-	if ours {
-		if version, newest, err = versions(ctx, provider); err != nil {
-			return false, err
-		}
+	version, newest, err := versions(ctx, provider)
+	if err != nil || version < newest {
+		return false, err
 	}
-	riverVersion, known := 0, river.AllVersions()
-	if rivers {
-		err := pool.QueryRow(ctx, `SELECT coalesce(max(version), 0) FROM river_migration WHERE line = 'main'`).Scan(&riverVersion)
-		if err != nil {
-			return false, fmt.Errorf("read the version of River's schema: %w", err)
-		}
+	return riverUpToDate(ctx, pool, river)
+}
+
+// riverUpToDate is upToDate for River's schema. River itself says of a newer one only that it does not know a version of it.
+func riverUpToDate(ctx context.Context, pool *pgPool, river *rivermigrate.Migrator[pgx.Tx]) (bool, error) {
+	var made bool
+	version := 0
+	err := pool.QueryRow(ctx, `SELECT to_regclass('river_migration') IS NOT NULL`).Scan(&made)
+	if err == nil && made {
+		err = pool.QueryRow(ctx, `
+			SELECT coalesce(max(version), 0)
+			FROM river_migration AS m
+			WHERE coalesce(to_jsonb(m) ->> 'line', 'main') = 'main'`).Scan(&version) // the first versions have no lines
 	}
-	// River itself says of a newer schema only that it does not know a version of it.
-	riverNewest := known[len(known)-1].Version
-	if riverVersion > riverNewest {
+	if err != nil {
+		return false, fmt.Errorf("read the version of River's schema: %w", err)
+	}
+	known := river.AllVersions()
+	newest := known[len(known)-1].Version
+	if version > newest {
 		return false, fmt.Errorf("its schema of River is version %d, this tandem knows up to %d: "+
-			"it was written by a newer tandem; start that one, or name another database", riverVersion, riverNewest)
+			"it was written by a newer tandem; start that one, or name another database", version, newest)
 	}
-	return ours && rivers && version == newest && riverVersion == riverNewest, nil
+	return version == newest, nil
 }
 
 // lockSchema returns an open transaction that keeps all others from changing the schema. What it
@@ -158,8 +171,8 @@ func makeLock(ctx context.Context, pool *pgPool) error {
 		return err
 	}
 	_, err = pool.Exec(ctx, `CREATE TABLE IF NOT EXISTS schema_lock ()`)
-	if cause, ok := errors.AsType[*pgconn.PgError](err); ok && (cause.Code == "23505" || cause.Code == "42P07") {
-		return nil // another node has made it at the same moment
+	if cause, ok := errors.AsType[*pgconn.PgError](err); ok && slices.Contains([]string{"23505", "42P07", "42710"}, cause.Code) {
+		return nil // another node has made it at the same moment: of the index, the table, or its type
 	}
 	return err
 }

@@ -175,7 +175,7 @@ func newPool(ctx context.Context, cfg *pgxpool.Config) (p *pgPool, err error) {
 }
 
 // waiting calls f, which needs a connection and has not begun when it gets none, until it gets one: for
-// as long as this pool has connections in use, at most until ctx ends or writeTimeout is over.
+// as long as this pool has connections in use, at most until ctx ends or readTimeout is over.
 func (p *pgPool) waiting(ctx context.Context, f func() error) error {
 	var deadline time.Time
 	for {
@@ -188,7 +188,7 @@ func (p *pgPool) waiting(ctx context.Context, f func() error) error {
 			p.refused.Store(&refusal{err, now.Add(fullInterval)})
 		}
 		if deadline.IsZero() {
-			deadline = now.Add(writeTimeout)
+			deadline = now.Add(readTimeout)
 		}
 		if stat := p.Stat(); stat.AcquiredConns()+stat.IdleConns() == 0 || now.After(deadline) {
 			return err
