@@ -58,7 +58,7 @@ ci: ## everything that must hold before a change lands
 crash: ## kill the real binary CRASH_ROUNDS times (500) and look for anything lost
 	TANDEM_CRASH_ROUNDS=$(CRASH_ROUNDS) go test ./cmd/tandem -run TestCrash -timeout 60m -count=1 -v
 
-chaos: ## three nodes on one PostgreSQL: killed, stopped, cut off, their clocks set, replaced, CHAOS_ROUNDS times (20) what CI does
+chaos: ## three nodes on one PostgreSQL: killed, stopped, cut off, held up, their clocks set, replaced, CHAOS_ROUNDS times (20) what CI does
 	TANDEM_CHAOS_ROUNDS=$(CHAOS_ROUNDS) go test ./cmd/tandem -run TestChaos -timeout 24h -count=1 -v
 
 oracle: ## ORACLE_OPERATIONS random operations (10,000,000) on every store and on a model, by ORACLE_SEED (another each time): any difference is a fault
