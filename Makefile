@@ -16,7 +16,7 @@ ORACLE_OPERATIONS ?= 10000000
 ORACLE_SEED       ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev cluster test race lint vuln build cross ci crash chaos oracle soak abuse bench bench-postgres fuzz clean
+.PHONY: help demo dev cluster test race busy lint vuln build cross ci crash chaos oracle soak abuse bench bench-postgres fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test: ## all tests
 
 race: ## all tests with the race detector, in random order (needs a C compiler)
 	go test -race -shuffle=on ./...
+
+busy: ## all tests beside two busy processes, as on a machine that others use as well
+	.ci/busy go test -count=1 -timeout 60m ./...
 
 lint: ## golangci-lint with .golangci.yml (the first run builds it)
 	$(TOOL) golangci-lint run ./...
