@@ -1,14 +1,17 @@
 package egress_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -236,5 +239,36 @@ func TestTroubleOfOurOwn(t *testing.T) {
 		if until := heldUntil(t, client, "", "http://hooks.example/"); until.IsZero() == tt.trouble {
 			t.Errorf("%s: held until %v", tt.name, until)
 		}
+	}
+}
+
+// An outage is in the log once, with its cause, and so is its end; trouble of our own is told apart.
+func TestOutageIsLogged(t *testing.T) {
+	t.Parallel()
+	var well atomic.Bool
+	target := receiver(t, func(w http.ResponseWriter, _ *http.Request) {
+		if !well.Load() {
+			w.WriteHeader(http.StatusBadGateway)
+		}
+	})
+	var log bytes.Buffer
+	cfg := demo()
+	cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
+	client := newClient(t, cfg)
+	for range 3 {
+		post(t, client, target)
+	}
+	host := only(t, client).Host
+	if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "level=WARN") || !strings.Contains(got, "host="+host) ||
+		!strings.Contains(got, "outcome=http_error status_code=502 error=\"the receiver answered 502\"") {
+		t.Errorf("the log of an outage: %s", got)
+	}
+	log.Reset()
+	well.Store(true)
+	for range 3 {
+		post(t, client, target)
+	}
+	if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "level=INFO") || !strings.Contains(got, "host="+host) {
+		t.Errorf("the log of its end: %s", got)
 	}
 }

@@ -160,6 +160,7 @@ type Result struct {
 	RetryAfter  time.Duration  // what a 429 or 503 asked for, not clamped; 0: nothing
 	StartedAt   time.Time      // UTC
 	Duration    time.Duration
+	Host        string  // host:port that was called; "" when policy refuses the URL
 	Message     string  // for the caller: "" when delivered; the same words for every address that policy refuses
 	Interrupted bool    // ctx ended (not the timeout): the attempt does not count, and no breaker hears of it
 	PutOff      *PutOff // not nil: it counts as no attempt, because it was a probe of a breaker in vain, or the trouble is our own
@@ -180,7 +181,7 @@ func (p *Place) Post(ctx context.Context, header http.Header, body []byte) (resu
 	if p.over {
 		panic("egress: Post on a place that was given back")
 	}
-	result.StartedAt = time.Now().UTC()
+	result.StartedAt, result.Host = time.Now().UTC(), p.receiver.Host
 	// Given back whatever happens: a place lost would be lost for ever.
 	defer func() { p.giveBack(&result) }()
 	if p.refused != nil {

@@ -19,6 +19,7 @@ const (
 	maxPutOff   = 30 * time.Second       // the estimate for a busy destination is not trusted beyond
 	probePutOff = time.Second            // while a probe is out
 	openJitter  = 2 * time.Second        // after an open breaker's retry time
+	warnOutage  = time.Minute            // between two warnings that a destination has started to fail
 	maxSpread   = time.Minute            // calls put off one after the other are spread over at most this
 )
 
@@ -34,6 +35,8 @@ type destination struct {
 	average  time.Duration // moving average of an exchange; 0: none yet
 	moved    time.Time     // when a place was last given back, or was first given out
 	busy     schedule      // of calls that find too many waiting
+	failing  time.Time     // since when nothing has been delivered, as the log says; zero: it has not said so
+	warned   time.Time     // when the log last said so
 }
 
 // waiter is a call of Reserve that waits.
@@ -144,8 +147,33 @@ func (p *Place) giveBack(result *Result) {
 	}
 	c := p.client
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.takeBackLocked(p, result)
+	started, recovered := p.dest.outage(result, time.Now())
+	c.mu.Unlock()
+	switch { // without the lock: a log may be slow
+	case started:
+		c.cfg.Log.Warn("destination fails: callbacks to it are delayed", "host", p.receiver.Host, "scheme", p.receiver.Scheme,
+			"outcome", result.Outcome, "status_code", result.StatusCode, "error", result.Message)
+	case recovered > 0:
+		c.cfg.Log.Info("destination has recovered", "host", p.receiver.Host, "scheme", p.receiver.Scheme, "failed_for", recovered)
+	}
+}
+
+// outage reports whether the destination has started to fail with this result, or for how long it had failed
+// until now. One that does both all the time is reported every warnOutage.
+func (d *destination) outage(result *Result, now time.Time) (started bool, recovered time.Duration) {
+	switch result.Outcome {
+	case tandem.OutcomeDelivered:
+		if !d.failing.IsZero() {
+			recovered = max(now.Sub(d.failing), 1)
+			d.failing = time.Time{}
+		}
+	case tandem.OutcomeConnect, tandem.OutcomeTLS, tandem.OutcomeTimeout, tandem.OutcomeHTTPError, tandem.OutcomeRedirect:
+		if !result.troubled && d.failing.IsZero() && (d.warned.IsZero() || now.Sub(d.warned) >= warnOutage) {
+			d.failing, d.warned, started = now, now, true
+		}
+	}
+	return started, recovered
 }
 
 // grantLocked takes a free place of d, which the caller holds in the table, or says

@@ -72,7 +72,8 @@ func (e *Engine) afterPost(r *tandem.Request, number int, result egress.Result, 
 		e.vitals.latency[latencyDeliver].record(ended, sinceAcceptance)
 		return store.Next{Verdict: store.Done, Attempt: attempt}
 	case result.Outcome.Permanent() || number >= e.cfg.Retry.Attempts:
-		e.log.Warn("callback given up", "request_id", r.ID, "attempts", number, "outcome", result.Outcome)
+		e.log.Warn("callback given up", "request_id", r.ID, "host", result.Host, "attempts", number,
+			"outcome", result.Outcome, "status_code", result.StatusCode, "error", result.Message)
 		return store.Next{Verdict: store.Dead, Attempt: attempt}
 	}
 	// With its monotonic reading, which the store goes by.
@@ -86,7 +87,8 @@ func (e *Engine) afterPost(r *tandem.Request, number int, result egress.Result, 
 
 // expire gives up a callback that is too old; nothing is sent.
 func (e *Engine) expire(r *tandem.Request, now time.Time) store.Next {
-	e.log.Warn("callback expired", "request_id", r.ID, "attempts", r.CallbackAttempts)
+	to, _ := e.cfg.Egress.Receiver(r.CallbackURL, r.KeyID) // no host where policy refuses the URL by now
+	e.log.Warn("callback expired", "request_id", r.ID, "host", to.Host, "attempts", r.CallbackAttempts, "max_age", e.cfg.Retry.MaxAge)
 	return store.Next{Verdict: store.Dead, Attempt: &tandem.Attempt{
 		Number:    r.CallbackAttempts,
 		StartedAt: now.UTC(),

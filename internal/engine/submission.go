@@ -268,7 +268,8 @@ func (e *Engine) callExternal(ctx context.Context, r *tandem.Request) (next stor
 		return e.submissionFailed(r, o, "The external service may not be called."), true
 	}
 	at := again.next(ended, ended.Add(submissionDelay(ended.Add(skew).Sub(r.CreatedAt), rand.Float64(), result.RetryAfter)), deadline)
-	e.log.Warn("external call not confirmed; it will be repeated", "request_id", r.ID, "outcome", result.Outcome, "status_code", result.StatusCode, "at", at)
+	e.log.Warn("external call not confirmed; it will be repeated", "request_id", r.ID, "outcome", result.Outcome,
+		"status_code", result.StatusCode, "error", result.Message, "at", at)
 	return store.Next{Verdict: store.Again, Lane: store.LaneIO, At: at}, true
 }
 

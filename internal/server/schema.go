@@ -37,7 +37,7 @@ var rootDocs = map[string]string{
 	"Attempt.status_code": "What the receiver answered",
 	"Attempt.outcome":     "How it ended",
 	"Attempt.error":       "For people",
-	"Attempt.next_at":     "When the next try is due, if there is one",
+	"Attempt.next_at":     "When the next attempt was due; of the last one, when it is due now, postponed or not: absent if there is none, or it is under way",
 
 	"FieldError.location": "body.complexity, query.limit, header.Content-Type",
 	"FieldError.message":  "What was expected",

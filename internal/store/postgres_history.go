@@ -113,7 +113,18 @@ func (s *Postgres) Request(ctx context.Context, id string) (tandem.Request, erro
 			return err
 		}
 		r = found
-		r.Attempts, err = s.attempts(ctx, key)
+		if r.Attempts, err = s.attempts(ctx, key); err != nil || !waitsForNextAttempt(&r) {
+			return err
+		}
+		var due pgtype.Timestamptz
+		err = s.reads.QueryRow(ctx, `
+			SELECT job.scheduled_at
+			FROM requests JOIN river_job AS job ON job.id = requests.job_id
+			WHERE requests.id = $1 AND job.scheduled_at > now()`, key).Scan(&due)
+		if errors.Is(err, pgx.ErrNoRows) {
+			err = nil
+		}
+		r.Attempts[len(r.Attempts)-1].NextAt = utc(due)
 		return err
 	})
 	return r, err

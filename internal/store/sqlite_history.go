@@ -79,10 +79,25 @@ func (s *SQLite) Request(ctx context.Context, id string) (tandem.Request, error)
 			return err
 		}
 		r = found
-		r.Attempts, err = attempts(ctx, q, seq)
+		if r.Attempts, err = attempts(ctx, q, seq); err != nil || !waitsForNextAttempt(&r) {
+			return err
+		}
+		var due sql.NullInt64
+		err = q.QueryRowContext(ctx, `SELECT due_at FROM requests WHERE seq = ? AND due_at > ?`, seq, micros(s.clock.now())).Scan(&due)
+		if errors.Is(err, sql.ErrNoRows) {
+			err = nil
+		}
+		r.Attempts[len(r.Attempts)-1].NextAt = fromMicros(due)
 		return err
 	})
 	return r, err
+}
+
+// waitsForNextAttempt reports whether the last attempt of a request says when the next one is due. That is not the
+// last word: an open breaker or a busy destination may have postponed it since. A store shows when it is due
+// now, and nothing if that is over.
+func waitsForNextAttempt(r *tandem.Request) bool {
+	return r.CallbackStatus == tandem.CallbackPending && len(r.Attempts) > 0 && !r.Attempts[len(r.Attempts)-1].NextAt.IsZero()
 }
 
 func attempts(ctx context.Context, q querier, seq int64) ([]tandem.Attempt, error) {
