@@ -12,9 +12,11 @@ import (
 
 	"go.uber.org/goleak"
 
+	"tandem"
 	"tandem/internal/audit"
 	"tandem/internal/limit"
 	"tandem/internal/server"
+	"tandem/internal/store"
 	"tandem/internal/tandemtest"
 )
 
@@ -126,6 +128,21 @@ func TestFindingsNameTheFlag(t *testing.T) {
 				t.Errorf("it says %q, want %s", entry.Remediation, c.flag)
 			}
 		})
+	}
+}
+
+// TestSecondKeyThatOnlyReads: what either key may send goes out with the first then.
+func TestSecondKeyThatOnlyReads(t *testing.T) {
+	t.Parallel()
+	d := production(t, nil)
+	cfg := d.ask(t, d.URL)
+	reader, err := d.keys.Create(t.Context(), store.NewKey{Name: "reader", Scopes: []tandem.Scope{tandem.ScopeRead}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.SecondKey, cfg.Only = reader.Token.Reveal(), []string{"ssrf-metadata"}
+	if entry := onlyEntry(t, cfg); entry.Outcome != audit.Pass {
+		t.Errorf("%s, want pass\n%s", entry.Outcome, strings.Join(entry.Evidence, "\n"))
 	}
 }
 
