@@ -45,18 +45,29 @@ func (s *sqliteKeys) open(ctx context.Context, path string, cfg KeysConfig) erro
 		return errors.New("there is no such file; `tandem keys create` makes it, and so does `tandem serve`")
 	case err != nil:
 		return err
+	default:
+		if err := oneName(path); err != nil {
+			return err
+		}
 	}
-	if s.db, err = cfg.connect(dsn(fileName(path)+"mode=rw", append(durable(), "busy_timeout(5000)")...)); err != nil {
+	name := dsn(fileName(path)+"mode=rw", append(durable(), "busy_timeout(5000)")...)
+	if s.db, err = cfg.connect(name); err != nil {
 		return err
 	}
 	s.db.SetMaxOpenConns(2) // conn, and for a moment the one that reads the schema
 	if upToDate, err := current(ctx, s.db); err != nil {
 		return err
 	} else if !upToDate {
-		if err := prepare(ctx, path, cfg); err != nil {
+		// It is closed before prepare opens and closes the file: see databaseFile.
+		if err := errors.Join(s.db.Close(), prepare(ctx, path, cfg)); err != nil {
 			return err
 		}
+		if s.db, err = cfg.connect(name); err != nil {
+			return err
+		}
+		s.db.SetMaxOpenConns(2)
 	}
+	makePrivate(path, cfg.Log)
 	if s.conn, err = s.db.Conn(ctx); err != nil {
 		return err
 	}
@@ -85,7 +96,7 @@ func current(ctx context.Context, db *sql.DB) (bool, error) {
 
 // prepare makes the database, or brings its schema up to date, as its only process.
 func prepare(ctx context.Context, path string, cfg KeysConfig) error {
-	lock, err := lockBeside(path)
+	file, err := ownFile(path)
 	if err != nil {
 		return fmt.Errorf("bring its schema up to date: %w", err)
 	}
@@ -94,7 +105,7 @@ func prepare(ctx context.Context, path string, cfg KeysConfig) error {
 		db.SetMaxOpenConns(1)
 		err = errors.Join(migrate(ctx, db), db.Close())
 	}
-	return errors.Join(err, lock.Close())
+	return errors.Join(err, file.close())
 }
 
 func (s *sqliteKeys) close() error {

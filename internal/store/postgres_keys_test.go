@@ -84,6 +84,12 @@ func (l *logged) Write(text []byte) (int, error) {
 	return l.lines.Write(text)
 }
 
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lines.String()
+}
+
 func (l *logged) count(text string) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -18,7 +18,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/gofrs/flock"
 	"github.com/google/uuid"
 	"github.com/pressly/goose/v3"
 	"modernc.org/sqlite"
@@ -55,12 +54,11 @@ const (
 // survive the process.
 func Memory(url string) bool { return url == ":memory:" }
 
-// SQLite is the embedded store. One process owns a database file at a time,
-// by a lock on the file beside it.
+// SQLite is the embedded store. One process owns a database file at a time.
 type SQLite struct {
 	cfg    Config
 	memory bool
-	lock   *flock.Flock // nil in memory
+	file   *databaseFile // nil in memory
 
 	writeDB *sql.DB // one connection, held by conn
 	readDB  *sql.DB // read-only pool; nil in memory, where reads share conn
@@ -128,7 +126,7 @@ func (s *SQLite) open(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if s.lock, err = lockBeside(path); err != nil {
+		if s.file, err = ownFile(path); err != nil {
 			return err
 		}
 		name = fileName(path)
@@ -156,7 +154,11 @@ func (s *SQLite) open(ctx context.Context) error {
 		s.readDB.SetMaxOpenConns(max(4, runtime.NumCPU()))
 		s.readDB.SetMaxIdleConns(max(4, runtime.NumCPU()))
 	}
-	return s.recover(ctx)
+	if err := s.recover(ctx); err != nil || s.memory {
+		return err
+	}
+	makePrivate(s.file.path, s.cfg.Log)
+	return s.file.remember()
 }
 
 // fileName is how SQLite is told of a file.
@@ -203,25 +205,6 @@ func databasePath(url string) (string, error) {
 		return "", errors.New("this is a folder; name a file in it")
 	}
 	return path, nil
-}
-
-// lockBeside takes the operating system's lock on path.lock, which ends with
-// the process however it dies, and makes sure that the database file, which holds
-// the signing secret, is readable by its owner only.
-func lockBeside(path string) (*flock.Flock, error) {
-	lock := flock.New(path+".lock", flock.SetPermissions(0o600))
-	ok, err := lock.TryLock()
-	if err != nil {
-		return nil, fmt.Errorf("lock beside it (does its folder exist?): %w", err)
-	}
-	if !ok {
-		return nil, errors.New("another tandem is using it; stop that one first, or name another file")
-	}
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, errors.Join(err, lock.Close())
-	}
-	return lock, file.Close()
 }
 
 // ours makes sure that a database is empty or a tandem's, and that its version can be
@@ -393,11 +376,11 @@ func (s *SQLite) release() error {
 	if s.writeDB != nil {
 		closers = append(closers, s.writeDB)
 	}
-	if s.lock != nil {
-		closers = append(closers, s.lock)
-	}
 	for _, closer := range closers {
 		errs = append(errs, closer.Close())
+	}
+	if s.file != nil {
+		errs = append(errs, s.file.close())
 	}
 	return errors.Join(errs...)
 }

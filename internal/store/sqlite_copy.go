@@ -35,7 +35,7 @@ func openCopySource(ctx context.Context, cfg CopyConfig) (_ *copySource, err err
 			err = errors.Join(err, s.close())
 		}
 	}()
-	if s.db.lock, err = lockBeside(path); err != nil {
+	if s.db.file, err = ownFile(path); err != nil {
 		return nil, err
 	}
 	if s.db.writeDB, err = cfg.connect(dsn(fileName(path)+"mode=rw", append(durable(), "busy_timeout(5000)", "cache_size(-8000)")...)); err != nil {

@@ -28,7 +28,7 @@ func (s *SQLite) read(ctx context.Context, f func(querier) error) error {
 		s.connMu.Lock()
 		defer s.connMu.Unlock()
 		err = f(s.conn)
-	} else {
+	} else if err = s.lost(); err == nil { // a new connection would open what has taken its place
 		err = f(s.readDB)
 	}
 	return unreadable(ctx, err)

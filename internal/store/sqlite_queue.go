@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -125,7 +126,9 @@ func (s *SQLite) Work(ctx context.Context, capacity Capacity, step Step) error {
 	for ctx.Err() == nil {
 		next, err := q.look(ctx)
 		if err != nil && ctx.Err() == nil {
-			s.cfg.Log.Error("refill the queue; trying again in a second", "error", err)
+			if !errors.Is(err, errMoved) { // which the writer has logged
+				s.cfg.Log.Error("refill the queue; trying again in a second", "error", err)
+			}
 			next = time.Time{}
 		}
 		wait := lookInterval
@@ -380,7 +383,7 @@ func (q *queue) settle(it *item, after *tandem.Request, next *Next) bool {
 			found, err = settle(tx, it, after, next)
 			return err
 		})
-		if err == nil {
+		if err == nil || errors.Is(err, ErrUnsure) { // ErrUnsure: it is committed, if the file comes back
 			if !found {
 				q.store.cfg.Log.Error("the row of a request was changed or deleted by somebody else while it was worked on", "request_id", after.ID)
 			}

@@ -38,7 +38,8 @@ func (s *SQLite) Accept(ctx context.Context, lane Lane, requests ...*tandem.Requ
 	}
 	result := make(chan error, 1)
 	err := s.submit(ctx, &op{
-		urgent: pending > 0,
+		urgent:   pending > 0,
+		promised: true,
 		apply: func(tx *tx) error {
 			for i := range items {
 				if err := insert(tx, &items[i]); err != nil {
@@ -48,7 +49,7 @@ func (s *SQLite) Accept(ctx context.Context, lane Lane, requests ...*tandem.Requ
 			return nil
 		},
 		done: func(err error) {
-			if err == nil && lane != LaneNone {
+			if (err == nil || errors.Is(err, ErrUnsure)) && lane != LaneNone { // ErrUnsure: it is there, if the file comes back
 				for i := range items {
 					s.queue.push(&items[i])
 				}

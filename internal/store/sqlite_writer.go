@@ -22,9 +22,10 @@ const (
 
 // op is one write. The writer commits many in one transaction.
 type op struct {
-	apply  func(*tx) error // inside the transaction; run once more, alone, when the batch fails
-	urgent bool            // somebody waits to be accepted: jobs step back
-	done   func(error)     // after the commit or the failure, on the writer's goroutine: must not block; may be nil
+	apply    func(*tx) error // inside the transaction; run once more, alone, when the batch fails
+	urgent   bool            // somebody waits to be accepted: jobs step back
+	promised bool            // somebody is told that it will outlive the process
+	done     func(error)     // after the commit or the failure, on the writer's goroutine: must not block; may be nil
 }
 
 // tx is the transaction of a batch.
@@ -114,7 +115,7 @@ func (s *SQLite) submit(ctx context.Context, o *op) error {
 // may still happen.
 func (s *SQLite) do(ctx context.Context, apply func(*tx) error) error {
 	result := make(chan error, 1)
-	if err := s.submit(ctx, &op{apply: apply, done: func(err error) { result <- err }}); err != nil {
+	if err := s.submit(ctx, &op{apply: apply, promised: true, done: func(err error) { result <- err }}); err != nil {
 		return err
 	}
 	return outcomeOf(ctx, result)
@@ -122,7 +123,8 @@ func (s *SQLite) do(ctx context.Context, apply func(*tx) error) error {
 
 // write is the writer: it commits whatever waits in one transaction and takes
 // nothing else on while it does, so the batch grows with the load and an idle
-// store adds no delay. It ends when Close has closed ops and all is committed.
+// store adds no delay. Each second it looks whether the file is still there. It ends when
+// Close has closed ops and all is committed.
 func (s *SQLite) write() {
 	defer close(s.stopped)
 	probe := time.NewTicker(probeInterval)
@@ -146,6 +148,11 @@ func (s *SQLite) write() {
 			case <-probe.C:
 				batch = append(batch, probeOp)
 			}
+		case <-probe.C:
+			if err := s.moved(); err != nil {
+				s.note(err)
+			}
+			continue
 		}
 		runtime.Gosched() // whoever is about to hand in a write does so first: a busy machine makes larger batches
 	fill:
@@ -194,14 +201,29 @@ func (s *SQLite) commitAll(batch []*op) {
 		poke(s.queue.wake) // to see it end
 	}
 	err := s.commit(batch)
-	if err != nil && len(batch) > 1 && !errors.Is(err, errLocked) {
+	if err != nil && len(batch) > 1 && !errors.Is(err, errLocked) && !errors.Is(err, errMoved) {
 		for _, o := range batch {
-			s.finish(o, s.commit([]*op{o}))
+			alone := []*op{o}
+			s.report(alone, s.commit(alone))
 		}
 		return
 	}
+	s.report(batch, err)
+}
+
+// report tells those who wait how their commit ended. Nobody is promised what is in a file without its name.
+func (s *SQLite) report(batch []*op, err error) {
+	var unsure error
+	if moved := s.moved(); err == nil && moved != nil { // it is written, and the next start would not find it
+		s.note(moved)
+		unsure = fmt.Errorf("%w: %w", ErrUnsure, moved)
+	}
 	for _, o := range batch {
-		s.finish(o, err)
+		if o.promised && unsure != nil {
+			s.finish(o, unsure)
+		} else {
+			s.finish(o, err)
+		}
 	}
 }
 
@@ -217,10 +239,33 @@ func (s *SQLite) finish(o *op, err error) {
 	o.done(err)
 }
 
+// moved returns an error if the files are no longer where the next start would find them.
+func (s *SQLite) moved() error {
+	if s.file == nil {
+		return nil
+	}
+	return s.file.moved()
+}
+
+// lost returns an error while the files are known to have been moved away.
+func (s *SQLite) lost() error {
+	if failure := s.failure.Load(); failure != nil && errors.Is(*failure, errMoved) {
+		return *failure
+	}
+	return nil
+}
+
 // commit runs ops in one transaction. When it returns nil they are durable.
 func (s *SQLite) commit(ops []*op) error {
 	s.connMu.Lock()
 	defer s.connMu.Unlock()
+	if s.lost() != nil {
+		if err := s.moved(); err != nil {
+			s.counters.failed()
+			s.note(err)
+			return err
+		}
+	}
 	t := &tx{store: s, deltas: map[string]int64{}, requests: insertion{one: insertRequest}, attempts: insertion{one: insertAttempt}}
 	started := time.Now()
 	err := t.run(ops)

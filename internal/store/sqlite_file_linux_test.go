@@ -1,0 +1,36 @@
+package store_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"tandem/internal/store"
+)
+
+// The file itself is locked: one server keeps another out although the lock beside it was removed, or is
+// another one because the file was reached by another path. Keys and backups are not kept out.
+func TestDatabaseFileWhoseLockWasRemoved(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "tandem.db")
+	s, _ := openWithLog(t, path)
+	possible(t, os.Remove(path+".lock"))
+	second, err := store.OpenSQLite(t.Context(), store.Config{URL: path, Log: quiet()})
+	if err == nil {
+		second.Close()
+	}
+	if err == nil || !strings.Contains(err.Error(), "another tandem is using it") {
+		t.Errorf("a second server: %v, want it refused", err)
+	}
+	accept(t, s, newAsync(), store.LaneIO)
+	k, err := store.OpenKeys(t.Context(), store.KeysConfig{URL: path, Log: quiet()})
+	possible(t, err)
+	possible(t, k.Close())
+	backup := filepath.Join(t.TempDir(), "backup.db")
+	if _, err := openDB(t, path).Exec(`VACUUM INTO ?`, backup); err != nil {
+		t.Errorf("a backup beside the server: %v", err)
+	}
+	possible(t, s.Close())
+	openWithLog(t, path) // the lock ends with its owner
+}
