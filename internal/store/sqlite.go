@@ -362,6 +362,8 @@ func (s *SQLite) Close() error {
 // release closes what open opened, in the order that lets the last connection
 // checkpoint the write-ahead log.
 func (s *SQLite) release() error {
+	s.connMu.Lock() // a reader of the in-memory database may still be on conn: closing it under a query panics
+	defer s.connMu.Unlock()
 	var errs []error
 	for _, stmt := range s.stmts {
 		errs = append(errs, stmt.Close())
