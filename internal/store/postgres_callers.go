@@ -31,10 +31,11 @@ type callers struct {
 
 func newCallers() *callers { return &callers{held: map[string]time.Time{}} }
 
-// hold is called before a row can be there.
-func (c *callers) hold(lane Lane, ids []string) {
+// hold is called before a row can be there. It returns those that nobody held: to a request that is there already a
+// caller comes in vain, and must not take it from the one that works on it when it leaves.
+func (c *callers) hold(lane Lane, ids []string) (fresh []string) {
 	if len(ids) == 0 {
-		return
+		return nil
 	}
 	var over time.Time
 	if lane != LaneNone {
@@ -43,8 +44,12 @@ func (c *callers) hold(lane Lane, ids []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, id := range ids {
-		c.held[id] = over
+		if _, held := c.held[id]; !held {
+			c.held[id] = over
+			fresh = append(fresh, id)
+		}
 	}
+	return fresh
 }
 
 // leave is called when a row has been ended, or when nobody will end it. unsure: it may be there all the same, or come.

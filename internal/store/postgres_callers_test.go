@@ -150,3 +150,20 @@ func TestLockedBatchFailsAtOnce(t *testing.T) {
 		t.Errorf("%d callers were refused by %d transactions, want some and many fewer", callers, failed)
 	}
 }
+
+// To ask for an id that is there already takes nothing from the caller who works on it.
+func TestRefusedCopyLeavesTheCallerItsRequest(t *testing.T) {
+	t.Parallel()
+	s := openPostgres(t)
+	r := newSync()
+	accept(t, s, r, store.LaneNone)
+	if err := s.Accept(t.Context(), store.LaneNone, r); !errors.Is(err, store.ErrExists) {
+		t.Fatalf("accepted twice: %v", err)
+	}
+	if err := s.EndStrays(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := mustRequest(t, s, r.ID); got.Status != tandem.StatusProcessing {
+		t.Errorf("while its caller works on it: %s %s", got.Status, got.ErrorMessage)
+	}
+}

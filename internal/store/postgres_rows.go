@@ -420,7 +420,7 @@ func (s *Postgres) Accept(ctx context.Context, lane Lane, requests ...*tandem.Re
 			s.wakes.add(lane, 0)
 		}
 	}}
-	s.callers.hold(lane, held)
+	held = s.callers.hold(lane, held)
 	err := s.await(ctx, s.accepts, o)
 	if err != nil {
 		o.gone.Store(true)
