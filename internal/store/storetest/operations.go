@@ -186,11 +186,21 @@ func finishSync(w *world, t *rapid.T) answer {
 	job, next := store.Job{Lane: r.lane, Request: r.request}, w.drawDone(t)
 	switch rapid.IntRange(0, 9).Draw(t, "how") {
 	case 0:
-		job.Lane = store.LaneIO // it is in none
+		return w.elsewhere(t, job, next, store.LaneIO) // it is in none
 	case 1:
 		next = store.Next{Verdict: store.Again} // it is in no queue
 	}
 	return w.finish(t, job, next)
+}
+
+// elsewhere finishes what is in another lane, which a caller then takes for ended: so it is, when it has been finished where it is.
+func (w *world) elsewhere(t *rapid.T, job store.Job, next store.Next, lane store.Lane) answer {
+	right := job.Lane
+	job.Lane = lane
+	refused := w.finish(t, job, next)
+	job.Lane = right
+	w.finish(t, job, next)
+	return refused
 }
 
 func finishSubmission(w *world, t *rapid.T) answer {
@@ -198,7 +208,7 @@ func finishSubmission(w *world, t *rapid.T) answer {
 	job, next := store.Job{Lane: r.lane, Request: r.request}, w.drawDone(t)
 	switch rapid.IntRange(0, 9).Draw(t, "how") {
 	case 0:
-		job.Lane = store.LaneNone // it is in one
+		return w.elsewhere(t, job, next, store.LaneNone) // it is in one
 	case 1:
 		next.Verdict, next.Lane = store.Again, store.LaneDeliver // nobody is to be called
 	}
