@@ -146,9 +146,16 @@ func (s *server) handleDocument(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// allProblems is the page of every code, rendered when somebody first asks for it.
+var allProblems = sync.OnceValues(func() ([]byte, error) { return problemPage("Errors", "", kinds) })
+
 // handleProblems lists every code.
 func handleProblems(w http.ResponseWriter, _ *http.Request) error {
-	return writeProblemPage(w, "Errors", "", kinds)
+	html, err := allProblems()
+	if err != nil {
+		return err
+	}
+	return writePage(w, plainPolicy, html)
 }
 
 // handleProblem is where the type of a problem leads.
@@ -158,18 +165,22 @@ func handleProblem(w http.ResponseWriter, r *http.Request) error {
 	if k.Code != code {
 		return tandem.Errorf(tandem.CodeNotFound, "There is no such code. /problems lists them.")
 	}
-	return writeProblemPage(w, string(code), "../", []kind{k})
+	html, err := problemPage(string(code), "../", []kind{k})
+	if err != nil {
+		return err
+	}
+	return writePage(w, plainPolicy, html)
 }
 
-// writeProblemPage writes the help for some codes; root is the way from the page to the root of the server.
-func writeProblemPage(w http.ResponseWriter, title, root string, list []kind) error {
+// problemPage is the help for some codes; root is the way from the page to the root of the server.
+func problemPage(title, root string, list []kind) ([]byte, error) {
 	var html bytes.Buffer
 	err := problemsPage.Execute(&html, struct {
 		Title, Root string
 		Kinds       []kind
 	}{title, root, list})
 	if err != nil {
-		return fmt.Errorf("render help page: %w", err)
+		return nil, fmt.Errorf("render help page: %w", err)
 	}
-	return writePage(w, plainPolicy, html.Bytes())
+	return html.Bytes(), nil
 }

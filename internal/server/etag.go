@@ -39,6 +39,10 @@ func conditional[T any](answer func(*http.Request) (T, error), tag func(reply T,
 			w.WriteHeader(http.StatusNotModified)
 			return nil
 		}
+		if err := hold(w, r, len(body)); err != nil {
+			delete(header, "Etag")
+			return err
+		}
 		writeBody(w, http.StatusOK, revalidate, body)
 		return nil
 	}

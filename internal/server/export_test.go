@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"time"
 
 	"tandem"
 	"tandem/internal/engine"
@@ -52,10 +53,22 @@ func StatusOf(code tandem.Code) int {
 
 // Instrument wraps a handler as New wraps the API.
 func Instrument(next http.Handler, log *slog.Logger) http.Handler {
-	s := &server{log: log, tally: make(tally, len(kinds))}
+	s := &server{cfg: Config{}.withDefaults(), log: log, tally: make(tally, len(kinds))}
 	s.meters = newMeters(s)
 	return s.instrument(next)
 }
+
+// WithReaderTimeout changes how long a reader may take for a piece of an answer.
+func WithReaderTimeout(cfg Config, d time.Duration) Config {
+	cfg.readerTimeout = d
+	return cfg
+}
+
+// AnswersMemory is how many bytes of answers are counted at a time, of all clients and of one.
+const (
+	AnswersMemory = answersMemory
+	ClientMemory  = clientMemory
+)
 
 // Figures are how many connections are open, how many may be, and how many were closed and refused.
 func Figures(c *Connections) [4]int64 {

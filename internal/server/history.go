@@ -1,9 +1,6 @@
 package server
 
 import (
-	"bytes"
-	"context"
-	"encoding/json"
 	"maps"
 	"net/http"
 	"net/url"
@@ -18,8 +15,7 @@ import (
 )
 
 const (
-	maxPage      = 8 << 20 // bytes of an answer of GET /requests, unless a single request is larger
-	pageData     = 7 << 20 // of which data and results; the rest is for names, times and URLs
+	pageData     = 7 << 20 // bytes of data and results in a page that is not written in chunks
 	defaultLimit = 100
 	maxLimit     = 1_000
 	maxOffset    = 10_000
@@ -43,68 +39,6 @@ func (s *server) handleEntry(r *http.Request) (entry, error) {
 		return entry{}, err
 	}
 	return entry{found, append([]tandem.Attempt{}, found.Attempts...)}, nil
-}
-
-// handleList shows a page of the history.
-func (s *server) handleList(w http.ResponseWriter, r *http.Request) error {
-	filter, err := parseFilter(r.URL.RawQuery)
-	if err != nil {
-		return err
-	}
-	filter.Key = owned(r)
-	body, next, err := s.page(r.Context(), filter)
-	if err != nil {
-		return err
-	}
-	if next != "" {
-		w.Header().Set("Link", "<"+s.prefix(r)+nextURL(r.URL, next)+`>; rel="next"`)
-	}
-	writeJSON(w, http.StatusOK, body)
-	return nil
-}
-
-// page reads and renders a page of at most maxPage bytes. The store bounds data
-// and results; should everything else make it too large, it is read again
-// with as many requests as fit, so that the cursor stays the store's own.
-func (s *server) page(ctx context.Context, filter store.Filter) (body []byte, next string, err error) {
-	for {
-		page, err := s.cfg.Store.Requests(ctx, filter)
-		if err != nil {
-			return nil, "", err
-		}
-		body, fit, err := renderPage(page.Requests)
-		if err != nil {
-			return nil, "", err
-		}
-		if fit == len(page.Requests) {
-			return body, page.Next, nil
-		}
-		filter.Limit = fit
-	}
-}
-
-// renderPage makes a JSON array of as many requests as fit into maxPage, but
-// of one at least.
-func renderPage(requests []tandem.Request) (body []byte, fit int, err error) {
-	buf := bytes.NewBuffer(append(make([]byte, 0, 4096), '['))
-	encoder := json.NewEncoder(buf)
-	encoder.SetEscapeHTML(false)
-	for i := range requests {
-		before := buf.Len()
-		if i > 0 {
-			buf.WriteByte(',')
-		}
-		requests[i].Attempts = nil
-		if err := encoder.Encode(&requests[i]); err != nil {
-			return nil, 0, err
-		}
-		if i > 0 && buf.Len() >= maxPage {
-			buf.Truncate(before)
-			break
-		}
-		fit++
-	}
-	return append(buf.Bytes(), ']', '\n'), fit, nil
 }
 
 // nextURL is where the page after this one is: the same filters, and the

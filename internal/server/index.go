@@ -42,7 +42,7 @@ func (s *server) handleIndex(w http.ResponseWriter, r *http.Request) error {
 	if prefersHTML(r.Header["Accept"]) {
 		return writePage(w, plainPolicy, indexPage)
 	}
-	return writeReply(w, overview{
+	return writeReply(w, r, overview{
 		Message: "One engine, two ways to ask it for work, and the submissions of Random Corp. /docs shows how.",
 		Version: tandem.Version, Status: "running", AsyncEnabled: true, DebugMode: s.cfg.Debug,
 		UptimeSeconds: seconds(time.Since(s.started)), Endpoints: s.index,

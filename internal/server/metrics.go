@@ -83,11 +83,15 @@ func classOf(status int) string {
 
 // handleMetrics answers in the format that the scraper asks for.
 func (s *server) handleMetrics() handler {
+	const metricsMemory = 256 << 10 // bytes that all figures take while they are written
 	scrape := promhttp.HandlerFor(s.meters.registry, promhttp.HandlerOpts{
 		ErrorLog:      slog.NewLogLogger(s.log.Handler(), slog.LevelError),
 		ErrorHandling: promhttp.ContinueOnError,
 	})
 	return func(w http.ResponseWriter, r *http.Request) error {
+		if err := hold(w, r, metricsMemory); err != nil {
+			return err
+		}
 		w.Header()["Cache-Control"] = noStore
 		scrape.ServeHTTP(w, r)
 		return nil

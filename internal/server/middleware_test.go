@@ -107,7 +107,7 @@ func TestPanicIsAProblem(t *testing.T) {
 	if a.status != http.StatusInternalServerError || a.problem(t).Code != tandem.CodeInternal {
 		t.Errorf("%d %s", a.status, a.body)
 	}
-	if text := log.String(); !strings.Contains(text, "secret path") || !strings.Contains(text, "history.go") || !strings.Contains(text, "find-me") {
+	if text := log.String(); !strings.Contains(text, "secret path") || !strings.Contains(text, "list.go") || !strings.Contains(text, "find-me") {
 		t.Errorf("the log lacks the cause, the stack or the id: %s", text)
 	}
 	if a := svc.get("/livez"); a.status != http.StatusOK {

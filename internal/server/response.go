@@ -21,7 +21,12 @@ const (
 type response struct {
 	http.ResponseWriter
 	start  time.Time
-	status int // 0: the header is not written yet
+	status int     // 0: the header is not written yet
+	server *server // whose memory the answer takes
+	sent   int     // bytes of the body
+
+	holder string // the client that holds memory for this answer
+	held   int64  // bytes of it
 }
 
 // WriteHeader stamps and writes the header.
@@ -37,6 +42,9 @@ func (w *response) WriteHeader(status int) {
 func (w *response) Write(p []byte) (int, error) {
 	if w.status == 0 {
 		w.WriteHeader(http.StatusOK)
+	}
+	if w.sent += len(p); w.sent > smallAnswer {
+		return w.writePieces(p)
 	}
 	return w.ResponseWriter.Write(p)
 }
@@ -60,7 +68,7 @@ func (w *response) stamp(took time.Duration) {
 // instead of a dead connection when a handler panics, and a line in the debug log.
 func (s *server) instrument(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		rw := &response{ResponseWriter: w, start: time.Now()}
+		rw := &response{ResponseWriter: w, start: time.Now(), server: s}
 		id := r.Header.Get(headerRequestID)
 		if !isToken(id) {
 			id = newRequestID()
@@ -92,6 +100,7 @@ var (
 // directly, so that recover sees the panic.
 func (s *server) finish(w *response, r *http.Request) {
 	cause := recover()
+	w.release()
 	inFlight := s.meters.inFlight.Add(-1) + 1
 	if cause == http.ErrAbortHandler { //nolint:errorlint // the documented sentinel is compared by identity
 		panic(cause)

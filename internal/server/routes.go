@@ -67,31 +67,31 @@ func (s *server) routes() []route {
 			id: "list-requests", tag: tagHistory, summary: "List requests, newest first",
 			description: "Without their attempts. A page ends early rather than growing beyond 8 MiB; the Link header with rel=\"next\" leads on, with all filters kept. Unknown parameters are refused.",
 			params:      listParams(), status: http.StatusOK, reply: []tandem.Request{}, headers: []string{"Link"},
-			problems: []tandem.Code{tandem.CodeInvalidCursor, tandem.CodeValidation, tandem.CodeStoreUnavailable},
+			problems: []tandem.Code{tandem.CodeInvalidCursor, tandem.CodeValidation, tandem.CodeStoreUnavailable, tandem.CodeOverloaded},
 		},
 		{
 			method: http.MethodGet, path: "/requests/{id}", handle: conditional(s.handleEntry, exactTag), access: forReaders, limited: true, tagged: true,
 			id: "show-request", tag: tagHistory, summary: "Show one request with the attempts of its callback",
 			params: []*huma.Param{idParam("The id of the request")}, status: http.StatusOK, reply: entry{},
-			problems: []tandem.Code{tandem.CodeNotFound, tandem.CodeStoreUnavailable},
+			problems: []tandem.Code{tandem.CodeNotFound, tandem.CodeStoreUnavailable, tandem.CodeOverloaded},
 		},
 		{
 			method: http.MethodGet, path: "/stats", handle: conditional(s.handleStats, s.figuresTag), access: forAdmins, limited: true, tagged: true,
 			id: "stats", tag: tagService, summary: "Show figures about requests, callbacks, the queue and the process",
 			description: "The ETag covers the start of the process and every figure but rate_limiting.reads and, of system, timestamp, uptime_seconds, memory, goroutines and connections.",
-			status:      http.StatusOK, reply: statistics{}, problems: []tandem.Code{tandem.CodeStoreUnavailable},
+			status:      http.StatusOK, reply: statistics{}, problems: []tandem.Code{tandem.CodeStoreUnavailable, tandem.CodeOverloaded},
 		},
 		{
 			method: http.MethodGet, path: "/nodes", handle: show(s.handleNodes), access: forAdmins, limited: true,
 			id: "list-nodes", tag: tagService, summary: "List the nodes that share the database, the longest there first",
 			description: "On SQLite there is one.",
-			status:      http.StatusOK, reply: []node{}, problems: []tandem.Code{tandem.CodeStoreUnavailable},
+			status:      http.StatusOK, reply: []node{}, problems: []tandem.Code{tandem.CodeStoreUnavailable, tandem.CodeOverloaded},
 		},
 		{
 			method: http.MethodGet, path: "/metrics", handle: s.handleMetrics(), access: forAdmins, limited: true,
 			id: "metrics", tag: tagService, summary: "Show figures for Prometheus",
 			description: "The text format, or what else the Accept header of a scraper prefers. docs/operations.md says what each metric means.",
-			status:      http.StatusOK, media: "text/plain",
+			status:      http.StatusOK, media: "text/plain", problems: []tandem.Code{tandem.CodeOverloaded},
 		},
 		{
 			method: http.MethodGet, path: "/healthz", handle: show(s.handleHealth), access: forEverybody,
@@ -151,7 +151,7 @@ func (s *server) routes() []route {
 			method: http.MethodGet, path: "/test-callback/{id}", handle: show(s.handleReceived), access: forEverybody,
 			id: "show-callback", tag: tagDemo, summary: "Show what arrived for one id (demo mode)",
 			params: []*huma.Param{idParam("The webhook-id of the callback")}, status: http.StatusOK, reply: arrival{},
-			problems: []tandem.Code{tandem.CodeNotFound},
+			problems: []tandem.Code{tandem.CodeNotFound, tandem.CodeRateLimited, tandem.CodeOverloaded},
 		})
 }
 
@@ -162,7 +162,7 @@ func show[T any](answer func(*http.Request) (T, error)) handler {
 		if err != nil {
 			return err
 		}
-		return writeReply(w, reply)
+		return writeReply(w, r, reply)
 	}
 }
 
@@ -195,19 +195,14 @@ func (s *server) mux(routes []route) http.Handler {
 	return mux
 }
 
-// errSlowRead is why a GET ends that the database has not answered in time.
-var errSlowRead = &tandem.Error{Code: tandem.CodeStoreUnavailable, Message: "The database did not answer in time; try again later."}
-
 // untilAnswered lets a GET go on when the caller has closed its side of the connection. A program that has said all it
 // has to say may do so and still read the answer, and net/http cannot tell it from one that has gone. HTTP/2 can.
 func untilAnswered(next handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		if r.ProtoMajor > 1 {
-			return next(w, r)
+		if r.ProtoMajor == 1 {
+			r = r.WithContext(context.WithoutCancel(r.Context()))
 		}
-		ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(r.Context()), answerTime, errSlowRead)
-		defer cancel()
-		return next(w, r.WithContext(ctx))
+		return next(w, r)
 	}
 }
 

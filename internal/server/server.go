@@ -58,6 +58,8 @@ type Config struct {
 	// TrustedProxies are the peers whose X-Forwarded-For and X-Forwarded-Prefix are believed; none.
 	TrustedProxies []netip.Prefix
 
+	readerTimeout time.Duration // for each piece of an answer; only tests change it
+
 	Connections     *Connections // bounds what is open; nil: nothing does
 	Certificate     *Certificate // serve HTTPS and HTTP/2 with it; nil: plain HTTP
 	SecurityContact string       // mailto: or https: address in /.well-known/security.txt; "": there is no such file
@@ -113,6 +115,9 @@ func (cfg Config) withDefaults() Config {
 	if cfg.TaskTimeout == 0 {
 		cfg.TaskTimeout = defaultTaskTimeout
 	}
+	if cfg.readerTimeout == 0 {
+		cfg.readerTimeout = readerTimeout
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
@@ -129,6 +134,7 @@ type server struct {
 	tally   tally
 	posts   *allowance // nil: there is no limit
 	gets    *allowance // the same
+	answers *budget
 	meters  *meters
 	started time.Time
 	base    string            // the path of Config.BaseURL, without a slash at the end
@@ -145,8 +151,9 @@ func New(cfg Config) (http.Handler, error) {
 	cfg = cfg.withDefaults()
 	s := &server{
 		cfg: cfg, log: cfg.Log, started: time.Now(), tally: make(tally, len(kinds)),
-		bodies: newReader(cfg.MaxData, cfg.MaxDepth, cfg.Engine.TaskNames()),
-		posts:  newAllowance("post", cfg.RateLimit), gets: newAllowance("get", cfg.ReadLimit),
+		bodies:  newReader(cfg.MaxData, cfg.MaxDepth, cfg.Engine.TaskNames()),
+		answers: newBudget(),
+		posts:   newAllowance("post", cfg.RateLimit), gets: newAllowance("get", cfg.ReadLimit),
 	}
 	host, base, err := parseBaseURL(cfg.BaseURL)
 	if err != nil {

@@ -118,7 +118,7 @@ func (s *server) submissionRoutes() []route {
 			method: http.MethodGet, path: "/api/submissions", handle: show(s.handleSubmissions), access: forReaders, limited: true,
 			id: "list-submissions", tag: tagSubmissions, summary: "List submissions, newest first", description: "Unknown parameters are refused.",
 			params: submissionParams(), status: http.StatusOK, reply: submissionList{},
-			problems: []tandem.Code{tandem.CodeValidation, tandem.CodeStoreUnavailable},
+			problems: []tandem.Code{tandem.CodeValidation, tandem.CodeStoreUnavailable, tandem.CodeOverloaded},
 		},
 		{
 			method: http.MethodGet, path: "/api/stats", handle: conditional(s.handleSubmissionStats, s.submissionTag), access: forAdmins, limited: true, tagged: true,
@@ -143,7 +143,7 @@ func (s *server) handleSubmit(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return writeReply(w, replies[0])
+	return writeReply(w, r, replies[0])
 }
 
 // handleBatch takes several submissions, all or none. Each counts towards the rate
@@ -175,7 +175,7 @@ func (s *server) handleBatch(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return writeReply(w, batchReply{len(replies), time.Since(started).Seconds(), replies, id})
+	return writeReply(w, r, batchReply{len(replies), time.Since(started).Seconds(), replies, id})
 }
 
 // submit saves submissions and passes them on, side by side.
@@ -334,9 +334,14 @@ func (s *server) submissionTag(reply submissionStatistics, _ []byte) (string, er
 }
 
 // writeReply writes what a handler has to say.
-func writeReply(w http.ResponseWriter, reply any) error {
+func writeReply(w http.ResponseWriter, r *http.Request, reply any) error {
 	body, err := render(reply)
 	if err != nil {
+		return err
+	}
+	if r.Method == http.MethodPost { // its work is done
+		holdResult(w, r, len(body))
+	} else if err := hold(w, r, len(body)); err != nil {
 		return err
 	}
 	writeJSON(w, http.StatusOK, body)

@@ -35,7 +35,9 @@ func (s *server) handleSync(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusOK, appendSync(make([]byte, 0, 160+len(done.Result)), &done))
+	body := appendSync(make([]byte, 0, 160+len(done.Result)), &done)
+	holdResult(w, r, len(body))
+	writeJSON(w, http.StatusOK, body)
 	return nil
 }
 
