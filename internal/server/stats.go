@@ -67,6 +67,7 @@ type callbackService struct {
 
 // domain is one destination and the state of its circuit breakers.
 type domain struct {
+	Host            string     `json:"host" doc:"Its name or address, without the port"`
 	Scheme          string     `json:"scheme" enum:"http,https"`
 	State           string     `json:"state" enum:"closed,half-open,open" doc:"The worst, where answers 5xx have opened a breaker for single paths or API keys only"`
 	FailureCount    int        `json:"failure_count" minimum:"0" doc:"In a row"`
@@ -188,7 +189,7 @@ func callbackFigures(c *store.Stats, destinations []engine.Destination) callback
 		if _, taken := figures.Domains[name]; taken {
 			name = d.Scheme + "://" + d.Host
 		}
-		figures.Domains[name] = domain{d.Scheme, d.State, d.FailureCount, orNull(d.LastFailure), orNull(d.RetryAt), d.InFlight, d.Waiting}
+		figures.Domains[name] = domain{hostName(d.Host), d.Scheme, d.State, d.FailureCount, orNull(d.LastFailure), orNull(d.RetryAt), d.InFlight, d.Waiting}
 		figures.Global.InFlight += d.InFlight
 		if d.State == "open" {
 			figures.Global.OpenBreakers++

@@ -57,7 +57,7 @@ func TestStats(t *testing.T) {
 	}
 	domains := got["callback_service"]["domains"].(map[string]any)
 	host := strings.TrimPrefix(svc.URL, "http://")
-	if d, ok := domains[host].(map[string]any); !ok || d["state"] != "closed" || d["failure_count"] != 0.0 || d["retry_at"] != nil {
+	if d, ok := domains[host].(map[string]any); !ok || d["host"] != "127.0.0.1" || d["state"] != "closed" || d["failure_count"] != 0.0 || d["retry_at"] != nil {
 		t.Errorf("domains: %v", domains)
 	}
 	if global := got["callback_service"]["global_stats"].(map[string]any); global["sent"] != 1.0 || global["destinations"] != 1.0 {

@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"math"
 	"net/http"
 	"slices"
 	"strconv"
@@ -65,6 +66,16 @@ type submissionEntry struct {
 	External       string        `json:"external" enum:"confirmed,pending,failed" doc:"What has become of the external call"`
 	ProcessingTime float64       `json:"processingTime" minimum:"0" doc:"Seconds in the external call; 0 until it ended"`
 	BatchID        string        `json:"batch_id,omitempty" doc:"Of those that came in a batch"`
+
+	// What the Reporting page of the FastAPI service reads, in its words.
+	ReportedID        string    `json:"submission_id" doc:"submissionId, for clients of the FastAPI service"`
+	ReportedFirst     string    `json:"first_name" doc:"firstName, for clients of the FastAPI service"`
+	ReportedLast      string    `json:"last_name" doc:"lastName, for clients of the FastAPI service"`
+	ReportedMessage   string    `json:"message" doc:"For people, as POST /api/submit would say it now"`
+	ReportedTime      float64   `json:"processing_time" minimum:"0" doc:"processingTime, for clients of the FastAPI service"`
+	ReportedCreatedAt time.Time `json:"created_at" doc:"timestamp, for clients of the FastAPI service"`
+	LatestID          string    `json:"id,omitempty" doc:"submissionId; of latest_submission only"`
+	LatestName        string    `json:"name,omitempty" doc:"Both names; of latest_submission only"`
 }
 
 // submissionList is the answer to GET /api/submissions.
@@ -175,7 +186,7 @@ func (s *server) handleBatch(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return writeReply(w, r, batchReply{len(replies), time.Since(started).Seconds(), replies, id})
+	return writeReply(w, r, batchReply{len(replies), roundSeconds(time.Since(started).Seconds()), replies, id})
 }
 
 // submit saves submissions and passes them on, side by side.
@@ -201,15 +212,23 @@ func (s *server) submit(r *http.Request, batchID string, people []person) ([]sub
 func replyTo(p person, done *engine.Submission) submissionReply {
 	reply := submissionReply{
 		FirstName: p.FirstName, LastName: p.LastName, SubmissionID: done.Request.ID, Timestamp: done.Request.CreatedAt,
-		ProcessingTime: done.Took.Seconds(), External: externalOf(done.Request.Status),
+		ProcessingTime: roundSeconds(done.Took.Seconds()), External: externalOf(done.Request.Status),
 	}
-	reply.Message = "Thank you, " + p.FirstName + " " + p.LastName + ": your submission is saved" + map[string]string{
+	reply.Message = p.thanks(reply.External)
+	return reply
+}
+
+// thanks is what a submission is answered with, given what has become of its external call.
+func (p person) thanks(external string) string {
+	return "Thank you, " + p.FirstName + " " + p.LastName + ": your submission is saved" + map[string]string{
 		externalConfirmed: " and confirmed.",
 		externalPending:   "; its confirmation will follow.",
 		externalFailed:    ", but the external service does not take it.",
-	}[reply.External]
-	return reply
+	}[external]
 }
+
+// roundSeconds rounds to microseconds, so that a time has no digits that nobody measured.
+func roundSeconds(s float64) float64 { return math.Round(s*1e6) / 1e6 }
 
 // externalOf says what the status of a submission means for its call.
 func externalOf(status tandem.Status) string {
@@ -284,9 +303,13 @@ func entryOf(r *tandem.Request) (submissionEntry, error) {
 	if err := json.Unmarshal(r.Data, &p); err != nil {
 		return submissionEntry{}, fmt.Errorf("read submission %s: %w", r.ID, err)
 	}
+	external, took := externalOf(r.Status), roundSeconds(r.ProcessingTimeMS/1000)
 	return submissionEntry{
 		SubmissionID: r.ID, FirstName: p.FirstName, LastName: p.LastName, Timestamp: r.CreatedAt, Status: r.Status,
-		External: externalOf(r.Status), ProcessingTime: r.ProcessingTimeMS / 1000, BatchID: r.BatchID,
+		External: external, ProcessingTime: took, BatchID: r.BatchID,
+
+		ReportedID: r.ID, ReportedFirst: p.FirstName, ReportedLast: p.LastName, ReportedMessage: p.thanks(external),
+		ReportedTime: took, ReportedCreatedAt: r.CreatedAt,
 	}, nil
 }
 
@@ -305,7 +328,7 @@ func (s *server) handleSubmissionStats(r *http.Request) (submissionStatistics, e
 		Messages:      stats.Submissions.Ended,
 		Submissions:   stats.Submissions.Accepted,
 		Recent:        stats.Submissions.Recent,
-		Average:       average(stats.Submissions.Work) / 1000,
+		Average:       roundSeconds(average(stats.Submissions.Work) / 1000),
 		APIVersion:    tandem.Version,
 		Status:        "healthy",
 		DebugMode:     s.cfg.Debug,
@@ -320,6 +343,7 @@ func (s *server) handleSubmissionStats(r *http.Request) (submissionStatistics, e
 		if err != nil {
 			return submissionStatistics{}, err
 		}
+		latest.LatestID, latest.LatestName = latest.SubmissionID, latest.FirstName+" "+latest.LastName
 		figures.Latest, figures.LastSubmission = &latest, &latest.Timestamp
 	}
 	return figures, nil

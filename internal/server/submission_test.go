@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -555,5 +556,41 @@ func TestSubmissionsTogether(t *testing.T) {
 	want := store.Submissions{Accepted: 400, Kept: 400, Recent: 400, Ended: 400, Work: stats.Submissions.Work}
 	if diff := cmp.Diff(want, stats.Submissions); err != nil || diff != "" || stats.Submissions.Work.Count != 400 || stats.Unfinished != 0 {
 		t.Errorf("%v %+v\n%s", err, stats, diff)
+	}
+}
+
+// The Reporting page of the FastAPI service reads other names; it shows nothing where one is missing.
+func TestTheReportingPageOfTheFastAPIServiceFindsWhatItReads(t *testing.T) {
+	t.Parallel()
+	svc := start(t, nil)
+	svc.post("/api/submit/batch", `{"submissions":[{"firstName":"Ada","lastName":"Lovelace"}]}`)
+	var list struct {
+		Submissions []map[string]any `json:"submissions"`
+	}
+	svc.get("/api/submissions").decode(t, &list)
+	var figures struct {
+		Latest map[string]any `json:"latest_submission"`
+	}
+	svc.get("/api/stats").decode(t, &figures)
+	if len(list.Submissions) != 1 || figures.Latest == nil {
+		t.Fatalf("%v, %v", list, figures)
+	}
+	for _, entry := range []map[string]any{list.Submissions[0], figures.Latest} {
+		for theirs, ours := range map[string]string{
+			"submission_id": "submissionId", "first_name": "firstName", "last_name": "lastName", "processing_time": "processingTime", "created_at": "timestamp",
+		} {
+			if entry[theirs] == nil || entry[theirs] != entry[ours] {
+				t.Errorf("%s is %v, %s is %v", theirs, entry[theirs], ours, entry[ours])
+			}
+		}
+		if message, _ := entry["message"].(string); !strings.Contains(message, "Ada Lovelace") || entry["batch_id"] == nil {
+			t.Errorf("message %q, batch_id %v", message, entry["batch_id"])
+		}
+		if micros := entry["processingTime"].(float64) * 1e6; math.Abs(micros-math.Round(micros)) > 1e-6 {
+			t.Errorf("processingTime %v has digits that nobody measured", entry["processingTime"])
+		}
+	}
+	if figures.Latest["id"] != figures.Latest["submissionId"] || figures.Latest["name"] != "Ada Lovelace" || list.Submissions[0]["id"] != nil {
+		t.Errorf("id and name: %v", figures.Latest)
 	}
 }
