@@ -258,12 +258,19 @@ func TestOutageIsLogged(t *testing.T) {
 	for range 3 {
 		post(t, client, target)
 	}
-	host := only(t, client).Host
+	host := only(t, client).Host // before there are others
 	if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "level=WARN") || !strings.Contains(got, "host="+host) ||
 		!strings.Contains(got, "outcome=http_error status_code=502 error=\"the receiver answered 502\"") {
 		t.Errorf("the log of an outage: %s", got)
 	}
 	log.Reset()
+	for code, want := range map[int]int{http.StatusTooManyRequests: 0, http.StatusServiceUnavailable: 1} {
+		post(t, client, receiver(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }))
+		if got := strings.Count(log.String(), "\n"); got != want {
+			t.Errorf("%d lines about a receiver that answers %d, want %d", got, code, want)
+		}
+		log.Reset()
+	}
 	well.Store(true)
 	for range 3 {
 		post(t, client, target)

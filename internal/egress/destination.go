@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"slices"
 	"time"
 
@@ -168,10 +169,13 @@ func (d *destination) outage(result *Result, now time.Time) (started bool, recov
 			recovered = max(now.Sub(d.failing), 1)
 			d.failing = time.Time{}
 		}
-	case tandem.OutcomeConnect, tandem.OutcomeTLS, tandem.OutcomeTimeout, tandem.OutcomeHTTPError, tandem.OutcomeRedirect:
-		if !result.troubled && d.failing.IsZero() && (d.warned.IsZero() || now.Sub(d.warned) >= warnOutage) {
+	case tandem.OutcomeConnect, tandem.OutcomeTLS, tandem.OutcomeTimeout, tandem.OutcomeHTTPError, tandem.OutcomeRedirect, tandem.OutcomeThrottled:
+		// A 429 comes from a receiver that is well; a 503 may be a proxy whose backend is down.
+		fails := !result.troubled && result.StatusCode != http.StatusTooManyRequests
+		if fails && d.failing.IsZero() && (d.warned.IsZero() || now.Sub(d.warned) >= warnOutage) {
 			d.failing, d.warned, started = now, now, true
 		}
+	case tandem.OutcomeGone, tandem.OutcomeBlocked, tandem.OutcomeExpired: // of one callback, not of its destination
 	}
 	return started, recovered
 }

@@ -268,35 +268,6 @@ func conformRetries(t *testing.T, s store.Store) {
 	}
 }
 
-// The last attempt of a callback that waits says when the next one is due now, and never a time that is over.
-func conformNextAttempt(t *testing.T, s store.Store) {
-	const postponed = time.Hour
-	first, deliveries := make(chan time.Time, 1), 0
-	work(t, s, func(ctx context.Context, job store.Job) store.Next {
-		if job.Lane != store.LaneDeliver {
-			return workEnded(`{}`)
-		}
-		if deliveries++; deliveries == 1 { // one request, so one step at a time
-			a := attempt(1, tandem.OutcomeHTTPError)
-			a.NextAt = time.Now().Add(time.Millisecond).UTC()
-			return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: a.NextAt, Attempt: a}
-		}
-		r, err := s.Request(ctx, job.Request.ID)
-		if err != nil || len(r.Attempts) != 1 || !r.Attempts[0].NextAt.IsZero() {
-			t.Errorf("while the next attempt is under way: %+v, %v", r.Attempts, err)
-		}
-		first <- time.Now()
-		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: time.Now().Add(postponed)}
-	})
-	r := newAsync()
-	accept(t, s, r, store.LaneIO)
-	least := (<-first).Add(postponed)
-	waitFor(t, "the postponed attempt", func() bool { return !mustRequest(t, s, r.ID).Attempts[0].NextAt.IsZero() })
-	if got := mustRequest(t, s, r.ID).Attempts[0].NextAt; got.Before(least.Add(-time.Second)) || got.After(least.Add(postponed)) {
-		t.Errorf("the next attempt is shown due at %v, want about %v", got, least)
-	}
-}
-
 func conformProcessing(t *testing.T, s store.Store) {
 	release := make(chan struct{})
 	work(t, s, func(_ context.Context, job store.Job) store.Next {
