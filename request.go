@@ -104,6 +104,21 @@ type Request struct {
 	ErrorCode        string          `json:"error_code,omitempty"`      // one of the Failed… constants
 	ErrorMessage     string          `json:"error_message,omitempty"`   // for people
 	Attempts         []Attempt       `json:"attempts,omitempty"`        // log of the callback, oldest first
+
+	// Owner is who the request counts for where work is shared out: its API key, or, where nobody is
+	// asked for one, OwnerNetwork and a number made of the caller's network. "" shares with everybody who has none.
+	Owner string `json:"-"`
+}
+
+// OwnerNetwork begins the owners of requests that no API key asked for.
+const OwnerNetwork = "net-"
+
+// KeyOf is the API key of an owner; "" if it is not one.
+func KeyOf(owner string) string {
+	if strings.HasPrefix(owner, OwnerNetwork) {
+		return ""
+	}
+	return owner
 }
 
 // Unfinished reports whether anything is still to be done for the request:

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	"tandem"
@@ -44,22 +45,40 @@ func (c *Client) Receiver(rawURL, key string) (Receiver, error) {
 	return t.receiver(key), nil
 }
 
-// HeldUntil is when a call to the receiver may be made, as far as can be told: the zero time means
-// now. It takes no place, so the answer may have changed when the call comes.
-func (c *Client) HeldUntil(r Receiver) time.Time {
+// String is the site as a URL has it.
+func (s Site) String() string { return s.Scheme + "://" + s.Host }
+
+// Room is how many calls of an API key that were put off may be with a destination at the same time: none while a
+// breaker holds them back, its probe is out, or too many wait already; one that may probe; else a few more than there
+// are places, so that each place is taken again at once. destination is a site, or a site and a path.
+func (c *Client) Room(destination, key string) int {
+	r := Receiver{Key: key}
+	scheme, rest, _ := strings.Cut(destination, "://")
+	host := rest
+	if i := strings.IndexByte(rest, '/'); i >= 0 {
+		host, r.Path = rest[:i], rest[i:]
+	}
+	r.Site = Site{scheme, host}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	room := 2 * c.cfg.HostConcurrency
 	d, known := c.destinations.Peek(r.Site)
 	if !known {
-		return time.Time{}
+		return room
 	}
-	if held, why := d.heldBy(c.circuitsLocked(d, r), r); why != nil {
-		return held.until(d, r, why)
+	if c.fullLocked(d) {
+		return 0
 	}
-	if d.inFlight >= c.cfg.HostConcurrency {
-		return time.Now().Add(d.waitLocked(c.cfg.HostConcurrency))
+	for _, ci := range c.circuitsLocked(d, r) {
+		switch {
+		case ci == nil:
+		case ci.held() != nil:
+			return 0
+		case ci.Status().State == limit.StateHalfOpen:
+			room = 1
+		}
 	}
-	return time.Time{}
+	return room
 }
 
 // circuit is a breaker and the schedule of the calls that it holds back.

@@ -279,3 +279,28 @@ func TestOutageIsLogged(t *testing.T) {
 		t.Errorf("the log of its end: %s", got)
 	}
 }
+
+// Room says for how many parked calls there is room, at a site or at one path of a key.
+func TestRoom(t *testing.T) {
+	t.Parallel()
+	target := receiver(t, brokenPaths)
+	client := newClient(t, demo())
+	site, path := strings.TrimSuffix(target, "/callback"), target+"/broken"
+	room := func(destination, key string, want int) {
+		t.Helper()
+		if n := client.Room(destination, key); n != want {
+			t.Errorf("room for %d calls of key %q at %s, want %d", n, key, destination, want)
+		}
+	}
+	room(site, "a", 20) // nothing is known of it
+	for range 5 {
+		postAs(t, client, "a", path)
+	}
+	room(path, "a", 0)
+	room(site, "a", 20)
+	room(path, "b", 20)
+	_, err := client.Reserve(t.Context(), path, "a")
+	if putOff, ok := errors.AsType[*egress.PutOff](err); !ok || !putOff.Held || putOff.Destination != path {
+		t.Errorf("put off with %+v, want it held at %s", err, path)
+	}
+}

@@ -54,8 +54,10 @@ type grant struct {
 
 // PutOff says to come back later; no attempt was made.
 type PutOff struct {
-	Until  time.Time // not before
-	Reason string    // for the log
+	Until       time.Time // not before
+	Reason      string    // for the log
+	Destination string    // what holds the call back, as [Client.Room] has it; "": every destination remembered is in use
+	Held        bool      // there is no Room at Destination: the call need not come back before there is
 }
 
 // Error says until when.
@@ -132,6 +134,16 @@ func (p *Place) granted(g grant) (*Place, error) {
 	}
 	p.passes = g.passes
 	return p, nil
+}
+
+// Destinations are what may have room once the exchange has ended, as [Client.Room] has them: the site and the path of the
+// key's calls. They are "" if the URL is refused.
+func (p *Place) Destinations() (site, path string) {
+	if p.dest == nil {
+		return "", ""
+	}
+	site = p.receiver.Site.String()
+	return site, site + p.receiver.Path
 }
 
 // Release gives the place back unused. It does nothing after Post or Release.
@@ -254,11 +266,16 @@ func (c *Client) mayWaitLocked(d *destination, r Receiver) error {
 	if why != nil {
 		return c.putOffLocked(d, r, held, why)
 	}
-	free := c.cfg.MaxWaiting - c.waiting
-	if free < 1 || d.queue.Len() >= max(1, free/2) {
+	if c.fullLocked(d) {
 		return c.putOffLocked(d, r, nil, errBusy)
 	}
 	return nil
+}
+
+// fullLocked reports whether no more calls may wait for d.
+func (c *Client) fullLocked(d *destination) bool {
+	free := c.cfg.MaxWaiting - c.waiting
+	return free < 1 || d.queue.Len() >= max(1, free/2)
 }
 
 // errBusy is why a call is put off although nothing holds it back.
@@ -276,10 +293,20 @@ func (d *destination) waitLocked(concurrency int) time.Duration {
 // destination has shown. But of each API key the first call that an open period of the host puts off
 // comes back in the moment in which it may probe.
 func (c *Client) putOffLocked(d *destination, r Receiver, held *circuit, why error) *PutOff {
+	putOff := &PutOff{Until: c.backLocked(d, r, held, why), Reason: why.Error(), Destination: d.site.String()}
+	putOff.Held = errors.Is(why, limit.ErrOpen) || errors.Is(why, limit.ErrProbing)
+	if held != nil && held == c.circuitsLocked(d, r)[byPath] {
+		putOff.Destination += r.Path
+	}
+	return putOff
+}
+
+// backLocked is the time of putOffLocked.
+func (c *Client) backLocked(d *destination, r Receiver, held *circuit, why error) time.Time {
 	pace := d.average / time.Duration(2*c.cfg.HostConcurrency)
 	if held == nil {
 		wait := d.waitLocked(c.cfg.HostConcurrency)
-		return &PutOff{Until: d.busy.next(time.Now().Add(wait), pace, why).Add(rand.N(wait / 4)), Reason: why.Error()}
+		return d.busy.next(time.Now().Add(wait), pace, why).Add(rand.N(wait / 4))
 	}
 	// Never before the breaker would let a probe pass.
 	first, jitter := held.until(d, r, why).Add(time.Millisecond), openJitter
@@ -287,9 +314,9 @@ func (c *Client) putOffLocked(d *destination, r Receiver, held *circuit, why err
 		jitter = probePutOff
 	}
 	if retryAt := held.Status().RetryAt; held == d.host && !errors.Is(why, limit.ErrProbing) && d.turns.enter(r.Key, retryAt) {
-		return &PutOff{Until: d.turns.at(r.Key, retryAt).Add(time.Millisecond + rand.N(jitter)), Reason: why.Error()}
+		return d.turns.at(r.Key, retryAt).Add(time.Millisecond + rand.N(jitter))
 	}
-	return &PutOff{Until: held.later.next(first, max(pace, time.Millisecond), why).Add(rand.N(jitter)), Reason: why.Error()}
+	return held.later.next(first, max(pace, time.Millisecond), why).Add(rand.N(jitter))
 }
 
 // Destination is what is known of one site.

@@ -23,3 +23,20 @@ func Trouble(err error) string { return trouble(err) }
 
 // TurnWait is how long a key whose turn it is to probe is waited for.
 const TurnWait = turnWait
+
+// HeldUntil is when a call to the receiver may be made, as far as can be told: the zero time means now.
+func (c *Client) HeldUntil(r Receiver) time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	d, known := c.destinations.Peek(r.Site)
+	if !known {
+		return time.Time{}
+	}
+	if held, why := d.heldBy(c.circuitsLocked(d, r), r); why != nil {
+		return held.until(d, r, why)
+	}
+	if d.inFlight >= c.cfg.HostConcurrency {
+		return time.Now().Add(d.waitLocked(c.cfg.HostConcurrency))
+	}
+	return time.Time{}
+}

@@ -28,6 +28,7 @@ type Order struct {
 	Complexity  int             // MinComplexity..MaxComplexity
 	CallbackURL string          // Submit only
 	KeyID       string          // the API key that asks; "": nobody was asked for one
+	Owner       string          // who it counts for where work is shared out (see tandem.Request)
 }
 
 // Do does the work of an order while the caller waits, at most TaskTimeout from
@@ -49,10 +50,10 @@ func (e *Engine) Do(ctx context.Context, order Order) (tandem.Request, error) {
 		return tandem.Request{}, err
 	}
 	slots := e.slots[task.Lane]
-	if !slots.join() {
+	if !slots.join(order.Owner) {
 		return tandem.Request{}, overloadedError("", "Too many requests wait for a free slot; try again in a moment.")
 	}
-	defer slots.part()
+	defer slots.part(order.Owner)
 	r, err := e.newRequest(tandem.ModeSync, order)
 	if err != nil {
 		return tandem.Request{}, err
@@ -86,7 +87,7 @@ func (e *Engine) Do(ctx context.Context, order Order) (tandem.Request, error) {
 
 // doWork waits for a slot and processes the request of a waiting caller.
 func (e *Engine) doWork(ctx context.Context, slots *slots, task Task, r *tandem.Request) store.Outcome {
-	if err := slots.acquire(ctx, tandem.ModeSync); err != nil {
+	if err := slots.acquire(ctx, tandem.ModeSync, r.Owner); err != nil {
 		code := cutOff(err)
 		if code == tandem.FailedTimeout {
 			code = tandem.FailedNoSlot
@@ -254,7 +255,7 @@ func (e *Engine) commit(ctx context.Context, r *tandem.Request, lane store.Lane)
 func (e *Engine) newRequest(mode tandem.Mode, order Order) (tandem.Request, error) {
 	r := tandem.Request{
 		Mode: mode, Task: order.Task, Status: tandem.StatusProcessing,
-		Data: order.Data, Complexity: order.Complexity, KeyID: order.KeyID,
+		Data: order.Data, Complexity: order.Complexity, KeyID: order.KeyID, Owner: order.Owner,
 	}
 	if mode == tandem.ModeAsync {
 		r.Status, r.CallbackStatus, r.CallbackURL = tandem.StatusPending, tandem.CallbackPending, order.CallbackURL

@@ -43,13 +43,19 @@ func (e *Engine) deliver(claiming context.Context, r *tandem.Request) store.Next
 		return e.unsendable(r, number, sent, err)
 	}
 	result := place.Post(e.working, e.callbackHeader(r, sent, body), body)
+	site, path := place.Destinations()
+	var next store.Next
 	switch {
 	case result.Interrupted:
-		return handBack(store.LaneDeliver)
+		next = handBack(store.LaneDeliver)
 	case result.PutOff != nil:
-		return e.noPlace(claiming, r, result.PutOff, deadline)
+		next = e.noPlace(claiming, r, result.PutOff, deadline)
+	default:
+		next = e.afterPost(r, number, result, deadline, skew)
+		next.Destination = site
 	}
-	return e.afterPost(r, number, result, deadline, skew)
+	next.Freed = [2]string{site, path}
+	return next
 }
 
 // afterPost says what comes after an exchange that took place.
@@ -82,7 +88,7 @@ func (e *Engine) afterPost(r *tandem.Request, number int, result egress.Result, 
 	if e.telling() {
 		e.tell("⏳ callback: waits for the next attempt", r, "until", attempt.NextAt)
 	}
-	return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: at, Attempt: attempt}
+	return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: at, Attempt: attempt, Parked: true}
 }
 
 // expire gives up a callback that is too old; nothing is sent.
@@ -102,8 +108,13 @@ func (e *Engine) expire(r *tandem.Request, now time.Time) store.Next {
 func (e *Engine) noPlace(claiming context.Context, r *tandem.Request, err error, deadline time.Time) store.Next {
 	putOff, isPutOff := errors.AsType[*egress.PutOff](err)
 	switch {
+	case isPutOff && putOff.Held: // it stays where it is until there is room
+		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, Destination: putOff.Destination, Parked: true}
 	case isPutOff:
-		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: e.cfg.Retry.next(time.Now(), putOff.Until, deadline)}
+		return store.Next{
+			Verdict: store.Again, Lane: store.LaneDeliver, At: e.cfg.Retry.next(time.Now(), putOff.Until, deadline),
+			Destination: putOff.Destination, Parked: true,
+		}
 	case claiming.Err() != nil:
 		return handBack(store.LaneDeliver)
 	default: // a URL that a stricter policy than the one at its acceptance refuses, or cannot read

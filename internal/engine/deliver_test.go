@@ -234,40 +234,24 @@ func TestDeliverLoweredAttempts(t *testing.T) {
 	}
 }
 
-func TestDeliverPutOff(t *testing.T) {
+func TestDeliverParksWhileTheBreakerIsOpen(t *testing.T) {
 	t.Parallel()
-	for _, tt := range []struct {
-		name         string
-		open, maxAge time.Duration
-	}{
-		{"back when the breaker half-opens", 10 * time.Minute, time.Hour},
-		{"back for a last attempt before the expiry, which comes first", time.Hour, time.Minute},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			p := start(t, func(s *setup) {
-				s.idle = true
-				s.egress.BreakerFailures, s.egress.BreakerOpen = 1, tt.open
-				s.engine.Retry.MaxAge = tt.maxAge
-			})
-			rc := newReceiver(t, status(http.StatusInternalServerError))
-			job := completed(rc.URL, 0)
-			p.Step(t.Context(), job) // opens the breaker
-			next := p.Step(t.Context(), job)
-			if next.Verdict != store.Again || next.Lane != store.LaneDeliver || next.Attempt != nil || next.Outcome != nil {
-				t.Errorf("%+v, want Again without an attempt", next)
-			}
-			soonest := min(tt.open, tt.maxAge-tt.maxAge/10)
-			if wait := next.At.Sub(job.Request.CompletedAt); wait < soonest || wait > soonest+time.Minute {
-				t.Errorf("put off for %v, want %v", wait, soonest)
-			}
-			if deadline := job.Request.CompletedAt.Add(tt.maxAge); !next.At.Before(deadline) {
-				t.Errorf("put off until %v, not before the expiry at %v", next.At, deadline)
-			}
-			if n := len(rc.deliveries()); n != 1 {
-				t.Errorf("%d callbacks, want 1: an open breaker sends nothing", n)
-			}
-		})
+	p := start(t, func(s *setup) {
+		s.idle = true
+		s.egress.BreakerFailures = 1
+	})
+	rc := newReceiver(t, status(http.StatusInternalServerError))
+	job := completed(rc.URL, 0)
+	p.Step(t.Context(), job) // opens the breaker
+	next := p.Step(t.Context(), job)
+	if next.Verdict != store.Again || next.Lane != store.LaneDeliver || next.Attempt != nil || next.Outcome != nil {
+		t.Errorf("%+v, want Again without an attempt", next)
+	}
+	if !next.Parked || !strings.HasSuffix(rc.URL, next.Destination) || !next.At.IsZero() {
+		t.Errorf("parked is %v for %q until %v, want it parked for its destination until that can take it", next.Parked, next.Destination, next.At)
+	}
+	if n := len(rc.deliveries()); n != 1 {
+		t.Errorf("%d callbacks, want 1: an open breaker sends nothing", n)
 	}
 }
 
@@ -292,8 +276,8 @@ func TestNoAttemptIsUsedUp(t *testing.T) {
 	for _, job := range []store.Job{refusing, broken} {
 		for range 5 { // more than there are attempts
 			next := p.Step(t.Context(), job) // a probe, or put off because it comes too early
-			if next.Verdict != store.Again || next.Lane != store.LaneDeliver || next.Attempt != nil || !next.At.After(job.Request.CompletedAt) {
-				t.Fatalf("%+v, want Again later without an attempt", next)
+			if next.Verdict != store.Again || next.Lane != store.LaneDeliver || next.Attempt != nil || !next.Parked {
+				t.Fatalf("%+v, want it parked without an attempt", next)
 			}
 			p.await("the breaker to be half-open", func() bool {
 				return !slices.ContainsFunc(p.Vitals().Destinations, func(d engine.Destination) bool { return d.State == "open" })

@@ -33,8 +33,8 @@ import (
 )
 
 const (
-	maxSyncWaiters   = 4096             // sync orders that wait for a slot of one kind; more are refused at once
-	deliverJobs      = 4096             // callbacks handed out by the store at once, most of them waiting for their destination
+	maxSyncWaiters   = 8192             // sync orders that wait for a slot of one kind, at most half of them one owner's; more are refused at once
+	deliverJobs      = 8192             // callbacks dispatched by the store at once, at most half of them one owner's; most wait for their destination
 	storeTimeout     = 10 * time.Second // for one commit that a caller waits for
 	finishPause      = time.Second      // between two tries to commit the end of a sync request that was not taken
 	maxDestinations  = 1000             // in Vitals
@@ -199,11 +199,16 @@ func (e *Engine) Run(ctx context.Context) error {
 
 // work hands out the store's jobs until ctx ends and the last step has returned.
 func (e *Engine) work(ctx context.Context) error {
-	capacity := store.Capacity{Jobs: map[store.Lane]int{
-		store.LaneCPU:     2 * e.slots[store.LaneCPU].count, // one set runs, one stands ready
-		store.LaneIO:      2 * e.slots[store.LaneIO].count,
-		store.LaneDeliver: deliverJobs,
-	}}
+	capacity := store.Capacity{
+		Jobs: map[store.Lane]int{
+			// Of each owner's half one set runs and one stands ready.
+			store.LaneCPU:     4 * e.slots[store.LaneCPU].count,
+			store.LaneIO:      4 * e.slots[store.LaneIO].count,
+			store.LaneDeliver: deliverJobs,
+		},
+		Room:   func(destination, owner string) int { return e.cfg.Egress.Room(destination, tandem.KeyOf(owner)) },
+		MaxAge: e.cfg.Retry.MaxAge,
+	}
 	// A step obeys the engine's contexts instead of the store's: ctx while it has
 	// not started its work, e.working afterwards.
 	step := func(_ context.Context, job store.Job) store.Next { return e.step(ctx, job) }

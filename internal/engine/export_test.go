@@ -34,11 +34,11 @@ type Slots struct{ s *slots }
 
 func NewSlots(count, maxWaiting int) Slots { return Slots{newSlots(count, maxWaiting)} }
 
-func (s Slots) Join() bool { return s.s.join() }
-func (s Slots) Part()      { s.s.part() }
-func (s Slots) Release()   { s.s.release() }
+func (s Slots) Join(owner string) bool { return s.s.join(owner) }
+func (s Slots) Part(owner string)      { s.s.part(owner) }
+func (s Slots) Release()               { s.s.release() }
 func (s Slots) Acquire(ctx context.Context, mode tandem.Mode) error {
-	return s.s.acquire(ctx, mode)
+	return s.s.acquire(ctx, mode, "")
 }
 
 // Free is how many slots nobody holds; Waiting how many wait for one.

@@ -32,7 +32,7 @@ func (e *Engine) step(claiming context.Context, job store.Job) store.Next {
 			ErrorMessage: fmt.Sprintf("This server has no task %q any more.", job.Request.Task)})
 	}
 	slots := e.slots[task.Lane]
-	if slots.acquire(claiming, tandem.ModeAsync) != nil {
+	if slots.acquire(claiming, tandem.ModeAsync, job.Request.Owner) != nil {
 		return handBack(job.Lane)
 	}
 	defer slots.release()

@@ -1,60 +1,66 @@
 package engine
 
 import (
-	"container/list"
 	"context"
 	"sync"
 
 	"tandem"
+	"tandem/internal/limit"
 )
 
 // asyncEvery: while both wait, one freed slot of this many goes to async, which so
 // never starves; the others go to sync, where somebody is waiting.
 const asyncEvery = 4
 
-// slots are the places for work of one kind, shared by sync and async. Those who
-// wait are served in order of arrival, each side in its own queue.
+// slots are the places for work of one kind, shared by sync and async. Each side has its own
+// queue, which serves its owners in turns.
 type slots struct {
 	count     int // how many there are
 	maxInside int // how many sync orders may hold or wait for one
 
-	mu     sync.Mutex // guards the fields below
-	free   int        // not held; 0 while anybody waits
-	inside int        // sync orders that have joined
-	turn   int        // freed slots given away while both waited, modulo asyncEvery
-	sync   list.List  // of *waiter, the one who has waited longest in front
-	async  list.List  // the same
+	mu     sync.Mutex     // guards the fields below
+	free   int            // not held; 0 while anybody waits
+	inside int            // sync orders that have joined
+	owners map[string]int // :: owner → its part of inside; owners without any are forgotten
+	turn   int            // freed slots given away while both waited, modulo asyncEvery
+	sync   limit.Turns[*waiter]
+	async  limit.Turns[*waiter]
 }
 
 // waiter stands in a queue. ready is closed, by whoever gives the slot, once it has one.
 type waiter struct{ ready chan struct{} }
 
 func newSlots(count, maxWaiting int) *slots {
-	return &slots{count: count, maxInside: count + maxWaiting, free: count}
+	return &slots{count: count, maxInside: count + maxWaiting, free: count, owners: map[string]int{}}
 }
 
-// join lets a sync order in, before it costs anything; it returns false when all
-// slots are taken and the queue is as long as it may be. part undoes it. Async work
+// join lets a sync order of an owner in, before it costs anything; it returns false when
+// as many are inside as may be, or too many of them are this owner's. part undoes it. Async work
 // needs no such bound: the store hands out a bounded number of jobs.
-func (s *slots) join() bool {
+func (s *slots) join(owner string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.inside >= s.maxInside {
+	own := s.owners[owner]
+	if s.inside >= s.maxInside || own >= limit.Share(s.maxInside, s.inside-own) {
 		return false
 	}
 	s.inside++
+	s.owners[owner]++
 	return true
 }
 
-func (s *slots) part() {
+func (s *slots) part(owner string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.inside--
+	if s.owners[owner]--; s.owners[owner] == 0 {
+		delete(s.owners, owner)
+	}
 }
 
 // acquire waits for a slot. It returns ctx's cause when ctx has ended by then, a slot
 // that came free in the same moment notwithstanding; then the caller holds none.
-func (s *slots) acquire(ctx context.Context, mode tandem.Mode) error {
+func (s *slots) acquire(ctx context.Context, mode tandem.Mode, owner string) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -69,7 +75,7 @@ func (s *slots) acquire(ctx context.Context, mode tandem.Mode) error {
 		queue = &s.sync
 	}
 	w := &waiter{ready: make(chan struct{})}
-	place := queue.PushBack(w)
+	queue.Push(owner, 1, w)
 	s.mu.Unlock()
 
 	select {
@@ -85,7 +91,7 @@ func (s *slots) acquire(ctx context.Context, mode tandem.Mode) error {
 	case <-w.ready: // both happened: the slot goes to the next one
 		s.releaseLocked()
 	default:
-		queue.Remove(place)
+		queue.Remove(owner, func(other *waiter) bool { return other == w })
 	}
 	return context.Cause(ctx)
 }
@@ -123,6 +129,7 @@ func (s *slots) releaseLocked() {
 			queue = &s.async
 		}
 	}
-	w := queue.Remove(queue.Front()).(*waiter)
+	w, _ := queue.Peek(func(string, *waiter) bool { return true })
+	queue.Take()
 	close(w.ready)
 }

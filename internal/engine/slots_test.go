@@ -77,17 +77,26 @@ func TestSlotsAreSharedThreeToOne(t *testing.T) {
 
 func TestSlotsBoundSyncOrders(t *testing.T) {
 	t.Parallel()
-	slots := engine.NewSlots(2, 3)
-	for i := range 5 {
-		if !slots.Join() {
-			t.Fatalf("order %d of 5 refused", i+1)
+	slots := engine.NewSlots(2, 8)
+	for i, owner := range []string{"a", "a", "a", "a", "a", "b", "b", "b", "c"} {
+		if !slots.Join(owner) {
+			t.Fatalf("order %d of %s refused", i+1, owner)
+		}
+		switch {
+		case i == 4 && slots.Join("a"):
+			t.Error("one owner has more than half of 10")
+		case i == 7 && slots.Join("b"):
+			t.Error("the second owner has more than half of what the first one leaves")
 		}
 	}
-	if slots.Join() {
-		t.Error("a sixth order let in")
+	if !slots.Join("d") {
+		t.Error("the last place is refused")
 	}
-	slots.Part()
-	if !slots.Join() {
+	if slots.Join("e") {
+		t.Error("an eleventh order let in")
+	}
+	slots.Part("d")
+	if !slots.Join("e") {
 		t.Error("refused although one has left")
 	}
 }

@@ -77,6 +77,7 @@ var errNotSaved = errors.New("the submission could not be saved")
 type Batch struct {
 	ID    string            // "": a single one
 	KeyID string            // the API key that asks; "": nobody was asked for one
+	Owner string            // who it counts for where work is shared out (see tandem.Request)
 	Data  []json.RawMessage // JSON objects, checked by the caller
 }
 
@@ -93,10 +94,10 @@ func (e *Engine) SubmitAll(batch Batch) ([]Submission, error) {
 	}
 	defer e.gate.leave()
 	slots := e.slots[store.LaneIO]
-	if !slots.join() {
+	if !slots.join(batch.Owner) {
 		return nil, overloadedError("", "Too many requests wait for a free slot; try again in a moment.")
 	}
-	defer slots.part()
+	defer slots.part(batch.Owner)
 	const tries = 10
 	for try := 1; ; try++ {
 		all, err := e.submitOnce(slots, batch)
@@ -115,7 +116,7 @@ func (e *Engine) submitOnce(slots *slots, batch Batch) ([]Submission, error) {
 	all := make([]Submission, len(batch.Data))
 	requests := make([]*tandem.Request, len(batch.Data))
 	for i, one := range batch.Data {
-		r, err := e.newRequest(tandem.ModeSync, Order{Task: tandem.TaskSubmission, Data: one, Complexity: MinComplexity, KeyID: batch.KeyID})
+		r, err := e.newRequest(tandem.ModeSync, Order{Task: tandem.TaskSubmission, Data: one, Complexity: MinComplexity, KeyID: batch.KeyID, Owner: batch.Owner})
 		if err != nil {
 			return nil, err
 		}
@@ -175,7 +176,7 @@ func (e *Engine) acceptSubmissions(requests []*tandem.Request) error {
 func (e *Engine) firstCall(ctx context.Context, slots *slots, s *Submission) store.Next {
 	if !slots.tryAcquire() {
 		waiting, cancel := context.WithTimeout(ctx, e.cfg.External.Timeout)
-		err := slots.acquire(waiting, tandem.ModeSync)
+		err := slots.acquire(waiting, tandem.ModeSync, s.Request.Owner)
 		cancel()
 		if err != nil {
 			return handBack(store.LaneIO)
@@ -213,7 +214,7 @@ func (e *Engine) finishSubmission(s *Submission, next store.Next) {
 // repeatCall is the job of a submission that was not confirmed yet.
 func (e *Engine) repeatCall(claiming context.Context, job store.Job) store.Next {
 	slots := e.slots[store.LaneIO]
-	if slots.acquire(claiming, tandem.ModeAsync) != nil {
+	if slots.acquire(claiming, tandem.ModeAsync, job.Request.Owner) != nil {
 		return handBack(store.LaneIO)
 	}
 	defer slots.release()

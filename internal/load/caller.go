@@ -173,8 +173,7 @@ func (c *caller) failure(doing string, err error) answer {
 
 // judge reads an answer.
 func judge(res *http.Response, body []byte, want int) answer {
-	// 200 accepts as 202 does: services that tandem is compared with say so.
-	if res.StatusCode != want && (want != http.StatusAccepted || res.StatusCode != http.StatusOK) {
+	if res.StatusCode != want {
 		return refusal(res, body)
 	}
 	var accepted struct {

@@ -3,11 +3,14 @@ package server
 import (
 	"cmp"
 	"context"
+	"hash/crc32"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
 	"tandem"
+	"tandem/internal/limit"
 )
 
 // access says who may use a route of a server that has API keys.
@@ -111,6 +114,20 @@ func keyOf(r *http.Request) string {
 		return key.ID
 	}
 	return ""
+}
+
+// networks is how many owners there are where nobody is asked for a key: callers share one by chance, so
+// that the queue knows a bounded number of them and no address is kept.
+const networks = 256
+
+// ownerOf is who a request counts for where work is shared out: the key that asks, or a number made of the network
+// that it comes from, which is the same on every node and after every start.
+func (s *server) ownerOf(r *http.Request) string {
+	if key := keyOf(r); key != "" {
+		return key
+	}
+	address := limit.Network(s.client(r)).As16()
+	return tandem.OwnerNetwork + strconv.Itoa(int(crc32.ChecksumIEEE(address[:])%networks))
 }
 
 // owned is the id of the key to whose requests a request is confined; "": it sees everything.

@@ -198,7 +198,7 @@ func (s *server) submit(r *http.Request, batchID string, people []person) ([]sub
 			return nil, err
 		}
 	}
-	done, err := s.cfg.Engine.SubmitAll(engine.Batch{ID: batchID, KeyID: keyOf(r), Data: data})
+	done, err := s.cfg.Engine.SubmitAll(engine.Batch{ID: batchID, KeyID: keyOf(r), Owner: s.ownerOf(r), Data: data})
 	if err != nil {
 		return nil, err
 	}

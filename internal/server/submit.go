@@ -30,7 +30,7 @@ func (s *server) handleSync(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	order.KeyID = keyOf(r)
+	order.KeyID, order.Owner = keyOf(r), s.ownerOf(r)
 	done, err := s.cfg.Engine.Do(r.Context(), order)
 	if err != nil {
 		return err
@@ -48,7 +48,7 @@ func (s *server) handleAsync(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	order.KeyID = keyOf(r)
+	order.KeyID, order.Owner = keyOf(r), s.ownerOf(r)
 	accepted, err := s.cfg.Engine.Submit(context.WithoutCancel(r.Context()), order) // a half-closed connection gets its 202
 	if err != nil {
 		return err

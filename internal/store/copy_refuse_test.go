@@ -207,10 +207,7 @@ func TestCopyAlone(t *testing.T) {
 func TestCopyOlderFile(t *testing.T) {
 	t.Parallel()
 	from, to := smallFile(t), emptyPostgres(t, tandemtest.Volatile)
-	for _, statement := range []string{
-		`DROP TABLE key_totals`, `DROP INDEX requests_key`, `ALTER TABLE requests DROP COLUMN key_id`, `DROP TABLE keys`,
-		`DELETE FROM goose_db_version WHERE version_id = 3`,
-	} {
+	for _, statement := range withoutKeys {
 		changeFile(t, from, statement)
 	}
 	if report := copyAll(t, store.CopyConfig{From: from, To: to}); report.Target.Requests[tandem.StatusPending] != 3 || report.Target.Keys != 0 {

@@ -3,12 +3,18 @@ package store
 import (
 	"context"
 	"log/slog"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
 
 // FallSilent has a node give no sign of life, as if it were stopped, while it goes on with what it does.
 func (s *Postgres) FallSilent(yes bool) { s.silent.Store(yes) }
+
+// ExpireParked looks for parked callbacks that are older than maxAge.
+func (s *Postgres) ExpireParked(ctx context.Context, maxAge time.Duration) error {
+	return s.expireParked(ctx, maxAge)
+}
 
 // Reclaim has a node hand out again what it was handed without knowing.
 func (s *Postgres) Reclaim(ctx context.Context) error { return s.reclaim(ctx) }

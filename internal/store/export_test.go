@@ -30,7 +30,7 @@ func (s *SQLite) Held() (ready int, bytes int64) {
 	s.queue.mu.Lock()
 	defer s.queue.mu.Unlock()
 	for _, l := range s.queue.lanes {
-		ready += len(l.ready)
+		ready += l.ready.Len()
 	}
 	return ready, s.queue.readyBytes
 }

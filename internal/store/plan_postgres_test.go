@@ -3,6 +3,7 @@ package store_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -201,7 +202,7 @@ func livePostgres(t *testing.T, address string) {
 		if err := s.SweepDeep(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.Reclaim(t.Context()); err != nil {
+		if err := errors.Join(s.Reclaim(t.Context()), s.ExpireParked(t.Context(), time.Hour)); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -249,7 +249,9 @@ func live(t *testing.T, path string, all *statements) {
 	if _, _, err := s.SigningSecret(t.Context(), tandem.NewSecret()); err != nil {
 		t.Fatal(err)
 	}
-	stop := work(t, s, everyEnd(t, s, large.ID))
+	capacity := everyLane
+	capacity.MaxAge = time.Hour
+	stop := workWith(t, s, capacity, everyEnd(t, s, large.ID))
 	submission := newSubmission("batch_a")
 	submission.KeyID = "key_a"
 	accept(t, s, submission, store.LaneIO)
@@ -379,8 +381,13 @@ func everyEnd(t *testing.T, s store.Store, givenUp string) store.Step {
 		case job.Request.ID != givenUp:
 			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
 		case job.Request.CallbackAttempts == 0:
-			return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: time.Now().Add(50 * time.Millisecond), Attempt: attempt(1, tandem.OutcomeTimeout)}
+			failed := attempt(1, tandem.OutcomeTimeout)
+			failed.NextAt = time.Now().Add(50 * time.Millisecond).UTC()
+			return store.Next{
+				Verdict: store.Again, Lane: store.LaneDeliver, At: failed.NextAt, Attempt: failed, Destination: "http://127.0.0.1:1", Parked: true,
+			}
 		default:
+			mustRequest(t, s, job.Request.ID) // looks for when the next attempt is due
 			return store.Next{Verdict: store.Dead, Attempt: attempt(2, tandem.OutcomeGone)}
 		}
 	}

@@ -57,6 +57,8 @@ type Postgres struct {
 	wakes     wakes
 	held      *heldJobs
 	callers   *callers
+	queues    *pgQueues
+	capacity  atomic.Pointer[Capacity] // of Work; empty before
 
 	silent atomic.Bool // a fault point, false but in tests: no heartbeat, no sweep
 }
@@ -89,8 +91,12 @@ func OpenPostgres(ctx context.Context, cfg Config) (_ *Postgres, err error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	s := &Postgres{cfg: cfg, node: uuid.NewString(), accepts: newLineup(), results: newLineup(), held: newHeldJobs(), callers: newCallers()}
+	s := &Postgres{
+		cfg: cfg, node: uuid.NewString(), accepts: newLineup(), results: newLineup(),
+		held: newHeldJobs(), callers: newCallers(), queues: newPgQueues(),
+	}
 	s.wakes.init()
+	s.capacity.Store(&Capacity{})
 	s.others.Store(&map[string]int64{})
 	defer func() {
 		if err != nil {

@@ -56,51 +56,88 @@ func (e *fetchExecutor) JobGetAvailable(ctx context.Context, p *riverdriver.JobG
 	}
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
+	lane, most := Lane(p.Queue), e.most(p)
+	result, err := e.fetch(ctx, lane, most)
+	// Somebody else may have begun a queue; and of a list that is old the heads are.
+	if err == nil && len(result.Jobs) < most && e.store.queues.old(listStale) || e.store.queues.old(listFresh) {
+		if err = e.store.list(ctx); err == nil && len(result.Jobs) == 0 {
+			result, err = e.fetch(ctx, lane, most)
+		}
+	}
+	return result, err
+}
+
+// fetch fetches at most most jobs of a lane, its owners' in turns.
+func (e *fetchExecutor) fetch(ctx context.Context, lane Lane, most int) (*riverdriver.JobGetAvailableResult, error) {
+	ask := e.store.asks(lane, workersOf(e.store.capacity.Load().Jobs[lane]), most)
 	rows, err := e.store.pool.Query(ctx, `
 		WITH due AS MATERIALIZED (
 			SELECT id
-			FROM river_job
-			WHERE state = 'available' AND queue = $2 AND scheduled_at <= now() AND EXISTS (SELECT FROM nodes WHERE nodes.id = $1)
-			ORDER BY priority, scheduled_at, id
-			LIMIT $3
-			FOR UPDATE SKIP LOCKED
+			FROM unnest($2::text[], $3::int[]) AS ask (name, most)
+			CROSS JOIN LATERAL (
+				SELECT id
+				FROM river_job
+				WHERE state = 'available' AND queue = ask.name AND scheduled_at <= now() AND EXISTS (SELECT FROM nodes WHERE nodes.id = $1)
+				ORDER BY priority, scheduled_at, id
+				LIMIT ask.most
+				FOR UPDATE SKIP LOCKED
+			) AS first
+			LIMIT $5
 		), taken AS (
 			UPDATE river_job
 			SET state = 'running', attempt = attempt + 1, attempted_at = now(), attempted_by = ARRAY[$1]
 			WHERE id = ANY (ARRAY(SELECT id FROM due))
-			RETURNING id AS job, attempt, max_attempts, kind, scheduled_at
+			RETURNING id AS job, attempt, max_attempts, kind, scheduled_at, queue
 		)
-		SELECT job, attempt, max_attempts, kind, scheduled_at, coalesce(size, 0), coalesce(size, 0) <= $4, `+pgColumns+`,
+		SELECT job, attempt, max_attempts, kind, scheduled_at, queue, coalesce(size, 0), coalesce(size, 0) <= $4, `+pgColumns+`,
 		       CASE WHEN lane = 'deliver' OR size > $4 THEN ''::bytea ELSE data END,
 		       CASE WHEN lane = 'deliver' AND size <= $4 THEN result END
 		FROM taken
 		JOIN requests ON job_id = job
 		CROSS JOIN LATERAL (SELECT octet_length(CASE lane WHEN 'deliver' THEN result ELSE data END) AS size) AS s
 		WHERE job_id = ANY (ARRAY(SELECT job FROM taken))
-		ORDER BY scheduled_at, job`, e.store.node, p.Queue, e.most(p), smallJob)
+		ORDER BY scheduled_at, job`, e.store.node, ask.names, ask.most, smallJob, most)
 	if err == nil {
 		var jobs []*rivertype.JobRow
 		var items []*pgItem
 		for rows.Next() {
-			job := &rivertype.JobRow{EncodedArgs: []byte(`{}`), Queue: p.Queue, State: rivertype.JobStateRunning}
+			job := &rivertype.JobRow{EncodedArgs: []byte(`{}`), Queue: string(lane), State: rivertype.JobStateRunning}
 			it := &pgItem{}
-			it.request, err = scanPostgres(rows, &job.ID, &job.Attempt, &job.MaxAttempts, &job.Kind, &job.ScheduledAt, &it.size, &it.loaded)
+			var queue string
+			it.request, err = scanPostgres(rows, &job.ID, &job.Attempt, &job.MaxAttempts, &job.Kind, &job.ScheduledAt, &queue, &it.size, &it.loaded)
 			if err != nil {
 				break
 			}
+			it.queue, _ = parseQueue(queue)
 			jobs, items = append(jobs, job), append(items, it)
 		}
 		rows.Close()
 		if err = errors.Join(err, rows.Err()); err == nil {
 			for _, it := range items { // the oldest first
-				it.ticket = e.gate.enter(Lane(p.Queue), it.size)
+				it.ticket = e.gate.enter(lane, it.request.Owner, it.size)
 			}
 			e.store.held.add(jobs, items)
+			e.again(lane, ask, items)
 			return &riverdriver.JobGetAvailableResult{Jobs: jobs}, nil
 		}
 	}
 	e.store.held.doubt() // it may have been done, and only its answer lost
 	return nil, fmt.Errorf("fetch jobs: %w", err)
+}
+
+// again has a lane fetched again soon if a queue had all that was asked of it and may have more: River takes it that
+// there are no more when it gets fewer than it asked for.
+func (e *fetchExecutor) again(lane Lane, asked ask, items []*pgItem) {
+	got := map[string]int32{}
+	for _, it := range items {
+		got[it.queue.name()]++
+	}
+	for i, name := range asked.names {
+		if got[name] == asked.most[i] {
+			e.store.wakes.add(lane, fetchCooldown)
+			return
+		}
+	}
 }
 
 // JobSetStateIfRunningMany says of jobs that have ended that none is there: they were deleted with their results. Of
@@ -132,16 +169,58 @@ func (e *fetchExecutor) most(p *riverdriver.JobGetAvailableParams) int {
 type heldJobs struct {
 	mu       sync.Mutex        // guards the fields below
 	items    map[int64]*pgItem // by the job
+	lanes    map[Lane]int      // :: lane → how many of its jobs
+	owners   map[pgQueue]int   // :: lane and owner → how many
+	parked   map[string]int    // :: destination → how many that were parked for it
 	doubtful time.Time         // until then there may be jobs that the node was handed and does not know of
 }
 
-func newHeldJobs() *heldJobs { return &heldJobs{items: map[int64]*pgItem{}} }
+func newHeldJobs() *heldJobs {
+	return &heldJobs{items: map[int64]*pgItem{}, lanes: map[Lane]int{}, owners: map[pgQueue]int{}, parked: map[string]int{}}
+}
+
+// of returns how many jobs of a lane are held, and how many by each owner.
+func (h *heldJobs) of(lane Lane) (all int, owners map[string]int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	owners = map[string]int{}
+	for q, n := range h.owners {
+		if q.lane == lane {
+			owners[q.owner] = n
+		}
+	}
+	return h.lanes[lane], owners
+}
+
+// at returns how many callbacks are held that were parked for a destination.
+func (h *heldJobs) at(destination string) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.parked[destination]
+}
+
+func (h *heldJobs) countLocked(it *pgItem, n int) {
+	add := func(counter map[pgQueue]int, key pgQueue) {
+		if counter[key] += n; counter[key] == 0 {
+			delete(counter, key)
+		}
+	}
+	add(h.owners, pgQueue{lane: it.queue.lane, owner: it.request.Owner})
+	h.lanes[it.queue.lane] += n
+	if it.queue.destination == "" {
+		return
+	}
+	if h.parked[it.queue.destination] += n; h.parked[it.queue.destination] == 0 {
+		delete(h.parked, it.queue.destination)
+	}
+}
 
 func (h *heldJobs) add(jobs []*rivertype.JobRow, items []*pgItem) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for i, job := range jobs {
 		h.items[job.ID] = items[i]
+		h.countLocked(items[i], 1)
 	}
 }
 
@@ -151,10 +230,27 @@ func (h *heldJobs) item(job int64) *pgItem {
 	return h.items[job]
 }
 
-func (h *heldJobs) drop(job int64) {
+// drop forgets a job and returns it.
+func (h *heldJobs) drop(job int64) *pgItem {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	delete(h.items, job)
+	it := h.items[job]
+	if it != nil {
+		h.countLocked(it, -1)
+		delete(h.items, job)
+	}
+	return it
+}
+
+// dropped forgets a job that has ended. Its owner may have another one, and its destination, if it was parked, can take one.
+func (s *Postgres) dropped(job int64) {
+	it := s.held.drop(job)
+	if it == nil {
+		return
+	}
+	if s.queues.ended(it.queue.lane) || it.queue.destination != "" && s.room(it.queue.destination, it.request.Owner) > 0 {
+		s.wakes.add(it.queue.lane, 0)
+	}
 }
 
 // doubt says that a fetch ended without an answer. The database may still be at it for as long as a statement may take.
@@ -213,7 +309,7 @@ func handOutAgain(ctx context.Context, tx pgx.Tx, deltas map[string]int64, which
 	rows, err := tx.Query(ctx, `
 		WITH lost_jobs AS MATERIALIZED (`+which+`
 		), lost AS MATERIALIZED (
-			SELECT id, status, lane, job_id AS old_job, nextval('river_job_id_seq') AS new_job
+			SELECT id, status, lane, owner, waits_for, job_id AS old_job, nextval('river_job_id_seq') AS new_job
 			FROM requests
 			WHERE job_id = ANY (ARRAY(SELECT id FROM lost_jobs))
 			FOR UPDATE SKIP LOCKED
@@ -224,7 +320,7 @@ func handOutAgain(ctx context.Context, tx pgx.Tx, deltas map[string]int64, which
 			WHERE id = ANY (ARRAY(SELECT old_job FROM lost UNION (SELECT id FROM lost_jobs EXCEPT SELECT job_id FROM named)))
 		), new_jobs AS (
 			INSERT INTO river_job (id, args, kind, max_attempts, queue, state)
-			SELECT new_job, '{}', 'request', 25, lane, 'available'
+			SELECT new_job, '{}', 'request', 25, `+queueOf+`, 'available'
 			FROM lost
 		)
 		UPDATE requests

@@ -1,46 +1,57 @@
 package store
 
 import (
-	"maps"
-	"slices"
 	"sync"
+
+	"tandem/internal/limit"
 )
 
-// gate lets those jobs go that slots and memory allow, of each lane in the order in which they came. River
-// has handed them to this node already, a few more than may run.
+// gate lets those jobs go that slots and memory allow, owners in turns and those of one owner in the order
+// in which they came. River has dispatched them to this node already, a few more than may run.
 type gate struct {
 	budget int64
 
-	mu      sync.Mutex // guards the fields below
-	free    map[Lane]int
-	held    int64 // bytes of jobs that were let go and have not ended
-	waiting map[Lane][]*ticket
-	next    Lane // its first job found too few bytes left and is the next to get some, or small ones would always be quicker; LaneNone: none
+	mu    sync.Mutex // guards the fields below
+	lanes map[Lane]*gateLane
+	bytes int64            // of jobs that were let go and have not ended
+	held  map[string]int64 // :: owner → its part of bytes; owners without any are forgotten
+	next  *gateLane        // its first job found too few bytes left and is the next to get some, or small ones would always be quicker; nil: none
+}
+
+// gateLane is the part of a gate for one kind of slot.
+type gateLane struct {
+	capacity int
+	running  int
+	owners   map[string]int // :: owner → its part of running; owners without any are forgotten
+	waiting  limit.Turns[*ticket]
 }
 
 // ticket is a job at the gate.
 type ticket struct {
-	lane Lane
-	size int64
-	open chan struct{} // closed when the job may go
+	lane  Lane
+	owner string
+	size  int64
+	open  chan struct{} // closed when the job may go
 }
 
 func newGate(capacity Capacity) *gate {
-	g := &gate{budget: capacity.Bytes, free: map[Lane]int{}, waiting: map[Lane][]*ticket{}}
+	g := &gate{budget: capacity.Bytes, lanes: map[Lane]*gateLane{}, held: map[string]int64{}}
 	if g.budget == 0 {
 		g.budget = defaultBytes
 	}
-	maps.Copy(g.free, capacity.Jobs)
+	for _, lane := range Lanes {
+		g.lanes[lane] = &gateLane{capacity: capacity.Jobs[lane], owners: map[string]int{}}
+	}
 	return g
 }
 
-// enter queues a job.
-func (g *gate) enter(lane Lane, size int) *ticket {
-	t := &ticket{lane: lane, size: int64(size), open: make(chan struct{})}
+// enter queues a job of an owner.
+func (g *gate) enter(lane Lane, owner string, size int) *ticket {
+	t := &ticket{lane: lane, owner: owner, size: int64(size), open: make(chan struct{})}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.waiting[lane] = append(g.waiting[lane], t)
-	g.admitLocked(lane)
+	g.lanes[lane].waiting.Push(owner, 1+size/jobBytes, t)
+	g.admitLocked(g.lanes[lane])
 	return t
 }
 
@@ -48,13 +59,12 @@ func (g *gate) enter(lane Lane, size int) *ticket {
 func (g *gate) withdraw(t *ticket) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	i := slices.Index(g.waiting[t.lane], t)
-	if i < 0 {
+	l := g.lanes[t.lane]
+	if !l.waiting.Remove(t.owner, func(other *ticket) bool { return other == t }) {
 		return false
 	}
-	g.waiting[t.lane] = slices.Delete(g.waiting[t.lane], i, i+1)
-	if g.next == t.lane {
-		g.next = LaneNone
+	if g.next == l {
+		g.next = nil
 	}
 	g.admitAllLocked()
 	return true
@@ -64,41 +74,55 @@ func (g *gate) withdraw(t *ticket) bool {
 func (g *gate) stepped(t *ticket) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.free[t.lane]++
-	g.admitLocked(t.lane)
+	l := g.lanes[t.lane]
+	l.running--
+	less(l.owners, t.owner, 1)
+	g.admitLocked(l)
 }
 
 // ended gives back the bytes of a job whose result is committed.
 func (g *gate) ended(t *ticket) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.held -= t.size
+	g.bytes -= t.size
+	less(g.held, t.owner, t.size)
 	g.admitAllLocked()
 }
 
-func (g *gate) admitAllLocked() {
-	if g.next != LaneNone {
-		g.admitLocked(g.next)
-	}
-	for _, lane := range Lanes {
-		g.admitLocked(lane)
+// less takes n from what an owner has.
+func less[N int | int64](of map[string]N, owner string, n N) {
+	if of[owner] -= n; of[owner] == 0 {
+		delete(of, owner)
 	}
 }
 
-func (g *gate) admitLocked(lane Lane) {
-	for len(g.waiting[lane]) > 0 && g.free[lane] > 0 {
-		t := g.waiting[lane][0]
-		if g.next != LaneNone && g.next != lane {
+func (g *gate) admitAllLocked() {
+	if g.next != nil {
+		g.admitLocked(g.next)
+	}
+	for _, lane := range Lanes {
+		g.admitLocked(g.lanes[lane])
+	}
+}
+
+func (g *gate) admitLocked(l *gateLane) {
+	for l.running < l.capacity {
+		t, ok := l.waiting.Peek(func(owner string, t *ticket) bool {
+			return mayRun(l.capacity, l.running, l.owners[owner]) && mayHold(g.budget, g.bytes, g.held[owner], t.size)
+		})
+		if !ok || g.next != nil && g.next != l {
 			return
 		}
-		if g.held > 0 && g.held+t.size > g.budget {
-			g.next = lane
+		if g.bytes > 0 && g.bytes+t.size > g.budget {
+			g.next = l
 			return
 		}
-		g.next = LaneNone
-		g.waiting[lane] = g.waiting[lane][1:]
-		g.free[lane]--
-		g.held += t.size
+		g.next = nil
+		l.waiting.Take()
+		l.running++
+		l.owners[t.owner]++
+		g.bytes += t.size
+		g.held[t.owner] += t.size
 		close(t.open)
 	}
 }

@@ -69,7 +69,7 @@ func noAnswer(err error) bool {
 
 // pgColumns are what scanPostgres reads, in its order, before data and result.
 const pgColumns = `id, mode, task, status, callback_status, complexity, callback_attempts, processing_us,
-	started_at, completed_at, error_code, error_message, callback_url, coalesce(batch_id, ''), coalesce(key_id, '')`
+	started_at, completed_at, error_code, error_message, callback_url, coalesce(batch_id, ''), coalesce(key_id, ''), owner`
 
 // scanPostgres reads a request, after columns of the caller's own.
 func scanPostgres(row pgx.Row, first ...any) (r tandem.Request, err error) {
@@ -78,7 +78,7 @@ func scanPostgres(row pgx.Row, first ...any) (r tandem.Request, err error) {
 	var started, completed pgtype.Timestamptz
 	var data, result []byte
 	err = row.Scan(append(first, &id, &r.Mode, &r.Task, &r.Status, &r.CallbackStatus, &r.Complexity, &r.CallbackAttempts, &processing,
-		&started, &completed, &r.ErrorCode, &r.ErrorMessage, &r.CallbackURL, &r.BatchID, &r.KeyID, &data, &result)...)
+		&started, &completed, &r.ErrorCode, &r.ErrorMessage, &r.CallbackURL, &r.BatchID, &r.KeyID, &r.Owner, &data, &result)...)
 	if err != nil {
 		return r, err
 	}
@@ -327,32 +327,15 @@ func (s *Postgres) Stats(ctx context.Context) (Stats, error) {
 		return stats, nil
 	}
 	err := s.reading(ctx, func(ctx context.Context) error {
-		var oldest pgtype.Timestamptz
-		var now time.Time
-		err := s.reads.QueryRow(ctx, `
-			SELECT now(), min(due)
-			FROM unnest($1::text[]) AS lane
-			CROSS JOIN LATERAL (
-				SELECT scheduled_at AS due
-				FROM river_job
-				WHERE state = 'available' AND queue = lane AND priority = 1 AND scheduled_at <= now()
-				ORDER BY scheduled_at
-				LIMIT 1
-			) AS first`, laneNames()).Scan(&now, &oldest)
-		if err == nil && oldest.Valid {
-			stats.OldestDue = time.Now().Add(oldest.Time.Sub(now)) // by our clock, which may differ from the database's
-		}
+		// By our clock, which may differ from the database's.
+		_, err := eachQueue(ctx, s.reads, "", func(q pgQueue, wait time.Duration) {
+			if wait <= 0 && q.destination == "" {
+				stats.OldestDue = sooner(stats.OldestDue, time.Now().Add(wait))
+			}
+		})
 		return err
 	})
 	return stats, err
-}
-
-func laneNames() []string {
-	names := make([]string, len(Lanes))
-	for i, lane := range Lanes {
-		names[i] = string(lane)
-	}
-	return names
 }
 
 // Retain deletes finished requests that were made before the given time, in chunks of

@@ -151,6 +151,7 @@ func (s *Postgres) tend(ctx context.Context) {
 	look, sweep := time.NewTicker(lookAhead), time.NewTicker(sweepInterval)
 	defer look.Stop()
 	defer sweep.Stop()
+	expired := time.Now()
 	for sweeps := 1; ; {
 		var err error
 		select {
@@ -169,6 +170,10 @@ func (s *Postgres) tend(ctx context.Context) {
 			}
 			if err == nil && (deep || s.callers.inDoubt()) {
 				err = s.endStrays(ctx)
+			}
+			if maxAge := s.capacity.Load().MaxAge; err == nil && maxAge > 0 && time.Since(expired) > expireInterval(maxAge) {
+				expired = time.Now()
+				err = s.expireParked(ctx, maxAge)
 			}
 			sweeps++
 		}

@@ -56,13 +56,14 @@ func (s *Postgres) Work(ctx context.Context, capacity Capacity, step Step) error
 	queues := map[string]river.QueueConfig{}
 	for _, lane := range Lanes {
 		if n := capacity.Jobs[lane]; n > 0 {
-			queues[string(lane)] = river.QueueConfig{MaxWorkers: min(n+min(max(n, minAhead), maxAhead), river.QueueNumWorkersMax)}
+			queues[string(lane)] = river.QueueConfig{MaxWorkers: workersOf(n)}
 		}
 	}
 	if len(queues) == 0 {
 		<-ctx.Done()
 		return nil
 	}
+	s.capacity.Store(&capacity)
 	workers := river.NewWorkers()
 	river.AddWorker(workers, h)
 	client, err := river.NewClient(newFetchDriver(s, h.gate), &river.Config{
@@ -93,6 +94,11 @@ func (s *Postgres) Work(ctx context.Context, capacity Capacity, step Step) error
 	return nil
 }
 
+// workersOf is how many jobs a node holds at a time of a lane of which so many may run.
+func workersOf(capacity int) int {
+	return min(capacity+min(max(capacity, minAhead), maxAhead), river.QueueNumWorkersMax)
+}
+
 // startRiver starts the client, and tries again for as long as the database does not let it. False: ctx ended first.
 func (s *Postgres) startRiver(ctx context.Context, client *river.Client[pgx.Tx]) bool {
 	for {
@@ -114,7 +120,7 @@ func (s *Postgres) startRiver(ctx context.Context, client *river.Client[pgx.Tx])
 // Work does one job of River's and commits what came of it, which includes deleting the
 // job. What is to be done again is a new job; River is told of an error only if the result could not be kept.
 func (h *handout) Work(_ context.Context, job *river.Job[jobArgs]) error {
-	defer h.store.held.drop(job.ID)
+	defer h.store.dropped(job.ID)
 	lane := Lane(job.Queue)
 	it := h.store.held.item(job.ID)
 	select {
@@ -199,7 +205,7 @@ func (h *handout) handBack(job int64, lane Lane, it *pgItem, delay time.Duration
 func (h *handout) settle(o *pgOp) error {
 	s := h.store
 	if o.settle != nil {
-		o.after = func() { s.wakes.add(o.settle.next.wakes()) }
+		o.after = func() { s.queued(o.settle.after, o.settle.next) }
 	}
 	for tries := 0; ; tries++ {
 		err := s.await(context.Background(), s.results, o)
@@ -224,6 +230,7 @@ func (h *handout) settle(o *pgOp) error {
 // pgItem is a request whose job was handed out.
 type pgItem struct {
 	request tandem.Request
+	queue   pgQueue
 	size    int  // bytes of data or result that the job will hold
 	loaded  bool // request has them
 	ticket  *ticket

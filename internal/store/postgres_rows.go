@@ -90,19 +90,19 @@ func (t *pgTx) apply(ctx context.Context, ops []*pgOp) error {
 // is the only one that due times are compared with.
 const insertRequests = `
 	WITH fresh AS MATERIALIZED (
-		SELECT u.*, CASE WHEN lane <> '' THEN nextval('river_job_id_seq') END AS job_id
+		SELECT u.*, '' AS waits_for, CASE WHEN lane <> '' THEN nextval('river_job_id_seq') END AS job_id
 		FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::int[], $7::timestamptz[], $8::text[],
-		            $9::bigint[], $10::text[], $11::text[], $12::text[], $13::bytea[])
-		     AS u(id, mode, task, status, callback_status, complexity, started_at, lane, delay_us, callback_url, batch_id, key_id, data)
+		            $9::bigint[], $10::text[], $11::text[], $12::text[], $13::text[], $14::bytea[])
+		     AS u(id, mode, task, status, callback_status, complexity, started_at, lane, delay_us, callback_url, batch_id, key_id, owner, data)
 	), jobs AS (
 		INSERT INTO river_job (id, args, kind, max_attempts, queue, scheduled_at, state)
-		SELECT job_id, '{}', 'request', 25, lane, now() + delay_us * interval '1 microsecond', 'available'
+		SELECT job_id, '{}', 'request', 25, ` + queueOf + `, now() + delay_us * interval '1 microsecond', 'available'
 		FROM fresh
 		WHERE lane <> ''
 	)
-	INSERT INTO requests (id, mode, task, status, callback_status, complexity, started_at, lane, job_id, node, callback_url, batch_id, key_id, data)
-	SELECT id, mode, task, status, callback_status, complexity, started_at, nullif(lane, ''), job_id, $14, callback_url,
-	       nullif(batch_id, ''), nullif(key_id, ''), data
+	INSERT INTO requests (id, mode, task, status, callback_status, complexity, started_at, lane, job_id, node, callback_url, batch_id, key_id, owner, data)
+	SELECT id, mode, task, status, callback_status, complexity, started_at, nullif(lane, ''), job_id, $15, callback_url,
+	       nullif(batch_id, ''), nullif(key_id, ''), owner, data
 	FROM fresh`
 
 func (t *pgTx) insert(ctx context.Context, rows []pgRow) error {
@@ -113,7 +113,7 @@ func (t *pgTx) insert(ctx context.Context, rows []pgRow) error {
 	ids, data := make([]pgtype.UUID, n), make([][]byte, n)
 	started := make([]pgtype.Timestamptz, n)
 	complexity, delays := make([]int32, n), make([]int64, n)
-	var texts [8][]string
+	var texts [9][]string
 	for i := range rows {
 		r, lane := rows[i].request, rows[i].lane
 		id, err := uuidOf(r.ID)
@@ -122,7 +122,7 @@ func (t *pgTx) insert(ctx context.Context, rows []pgRow) error {
 		}
 		ids[i], data[i], started[i], complexity[i] = id, []byte(r.Data), timestamp(r.StartedAt), int32(r.Complexity)
 		delays[i] = rows[i].delay.Microseconds()
-		for column, text := range [...]string{string(r.Mode), r.Task, string(r.Status), string(r.CallbackStatus), string(lane), r.CallbackURL, r.BatchID, r.KeyID} {
+		for column, text := range [...]string{string(r.Mode), r.Task, string(r.Status), string(r.CallbackStatus), string(lane), r.CallbackURL, r.BatchID, r.KeyID, r.Owner} {
 			texts[column] = append(texts[column], plain(text))
 		}
 		if r.Task == tandem.TaskSubmission {
@@ -139,7 +139,7 @@ func (t *pgTx) insert(ctx context.Context, rows []pgRow) error {
 		t.count(counterRows, 1)
 	}
 	_, err := t.Exec(ctx, insertRequests, ids, texts[0], texts[1], texts[2], texts[3], complexity, started, texts[4], delays,
-		texts[5], texts[6], texts[7], data, t.store.node)
+		texts[5], texts[6], texts[7], texts[8], data, t.store.node)
 	if cause, ok := errors.AsType[*pgconn.PgError](err); ok && cause.Code == "23505" {
 		return fmt.Errorf("insert requests: %w (%w)", ErrExists, err)
 	}
@@ -180,11 +180,11 @@ func (t *pgTx) mark(ctx context.Context, marks []*pgMark) error {
 // completes in vain; one that died with its node before River did is not run again.
 const settleRequests = `
 	WITH ended AS MATERIALIZED (
-		SELECT u.*, r.status AS before, r.job_id AS old_job, CASE WHEN u.lane <> '' THEN nextval('river_job_id_seq') END AS new_job
+		SELECT u.*, r.status AS before, r.owner, r.job_id AS old_job, CASE WHEN u.lane <> '' THEN nextval('river_job_id_seq') END AS new_job
 		FROM unnest($1::int[], $2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::int[], $8::boolean[], $9::bytea[], $10::bigint[],
-		            $11::timestamptz[], $12::timestamptz[], $13::text[], $14::text[], $15::text[], $16::bigint[])
+		            $11::timestamptz[], $12::timestamptz[], $13::text[], $14::text[], $15::text[], $16::text[], $17::bigint[])
 		     AS u(n, id, job, from_lane, status, callback_status, callback_attempts, worked, result, processing_us,
-		          started_at, completed_at, error_code, error_message, lane, delay_us)
+		          started_at, completed_at, error_code, error_message, lane, waits_for, delay_us)
 		JOIN requests AS r ON r.id = u.id
 		WHERE r.id = ANY ($2) AND CASE WHEN u.job = 0 THEN r.status = 'processing' AND coalesce(r.lane, '') = u.from_lane ELSE r.job_id = u.job END
 		FOR UPDATE OF r
@@ -193,13 +193,13 @@ const settleRequests = `
 		WHERE id = ANY (ARRAY(SELECT old_job FROM ended))
 	), new_jobs AS (
 		INSERT INTO river_job (id, args, kind, max_attempts, queue, scheduled_at, state)
-		SELECT new_job, '{}', 'request', 25, lane, now() + delay_us * interval '1 microsecond', 'available'
+		SELECT new_job, '{}', 'request', 25, ` + queueOf + `, now() + delay_us * interval '1 microsecond', 'available'
 		FROM ended
 		WHERE lane <> ''
 	)
 	UPDATE requests AS r
 	SET status = e.status, callback_status = e.callback_status, callback_attempts = e.callback_attempts,
-	    lane = nullif(e.lane, ''), job_id = e.new_job,
+	    lane = nullif(e.lane, ''), waits_for = nullif(e.waits_for, ''), job_id = e.new_job,
 	    result = CASE WHEN e.worked THEN e.result ELSE r.result END,
 	    processing_us = CASE WHEN e.worked THEN e.processing_us ELSE r.processing_us END,
 	    started_at = CASE WHEN e.worked THEN e.started_at ELSE r.started_at END,
@@ -223,7 +223,7 @@ func (t *pgTx) settle(ctx context.Context, settles []*pgSettle) error {
 	jobs, processing, delays := make([]int64, n), make([]int64, n), make([]int64, n)
 	worked := make([]bool, n)
 	started, completed := make([]pgtype.Timestamptz, n), make([]pgtype.Timestamptz, n)
-	var texts [6][]string
+	var texts [7][]string
 	seen := make(map[pgtype.UUID]bool, n)
 	for i, s := range settles {
 		s.found = false
@@ -246,12 +246,12 @@ func (t *pgTx) settle(ctx context.Context, settles []*pgSettle) error {
 		}
 		results[i], processing[i] = []byte(o.Result), o.Processing.Microseconds()
 		started[i], completed[i] = timestamp(o.StartedAt), timestamp(o.CompletedAt)
-		for column, text := range [...]string{string(s.lane), string(s.after.Status), string(s.after.CallbackStatus), o.ErrorCode, o.ErrorMessage, string(lane)} {
+		for column, text := range [...]string{string(s.lane), string(s.after.Status), string(s.after.CallbackStatus), o.ErrorCode, o.ErrorMessage, string(lane), s.next.parkedFor()} {
 			texts[column] = append(texts[column], plain(text))
 		}
 	}
 	rows, err := t.Query(ctx, settleRequests, numbers, ids, jobs, texts[0], texts[1], texts[2], attemptsMade, worked, results, processing,
-		started, completed, texts[3], texts[4], texts[5], delays)
+		started, completed, texts[3], texts[4], texts[5], texts[6], delays)
 	if err != nil {
 		return fmt.Errorf("settle requests: %w", err)
 	}
@@ -417,6 +417,9 @@ func (s *Postgres) Accept(ctx context.Context, lane Lane, requests ...*tandem.Re
 	}
 	o := &pgOp{accept: rows, after: func() {
 		if pending {
+			for _, r := range requests {
+				s.queues.note(pgQueue{lane: lane, owner: r.Owner}, 0)
+			}
 			s.wakes.add(lane, 0)
 		}
 	}}
@@ -447,7 +450,7 @@ func (s *Postgres) Finish(ctx context.Context, job Job, next Next) error {
 		return fmt.Errorf("finish: %w", err)
 	}
 	o := &pgOp{settle: &pgSettle{lane: job.Lane, after: &after, next: &next}}
-	o.after = func() { s.wakes.add(next.wakes()) }
+	o.after = func() { s.queued(&after, &next) }
 	if err := s.await(ctx, s.results, o); err != nil {
 		return err // the caller may try again
 	}
@@ -477,10 +480,19 @@ func (s *Postgres) kept(ctx context.Context, result *pgSettle) bool {
 	}
 }
 
-// wakes says which lane has work after a step, and in how long.
-func (n *Next) wakes() (Lane, time.Duration) {
-	if n.Verdict != Again {
-		return LaneNone, 0
+// queued notes where a step has put a job, and has its lane's nodes told.
+func (s *Postgres) queued(r *tandem.Request, next *Next) {
+	for _, destination := range next.Freed {
+		if s.queues.parkedFor(destination) && s.room(destination, r.Owner) > 0 {
+			s.wakes.add(LaneDeliver, 0)
+		}
 	}
-	return n.Lane, delayUntil(n.At)
+	if next.Verdict != Again {
+		return
+	}
+	delay := delayUntil(next.At)
+	s.queues.note(pgQueue{lane: next.Lane, destination: next.parkedFor(), owner: r.Owner}, delay)
+	if next.parkedFor() == "" || delay > 0 || s.room(next.Destination, r.Owner) > 0 {
+		s.wakes.add(next.Lane, delay)
+	}
 }

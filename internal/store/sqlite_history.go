@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -36,7 +35,7 @@ func (s *SQLite) read(ctx context.Context, f func(querier) error) error {
 
 // columns are what scan reads, in its order.
 const columns = `seq, id, mode, task, status, callback_status, complexity, callback_attempts, processing_us,
-	started_at, completed_at, error_code, error_message, callback_url, batch_id, key_id, data, result`
+	started_at, completed_at, error_code, error_message, callback_url, batch_id, key_id, owner, data, result`
 
 func scan(row interface{ Scan(...any) error }) (seq int64, r tandem.Request, err error) {
 	var mode, status, callback string
@@ -45,7 +44,7 @@ func scan(row interface{ Scan(...any) error }) (seq int64, r tandem.Request, err
 	var batch, key sql.NullString
 	var data, result []byte
 	err = row.Scan(&seq, &r.ID, &mode, &r.Task, &status, &callback, &r.Complexity, &r.CallbackAttempts, &processing,
-		&started, &completed, &r.ErrorCode, &r.ErrorMessage, &r.CallbackURL, &batch, &key, &data, &result)
+		&started, &completed, &r.ErrorCode, &r.ErrorMessage, &r.CallbackURL, &batch, &key, &r.Owner, &data, &result)
 	if err != nil {
 		return 0, r, err
 	}
@@ -124,113 +123,6 @@ func attempts(ctx context.Context, q querier, seq int64) ([]tandem.Attempt, erro
 		list = append(list, a)
 	}
 	return list, rows.Err()
-}
-
-// jobColumns are what scan reads of a row that is handed out: of data and
-// result only the one that the job needs, and that only if it is at most ? bytes.
-const jobColumns = `seq, requests.id, mode, task, status, callback_status, complexity, callback_attempts, processing_us,
-	started_at, completed_at, error_code, error_message, callback_url, batch_id, key_id,
-	CASE WHEN lane = 'deliver' OR length(data) > ? THEN x'' ELSE data END,
-	CASE WHEN lane = 'deliver' AND length(result) <= ? THEN result END`
-
-// load reads the rest of an item from disk. It reports false when the row is
-// no longer due in its lane.
-func (s *SQLite) load(it *item) (bool, error) {
-	found := true
-	err := s.read(context.Background(), func(q querier) error {
-		_, r, err := scan(q.QueryRowContext(context.Background(), `
-			SELECT `+jobColumns+`
-			FROM requests
-			WHERE seq = ? AND lane = ? AND due_at <= ?`, math.MaxInt64, math.MaxInt64, it.seq, string(it.lane), micros(it.due)))
-		if errors.Is(err, sql.ErrNoRows) {
-			found = false
-			return nil
-		}
-		it.request, it.loaded = r, true
-		return err
-	})
-	return found, err
-}
-
-// due lists at most limit rows of a lane that are due, longest first. It reads the index alone: most
-// of what it finds may be held already.
-func (s *SQLite) due(ctx context.Context, lane Lane, now time.Time, limit int) ([]int64, error) {
-	var seqs []int64
-	err := s.read(ctx, func(q querier) error {
-		rows, err := q.QueryContext(ctx, `
-			SELECT seq
-			FROM requests INDEXED BY requests_queue
-			WHERE lane = ? AND due_at <= ?
-			ORDER BY due_at, seq
-			LIMIT ?`, string(lane), micros(now), limit)
-		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		for rows.Next() {
-			var seq int64
-			if err := rows.Scan(&seq); err != nil {
-				return err
-			}
-			seqs = append(seqs, seq)
-		}
-		return rows.Err()
-	})
-	return seqs, err
-}
-
-// loadAll reads those rows of a lane that are still due, in the order asked for, complete unless
-// they are large.
-func (s *SQLite) loadAll(ctx context.Context, lane Lane, now time.Time, seqs []int64) ([]*item, error) {
-	wanted, err := json.Marshal(seqs)
-	if err != nil {
-		return nil, err
-	}
-	items := make([]*item, 0, len(seqs))
-	err = s.read(ctx, func(q querier) error {
-		rows, err := q.QueryContext(ctx, `
-			SELECT due_at, length(CASE lane WHEN 'deliver' THEN result ELSE data END), `+jobColumns+`
-			FROM json_each(?) AS wanted CROSS JOIN requests ON seq = wanted.value
-			WHERE lane = ? AND due_at <= ?`, smallJob, smallJob, string(wanted), string(lane), micros(now))
-		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		for rows.Next() {
-			it := &item{lane: lane}
-			var at int64
-			var size sql.NullInt64
-			it.seq, it.request, err = scan(prefixed{rows, []any{&at, &size}})
-			if err != nil {
-				return err
-			}
-			it.due, it.size = time.UnixMicro(at), int(size.Int64)
-			it.loaded = it.size <= smallJob
-			items = append(items, it)
-		}
-		return rows.Err()
-	})
-	return items, err
-}
-
-// prefixed scans some columns of its own before those of scan.
-type prefixed struct {
-	rows  *sql.Rows
-	first []any
-}
-
-func (p prefixed) Scan(rest ...any) error { return p.rows.Scan(append(p.first, rest...)...) }
-
-// nextDue returns when the first row of a lane becomes due after now; zero if there is none.
-func (s *SQLite) nextDue(ctx context.Context, lane Lane, now time.Time) (time.Time, error) {
-	var at sql.NullInt64
-	err := s.read(ctx, func(q querier) error {
-		return q.QueryRowContext(ctx, `
-			SELECT min(due_at)
-			FROM requests INDEXED BY requests_queue
-			WHERE lane = ? AND due_at > ?`, string(lane), micros(now)).Scan(&at)
-	})
-	return fromMicros(at), err
 }
 
 // Requests returns a page of the history.
@@ -373,19 +265,15 @@ func (s *SQLite) Stats(ctx context.Context) (Stats, error) {
 	if failure := s.failure.Load(); failure != nil {
 		stats.Unavailable = *failure
 	}
-	now := micros(s.clock.now())
+	now := s.clock.now()
 	err := s.read(ctx, func(q querier) error {
 		for _, lane := range Lanes {
-			var at sql.NullInt64
-			err := q.QueryRowContext(ctx, `
-				SELECT min(due_at)
-				FROM requests INDEXED BY requests_queue
-				WHERE lane = ? AND due_at <= ?`, string(lane), now).Scan(&at)
+			heads, err := dueHeads(ctx, q, lane, now)
 			if err != nil {
 				return err
 			}
-			if due := fromMicros(at); at.Valid && (stats.OldestDue.IsZero() || due.Before(stats.OldestDue)) {
-				stats.OldestDue = due
+			for _, head := range heads {
+				stats.OldestDue = sooner(stats.OldestDue, head.oldest)
 			}
 		}
 		return nil

@@ -8,12 +8,15 @@ import (
 	"time"
 
 	"tandem"
+	"tandem/internal/limit"
 )
 
 const (
 	// maxReady bounds the jobs of a lane that wait in memory. What is more
 	// stays in the index requests_queue, from which the lane is refilled.
 	maxReady = 4096
+	// minReady is how many of them an owner may have, however many owners there are.
+	minReady = 4
 	// maxReadyBytes bounds the data that waiting jobs hold in memory, all lanes
 	// together. A job beyond it is read again when its turn comes.
 	maxReadyBytes = 32 << 20
@@ -53,8 +56,10 @@ type item struct {
 	loaded  bool           // request is complete
 	lane    Lane
 	due     time.Time
-	size    int  // bytes of data or result that the job will hold
-	marked  bool // the row says processing; the writer's
+	size    int          // bytes of data or result that the job will hold
+	marked  bool         // the row says processing; the writer's
+	parked  string       // the destination that the row waits for; "": none
+	from    *destination // where it is counted as handed out; nil: nowhere
 }
 
 // lane is the part of the queue for one kind of slot.
@@ -62,27 +67,87 @@ type lane struct {
 	name     Lane
 	capacity int                // jobs that may run at once; 0 until Work
 	running  int                // jobs handed out and not yet committed
-	ready    []*item            // due, first in first out; at most maxReady
-	held     map[int64]struct{} // seqs in ready, running, or being committed into this lane: the index must not hand them out a second time
+	ready    limit.Turns[*item] // due; at most maxReady and minReady for each owner
+	shares   map[string]*share  // :: owner → what it has here; owners that have nothing are forgotten
+	held     map[int64]*share   // seqs in ready, running, or being committed into this lane: the index must not hand them out a second time
 	gone     map[int64]struct{} // seqs committed while refill reads the index, which may still show them due; nil otherwise
-	overflow bool               // the index holds due rows that are not in held
+	unread   bool               // the index may hold due rows of owners that are not in shares
 	nextDue  time.Time          // when the index holds the next row that is not yet due; zero: none known
 	rested   time.Time          // the index is not read before for what has become due; monotonic
 }
+
+// share is what one owner has in a lane.
+type share struct {
+	owner    string
+	ready    int   // in ready
+	running  int   // handed out and not yet committed
+	bytes    int64 // held by those
+	held     int   // in held
+	overflow bool  // the index holds due rows of this owner that are not in held
+}
+
+func newLane(name Lane) *lane {
+	return &lane{name: name, shares: map[string]*share{}, held: map[int64]*share{}, unread: true} // what is on disk is to be looked for
+}
+
+// share returns what an owner has here. It is forgotten by drop.
+func (l *lane) share(owner string) *share {
+	sh := l.shares[owner]
+	if sh == nil {
+		sh = &share{owner: owner}
+		l.shares[owner] = sh
+	}
+	return sh
+}
+
+// hold keeps the index from handing a row out.
+func (l *lane) hold(seq int64, owner string) {
+	if _, held := l.held[seq]; held {
+		return
+	}
+	sh := l.share(owner)
+	sh.held++
+	l.held[seq] = sh
+}
+
+// drop takes hold back.
+func (l *lane) drop(seq int64) {
+	sh, held := l.held[seq]
+	if !held {
+		return
+	}
+	delete(l.held, seq)
+	sh.held--
+	l.forget(sh)
+}
+
+// forget lets go of an owner that has nothing here.
+func (l *lane) forget(sh *share) {
+	if sh.held == 0 && !sh.overflow {
+		delete(l.shares, sh.owner)
+	}
+}
+
+// maxReady is how many jobs of one owner may wait in memory.
+func (l *lane) maxReady() int { return max(minReady, maxReady/(len(l.shares)+1)) }
+
+// low reports whether an owner's jobs are to be read from the index.
+func (l *lane) low(sh *share) bool { return sh.overflow && sh.ready <= l.maxReady()/4 }
 
 // queue hands out jobs. It lives in memory and may be lost at any moment: the
 // index requests_queue is the truth, and refill reads it.
 type queue struct {
 	store *SQLite
-	wake  chan struct{} // one token: look at overflow and nextDue
+	wake  chan struct{} // one token: look at what the index holds
 
 	mu         sync.Mutex
 	lanes      map[Lane]*lane
 	step       Step // nil until Work
 	budget     int64
-	stopping   bool           // hand out nothing more
-	runBytes   int64          // held by running jobs
-	readyBytes int64          // held by ready jobs
+	stopping   bool  // hand out nothing more
+	runBytes   int64 // held by running jobs
+	readyBytes int64 // held by ready jobs
+	parked     parked
 	next       *lane          // its first job found too few bytes left and is the next to get some, or small ones would always be quicker; nil: none
 	jobs       sync.WaitGroup // running jobs; Add under mu and not once stopping
 
@@ -98,7 +163,7 @@ func (q *queue) init(s *SQLite) {
 	q.wake = make(chan struct{}, 1)
 	q.lanes = map[Lane]*lane{}
 	for _, name := range Lanes {
-		q.lanes[name] = &lane{name: name, held: map[int64]struct{}{}, overflow: true} // what is on disk is to be looked for
+		q.lanes[name] = newLane(name)
 	}
 }
 
@@ -119,6 +184,7 @@ func (s *SQLite) Work(ctx context.Context, capacity Capacity, step Step) error {
 			l.capacity = n
 		}
 	}
+	q.parked.open(capacity)
 	q.mu.Unlock()
 
 	timer := time.NewTimer(0)
@@ -169,15 +235,21 @@ func (q *queue) pushLocked(it *item) {
 	if _, ok := l.held[it.seq]; ok {
 		return // refill saw the row before us
 	}
-	if it.due.After(q.store.clock.now()) {
+	now := q.store.clock.now()
+	if it.parked != "" {
+		q.parkLocked(it, now)
+		return
+	}
+	if it.due.After(now) {
 		if l.nextDue.IsZero() || it.due.Before(l.nextDue) {
 			l.nextDue = it.due
 			poke(q.wake)
 		}
 		return
 	}
-	if l.overflow || len(l.ready) >= maxReady { // the index holds older ones: first come, first served
-		l.overflow = true
+	sh := l.share(it.request.Owner)
+	if l.unread || sh.overflow || sh.ready >= l.maxReady() { // the index holds older ones: first come, first served
+		sh.overflow = true
 		return
 	}
 	q.enqueue(l, it)
@@ -186,22 +258,31 @@ func (q *queue) pushLocked(it *item) {
 
 // enqueue appends to ready, with the data if memory allows.
 func (q *queue) enqueue(l *lane, it *item) {
+	q.keep(it)
+	l.hold(it.seq, it.request.Owner)
+	l.share(it.request.Owner).ready++
+	l.ready.Push(it.request.Owner, 1+it.size/jobBytes, it)
+}
+
+// keep counts what an item that waits in memory holds, or has it read again when its turn comes.
+func (q *queue) keep(it *item) {
 	if it.loaded && q.readyBytes+int64(it.size) > maxReadyBytes {
-		it.request, it.loaded = tandem.Request{ID: it.request.ID}, false
+		it.request, it.loaded = tandem.Request{ID: it.request.ID, Owner: it.request.Owner}, false
 	}
 	if it.loaded {
 		q.readyBytes += int64(it.size)
 	}
-	l.held[it.seq] = struct{}{}
-	l.ready = append(l.ready, it)
 }
 
 // startLocked starts as many ready jobs as capacity and memory allow.
 func (q *queue) startLocked(l *lane) {
 	capacity := q.allowed(l)
-	for !q.stopping && len(l.ready) > 0 && l.running < capacity {
-		it := l.ready[0]
-		if q.next != nil && q.next != l {
+	for !q.stopping && l.running < capacity {
+		it, ok := l.ready.Peek(func(owner string, it *item) bool {
+			sh := l.shares[owner]
+			return mayRun(l.capacity, l.running, sh.running) && mayHold(q.budget, q.runBytes, sh.bytes, int64(it.size))
+		})
+		if !ok || q.next != nil && q.next != l {
 			break
 		}
 		if q.runBytes > 0 && q.runBytes+int64(it.size) > q.budget {
@@ -209,20 +290,23 @@ func (q *queue) startLocked(l *lane) {
 			break
 		}
 		q.next = nil
-		l.ready[0] = nil
-		l.ready = l.ready[1:]
+		l.ready.Take()
 		if it.loaded {
 			q.readyBytes -= int64(it.size)
 		}
+		sh := l.shares[it.request.Owner]
+		sh.ready--
+		sh.running++
+		sh.bytes += int64(it.size)
 		l.running++
 		q.runBytes += int64(it.size)
 		q.jobs.Add(1)
 		go q.run(l, it)
+		if l.low(sh) {
+			poke(q.wake)
+		}
 	}
-	if len(l.ready) == 0 {
-		l.ready = nil // let go of what the slice has grown to
-	}
-	if l.overflow && len(l.ready) <= maxReady/4 && l.capacity > 0 {
+	if l.capacity > 0 && l.ready.Len() <= maxReady/4 && (l.unread || q.parked.pressed) {
 		poke(q.wake)
 	}
 }
@@ -275,36 +359,40 @@ func (q *queue) endBurst() {
 func (q *queue) run(l *lane, it *item) {
 	defer q.jobs.Done()
 	size := it.size
-	next := q.job(l, it)
+	next, freed := q.job(l, it)
 	if q.committed != nil {
 		q.committed(it.request.ID, l.name)
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	sh := l.shares[it.request.Owner]
+	sh.running--
+	sh.bytes -= int64(size)
 	l.running--
 	q.runBytes -= int64(size)
-	delete(l.held, it.seq)
+	l.drop(it.seq)
 	if l.gone != nil {
 		l.gone[it.seq] = struct{}{}
 	}
 	if next != nil {
-		delete(q.lanes[next.lane].held, it.seq)
+		q.lanes[next.lane].drop(it.seq)
 		q.pushLocked(next)
 	}
+	q.unparkLocked(it.from, freed)
 	q.startAllLocked() // the bytes given back may let a job of another lane go
 }
 
 // job loads an item if need be, steps it and commits. It returns the item to
-// hand out next, held already in its lane, or nil if there is none.
-func (q *queue) job(l *lane, it *item) *item {
+// hand out next, held already in its lane, or nil if there is none, and which destinations may have room.
+func (q *queue) job(l *lane, it *item) (next *item, freed [2]string) {
 	s := q.store
 	if !it.loaded {
 		if found, err := s.load(it); err != nil {
 			s.cfg.Log.Error("read a request to work on; it stays in the queue", "request_id", it.request.ID, "error", err)
 			q.later(l)
-			return nil
+			return nil, freed
 		} else if !found {
-			return nil // settled since refill saw it
+			return nil, freed // settled since refill saw it
 		}
 	}
 	job := Job{Lane: l.name, Request: it.request, Started: func() {}}
@@ -319,47 +407,49 @@ func (q *queue) job(l *lane, it *item) *item {
 			})
 		}
 	}
-	next := q.step(context.Background(), job)
+	does := q.step(context.Background(), job)
 	if mark != nil && !mark.Stop() {
 		<-marked // it is in the writer's channel, ahead of what follows
 	}
-	after, err := next.apply(&job)
+	after, err := does.apply(&job)
 	if err != nil {
 		s.cfg.Log.Error("a job ended against the rules; it stays in the queue", "error", err)
-		next = Next{Verdict: Again, Lane: l.name, At: time.Now().Add(lookInterval)}
-		if after, err = next.apply(&job); err != nil { // never: a job may always be put off
+		does = Next{Verdict: Again, Lane: l.name, At: time.Now().Add(lookInterval)}
+		if after, err = does.apply(&job); err != nil { // never: a job may always be put off
 			q.later(l)
-			return nil
+			return nil, freed
 		}
 	}
-	if next.Verdict != Again {
-		q.settle(it, &after, &next)
-		return nil
+	if does.Verdict != Again {
+		q.settle(it, &after, &does)
+		return nil, does.Freed
 	}
-	q.hold(next.Lane, it.seq)
-	if !q.settle(it, &after, &next) {
-		q.drop(next.Lane, it.seq)
-		return nil
+	q.hold(does.Lane, it)
+	if !q.settle(it, &after, &does) {
+		q.drop(does.Lane, it.seq)
+		return nil, does.Freed
 	}
 	size := len(after.Data)
-	if next.Lane == LaneDeliver {
+	if does.Lane == LaneDeliver {
 		after.Data, size = nil, len(after.Result) // a callback carries the result alone
 	}
-	return &item{seq: it.seq, request: after, loaded: true, lane: next.Lane, due: it.due, size: size}
+	return &item{
+		seq: it.seq, request: after, loaded: true, lane: does.Lane, due: it.due, size: size, parked: does.parkedFor(),
+	}, does.Freed
 }
 
 // hold keeps the index from handing a request out in the lane that it is being
 // committed into; drop takes it back.
-func (q *queue) hold(name Lane, seq int64) {
+func (q *queue) hold(name Lane, it *item) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.lanes[name].held[seq] = struct{}{}
+	q.lanes[name].hold(it.seq, it.request.Owner)
 }
 
 func (q *queue) drop(name Lane, seq int64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	delete(q.lanes[name].held, seq)
+	q.lanes[name].drop(seq)
 }
 
 // later has the lane look at its index again in a while, for a row that
@@ -418,102 +508,8 @@ func (q *queue) forget() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, l := range q.lanes {
-		l.overflow, l.nextDue = true, time.Time{}
+		l.unread, l.nextDue = true, time.Time{}
 	}
+	q.parked.unlisted = true
 	poke(q.wake)
-}
-
-// refill reads due rows from the index into the lanes that run low, and returns
-// when the next row becomes due, the zero time when none is known.
-func (q *queue) refill(ctx context.Context) (time.Time, error) {
-	var soonest time.Time
-	for _, name := range Lanes {
-		next, err := q.refillLane(ctx, q.lanes[name])
-		if err != nil {
-			return time.Time{}, err
-		}
-		if !next.IsZero() && (soonest.IsZero() || next.Before(soonest)) {
-			soonest = next
-		}
-	}
-	return soonest, nil
-}
-
-func (q *queue) refillLane(ctx context.Context, l *lane) (time.Time, error) {
-	now := q.store.clock.now()
-	q.mu.Lock()
-	if !l.nextDue.IsZero() && !l.nextDue.After(now) {
-		if rest := time.Until(l.rested); rest > 0 && !l.overflow {
-			q.mu.Unlock()
-			return now.Add(rest), nil
-		}
-		l.overflow, l.nextDue = true, time.Time{}
-	}
-	if !l.overflow || l.capacity == 0 || len(l.ready) > maxReady/4 {
-		next := l.nextDue
-		q.mu.Unlock()
-		return next, nil
-	}
-	limit := maxReady + len(l.held)
-	l.overflow = false // set again by what is pushed meanwhile and finds no room
-	l.gone = map[int64]struct{}{}
-	q.mu.Unlock()
-
-	started := time.Now()
-	seqs, err := q.store.due(ctx, l.name, now, limit)
-	wanted, more := q.notHeld(l, seqs)
-	var items []*item
-	if err == nil && len(wanted) > 0 {
-		items, err = q.store.loadAll(ctx, l.name, now, wanted)
-	}
-	var next time.Time
-	if err == nil {
-		next, err = q.store.nextDue(ctx, l.name, now)
-	}
-
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	l.rested = time.Now().Add(restFactor * time.Since(started))
-	gone := l.gone
-	l.gone = nil
-	if err != nil {
-		l.overflow = true
-		return time.Time{}, fmt.Errorf("read lane %s: %w", l.name, err)
-	}
-	if more || len(seqs) == limit {
-		l.overflow = true
-	}
-	for _, it := range items {
-		_, held := l.held[it.seq]
-		if _, gone := gone[it.seq]; held || gone {
-			continue
-		}
-		if len(l.ready) >= maxReady {
-			l.overflow = true
-			break
-		}
-		q.enqueue(l, it)
-	}
-	if !next.IsZero() && (l.nextDue.IsZero() || next.Before(l.nextDue)) {
-		l.nextDue = next
-	}
-	q.startLocked(l)
-	return l.nextDue, nil
-}
-
-// notHeld returns the rows that are not in memory, as many as their lane has room for, and whether there are more.
-func (q *queue) notHeld(l *lane, seqs []int64) (wanted []int64, more bool) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	room := maxReady - len(l.ready)
-	for _, seq := range seqs {
-		if _, held := l.held[seq]; held {
-			continue
-		}
-		if len(wanted) == room {
-			return wanted, true
-		}
-		wanted = append(wanted, seq)
-	}
-	return wanted, false
 }

@@ -88,7 +88,7 @@ func insert(tx *tx, it *item) error {
 	err := tx.requests.add(tx,
 		it.seq, r.ID, string(r.Mode), r.Task, string(r.Status), string(r.CallbackStatus), r.Complexity,
 		nullMicros(r.StartedAt), lane, due, r.CallbackURL, []byte(r.Data),
-		sql.NullString{String: r.BatchID, Valid: r.BatchID != ""}, sql.NullString{String: r.KeyID, Valid: r.KeyID != ""})
+		sql.NullString{String: r.BatchID, Valid: r.BatchID != ""}, sql.NullString{String: r.KeyID, Valid: r.KeyID != ""}, r.Owner)
 	if err != nil {
 		return insertError(err)
 	}
@@ -101,8 +101,8 @@ func insert(tx *tx, it *item) error {
 }
 
 const insertRequest = `
-	INSERT INTO requests (seq, id, mode, task, status, callback_status, complexity, started_at, lane, due_at, callback_url, data, batch_id, key_id)
-	VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
+	INSERT INTO requests (seq, id, mode, task, status, callback_status, complexity, started_at, lane, due_at, callback_url, data, batch_id, key_id, owner)
+	VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
 
 // insertError says of rows that could not be inserted whether one is there already.
 func insertError(err error) error {
@@ -195,6 +195,7 @@ func settle(tx *tx, it *item, after *tandem.Request, next *Next) (bool, error) {
 		it.due = tx.store.clock.dueAt(next.At)
 		lane, due = sql.NullString{String: string(next.Lane), Valid: true}, sql.NullInt64{Int64: micros(it.due), Valid: true}
 	}
+	parked := sql.NullString{String: next.parkedFor(), Valid: next.parkedFor() != ""}
 	var n int64
 	var err error
 	switch o := next.Outcome; {
@@ -209,16 +210,16 @@ func settle(tx *tx, it *item, after *tandem.Request, next *Next) (bool, error) {
 		n, err = tx.exec(`
 			UPDATE requests
 			SET status = ?, result = ?, processing_us = ?, started_at = ?, completed_at = ?, error_code = ?, error_message = ?,
-			    lane = ?, due_at = ?
+			    lane = ?, due_at = ?, waits_for = ?
 			WHERE seq = ? AND lane = ? AND status = ?`,
 			string(after.Status), []byte(o.Result), o.Processing.Microseconds(), nullMicros(o.StartedAt), nullMicros(o.CompletedAt),
-			o.ErrorCode, o.ErrorMessage, lane, due, it.seq, string(it.lane), string(before))
+			o.ErrorCode, o.ErrorMessage, lane, due, parked, it.seq, string(it.lane), string(before))
 	default:
 		n, err = tx.exec(`
 			UPDATE requests
-			SET status = ?, callback_status = ?, callback_attempts = ?, lane = ?, due_at = ?
+			SET status = ?, callback_status = ?, callback_attempts = ?, lane = ?, due_at = ?, waits_for = ?
 			WHERE seq = ? AND lane = ? AND status = ?`,
-			string(after.Status), string(after.CallbackStatus), after.CallbackAttempts, lane, due, it.seq, string(it.lane), string(before))
+			string(after.Status), string(after.CallbackStatus), after.CallbackAttempts, lane, due, parked, it.seq, string(it.lane), string(before))
 	}
 	if err != nil {
 		return false, fmt.Errorf("settle %s: %w", after.ID, err)

@@ -96,6 +96,13 @@ const CallerLease = time.Minute
 type Capacity struct {
 	Jobs  map[Lane]int // :: lane → jobs whose step may run at the same time; a lane without an entry hands out nothing
 	Bytes int64        // data and results of all handed-out jobs together; 0: 256 MiB. One job is always let through
+
+	// Room returns how many parked callbacks of an owner may be with a destination at the same time:
+	// 0 while its circuit breaker is open, 1 while it is probed. It must not block. nil: any number.
+	Room func(destination, owner string) int
+	// MaxAge is the age, since its work ended, at which a parked callback is dispatched whatever Room says, so that
+	// Step can mark it as failed; 0: never.
+	MaxAge time.Duration
 }
 
 // Job is one thing to do for a request: its work (cpu, io) or one try of its callback (deliver).
@@ -126,6 +133,14 @@ type Next struct {
 	At      time.Time       // of Again: not before; the zero time means now
 	Outcome *Outcome        // the work ended: set by cpu and io jobs. Then Again in LaneDeliver, or Done for a request without a callback
 	Attempt *tandem.Attempt // one try was made (or it expired); nil: the job was put off and nothing is counted
+
+	// Destination is what a parked callback waits for, as Capacity.Room has it.
+	Destination string
+	// Freed are the destinations that may have room now that the job has ended; "": none.
+	Freed [2]string
+	// Parked, of Again in LaneDeliver, leaves the callback where it is until it is due and Destination can take
+	// it (Capacity.Room). Without it the callback is dispatched when it is due.
+	Parked bool
 }
 
 // Outcome is how the work of a request ended.

@@ -56,6 +56,14 @@ func (n *Next) apply(job *Job) (tandem.Request, error) {
 	}
 }
 
+// parkedFor is the destination that a callback is parked for; "": it is not.
+func (n *Next) parkedFor() string {
+	if n.Verdict != Again || n.Lane != LaneDeliver || !n.Parked {
+		return ""
+	}
+	return n.Destination
+}
+
 func move(r tandem.Request, to tandem.Status) (tandem.Request, error) {
 	if !r.Status.CanBecome(to) {
 		return r, fmt.Errorf("%s cannot become %s: it is %s", r.ID, to, r.Status)

@@ -1,0 +1,186 @@
+package store_test
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"tandem"
+	"tandem/internal/store"
+)
+
+// accepted accepts requests of an owner.
+func accepted(t *testing.T, s store.Store, owner string, n int) (ids []string) {
+	t.Helper()
+	for range n {
+		r := newAsync()
+		r.Owner = owner
+		accept(t, s, r, store.LaneIO)
+		ids = append(ids, r.ID)
+	}
+	return ids
+}
+
+var sent = store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+
+// A single job of one owner does not wait for all those that another one asked for before.
+func conformTurns(t *testing.T, s store.Store) {
+	first := accepted(t, s, "a", 60)
+	second := accepted(t, s, "b", 1)[0]
+	var mu sync.Mutex
+	var order []string
+	capacity := store.Capacity{Jobs: map[store.Lane]int{store.LaneIO: 1, store.LaneDeliver: 64}}
+	workWith(t, s, capacity, func(_ context.Context, job store.Job) store.Next {
+		if job.Lane == store.LaneDeliver {
+			return sent
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		order = append(order, job.Request.ID)
+		return workEnded(`{}`)
+	})
+	for _, id := range append(first, second) {
+		waitStatus(t, s, id, tandem.StatusCallbackSent)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if place := slices.Index(order, second); place > 5 {
+		t.Errorf("the other owner's job came after %d of the first one's 60, want it among the first", place)
+	}
+	if ofFirst := slices.DeleteFunc(order, func(id string) bool { return id == second }); !slices.Equal(ofFirst, first) {
+		t.Error("jobs of one owner were not done in the order in which they came")
+	}
+}
+
+// An owner whose jobs all hang leaves room for another one.
+func conformShare(t *testing.T, s store.Store) {
+	hang := make(chan struct{})
+	var running atomic.Int64
+	capacity := store.Capacity{Jobs: map[store.Lane]int{store.LaneIO: 8, store.LaneDeliver: 64}}
+	stop := workWith(t, s, capacity, func(_ context.Context, job store.Job) store.Next {
+		switch {
+		case job.Lane == store.LaneDeliver:
+			return sent
+		case job.Request.Owner == "a":
+			running.Add(1)
+			<-hang
+		}
+		return workEnded(`{}`)
+	})
+	defer stop()
+	defer close(hang)
+	accepted(t, s, "a", 100)
+	waitFor(t, "half of the places to be taken", func() bool { return running.Load() == 4 })
+	for _, id := range accepted(t, s, "b", 3) {
+		waitStatus(t, s, id, tandem.StatusCallbackSent)
+	}
+	if n := running.Load(); n != 4 {
+		t.Errorf("%d of 8 places are the first owner's, want 4", n)
+	}
+}
+
+// Parked callbacks are left alone until their destination can take them, and then as many as it can take; others
+// are delivered meanwhile.
+func conformParked(t *testing.T, s store.Store) {
+	const dead = "dead.example:443"
+	var room, at, most, steps atomic.Int64
+	capacity := everyLane
+	capacity.Room = func(destination, _ string) int {
+		if destination != dead {
+			t.Errorf("asked for room at %q", destination)
+		}
+		return int(room.Load())
+	}
+	workWith(t, s, capacity, func(_ context.Context, job store.Job) store.Next {
+		switch {
+		case job.Lane != store.LaneDeliver:
+			return workEnded(`{}`)
+		case job.Request.Owner == "well":
+			return sent
+		}
+		steps.Add(1)
+		if room.Load() == 0 {
+			return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, Destination: dead, Parked: true}
+		}
+		n := at.Add(1)
+		defer at.Add(-1)
+		for seen := most.Load(); n > seen && !most.CompareAndSwap(seen, n); seen = most.Load() {
+		}
+		next := sent
+		next.Freed[0] = dead
+		return next
+	})
+	parked := append(accepted(t, s, "a", 50), accepted(t, s, "b", 50)...)
+	waitFor(t, "all to be parked", func() bool { return steps.Load() == 100 })
+	for _, id := range accepted(t, s, "well", 20) {
+		waitStatus(t, s, id, tandem.StatusCallbackSent)
+	}
+	if n := steps.Load(); n != 100 {
+		t.Errorf("parked callbacks were dispatched %d times while there was no room, want once each", n-100)
+	}
+	room.Store(2)
+	for _, id := range parked {
+		waitStatus(t, s, id, tandem.StatusCallbackSent)
+	}
+	if n := steps.Load(); n != 200 {
+		t.Errorf("100 callbacks were dispatched %d times, want twice each", n)
+	}
+	if n := most.Load(); n > 2 {
+		t.Errorf("%d were with their destination at the same time, which has room for 2", n)
+	}
+}
+
+// A parked callback that is too old is dispatched, so that it can be marked as failed.
+func conformParkedTooOld(t *testing.T, s store.Store) {
+	var steps atomic.Int64
+	capacity := everyLane
+	capacity.MaxAge = time.Second
+	capacity.Room = func(string, string) int { return 0 }
+	workWith(t, s, capacity, func(_ context.Context, job store.Job) store.Next {
+		switch {
+		case job.Lane != store.LaneDeliver:
+			return workEnded(`{}`)
+		case steps.Add(1) == 1:
+			return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, Destination: "dead.example:443", Parked: true}
+		case time.Since(job.Request.CompletedAt) < capacity.MaxAge:
+			t.Error("dispatched before it was too old")
+		}
+		return store.Next{Verdict: store.Dead, Attempt: attempt(0, tandem.OutcomeExpired)}
+	})
+	waitStatus(t, s, accepted(t, s, "a", 1)[0], tandem.StatusCallbackFailed)
+}
+
+// What is parked is found after a restart.
+func TestParkedSurvivesRestart(t *testing.T) {
+	t.Parallel()
+	path := t.TempDir() + "/tandem.db"
+	s, err := store.OpenSQLite(t.Context(), store.Config{URL: path, Log: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	capacity := everyLane
+	capacity.Room = func(string, string) int { return 0 }
+	var steps atomic.Int64
+	stop := workWith(t, s, capacity, func(_ context.Context, job store.Job) store.Next {
+		if job.Lane != store.LaneDeliver {
+			return workEnded(`{}`)
+		}
+		steps.Add(1)
+		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, Destination: "dead.example:443", Parked: true}
+	})
+	ids := accepted(t, s, "a", 100)
+	waitFor(t, "all to be parked", func() bool { return steps.Load() == 100 })
+	stop()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openFile(t, path)
+	capacity.Room = func(string, string) int { return 5 }
+	workWith(t, s, capacity, func(context.Context, store.Job) store.Next { return sent })
+	for _, id := range ids {
+		waitStatus(t, s, id, tandem.StatusCallbackSent)
+	}
+}

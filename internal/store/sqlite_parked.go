@@ -1,0 +1,376 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"tandem/internal/limit"
+)
+
+const (
+	// maxGroups bounds the groups of parked callbacks that are looked after at a time. What is
+	// more stays in the index and has its turn when others have nothing to do.
+	maxGroups = 4096
+	// groupBatch is how many rows of a group are read at a time, and maxParkedReady how many of all groups wait in memory.
+	groupBatch     = 32
+	maxParkedReady = 4096
+	// groupsPerLook is how many groups are read from the index before other lanes are looked at again.
+	groupsPerLook = 64
+	// listInterval is how often groups that are not looked after are listed.
+	listInterval = 10 * time.Second
+)
+
+// parked are callbacks that stay where they are in the index, without a write, for as long as their
+// destination cannot take them: its breaker is open, or it has enough to do. It lists them in
+// groups, by destination and owner, and dispatches as many as Capacity.Room allows, owners in turns.
+type parked struct {
+	room         func(destination, owner string) int
+	maxAge       time.Duration
+	destinations map[string]*destination // :: destination → its groups; those without any are forgotten
+	groups       int                     // in all of them; at most maxGroups
+	ready        int                     // items in all of them
+	pressed      bool                    // some found no room in the lane
+	unlisted     bool                    // the index may hold groups that are not listed
+	after        groupKey                // where to go on listing
+	listed       time.Time               // when groups were last listed; monotonic
+	looked       time.Time               // when all were last looked through for old ones; monotonic
+}
+
+// groupKey names a group.
+type groupKey struct{ destination, owner string }
+
+// destination is where some parked callbacks go.
+type destination struct {
+	name   string
+	ready  limit.Turns[*item] // read from the index
+	handed int                // dispatched, in the lane or running
+	groups map[string]*group  // :: owner → group
+}
+
+// group is what one owner has parked for a destination.
+type group struct {
+	ready   int       // in the destination's ready
+	more    bool      // the index may hold due rows that are not held
+	nextDue time.Time // when the index holds the next row that is not yet due; zero: none known
+}
+
+// open begins: every group that is on disk is to be listed.
+func (p *parked) open(capacity Capacity) {
+	p.room, p.maxAge = capacity.Room, capacity.MaxAge
+	if p.room == nil {
+		p.room = func(string, string) int { return maxParkedReady }
+	}
+	p.destinations, p.unlisted = map[string]*destination{}, true
+}
+
+// group returns a group, listing it if there is room; nil if there is none.
+func (p *parked) group(key groupKey) *group {
+	d := p.destinations[key.destination]
+	if d != nil && d.groups[key.owner] != nil {
+		return d.groups[key.owner]
+	}
+	if p.groups >= maxGroups || p.destinations == nil {
+		p.unlisted = true
+		return nil
+	}
+	if d == nil {
+		d = &destination{name: key.destination, groups: map[string]*group{}}
+		p.destinations[key.destination] = d
+	}
+	g := &group{}
+	d.groups[key.owner] = g
+	p.groups++
+	return g
+}
+
+// forget lets go of a group that has nothing to do.
+func (p *parked) forget(d *destination, owner string) {
+	if g := d.groups[owner]; g != nil && g.ready == 0 && !g.more && g.nextDue.IsZero() {
+		delete(d.groups, owner)
+		p.groups--
+	}
+	if len(d.groups) == 0 && d.handed == 0 {
+		delete(p.destinations, d.name)
+	}
+}
+
+// parkLocked notes a callback that was committed as parked.
+func (q *queue) parkLocked(it *item, now time.Time) {
+	p := &q.parked
+	g := p.group(groupKey{it.parked, it.request.Owner})
+	switch {
+	case g == nil:
+	case !it.due.After(now):
+		g.more = true
+		if d := p.destinations[it.parked]; g.ready == 0 && d.handed < p.room(it.parked, it.request.Owner) {
+			poke(q.wake)
+		}
+	case g.nextDue.IsZero() || it.due.Before(g.nextDue):
+		g.nextDue = it.due
+		poke(q.wake)
+	}
+}
+
+// unparkLocked follows the end of a callback: from is where it was counted as dispatched, freed what may have room now.
+func (q *queue) unparkLocked(from *destination, freed [2]string) {
+	if from != nil {
+		from.handed--
+		q.dispatchLocked(from)
+	}
+	for _, name := range freed {
+		if d := q.parked.destinations[name]; d != nil && d != from {
+			q.dispatchLocked(d)
+		}
+	}
+}
+
+// dispatchLocked lets go as many callbacks as a destination can take, and asks for more to be read if it runs out.
+func (q *queue) dispatchLocked(d *destination) {
+	p, l := &q.parked, q.lanes[LaneDeliver]
+	for {
+		it, ok := d.ready.Peek(func(owner string, _ *item) bool { return d.handed < p.room(d.name, owner) })
+		if !ok {
+			break
+		}
+		if l.ready.Len() >= maxReady {
+			p.pressed = true
+			return
+		}
+		d.ready.Take()
+		d.handed++
+		it.from = d
+		q.unkeepParked(d, it)
+		q.enqueue(l, it)
+	}
+	if d.ready.Len() > 0 {
+		return
+	}
+	for owner, g := range d.groups {
+		if g.more && d.handed < p.room(d.name, owner) {
+			poke(q.wake)
+			return
+		}
+	}
+	p.forget(d, "")
+}
+
+// unkeepParked counts an item out of those of its group.
+func (q *queue) unkeepParked(d *destination, it *item) {
+	q.parked.ready--
+	if it.loaded {
+		q.readyBytes -= int64(it.size)
+	}
+	if g := d.groups[it.request.Owner]; g != nil {
+		g.ready--
+	}
+}
+
+// refillParked reads parked callbacks whose destination can take some, and returns when the next one becomes due.
+func (q *queue) refillParked(ctx context.Context) (time.Time, error) {
+	l := q.lanes[LaneDeliver]
+	if l.capacity == 0 {
+		return time.Time{}, nil
+	}
+	if err := q.listGroups(ctx); err != nil {
+		return time.Time{}, err
+	}
+	if err := q.expireParked(ctx); err != nil {
+		return time.Time{}, err
+	}
+	now := q.store.clock.now()
+	q.mu.Lock()
+	wanted, next := q.wantedGroups(now)
+	l.gone = map[int64]struct{}{}
+	q.mu.Unlock()
+	var err error
+	for i := 0; err == nil && i < len(wanted); i++ {
+		err = q.refillGroup(ctx, wanted[i], now)
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	l.gone = nil
+	if len(wanted) == groupsPerLook {
+		poke(q.wake)
+	}
+	q.startLocked(l)
+	return next, err
+}
+
+// wantedGroups returns groups to read from the index, and when the next row of any group becomes due. What was
+// read for a destination that has since become unable to take it is let go of: others need the memory.
+func (q *queue) wantedGroups(now time.Time) (wanted []groupKey, next time.Time) {
+	p := &q.parked
+	p.pressed = false
+	for _, d := range p.destinations {
+		for owner, g := range d.groups {
+			room := p.room(d.name, owner)
+			if room == 0 && g.ready > 0 {
+				q.letGo(d, owner, g)
+			}
+			if !g.nextDue.IsZero() && !g.nextDue.After(now) {
+				g.more, g.nextDue = true, time.Time{}
+			}
+			next = sooner(next, g.nextDue)
+			if g.more && g.ready == 0 && d.handed < room && p.ready < maxParkedReady && len(wanted) < groupsPerLook {
+				wanted = append(wanted, groupKey{d.name, owner})
+			}
+		}
+		if d.ready.Len() > 0 {
+			q.dispatchLocked(d)
+		}
+	}
+	return wanted, next
+}
+
+// letGo drops what was read of a group.
+func (q *queue) letGo(d *destination, owner string, g *group) {
+	l := q.lanes[LaneDeliver]
+	g.more = true
+	for g.ready > 0 {
+		d.ready.Remove(owner, func(it *item) bool {
+			q.unkeepParked(d, it)
+			l.drop(it.seq)
+			return true
+		})
+	}
+}
+
+// refillGroup reads due rows of one group and dispatches what its destination can take.
+func (q *queue) refillGroup(ctx context.Context, key groupKey, now time.Time) error {
+	l := q.lanes[LaneDeliver]
+	q.mu.Lock()
+	most := groupBatch
+	if sh := l.shares[key.owner]; sh != nil {
+		most += sh.held
+	}
+	if g := q.parked.group(key); g != nil {
+		g.more = false // set again by what is parked meanwhile
+	}
+	q.mu.Unlock()
+	seqs, next, err := q.store.dueParked(ctx, key, now, most)
+	var items []*item
+	more := false
+	if err == nil {
+		var wanted []int64
+		wanted, more = q.notHeld(l, seqs, groupBatch)
+		more = more || len(seqs) == most
+		items, err = q.store.loadAll(ctx, l.name, now, wanted)
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	g := q.parked.group(key)
+	if g == nil {
+		return err
+	}
+	d := q.parked.destinations[key.destination]
+	g.more = g.more || more || err != nil
+	g.nextDue = sooner(g.nextDue, next)
+	for _, it := range items {
+		_, held := l.held[it.seq]
+		if _, gone := l.gone[it.seq]; held || gone {
+			continue
+		}
+		q.keep(it)
+		l.hold(it.seq, key.owner)
+		g.ready++
+		q.parked.ready++
+		d.ready.Push(key.owner, 1, it)
+	}
+	q.dispatchLocked(d)
+	q.parked.forget(d, key.owner)
+	if err != nil {
+		return fmt.Errorf("read callbacks parked for %s: %w", key.destination, err)
+	}
+	return nil
+}
+
+// listGroups looks for groups that are on disk and not listed, as many as there is room for.
+func (q *queue) listGroups(ctx context.Context) error {
+	p := &q.parked
+	now := q.store.clock.now()
+	q.mu.Lock()
+	if !p.unlisted || !p.listed.IsZero() && time.Since(p.listed) < listInterval {
+		q.mu.Unlock()
+		return nil
+	}
+	p.unlisted, p.listed = false, time.Now()
+	if p.groups >= maxGroups {
+		p.makeRoom(now)
+	}
+	after := p.after
+	q.mu.Unlock()
+	heads, err := q.store.parkedGroups(ctx, after, maxGroups)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if err != nil {
+		p.unlisted = true
+		return fmt.Errorf("list parked callbacks: %w", err)
+	}
+	// Not all of them yet, or not what comes before the place where this began.
+	p.unlisted = p.unlisted || len(heads) == maxGroups || after != groupKey{}
+	p.after = groupKey{}
+	for _, head := range heads {
+		g := p.group(head.groupKey)
+		if g == nil {
+			return nil
+		}
+		if head.due.After(now) {
+			g.nextDue = sooner(g.nextDue, head.due)
+		} else {
+			g.more = true
+		}
+		if len(heads) == maxGroups {
+			p.after = head.groupKey
+		}
+	}
+	return nil
+}
+
+// makeRoom drops groups that have nothing to do for a while; they are on disk, to be listed again.
+func (p *parked) makeRoom(now time.Time) {
+	for _, d := range p.destinations {
+		for owner, g := range d.groups {
+			later := g.nextDue.After(now.Add(listInterval)) && !g.more
+			if g.ready == 0 && (later || p.room(d.name, owner) == 0) {
+				g.more, g.nextDue, p.unlisted = false, time.Time{}, true
+				p.forget(d, owner)
+			}
+		}
+	}
+}
+
+// expireParked dispatches callbacks that are too old, whatever their destination can take.
+func (q *queue) expireParked(ctx context.Context) error {
+	p, l := &q.parked, q.lanes[LaneDeliver]
+	if p.maxAge == 0 || time.Since(p.looked) < expireInterval(p.maxAge) && !p.looked.IsZero() {
+		return nil
+	}
+	p.looked = time.Now()
+	now := q.store.clock.now()
+	seqs, err := q.store.oldParked(ctx, now.Add(-p.maxAge), maxParkedReady)
+	if err != nil {
+		return fmt.Errorf("look for parked callbacks that are too old: %w", err)
+	}
+	q.mu.Lock()
+	l.gone = map[int64]struct{}{}
+	q.mu.Unlock()
+	wanted, _ := q.notHeld(l, seqs, maxParkedReady)
+	items, err := q.store.loadAll(ctx, l.name, now, wanted)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, it := range items {
+		_, held := l.held[it.seq]
+		if _, gone := l.gone[it.seq]; !held && !gone {
+			q.enqueue(l, it)
+		}
+	}
+	l.gone = nil
+	q.startLocked(l)
+	return err
+}
+
+// expireInterval is how often parked callbacks are looked through for those that are older than maxAge.
+func expireInterval(maxAge time.Duration) time.Duration {
+	return min(max(maxAge/100, lookInterval), 30*time.Second)
+}
