@@ -2,6 +2,8 @@ package store
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -16,7 +18,7 @@ func (s *Postgres) total(ctx context.Context) *counters {
 	err := errAway
 	if !s.failing() {
 		err = s.reading(ctx, func(ctx context.Context) (err error) {
-			sum.values, err = s.counted(ctx)
+			sum.values, err = counted(ctx, s.reads, "?")
 			return err
 		})
 	}
@@ -35,15 +37,50 @@ func (s *Postgres) total(ctx context.Context) *counters {
 	return sum
 }
 
-// counted reads the counters of all nodes.
-func (s *Postgres) counted(ctx context.Context) (map[string]int64, error) {
-	rows, err := s.reads.Query(ctx, `SELECT counts FROM counters`)
+// A writer has two rows of counters: one that stays, whose writer is its number, and one that moves, whose writer is one
+// higher after each change. So the last version of it is the last entry of a range of the index, however many there are
+// that cannot be removed because somebody keeps a transaction open. All rows that can be seen make up the sum.
+
+// movingBits is how many bits of a moving row's writer count its changes; those above are the writer's number, plus 1.
+const movingBits = 48
+
+// movingFrom is where the moving rows of a writer begin; those of the next one end them.
+func movingFrom(number int) int64 { return int64(number+1) << movingBits }
+
+// lastCounters reads all rows of counters but those of one node, and steps over no version of them that is of the past.
+const lastCounters = `
+	SELECT kept.counts, coalesce(moving.counts, '{}')
+	FROM counters AS kept
+	LEFT JOIN LATERAL (
+		SELECT counts
+		FROM counters
+		WHERE node = kept.node AND writer >= (kept.writer + 1) << 48 AND writer < (kept.writer + 2) << 48
+		ORDER BY writer DESC
+		LIMIT 1
+	) AS moving ON true
+	WHERE kept.writer < 32768 AND kept.node <> $1`
+
+// counted reads the counters of all nodes but one; "?" is none.
+func counted(ctx context.Context, pool *pgPool, but string) (map[string]int64, error) {
+	rows, err := pool.Query(ctx, lastCounters, but)
 	if err != nil {
 		return nil, err
 	}
-	sum, text := map[string]int64{}, ""
-	_, err = pgx.ForEachRow(rows, []any{&text}, func() error { return addCounts(sum, text) })
+	sum, kept, moving := map[string]int64{}, "", ""
+	_, err = pgx.ForEachRow(rows, []any{&kept, &moving}, func() error { return errors.Join(addCounts(sum, kept), addCounts(sum, moving)) })
 	return sum, err
+}
+
+// addCounts adds what a row of counters says.
+func addCounts(sum map[string]int64, text string) error {
+	counts := map[string]int64{}
+	if err := json.Unmarshal([]byte(text), &counts); err != nil {
+		return err
+	}
+	for name, value := range counts {
+		sum[name] += value
+	}
+	return nil
 }
 
 // known is what this node knows of all counters: its own, after commits that are under way, but not if the database does not

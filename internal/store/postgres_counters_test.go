@@ -43,3 +43,28 @@ func TestCountersOfAllNodes(t *testing.T) {
 		t.Error("the second node did nothing")
 	}
 }
+
+// A node of the release before, whose rows of counters do not move, reads, counts and folds beside those whose rows do.
+func TestCountersBesideTheReleaseBefore(t *testing.T) {
+	t.Parallel()
+	url := emptyPostgres(t, tandemtest.Volatile)
+	s := joinPostgres(t, url)
+	accept(t, s, newSync(), store.LaneNone)
+	execPostgres(t, url, `
+		INSERT INTO counters (node, writer, counts) VALUES ('before', 0, '{}'), ('before', 1, '{"accepted/sync":40}')
+		ON CONFLICT (node, writer) DO UPDATE SET counts = counters.counts`)
+	execPostgres(t, url, `UPDATE counters SET counts = '{"accepted/sync":2}' WHERE node = 'before' AND writer = 0`)
+	const sum = `SELECT sum((counts::jsonb ->> 'accepted/sync')::bigint)::text FROM counters`
+	if known, read := mustStats(t, s).Requests[tandem.ModeSync], askPostgres(t, url, sum); known != 43 || read != "43" {
+		t.Errorf("%d are known here and %s there, want 43", known, read)
+	}
+	execPostgres(t, url, `
+		WITH folded AS (DELETE FROM counters WHERE node <> '' RETURNING counts)
+		UPDATE counters
+		SET counts = json_build_object('accepted/sync', (SELECT sum((counts::jsonb ->> 'accepted/sync')::bigint) FROM folded))::text
+		WHERE node = ''`)
+	accept(t, s, newSync(), store.LaneNone) // it finds its row gone
+	if known, read := mustStats(t, s).Requests[tandem.ModeSync], askPostgres(t, url, sum); known != 44 || read != "44" {
+		t.Errorf("%d are known here and %s there, want 44", known, read)
+	}
+}

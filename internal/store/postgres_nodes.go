@@ -90,16 +90,20 @@ func (s *Postgres) rejoin(ctx context.Context) error {
 			return fmt.Errorf("rejoin the other nodes: wait for commits under way: %w", ctx.Err())
 		}
 	}
-	rows, err := s.pool.Query(ctx, `SELECT writer FROM counters WHERE node = $1`, s.node)
+	var last []int64 // and the next, because the last commit may have happened
+	for _, w := range s.writers {
+		last = append(last, w.row.Load(), w.row.Load()+1)
+	}
+	rows, err := s.pool.Query(ctx, `SELECT writer >> 48 FROM counters WHERE node = $1 AND writer = ANY ($2)`, s.node, last)
 	if err != nil {
 		return fmt.Errorf("rejoin the other nodes: %w", err)
 	}
-	kept, err := pgx.CollectRows(rows, pgx.RowTo[int])
+	kept, err := pgx.CollectRows(rows, pgx.RowTo[int64])
 	if err != nil {
 		return fmt.Errorf("rejoin the other nodes: %w", err)
 	}
 	for _, w := range s.writers {
-		if !slices.Contains(kept, w.number) {
+		if !slices.Contains(kept, movingFrom(w.number)>>movingBits) {
 			w.forget()
 		}
 	}
@@ -187,12 +191,7 @@ func (s *Postgres) tend(ctx context.Context) {
 func (s *Postgres) lookAround(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
 	defer cancel()
-	rows, err := s.pool.Query(ctx, `SELECT counts FROM counters WHERE node <> $1`, s.node)
-	if err != nil {
-		return fmt.Errorf("read the counters of other nodes: %w", err)
-	}
-	sum, text := map[string]int64{}, ""
-	_, err = pgx.ForEachRow(rows, []any{&text}, func() error { return addCounts(sum, text) })
+	sum, err := counted(ctx, s.pool, s.node)
 	if err != nil {
 		return fmt.Errorf("read the counters of other nodes: %w", err)
 	}
@@ -204,18 +203,6 @@ func (s *Postgres) lookAround(ctx context.Context) error {
 		if err := w.recount(ctx); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// addCounts adds what a row of counters says.
-func addCounts(sum map[string]int64, text string) error {
-	counts := map[string]int64{}
-	if err := json.Unmarshal([]byte(text), &counts); err != nil {
-		return err
-	}
-	for name, value := range counts {
-		sum[name] += value
 	}
 	return nil
 }
@@ -348,22 +335,49 @@ func (w *sweeping) resume(ctx context.Context, tx pgx.Tx, deltas map[string]int6
 	return nil
 }
 
+// foldMoving takes the moving rows of nodes that are no more, foldKept then those that stayed, of writers that have no other.
+// One that a transaction holds stays, for the next deep sweep.
+const (
+	foldMoving = `
+	DELETE FROM counters
+	WHERE (node, writer) IN (
+		SELECT node, writer
+		FROM counters
+		WHERE writer >= 32768 AND node = ANY (ARRAY(
+			SELECT node
+			FROM counters
+			WHERE writer < 32768 AND node <> '' AND NOT EXISTS (SELECT FROM nodes WHERE nodes.id = node)))
+		FOR UPDATE SKIP LOCKED)
+	RETURNING counts`
+	foldKept = `
+	DELETE FROM counters
+	WHERE (node, writer) IN (
+		SELECT node, writer
+		FROM counters AS kept
+		WHERE writer < 32768 AND node <> '' AND NOT EXISTS (SELECT FROM nodes WHERE nodes.id = node) AND NOT EXISTS (
+			SELECT
+			FROM counters AS moving
+			WHERE moving.node = kept.node AND moving.writer >= (kept.writer + 1) << 48 AND moving.writer < (kept.writer + 2) << 48)
+		FOR UPDATE SKIP LOCKED)
+	RETURNING counts`
+)
+
 // fold adds the counters of nodes that are no more to those of node "".
 func (w *sweeping) fold(ctx context.Context, tx pgx.Tx) error {
-	rows, err := tx.Query(ctx, `
-		DELETE FROM counters
-		WHERE (node, writer) IN (
-			SELECT node, writer
-			FROM counters
-			WHERE node <> '' AND NOT EXISTS (SELECT FROM nodes WHERE nodes.id = node)
-			FOR UPDATE SKIP LOCKED)
-		RETURNING counts`)
-	if err != nil {
-		return fmt.Errorf("fold counters: %w", err)
+	var texts []string
+	for _, statement := range []string{foldMoving, foldKept} {
+		rows, err := tx.Query(ctx, statement)
+		if err != nil {
+			return fmt.Errorf("fold counters: %w", err)
+		}
+		more, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			return fmt.Errorf("fold counters: %w", err)
+		}
+		texts = append(texts, more...)
 	}
-	texts, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil || len(texts) == 0 {
-		return err
+	if len(texts) == 0 {
+		return nil
 	}
 	var base string
 	if err := tx.QueryRow(ctx, `SELECT counts FROM counters WHERE node = '' FOR UPDATE`).Scan(&base); err != nil {

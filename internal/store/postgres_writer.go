@@ -43,7 +43,8 @@ func newLineup() *lineup { return &lineup{ops: make(chan *pgOp, maxBatch)} }
 type pgWriter struct {
 	store    *Postgres
 	line     *lineup
-	number   int           // of its row of counters
+	number   int           // of its row of counters that stays
+	row      atomic.Int64  // writer of the one that moves, as far as is known; it never falls
 	counters counters      // as committed
 	known    atomic.Bool   // counters are those of its row
 	doubtful atomic.Bool   // the last commit may have happened: its row knows, counters do not
@@ -55,6 +56,7 @@ func (s *Postgres) startWriters() {
 		for range writersPerLine {
 			w := &pgWriter{store: s, line: line, number: len(s.writers), busy: make(chan struct{}, 1)}
 			w.counters.values = map[string]int64{}
+			w.row.Store(movingFrom(w.number))
 			s.writers = append(s.writers, w)
 		}
 	}
@@ -240,13 +242,13 @@ func (w *pgWriter) transaction(ctx context.Context, ops []*pgOp) error {
 		return err
 	}
 	maps.DeleteFunc(t.deltas, func(_ string, delta int64) bool { return delta == 0 })
-	values := map[string]int64(nil)
+	values, row := map[string]int64(nil), w.row.Load()
 	if len(t.deltas) > 0 {
 		var counts []byte
 		if values, counts, err = w.counters.with(t.deltas, w.store.now()); err != nil {
 			return fmt.Errorf("count: %w", err)
 		}
-		tag, err := tx.Exec(ctx, `UPDATE counters SET counts = $3 WHERE node = $1 AND writer = $2`, w.store.node, w.number, string(counts))
+		tag, err := tx.Exec(ctx, `UPDATE counters SET writer = writer + 1, counts = $3 WHERE node = $1 AND writer = $2`, w.store.node, row, string(counts))
 		if err != nil {
 			return fmt.Errorf("count: %w", err)
 		}
@@ -254,6 +256,7 @@ func (w *pgWriter) transaction(ctx context.Context, ops []*pgOp) error {
 			w.forget()
 			return errFolded
 		}
+		row++
 	}
 	w.busy <- struct{}{}
 	defer func() { <-w.busy }()
@@ -267,6 +270,7 @@ func (w *pgWriter) transaction(ctx context.Context, ops []*pgOp) error {
 	}
 	w.known.Store(true)
 	w.doubtful.Store(false)
+	w.row.Store(row)
 	w.counters.mu.Lock()
 	if values != nil {
 		w.counters.values = values
@@ -285,7 +289,8 @@ func (w *pgWriter) recount(ctx context.Context) error {
 		return nil // by the commit under way
 	}
 	var text string
-	err := w.store.pool.QueryRow(ctx, `SELECT counts FROM counters WHERE node = $1 AND writer = $2 FOR UPDATE SKIP LOCKED`, w.store.node, w.number).Scan(&text)
+	row := w.row.Load()
+	err := w.store.pool.QueryRow(ctx, `SELECT counts FROM counters WHERE node = $1 AND writer IN ($2, $3) FOR UPDATE SKIP LOCKED`, w.store.node, row, row+1).Scan(&text)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil // by the transaction that holds it, that commit itself maybe
 	}
@@ -312,16 +317,30 @@ func (w *pgWriter) forget() {
 	w.counters.mu.Unlock()
 }
 
-// readCounters makes sure that the writer's row is there, and takes over what it says.
+// readCounters makes sure that the writer's rows are there, and takes over what the moving one says.
 func (w *pgWriter) readCounters(ctx context.Context, tx pgx.Tx) error {
-	var text string
-	err := tx.QueryRow(ctx, `
+	_, err := tx.Exec(ctx, `
 		INSERT INTO counters (node, writer, counts) VALUES ($1, $2, '{}')
-		ON CONFLICT (node, writer) DO UPDATE SET counts = counters.counts
-		RETURNING counts`, w.store.node, w.number).Scan(&text)
+		ON CONFLICT (node, writer) DO UPDATE SET counts = counters.counts`, w.store.node, w.number) // which also keeps it from being folded
 	if err != nil {
 		return err
 	}
+	row, text := w.row.Load(), ""
+	err = tx.QueryRow(ctx, `
+		SELECT writer, counts
+		FROM counters
+		WHERE node = $1 AND writer >= $2 AND writer < $3
+		ORDER BY writer DESC
+		LIMIT 1
+		FOR UPDATE`, w.store.node, row, movingFrom(w.number+1)).Scan(&row, &text)
+	if errors.Is(err, pgx.ErrNoRows) {
+		row, text = row+2, "{}" // beyond one that was folded
+		_, err = tx.Exec(ctx, `INSERT INTO counters (node, writer, counts) VALUES ($1, $2, $3)`, w.store.node, row, text)
+	}
+	if err != nil {
+		return err
+	}
+	w.row.Store(row)
 	values := map[string]int64{}
 	if err := addCounts(values, text); err != nil {
 		return err

@@ -118,7 +118,7 @@ func TestMigrationTakesItsTime(t *testing.T) {
 	execPostgres(t, url, `DELETE FROM goose_db_version WHERE version_id = (SELECT max(version_id) FROM goose_db_version)`)
 	open := beginPostgres(t, url)
 	defer open.Conn().Close(context.Background())
-	if _, err := open.Exec(t.Context(), `LOCK TABLE requests`); err != nil { // which the last migration changes
+	if _, err := open.Exec(t.Context(), `LOCK TABLE counters`); err != nil { // which the last migration changes
 		t.Fatal(err)
 	}
 	migrated := make(chan error, 1)

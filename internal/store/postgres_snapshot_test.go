@@ -1,0 +1,114 @@
+package store_test
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"tandem"
+	"tandem/internal/store"
+	"tandem/internal/tandemtest"
+)
+
+// For as long as somebody keeps a transaction open, as pg_dump does, PostgreSQL removes no version of a row. Nothing that
+// the store asks for steps over those of the past: it looks at as many blocks after thousands of requests as before.
+func TestHeldSnapshotSlowsNothingDown(t *testing.T) {
+	t.Parallel()
+	url := emptyPostgres(t, tandemtest.Measured)
+	execPostgres(t, url, `CREATE EXTENSION pg_stat_statements`)
+	s := joinPostgres(t, url)
+	work(t, s, delivered)
+	looked := func() map[string]float64 { // :: statement → blocks per call
+		began := askedOf(t, url)
+		for range 20 {
+			accept(t, s, newAsync(), store.LaneIO)
+			r := newSync()
+			accept(t, s, r, store.LaneNone)
+			if err := s.Finish(t.Context(), store.Job{Request: *r}, called("")); err != nil {
+				t.Fatal(err)
+			}
+			waitFor(t, "the queue to be empty", func() bool { return mustStats(t, s).Unfinished == 0 })
+			if err := s.Sweep(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		perCall := map[string]float64{}
+		for query, now := range askedOf(t, url) {
+			if calls := now.calls - began[query].calls; calls > 0 {
+				perCall[query] = (now.blocks - began[query].blocks) / calls
+			}
+		}
+		return perCall
+	}
+	looked() // plans are made
+	execPostgres(t, url, `VACUUM ANALYZE`)
+	open := beginPostgres(t, url)
+	defer open.Conn().Close(context.Background())
+	for _, statement := range []string{`SET TRANSACTION ISOLATION LEVEL REPEATABLE READ`, `SELECT FROM requests LIMIT 1`} {
+		if _, err := open.Exec(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := looked()
+	var callers sync.WaitGroup
+	for range 8 {
+		callers.Go(func() {
+			for range 400 {
+				accept(t, s, newAsync(), store.LaneIO)
+			}
+		})
+	}
+	callers.Wait()
+	waitFor(t, "all to end", func() bool { return mustStats(t, s).Unfinished == 0 })
+	after := looked()
+	compared := 0
+	for query, blocks := range after {
+		few, ok := before[query]
+		if !ok || !strings.Contains(query, "counters") {
+			continue
+		}
+		compared++
+		t.Logf("%.1f → %.1f blocks: %.100s", few, blocks, query)
+		if blocks > 1.5*few+8 {
+			t.Errorf("%.1f blocks a call, and %.1f after %d more requests:\n%s", few, blocks, 8*400, query)
+		}
+	}
+	if compared < 3 {
+		t.Errorf("only %d statements were compared: %v", compared, after)
+	}
+	if got := mustStats(t, s).Requests[tandem.ModeAsync]; got != 8*400+60 {
+		t.Errorf("%d requests were counted", got)
+	}
+}
+
+// told is what PostgreSQL says of a statement: how often it ran, and how many blocks it looked at.
+type told struct{ calls, blocks float64 }
+
+func askedOf(t *testing.T, url string) map[string]told {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	rows, err := conn.Query(t.Context(), `
+		SELECT query, sum(calls)::float8, sum(shared_blks_hit + shared_blks_read)::float8
+		FROM pg_stat_statements AS s JOIN pg_database AS d ON d.oid = dbid AND datname = current_database()
+		GROUP BY query`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]told{}
+	var query string
+	var one told
+	if _, err := pgx.ForEachRow(rows, []any{&query, &one.calls, &one.blocks}, func() error {
+		all[strings.Join(strings.Fields(query), " ")] = one
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
