@@ -94,6 +94,11 @@ func (w *world) drawRequest(t *rapid.T, mode tandem.Mode) *tandem.Request {
 	case 2:
 		return &tandem.Request{ID: "req_1", Mode: mode, Task: "echo", Status: tandem.StatusPending, Data: json.RawMessage(`{}`)}
 	}
+	return w.drawWith(t, id, mode)
+}
+
+// drawWith is one of an id.
+func (w *world) drawWith(t *rapid.T, id string, mode tandem.Mode) *tandem.Request {
 	created, err := tandem.IDTime(id)
 	if err != nil {
 		t.Fatal(err)

@@ -30,6 +30,7 @@ type row struct {
 	request tandem.Request
 	lane    store.Lane // of its job; LaneNone: nothing is handed out
 	due     time.Time  // the job is not handed out before; zero: it is due
+	asked   time.Time  // when that was said
 	leased  bool       // its caller works on it: it is handed out to nobody
 	node    int        // where it was accepted
 

@@ -138,7 +138,11 @@ func (w *world) accept(t *rapid.T, lane store.Lane, requests ...*tandem.Request)
 	if w.model.count(func(r *row) bool { return !r.over() }) >= most && (most == enough || rapid.IntRange(0, 3).Draw(t, "although it is full") > 0) {
 		t.SkipNow()
 	}
-	k := w.someNode(t)
+	return w.acceptAt(t, w.someNode(t), lane, requests...)
+}
+
+func (w *world) acceptAt(t *rapid.T, k int, lane store.Lane, requests ...*tandem.Request) answer {
+	t.Helper()
 	want := w.model.accept(k, lane, requests...)
 	w.sameAnswer(t, want, k, func(s store.Store) error { return s.Accept(context.Background(), lane, requests...) })
 	for _, r := range requests {

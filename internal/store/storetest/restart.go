@@ -126,6 +126,7 @@ func cutOff(w *world, t *rapid.T) answer {
 	w.cut = true
 	s, k := w.subjects[0], w.someNode(t)
 	n := s.nodes[k]
+	w.leaveBehind(t, k)
 	late := n.forget()
 	w.ended(k, func(h *heldJob) bool { return late[h.Request.ID] == h })
 	others := slices.Clone(s.nodes)
@@ -164,6 +165,19 @@ func cutOff(w *world, t *rapid.T) answer {
 		}
 	}
 	return done
+}
+
+// leaveBehind has work begun, by a caller of a node, and by any.
+func (w *world) leaveBehind(t *rapid.T, k int) {
+	answering := w.drawWith(t, w.drawID(t), tandem.ModeSync)
+	answering.Status, answering.StartedAt = tandem.StatusProcessing, w.moment()
+	w.acceptAt(t, k, store.LaneNone, answering)
+	const several = 6 // some of which that node will hold
+	for range several {
+		r := w.drawWith(t, w.drawID(t), tandem.ModeAsync)
+		w.acceptAt(t, k, workLane.Draw(t, "lane"), r)
+		w.start(t, w.model.rows[r.ID])
+	}
 }
 
 // drawAny is an end of a job.
