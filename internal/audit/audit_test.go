@@ -131,6 +131,26 @@ func TestFindingsNameTheFlag(t *testing.T) {
 	}
 }
 
+// TestForeignHostIsRefused: by its name where there are no API keys, else for want of one.
+func TestForeignHostIsRefused(t *testing.T) {
+	t.Parallel()
+	for want, change := range map[string]func(*tandemtest.Config){
+		"421 HOST_NOT_ALLOWED": func(cfg *tandemtest.Config) { cfg.Server.Keys = nil },
+		"401 UNAUTHENTICATED":  nil,
+	} {
+		t.Run(want, func(t *testing.T) {
+			t.Parallel()
+			d := production(t, change)
+			cfg := d.ask(t, d.URL)
+			cfg.Only, cfg.Level = []string{"cors-rebinding"}, audit.LevelFull
+			entry := onlyEntry(t, cfg)
+			if evidence := strings.Join(entry.Evidence, "\n"); entry.Outcome != audit.Pass || !strings.Contains(evidence, want) {
+				t.Errorf("%s, want pass with %s\n%s", entry.Outcome, want, evidence)
+			}
+		})
+	}
+}
+
 // TestSecondKeyThatOnlyReads: what either key may send goes out with the first then.
 func TestSecondKeyThatOnlyReads(t *testing.T) {
 	t.Parallel()

@@ -1,8 +1,12 @@
 package audit
 
 import (
+	"cmp"
 	"context"
 	"net/http"
+	"strings"
+
+	"tandem"
 )
 
 // attacker is a page of somebody else.
@@ -29,6 +33,14 @@ func corsChecks() []Check {
 			Level:       LevelQuick,
 			Remediation: "name no foreign origin with serve --cors-origin; let the proxy pass Origin, Sec-Fetch-Site and Host on as they are",
 			Run:         checkCrossSite,
+		},
+		{
+			ID: "cors-rebinding", Group: GroupCORS,
+			Title: "A page that points its own name at the deployment gets nothing (DNS rebinding)",
+			Level: LevelQuick,
+			Remediation: "let the proxy pass Host on as it is, name no foreign host with serve --allowed-host; " +
+				"or ask for API keys: leave --no-auth away",
+			Run: checkRebinding,
 		},
 	}
 }
@@ -100,6 +112,46 @@ func checkCrossSite(ctx context.Context, t *Target) Finding {
 			o.Header = header
 			a := t.send(ctx, o)
 			v.expect(a, a.Status == http.StatusForbidden, "want 403")
+		}
+	}
+	return v.finding()
+}
+
+// rebound are names that a foreign page may have, some of them made to look like the deployment's own.
+func (t *Target) rebound() []string {
+	host := t.base.Hostname()
+	return []string{
+		"attacker.invalid", "attacker.invalid:" + cmp.Or(t.base.Port(), "80"), "localhost.attacker.invalid",
+		"attacker-localhost", "127.0.0.1.attacker.invalid", strings.Trim(host, ".") + ".attacker.invalid",
+	}
+}
+
+// checkRebinding sends what a browser would for a page whose name leads here, to every route that has data: the
+// browser takes both for one origin, and only Host tells them apart. Such a page has no key, so a deployment that
+// asks for one may refuse it for that.
+func checkRebinding(ctx context.Context, t *Target) Finding {
+	var v verdict
+	for _, op := range t.operations {
+		if op.open() {
+			continue
+		}
+		names, id := t.rebound(), unknownID
+		if op.Method == http.MethodGet {
+			id = t.ownID(ctx)
+		}
+		if t.cfg.Level == LevelQuick && op.Path != "/requests" {
+			names = names[:1]
+		}
+		for _, name := range names {
+			o := op.ask(id)
+			o.Host, o.NoKey = name, true
+			o.Header = map[string]string{"Sec-Fetch-Site": "same-origin"}
+			if op.Method != http.MethodGet {
+				o.Header["Origin"] = t.base.Scheme + "://" + name
+			}
+			a := t.send(ctx, o)
+			refused := a.Code() == tandem.CodeHostNotAllowed && a.Status == http.StatusMisdirectedRequest
+			v.expect(a, refused || !t.open && a.denied(), "want 421 "+string(tandem.CodeHostNotAllowed))
 		}
 	}
 	return v.finding()

@@ -243,6 +243,15 @@ func corsDoubles() []double {
 			}
 		}
 	}
+	open := func(cfg *tandemtest.Config) { cfg.Server.Keys = nil }
+	// renames hides the name that a browser asked for from the deployment.
+	renames := func(match matcher) func(*front, *http.Request) {
+		return func(_ *front, r *http.Request) {
+			if match(r) {
+				r.Host = "localhost"
+			}
+		}
+	}
 	return []double{
 		{check: "cors-origin", name: "any, where data is", after: shares(at("/requests"), "?")},
 		{check: "cors-origin", name: "any, on one request", after: shares(func(r *http.Request, _ string) bool { return strings.HasPrefix(r.URL.Path, "/requests/") }, "?")},
@@ -256,6 +265,21 @@ func corsDoubles() []double {
 		{check: "cors-cross-site-post", name: "by origin alone", before: trusts(func(r *http.Request) bool { return r.Header.Get("Sec-Fetch-Site") == "" })},
 		{check: "cors-cross-site-post", name: "a neighbour", before: trusts(func(r *http.Request) bool { return r.Header.Get("Sec-Fetch-Site") == "same-site" })},
 		{check: "cors-cross-site-post", name: "null", before: trusts(func(r *http.Request) bool { return r.Header.Get("Origin") == "null" })},
+		{check: "cors-rebinding", name: "the proxy hides the name", deploy: open, before: renames(func(*http.Request) bool { return true })},
+		{check: "cors-rebinding", name: "on submissions", deploy: open, before: renames(on(http.MethodPost, "/api/submit"))},
+		{check: "cors-rebinding", name: "a name that begins the same", deploy: open, before: renames(func(r *http.Request) bool {
+			return strings.HasPrefix(r.Host, "localhost")
+		})},
+		{check: "cors-rebinding", name: "a page in place of the problem", deploy: open, after: func(_ *front, _ *http.Request, a *reply) {
+			if a.Status == http.StatusMisdirectedRequest {
+				a.Status = http.StatusOK
+			}
+		}},
+		{check: "cors-rebinding", name: "a host that needs no key", before: func(f *front, r *http.Request) {
+			if r.Host == "attacker.invalid" {
+				as(r, f.keys.APIKey)
+			}
+		}},
 	}
 }
 

@@ -338,6 +338,9 @@ func (t *Target) describe(o Order) string {
 	case o.Body != "":
 		text.WriteString(" " + oneLine(o.Body))
 	}
+	if o.Host != "" {
+		text.WriteString(" [Host: " + oneLine(o.Host) + "]")
+	}
 	for _, name := range slices.Sorted(maps.Keys(o.Header)) {
 		text.WriteString(" [" + name + ": " + oneLine(o.Header[name]) + "]")
 	}
