@@ -16,7 +16,7 @@ ORACLE_OPERATIONS ?= 10000000
 ORACLE_SEED       ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev cluster test race lint vuln build cross ci crash chaos oracle soak abuse bench bench-postgres fuzz clean
+.PHONY: help demo dev cluster test race busy lint vuln build cross ci crash chaos oracle soak abuse bench bench-postgres fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test: ## all tests
 
 race: ## all tests with the race detector, in random order (needs a C compiler)
 	go test -race -shuffle=on ./...
+
+busy: ## all tests beside two busy processes, as on a machine that others use as well
+	.ci/busy go test -count=1 -timeout 60m ./...
 
 lint: ## golangci-lint with .golangci.yml (the first run builds it)
 	$(TOOL) golangci-lint run ./...
@@ -58,7 +61,7 @@ ci: ## everything that must hold before a change lands
 crash: ## kill the real binary CRASH_ROUNDS times (500) and look for anything lost
 	TANDEM_CRASH_ROUNDS=$(CRASH_ROUNDS) go test ./cmd/tandem -run TestCrash -timeout 60m -count=1 -v
 
-chaos: ## three nodes on one PostgreSQL: killed, stopped, cut off, their clocks set, replaced, CHAOS_ROUNDS times (20) what CI does
+chaos: ## three nodes on one PostgreSQL: killed, stopped, cut off, held up, their clocks set, replaced, CHAOS_ROUNDS times (20) what CI does
 	TANDEM_CHAOS_ROUNDS=$(CHAOS_ROUNDS) go test ./cmd/tandem -run TestChaos -timeout 24h -count=1 -v
 
 oracle: ## ORACLE_OPERATIONS random operations (10,000,000) on every store and on a model, by ORACLE_SEED (another each time): any difference is a fault

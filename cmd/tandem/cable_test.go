@@ -4,6 +4,8 @@ package main_test
 
 import (
 	"net"
+	"net/url"
+	"path/filepath"
 	"sync"
 	"testing"
 )
@@ -49,6 +51,19 @@ func newCable(t *testing.T, upstream string) *cable {
 		c.running.Wait()
 	})
 	return c
+}
+
+// cabled returns a cable to a database, and the URL that leads over it.
+func cabled(t *testing.T, database string) (*cable, string) {
+	t.Helper()
+	parsed, err := url.Parse(database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	network := newCable(t, filepath.Join(parsed.Query().Get("host"), ".s.PGSQL.5432"))
+	parsed.User, parsed.Host = url.User("postgres"), network.address
+	parsed.RawQuery = "sslmode=disable"
+	return network, parsed.String()
 }
 
 // set breaks or mends it.

@@ -9,9 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
-	"net/url"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -213,14 +211,8 @@ func connectionsKilled(t *testing.T, rounds int) {
 // recovers by itself.
 func networkCut(t *testing.T, rounds int) {
 	database := tandemtest.Postgres(t, tandemtest.Durable)
-	parsed, err := url.Parse(database)
-	if err != nil {
-		t.Fatal(err)
-	}
-	network := newCable(t, filepath.Join(parsed.Query().Get("host"), ".s.PGSQL.5432"))
-	parsed.User, parsed.Host = url.User("postgres"), network.address
-	parsed.RawQuery = "sslmode=disable"
-	c := newCluster(t, database, map[int]string{0: parsed.String()})
+	network, throughCable := cabled(t, database)
+	c := newCluster(t, database, map[int]string{0: throughCable})
 	m := c.members[0]
 	stop := c.callAll(t)
 	for range rounds {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -53,7 +54,19 @@ func (c *loadCommand) Run(ctx context.Context, t *terminal) error {
 		return err
 	}
 	reports.name(t)
-	return verdict(ctx, report)
+	return validity(report, verdict(ctx, report))
+}
+
+// validity makes a run whose figures do not count exit code 3, and says so last, after what else is wrong with it.
+func validity(report *load.Report, verdict error) error {
+	if report.Valid || verdict != nil && asFailure(verdict).code != exitCheckFailed {
+		return verdict
+	}
+	reason := strings.Join(report.InvalidReasons, "; ")
+	if verdict != nil {
+		reason = verdict.Error() + "; " + reason
+	}
+	return &failure{code: exitCheckFailed, err: fmt.Errorf("INVALID run, do not rely on its figures: %s", reason)}
 }
 
 // outline says what is about to happen.
@@ -84,7 +97,7 @@ func (c *loadCommand) outline() string {
 	}
 	line("load", "%s in each phase, %s", amount, pace)
 	line("phases", "%s", strings.Join(c.config.Phases, ", "))
-	if c.config.Callback.Poll {
+	if c.config.Callback.Poll && slices.ContainsFunc(c.config.Phases, func(name string) bool { return name != load.PhaseSync }) {
 		line("results", "polled from /requests/{id}: no callback can reach us")
 	}
 	b.WriteByte('\n')

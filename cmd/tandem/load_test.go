@@ -138,3 +138,19 @@ func TestLoadLeavesNoServer(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestInvalidRunIsExit3: figures that do not count fail a script, and the last line says so.
+func TestInvalidRunIsExit3(t *testing.T) {
+	t.Parallel()
+	p := startServe(t)
+	// One caller at a time sends two of these a second, not fifty.
+	run := start(t, nil, "load", "--url", p.url, "--phases", "sync", "--task", "sleep", "--complexity", "10",
+		"--rate", "50", "--duration", "1s", "-c", "1", "--timeout", "1s", "--threshold", "sync.response.p50<1us")
+	if code := run.exitCode(t); code != 3 {
+		t.Errorf("exit code %d, want 3\n%s", code, run.stdout.String())
+	}
+	lines := strings.Split(strings.TrimSpace(run.stderr.String()), "\n")
+	if last := lines[len(lines)-1]; !strings.HasPrefix(last, "tandem: INVALID run, do not rely on its figures: thresholds failed: ") || !strings.Contains(last, "never sent") {
+		t.Errorf("the last line: %s", last)
+	}
+}

@@ -8,7 +8,7 @@
 //	0        ok; for serve and sink, also a clean stop after SIGINT or SIGTERM
 //	1        it could not run, or its output could not be written
 //	2        bad arguments, environment or configuration file
-//	3        a threshold or a check failed
+//	3        a threshold or a check failed, or a measurement was invalid
 //	130/143  SIGINT or SIGTERM ended it before it was done
 package main
 

@@ -305,12 +305,12 @@ func settingsOf(r *Report) []fact {
 		{"Time limit of a request", showSeconds(s.TimeoutSeconds)},
 		{"Longest wait for callbacks", showSeconds(s.DrainSeconds)},
 		{"On 429 and 503", s.On429},
-		{"Results by", s.Completion},
-		{"Callback address", s.CallbackURL},
-		{"Receiver fails on purpose", showPercent(100 * s.SinkFailRate)},
-		{"Receiver delays by", showSeconds(s.SinkDelaySeconds)},
 		{"Seed", fmt.Sprint(s.Seed)},
 		{"Service's clock minus ours", showMS(r.Target.ClockOffsetMS)},
+	}
+	if r.asksAsync() {
+		list = append(list, fact{"Results by", s.Completion}, fact{"Callback address", s.CallbackURL},
+			fact{"Receiver fails on purpose", showPercent(100 * s.SinkFailRate)}, fact{"Receiver delays by", showSeconds(s.SinkDelaySeconds)})
 	}
 	shown := list[:0]
 	for _, setting := range list {

@@ -24,7 +24,8 @@ import (
 const (
 	defaultMaxKeys = 1_000_000
 	defaultMaxBody = 1 << 20
-	maxReading     = 64 // bodies in memory at once; further callbacks wait for their turn
+	maxReading     = 64        // bodies in memory at once; further callbacks wait for their turn
+	maxReadingSize = 256 << 20 // bytes of all of them; one body is always read
 )
 
 // ReceiverConfig configures a [Receiver].
@@ -132,7 +133,7 @@ func newTaker(cfg ReceiverConfig) (taker, error) {
 	if cfg.OnArrival == nil {
 		cfg.OnArrival = func(Arrival) {}
 	}
-	return taker{cfg: cfg, reading: make(chan struct{}, maxReading)}, nil
+	return taker{cfg: cfg, reading: make(chan struct{}, min(max(maxReadingSize/cfg.MaxBody, 1), maxReading))}, nil
 }
 
 // Counts returns what was seen so far.
@@ -188,12 +189,54 @@ func (r *taker) read(w http.ResponseWriter, req *http.Request) (Arrival, bool) {
 	if a.Checked {
 		a.Signature = r.cfg.Secret.Verify(req.Header, body, a.At)
 	}
-	if err := json.Unmarshal(body, &a.Callback); err != nil {
-		a.Callback, a.Malformed = tandem.Callback{}, errors.New("the body is not a callback in JSON")
-	} else if a.ID == "" || a.ID != a.Callback.RequestID {
+	if a.Callback, err = parseCallback(body); err != nil {
+		a.Malformed = errors.New("the body is not a callback in JSON")
+		return a, true
+	}
+	if _, named := req.Header[http.CanonicalHeaderKey(tandem.HeaderWebhookID)]; !named && !a.Checked {
+		a.ID = a.Callback.RequestID // of a service that does not know Standard Webhooks
+	}
+	if a.ID == "" || a.ID != a.Callback.RequestID {
 		a.Malformed = errors.New("webhook-id and request_id differ")
 	}
 	return a, true
+}
+
+// parseCallback reads a callback, with times that may have no zone.
+func parseCallback(body []byte) (tandem.Callback, error) {
+	var read struct {
+		tandem.Callback
+
+		Timestamp anyTime `json:"timestamp"`
+		Metadata  struct {
+			tandem.CallbackMetadata
+
+			SentAt anyTime `json:"sent_at"`
+		} `json:"callback_metadata"`
+	}
+	if err := json.Unmarshal(body, &read); err != nil {
+		return tandem.Callback{}, err
+	}
+	callback := read.Callback
+	callback.Timestamp, callback.Metadata = read.Timestamp.Time, read.Metadata.CallbackMetadata
+	callback.Metadata.SentAt = read.Metadata.SentAt.Time
+	return callback, nil
+}
+
+// anyTime is a time of RFC 3339. One without a zone, as Python writes datetime.utcnow(), is UTC.
+type anyTime struct{ time.Time }
+
+// UnmarshalJSON reads it.
+func (m *anyTime) UnmarshalJSON(text []byte) error {
+	err := m.Time.UnmarshalJSON(text)
+	if err == nil {
+		return nil
+	}
+	if naive, wrong := time.Parse(`"2006-01-02T15:04:05"`, string(text)); wrong == nil { // and with any fraction
+		m.Time = naive
+		return nil
+	}
+	return err
 }
 
 // settle decides the answer and counts it. A callback counts as delivered when

@@ -184,7 +184,7 @@ func (r *run) lookUp(ctx context.Context, callbacks *Callbacks, missing []string
 		if err != nil || found.Status == "" {
 			found.Status = "unknown"
 		}
-		callbacks.MissingByStatus[found.Status]++
+		callbacks.MissingByStatus[plain(found.Status)]++
 	}
 }
 
@@ -196,7 +196,7 @@ func (r *run) note(a answer) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, known := r.notes[a.category]; !known && len(r.notes) < maxNotes {
-		r.notes[a.category] = strings.ToValidUTF8(a.detail[:min(len(a.detail), maxNote)], "")
+		r.notes[a.category] = plain(strings.ToValidUTF8(a.detail[:min(len(a.detail), maxNote)], ""))
 	}
 }
 
@@ -265,7 +265,7 @@ func tooLate(own float64, phase *Phase) string {
 // warn says what a reader has to know.
 func (r *run) warn() {
 	report := r.report
-	async := slices.ContainsFunc(report.Phases, func(p Phase) bool { return p.Async != nil })
+	async := report.asksAsync()
 	if report.Generator.SharesMachine {
 		r.warnf("The service runs on the generator's machine: they compete for its cores, and the figures of a machine of its own would be better.")
 	}
@@ -322,7 +322,8 @@ func (r *run) settings() Settings {
 // any. The function it returns closes it and waits until that has happened.
 func (r *run) openInbox(ctx context.Context) (func(), error) {
 	cfg := &r.cfg
-	inbox, err := newInbox(ReceiverConfig{Secret: cfg.Secret, Behaviour: cfg.Callback.Behaviour}, cfg.Seed,
+	// A callback may hold the data that was sent, which another JSON library has perhaps written with \u escapes.
+	inbox, err := newInbox(ReceiverConfig{Secret: cfg.Secret, Behaviour: cfg.Callback.Behaviour, MaxBody: defaultMaxBody + 6*int64(len(cfg.Data))}, cfg.Seed,
 		func(at time.Time) time.Duration { return at.Sub(r.began) })
 	if err != nil {
 		return nil, err

@@ -109,9 +109,9 @@ func (s *service) probe(ctx context.Context, target *Target) error {
 	best := time.Duration(-1)
 	for range probes {
 		var health struct {
-			Status    string    `json:"status"`
-			Timestamp time.Time `json:"timestamp"`
-			Version   string    `json:"version"`
+			Status    string  `json:"status"`
+			Timestamp anyTime `json:"timestamp"`
+			Version   string  `json:"version"`
 		}
 		asked := time.Now()
 		status, _, body, err := s.get(ctx, "/healthz")
@@ -128,7 +128,7 @@ func (s *service) probe(ctx context.Context, target *Target) error {
 				"give the base URL of the API, such as http://127.0.0.1:8000",
 			}
 		}
-		target.Version = health.Version
+		target.Version = plain(health.Version)
 		if best >= 0 && trip >= best {
 			continue
 		}
@@ -149,7 +149,7 @@ func (s *service) probe(ctx context.Context, target *Target) error {
 		} `json:"system"`
 	}
 	if status, _, body, err := s.get(ctx, "/stats"); err == nil && status == http.StatusOK && json.Unmarshal(body, &stats) == nil {
-		target.Mode = stats.System.Mode
+		target.Mode = plain(stats.System.Mode)
 	}
 	_, err := s.vitals(ctx)
 	target.MetricsRead = err == nil

@@ -122,13 +122,16 @@ type fact struct{ Name, Text string }
 
 // facts say what was done, to whom and how it was measured.
 func facts(r *Report) []fact {
-	return []fact{
-		{"Target", describeTarget(r)},
-		{"Run", describeRun(r)},
-		{"Work", describeWork(r)},
-		{"Results", describeCompletion(r)},
-		{"Times", describeTimes(r)},
+	list := []fact{{"Target", describeTarget(r)}, {"Run", describeRun(r)}, {"Work", describeWork(r)}}
+	if r.asksAsync() {
+		list = append(list, fact{"Results", describeCompletion(r)})
 	}
+	return append(list, fact{"Times", describeTimes(r)})
+}
+
+// asksAsync reports whether any of the phases expected a callback.
+func (r *Report) asksAsync() bool {
+	return slices.ContainsFunc(r.Phases, func(p Phase) bool { return p.Async != nil })
 }
 
 // describeTimes says from where times count, and what that leaves out.

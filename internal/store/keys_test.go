@@ -486,6 +486,11 @@ func TestKeysAtTheBound(t *testing.T) {
 				t.Errorf("one revoked %v ago: %v", revoked.ago, err)
 			}
 		}
+		for try := 0; k.Count() != store.MaxKeys && try < 60; try++ { // where reading 10,000 takes too long, the next Refresh reads them
+			if err := k.Refresh(t.Context()); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+				t.Fatal(err)
+			}
+		}
 		if !valid(t, k, made.Token, time.Now()) || k.Count() != store.MaxKeys {
 			t.Errorf("%d keys", k.Count())
 		}
