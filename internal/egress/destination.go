@@ -142,7 +142,7 @@ func (p *Place) Destinations() (site, path string) {
 	if p.dest == nil {
 		return "", ""
 	}
-	site = p.receiver.Site.String()
+	site = p.receiver.String()
 	return site, site + p.receiver.Path
 }
 

@@ -132,7 +132,6 @@ func (s *server) writeList(w http.ResponseWriter, r *http.Request, filter store.
 		if renderChunk(&chunk, page, false) != nil {
 			panic(http.ErrAbortHandler)
 		}
-		page = store.Page{} // not kept while the reader takes its time
 		if _, err := w.Write(chunk.Bytes()); err != nil {
 			return
 		}

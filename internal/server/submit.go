@@ -102,5 +102,5 @@ func writeBody(w http.ResponseWriter, status int, keep []string, body []byte) {
 	header["Content-Type"] = contentTypeJSON
 	header["Cache-Control"] = keep
 	w.WriteHeader(status)
-	_, _ = w.Write(body) //nolint:gosec // JSON, with nosniff; it fails only when the caller has gone
+	_, _ = w.Write(body) // fails only when the caller has gone
 }

@@ -67,7 +67,7 @@ func (e *fetchExecutor) JobGetAvailable(ctx context.Context, p *riverdriver.JobG
 	return result, err
 }
 
-// fetch fetches at most most jobs of a lane, its owners' in turns.
+// fetch fetches a lane's jobs, at most so many, its owners' in turns.
 func (e *fetchExecutor) fetch(ctx context.Context, lane Lane, most int) (*riverdriver.JobGetAvailableResult, error) {
 	ask := e.store.asks(lane, workersOf(e.store.capacity.Load().Jobs[lane]), most)
 	rows, err := e.store.pool.Query(ctx, `

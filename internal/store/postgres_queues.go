@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -42,12 +43,7 @@ func parseQueue(name string) (pgQueue, bool) {
 	}
 	lane, owner, _ := strings.Cut(name, "|")
 	q := pgQueue{lane: Lane(lane), owner: owner}
-	for _, known := range Lanes {
-		if q.lane == known {
-			return q, true
-		}
-	}
-	return q, false
+	return q, slices.Contains(Lanes, q.lane)
 }
 
 func (q pgQueue) name() string {
@@ -216,7 +212,7 @@ type ask struct {
 	most  []int32
 }
 
-// asks shares out what may be fetched for a lane: at most most jobs, of which each owner may have half of what the others
+// asks shares out what may be fetched for a lane: of at most `most` jobs each owner may have half of what the others
 // leave, and each destination as many parked callbacks as it can take. capacity is how many the node may hold.
 func (s *Postgres) asks(lane Lane, capacity, most int) ask {
 	k := s.queues

@@ -140,7 +140,7 @@ func (s *SQLite) parkedGroups(ctx context.Context, after groupKey, limit int) (h
 	err = s.read(ctx, func(q querier) error {
 		rows, err := q.QueryContext(ctx, `
 			WITH RECURSIVE heads (destination, owner, due_at) AS (
-				SELECT * FROM (
+				SELECT waits_for, owner, due_at FROM (
 					SELECT waits_for, owner, due_at
 					FROM requests INDEXED BY requests_parked
 					WHERE waits_for IS NOT NULL AND (waits_for, owner) > (?1, ?2)
