@@ -66,7 +66,7 @@ func (c *Client) Room(destination, key string) int {
 	if !known {
 		return room
 	}
-	if c.fullLocked(d) {
+	if c.fullLocked(d, key) {
 		return 0
 	}
 	for _, ci := range c.circuitsLocked(d, r) {
