@@ -62,7 +62,10 @@ func TestHistoryOfHostileReceivers(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			p := start(t, func(s *setup) {
-				s.egress.Timeout = 500 * time.Millisecond
+				s.egress.Timeout, s.egress.ConnectTimeout = patience, patience // what the receiver does decides, however late
+				if tt.outcome == tandem.OutcomeTimeout {
+					s.egress.Timeout = 3 * time.Second // most of it for the connection
+				}
 				s.engine.Retry = engine.Schedule{Attempts: 3, Backoff: backoff}
 			})
 			id := p.submit("echo", tt.url(t)).ID

@@ -155,7 +155,7 @@ func waitFor(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	limit := time.NewTimer(time.Minute)
+	limit := time.NewTimer(5 * time.Minute) // only a hang takes so long, even on a busy machine
 	defer limit.Stop()
 	for !ok() {
 		select {
