@@ -95,7 +95,7 @@ func scriptAwait(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: await URL")
 	}
-	ts.Check(awaitOK(args[0]))
+	ts.Check(awaitAnswer(args[0], patience)) // a second try would count where requests are counted
 }
 
 // scriptAwaitPort waits until something listens: awaitport HOST:PORT.
@@ -183,8 +183,11 @@ func freeAddress() (string, error) {
 }
 
 // awaitOK polls a URL until it answers 200.
-func awaitOK(url string) error {
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Second}
+func awaitOK(url string) error { return awaitAnswer(url, time.Second) }
+
+// awaitAnswer is awaitOK with a limit to each try.
+func awaitAnswer(url string, limit time.Duration) error {
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: limit}
 	return poll(url, func() error {
 		response, err := client.Get(url)
 		if err != nil {
