@@ -188,32 +188,16 @@ func acceptSeveral(w *world, t *rapid.T) answer {
 func finishSync(w *world, t *rapid.T) answer {
 	r := w.pick(t, func(r *row) bool { return r.answering() && !r.leased })
 	job, next := store.Job{Lane: r.lane, Request: r.request}, w.drawDone(t)
-	switch rapid.IntRange(0, 9).Draw(t, "how") {
-	case 0:
-		return w.elsewhere(t, job, next, store.LaneIO) // it is in none
-	case 1:
+	if rapid.IntRange(0, 9).Draw(t, "against the rules") == 0 {
 		next = store.Next{Verdict: store.Again} // it is in no queue
 	}
 	return w.finish(t, job, next)
 }
 
-// elsewhere finishes what is in another lane, which a caller then takes for ended: so it is, when it has been finished where it is.
-func (w *world) elsewhere(t *rapid.T, job store.Job, next store.Next, lane store.Lane) answer {
-	right := job.Lane
-	job.Lane = lane
-	refused := w.finish(t, job, next)
-	job.Lane = right
-	w.finish(t, job, next)
-	return refused
-}
-
 func finishSubmission(w *world, t *rapid.T) answer {
 	r := w.pick(t, func(r *row) bool { return r.leased })
 	job, next := store.Job{Lane: r.lane, Request: r.request}, w.drawDone(t)
-	switch rapid.IntRange(0, 9).Draw(t, "how") {
-	case 0:
-		return w.elsewhere(t, job, next, store.LaneNone) // it is in one
-	case 1:
+	if rapid.IntRange(0, 9).Draw(t, "against the rules") == 0 {
 		next.Verdict, next.Lane = store.Again, store.LaneDeliver // nobody is to be called
 	}
 	return w.finish(t, job, next)
