@@ -66,7 +66,7 @@ func (c *Client) Room(destination, key string) int {
 	if !known {
 		return room
 	}
-	if c.fullLocked(d, key) {
+	if c.fullLocked(d) {
 		return 0
 	}
 	for _, ci := range c.circuitsLocked(d, r) {

@@ -1,6 +1,7 @@
 package egress
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -26,17 +27,17 @@ const (
 // destination is a site that calls go to. The client's mu guards its fields.
 type destination struct {
 	site     Site
-	host     *circuit             // opened when there is no connection, no TLS or no answer
-	trouble  *circuit             // opened by what hinders us ourselves
-	turns    turns                // who may probe host
-	answered time.Time            // when it last gave any answer; zero: never
-	inFlight int                  // places given out; at most Config.HostConcurrency
-	queue    limit.Turns[*waiter] // by API key
-	average  time.Duration        // moving average of an exchange; 0: none yet
-	moved    time.Time            // when a place was last given back, or was first given out
-	busy     schedule             // of calls that find too many waiting
-	failing  time.Time            // since when nothing has been delivered, as the log says; zero: it has not said so
-	warned   time.Time            // when the log last said so
+	host     *circuit      // opened when there is no connection, no TLS or no answer
+	trouble  *circuit      // opened by what hinders us ourselves
+	turns    turns         // who may probe host
+	answered time.Time     // when it last gave any answer; zero: never
+	inFlight int           // places given out; at most Config.HostConcurrency
+	queue    list.List     // of *waiter, the longest waiting in front
+	average  time.Duration // moving average of an exchange; 0: none yet
+	moved    time.Time     // when a place was last given back, or was first given out
+	busy     schedule      // of calls that find too many waiting
+	failing  time.Time     // since when nothing has been delivered, as the log says; zero: it has not said so
+	warned   time.Time     // when the log last said so
 }
 
 // waiter is a call of Reserve that waits.
@@ -76,13 +77,13 @@ type Place struct {
 	over     bool // given back
 }
 
-// Reserve waits for a place at the destination of rawURL. key is the API key that the call is
-// made for; "" is none. Keys take turns, and the calls of one are served in order. It returns a *PutOff when waiting
+// Reserve waits for a place at the destination of rawURL, first come, first
+// served. key is the API key that the call is made for; "" is none. It returns a *PutOff when waiting
 // here is not worth it: a breaker is open or half-open with its probe out, or too many wait already. It
 // returns ctx's cause when ctx ends.
 //
-// One destination may hold at most half of the waiting places that are still free, and one
-// for each key, so that a slow one never takes them all. A URL that Check would refuse by now gets a
+// One destination may hold at most half of the waiting places that are still free, so
+// that a slow one never takes them all. A URL that Check would refuse by now gets a
 // place at once, and Post says blocked.
 func (c *Client) Reserve(ctx context.Context, rawURL, key string) (*Place, error) {
 	place := &Place{client: c}
@@ -113,7 +114,7 @@ func (c *Client) Reserve(ctx context.Context, rawURL, key string) (*Place, error
 		return nil, err
 	}
 	w := &waiter{receiver: place.receiver, granted: make(chan grant, 1)}
-	d.queue.Push(key, 1, w)
+	element := d.queue.PushBack(w)
 	c.waiting++
 	c.mu.Unlock()
 
@@ -121,7 +122,7 @@ func (c *Client) Reserve(ctx context.Context, rawURL, key string) (*Place, error
 	case g := <-w.granted:
 		return place.granted(g)
 	case <-ctx.Done():
-		c.leave(place, w)
+		c.leave(place, w, element)
 		return nil, context.Cause(ctx)
 	}
 }
@@ -232,8 +233,7 @@ func (c *Client) takeBackLocked(p *Place, result *Result) {
 	d.moved = time.Now()
 	c.destinations.Release(d.site)
 	for d.queue.Len() > 0 && d.inFlight < c.cfg.HostConcurrency {
-		w, _ := d.queue.Peek(anyWaiter)
-		d.queue.Take()
+		w := d.queue.Remove(d.queue.Front()).(*waiter)
 		c.waiting--
 		w.granted <- c.grantLocked(d, w.receiver)
 	}
@@ -241,7 +241,7 @@ func (c *Client) takeBackLocked(p *Place, result *Result) {
 
 // leave takes a call whose ctx ended out of the queue, or gives back what it was
 // granted in the same moment.
-func (c *Client) leave(p *Place, w *waiter) {
+func (c *Client) leave(p *Place, w *waiter, element *list.Element) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	select {
@@ -251,7 +251,7 @@ func (c *Client) leave(p *Place, w *waiter) {
 			c.takeBackLocked(p, &Result{})
 		}
 	default:
-		p.dest.queue.Remove(w.receiver.Key, func(other *waiter) bool { return other == w })
+		p.dest.queue.Remove(element)
 		c.waiting--
 		c.destinations.Release(p.dest.site)
 	}
@@ -266,20 +266,16 @@ func (c *Client) mayWaitLocked(d *destination, r Receiver) error {
 	if why != nil {
 		return c.putOffLocked(d, r, held, why)
 	}
-	if c.fullLocked(d, r.Key) {
+	if c.fullLocked(d) {
 		return c.putOffLocked(d, r, nil, errBusy)
 	}
 	return nil
 }
 
-// anyWaiter lets Peek return the first waiter.
-func anyWaiter(string, *waiter) bool { return true }
-
-// fullLocked reports whether no more calls of a key may wait for d. Only calls of its own
-// keep the first one of a key from waiting for its turn.
-func (c *Client) fullLocked(d *destination, key string) bool {
+// fullLocked reports whether no more calls may wait for d.
+func (c *Client) fullLocked(d *destination) bool {
 	free := c.cfg.MaxWaiting - c.waiting
-	return free < 1 || d.queue.Len() >= max(1, free/2) && d.queue.Waiting(key) > 0
+	return free < 1 || d.queue.Len() >= max(1, free/2)
 }
 
 // errBusy is why a call is put off although nothing holds it back.

@@ -34,6 +34,8 @@ const (
 // wholeIndexes are the indexes that a statement may read from end to end, each with the reason.
 var wholeIndexes = map[string]string{
 	"requests_processing":                  "what is being worked on, for those whose node is gone",
+	"counters_writers":                     "a row for each writer of each node",
+	"nodes_pkey":                           "a row for each node",
 	"requests_job":                         "what is unfinished, once a minute, for those whose job is gone",
 	"river_job_pkey":                       "the same",
 	"river_job_prioritized_fetching_index": "the same",

@@ -58,6 +58,7 @@ type Postgres struct {
 	held      *heldJobs
 	callers   *callers
 	queues    *pgQueues
+	traces    traces
 	capacity  atomic.Pointer[Capacity] // of Work; empty before
 
 	silent atomic.Bool // a fault point, false but in tests: no heartbeat, no sweep

@@ -60,7 +60,7 @@ func (e *fetchExecutor) JobGetAvailable(ctx context.Context, p *riverdriver.JobG
 	result, err := e.fetch(ctx, lane, most)
 	// Somebody else may have begun a queue; and of a list that is old the heads are.
 	if err == nil && len(result.Jobs) < most && e.store.queues.old(listStale) || e.store.queues.old(listFresh) {
-		if err = e.store.list(ctx); err == nil && len(result.Jobs) == 0 {
+		if err = e.store.list(ctx, e.store.pool); err == nil && len(result.Jobs) == 0 {
 			result, err = e.fetch(ctx, lane, most)
 		}
 	}
@@ -73,12 +73,13 @@ func (e *fetchExecutor) fetch(ctx context.Context, lane Lane, most int) (*riverd
 	rows, err := e.store.pool.Query(ctx, `
 		WITH due AS MATERIALIZED (
 			SELECT id
-			FROM unnest($2::text[], $3::int[]) AS ask (name, most)
+			FROM unnest($2::text[], $3::int[], $6::timestamptz[]) AS ask (name, most, since)
 			CROSS JOIN LATERAL (
 				SELECT id
 				FROM river_job
-				WHERE state = 'available' AND queue = ask.name AND scheduled_at <= now() AND EXISTS (SELECT FROM nodes WHERE nodes.id = $1)
-				ORDER BY priority, scheduled_at, id
+				WHERE state = 'available' AND queue = ask.name AND priority = 1 AND scheduled_at >= ask.since AND scheduled_at <= now()
+				      AND EXISTS (SELECT FROM nodes WHERE nodes.id = $1)
+				ORDER BY scheduled_at, id
 				LIMIT ask.most
 				FOR UPDATE SKIP LOCKED
 			) AS first
@@ -89,25 +90,27 @@ func (e *fetchExecutor) fetch(ctx context.Context, lane Lane, most int) (*riverd
 			WHERE id = ANY (ARRAY(SELECT id FROM due))
 			RETURNING id AS job, attempt, max_attempts, kind, scheduled_at, queue
 		)
-		SELECT job, attempt, max_attempts, kind, scheduled_at, queue, coalesce(size, 0), coalesce(size, 0) <= $4, `+pgColumns+`,
+		SELECT now(), job, attempt, max_attempts, kind, scheduled_at, queue, coalesce(size, 0), coalesce(size, 0) <= $4, `+pgColumns+`,
 		       CASE WHEN lane = 'deliver' OR size > $4 THEN ''::bytea ELSE data END,
 		       CASE WHEN lane = 'deliver' AND size <= $4 THEN result END
 		FROM taken
 		JOIN requests ON job_id = job
 		CROSS JOIN LATERAL (SELECT octet_length(CASE lane WHEN 'deliver' THEN result ELSE data END) AS size) AS s
 		WHERE job_id = ANY (ARRAY(SELECT job FROM taken))
-		ORDER BY scheduled_at, job`, e.store.node, ask.names, ask.most, smallJob, most)
+		ORDER BY scheduled_at, job`, e.store.node, ask.names, ask.most, smallJob, most, ask.since)
 	if err == nil {
 		var jobs []*rivertype.JobRow
 		var items []*pgItem
+		var at time.Time
 		for rows.Next() {
 			job := &rivertype.JobRow{EncodedArgs: []byte(`{}`), Queue: string(lane), State: rivertype.JobStateRunning}
 			it := &pgItem{}
 			var queue string
-			it.request, err = scanPostgres(rows, &job.ID, &job.Attempt, &job.MaxAttempts, &job.Kind, &job.ScheduledAt, &queue, &it.size, &it.loaded)
+			it.request, err = scanPostgres(rows, &at, &job.ID, &job.Attempt, &job.MaxAttempts, &job.Kind, &job.ScheduledAt, &queue, &it.size, &it.loaded)
 			if err != nil {
 				break
 			}
+			it.due = job.ScheduledAt
 			it.queue, _ = parseQueue(queue)
 			jobs, items = append(jobs, job), append(items, it)
 		}
@@ -117,6 +120,9 @@ func (e *fetchExecutor) fetch(ctx context.Context, lane Lane, most int) (*riverd
 				it.ticket = e.gate.enter(lane, it.request.Owner, it.size)
 			}
 			e.store.held.add(jobs, items)
+			if len(items) > 0 {
+				e.store.queues.fetched(ask, items, at, len(items) == most)
+			}
 			e.again(lane, ask, items)
 			return &riverdriver.JobGetAvailableResult{Jobs: jobs}, nil
 		}

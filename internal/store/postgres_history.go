@@ -326,13 +326,8 @@ func (s *Postgres) Stats(ctx context.Context) (Stats, error) {
 		stats.Unavailable = *failure
 		return stats, nil
 	}
-	err := s.reading(ctx, func(ctx context.Context) error {
-		// By our clock, which may differ from the database's.
-		_, err := eachQueue(ctx, s.reads, "", func(q pgQueue, wait time.Duration) {
-			if wait <= 0 && q.destination == "" {
-				stats.OldestDue = sooner(stats.OldestDue, time.Now().Add(wait))
-			}
-		})
+	err := s.reading(ctx, func(ctx context.Context) (err error) {
+		stats.OldestDue, err = s.oldestDue(ctx)
 		return err
 	})
 	return stats, err

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -18,12 +19,14 @@ import (
 const (
 	beatInterval  = 2 * time.Second // how often a node says that it lives
 	beatTimeout   = 2 * time.Second
-	unsteadyAfter = 5 * time.Second        // a gap between signs of life as long as that is one
-	awayInterval  = 500 * time.Millisecond // the same while the database does not answer
-	sweepInterval = 3 * time.Second        // how often it looks for those that do not
-	deadAfter     = 8 * time.Second        // by the clock of the database
-	lookAhead     = 2 * time.Second        // how old the counters of other nodes may be
-	deepSweep     = 20                     // every so many sweeps also look for requests whose job is gone
+	unsteadyAfter = 5 * time.Second                  // a gap between signs of life as long as that is one
+	awayInterval  = 500 * time.Millisecond           // the same while the database does not answer
+	sweepInterval = 3 * time.Second                  // how often it looks for those that do not
+	deadAfter     = 8 * time.Second                  // by the clock of the database
+	lookAhead     = 2 * time.Second                  // how old the counters of other nodes may be
+	deepSweep     = 20                               // every so many sweeps also look for requests whose job is gone
+	deepRest      = 50                               // and no sooner than so many times as long as one takes
+	lateTraces    = 2*writeTimeout + 2*sweepInterval // for how long after a node has gone what it began may be committed
 )
 
 // heartbeat says that this node lives, tells the others what they are to know, hears what they have told, and returns whether
@@ -156,7 +159,7 @@ func (s *Postgres) tend(ctx context.Context) {
 	defer look.Stop()
 	defer sweep.Stop()
 	expired := time.Now()
-	for sweeps := 1; ; {
+	for sweeps, nextDeep := 1, deepSweep; ; {
 		var err error
 		select {
 		case <-ctx.Done():
@@ -167,7 +170,7 @@ func (s *Postgres) tend(ctx context.Context) {
 			if s.silent.Load() {
 				continue
 			}
-			deep := sweeps%deepSweep == 0
+			deep, began := sweeps >= nextDeep, time.Now()
 			err = s.sweep(ctx, deep)
 			if err == nil && (deep || s.held.inDoubt()) {
 				err = s.reclaim(ctx)
@@ -178,6 +181,9 @@ func (s *Postgres) tend(ctx context.Context) {
 			if maxAge := s.capacity.Load().MaxAge; err == nil && maxAge > 0 && time.Since(expired) > expireInterval(maxAge) {
 				expired = time.Now()
 				err = s.expireParked(ctx, maxAge)
+			}
+			if deep {
+				nextDeep = sweeps + max(deepSweep, int(deepRest*time.Since(began)/sweepInterval))
 			}
 			sweeps++
 		}
@@ -222,6 +228,7 @@ func (s *Postgres) sweep(ctx context.Context, deep bool) error {
 	if err := s.do(ctx, w.run); err != nil {
 		return fmt.Errorf("sweep: %w", err)
 	}
+	s.traces.swept(w.nodes, len(w.dead) > 0)
 	for _, node := range w.dead {
 		s.cfg.Log.Warn("a node is dead; others take over its work", "node", node)
 	}
@@ -232,16 +239,50 @@ func (s *Postgres) sweep(ctx context.Context, deep bool) error {
 	return nil
 }
 
+// traces says whether there may be work of nodes that are no more. To look for it steps over all that nodes have worked on since the
+// oldest transaction that somebody keeps open.
+type traces struct {
+	mu    sync.Mutex // guards the fields below
+	nodes []string   // those there were at the last sweep; nil: it is the first
+	until time.Time  // until then look
+}
+
+// expected reports whether to look, when there are these nodes now.
+func (t *traces) expected(nodes []string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.missLocked(nodes) || time.Now().Before(t.until)
+}
+
+// missLocked reports whether one that there was, or may have been, is not among these.
+func (t *traces) missLocked(nodes []string) bool {
+	return t.nodes == nil || slices.ContainsFunc(t.nodes, func(node string) bool { return !slices.Contains(nodes, node) })
+}
+
+// swept is called after a sweep that has left these nodes, and says whether it found one that is dead; nil: another node sweeps.
+func (t *traces) swept(nodes []string, gone bool) {
+	if nodes == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if gone || t.nodes != nil && t.missLocked(nodes) {
+		t.until = time.Now().Add(lateTraces)
+	}
+	t.nodes = nodes
+}
+
 // sweeping is one sweep.
 type sweeping struct {
 	store              *Postgres
 	deep               bool
 	dead               []string
+	nodes              []string // those that are left
 	interrupted, again int64
 }
 
 func (w *sweeping) run(ctx context.Context, tx pgx.Tx, deltas map[string]int64) error {
-	w.dead, w.interrupted, w.again = nil, 0, 0
+	w.dead, w.nodes, w.interrupted, w.again = nil, nil, 0, 0
 	// The row in which fold sums up is the lock: an advisory one could be taken by every role that may connect.
 	var ours bool
 	err := tx.QueryRow(ctx, `SELECT true FROM counters WHERE node = '' FOR UPDATE SKIP LOCKED`).Scan(&ours)
@@ -265,6 +306,15 @@ func (w *sweeping) run(ctx context.Context, tx pgx.Tx, deltas map[string]int64) 
 	}
 	if w.dead, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil {
 		return err
+	}
+	if rows, err = tx.Query(ctx, `SELECT id FROM nodes`); err != nil {
+		return err
+	}
+	if w.nodes, err = pgx.AppendRows([]string{}, rows, pgx.RowTo[string]); err != nil {
+		return err
+	}
+	if !w.deep && len(w.dead) == 0 && !w.store.traces.expected(w.nodes) {
+		return nil
 	}
 	if err := w.interrupt(ctx, tx, deltas); err != nil {
 		return err

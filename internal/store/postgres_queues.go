@@ -67,6 +67,12 @@ const (
 	// parkedFetch bounds the parked queues that one fetch asks, and parkedLook is how soon they are asked again.
 	parkedFetch = 64
 	parkedLook  = time.Second
+	// listRest is how many times as long as it took a list is rested from. For as long as somebody keeps a transaction
+	// open it steps over every job that there was since.
+	listRest = 50
+	// lateCommit is how long before a fetch a job may have become available that the fetch has not seen, because the
+	// transaction that inserted it was under way. What took longer the next list finds.
+	lateCommit = time.Second
 )
 
 // pgQueues are the queues that this node knows of.
@@ -77,17 +83,64 @@ type pgQueues struct {
 	listed time.Time           // monotonic
 	rested time.Time           // not listed before: it takes long; monotonic
 	after  string              // where the next list begins: the last one was full
+	since  time.Time           // no queue that is not known has anything available from before; by the clock of the database
 	turn   int                 // which parked queues are the next to be asked
 	short  map[Lane]bool       // :: lane → an owner was given less than it could have had, because it holds so much
 }
 
 // pgHead is what is known of a queue.
 type pgHead struct {
-	due time.Time // when its first job is due, by our clock, as far as is known
+	due   time.Time // when its first job is due, by our clock, as far as is known
+	since time.Time // nothing is available from before: a fetch need not step over it; by the clock of the database
 }
 
 func newPgQueues() *pgQueues {
 	return &pgQueues{known: map[pgQueue]*pgHead{}, parked: map[string]bool{}, short: map[Lane]bool{}}
+}
+
+// sinceLocked is from when on a queue may have something available.
+func (k *pgQueues) sinceLocked(q pgQueue) time.Time {
+	if head := k.known[q]; head != nil {
+		return head.since
+	}
+	return k.since
+}
+
+// lookAll forgets from when on queues may have something available: something has come that is from before.
+func (k *pgQueues) lookAll() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.since = time.Time{}
+	for _, head := range k.known {
+		head.since = time.Time{}
+	}
+}
+
+// fetched takes over what a fetch has shown: at a moment of the database there was no more than it got in those queues of
+// which it did not get all that it asked for. whole: it got all that it asked for in all.
+func (k *pgQueues) fetched(asked ask, items []*pgItem, at time.Time, whole bool) {
+	last, got := map[string]time.Time{}, map[string]int32{}
+	for _, it := range items {
+		name := it.queue.name()
+		last[name], got[name] = it.due, got[name]+1 // they come in this order
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for i, name := range asked.names {
+		since := at.Add(-lateCommit)
+		if (whole || got[name] == asked.most[i]) && last[name].Before(since) { // zero: it got none, and there may be some
+			since = last[name]
+		}
+		q, _ := parseQueue(name)
+		head := k.known[q]
+		if head == nil && q.owner == "" && q.destination == "" { // a lane's own queue
+			head = &pgHead{since: k.since}
+			k.known[q] = head
+		}
+		if head != nil && head.since.Equal(asked.since[i]) && since.After(head.since) { // nothing has come meanwhile that is from before
+			head.since = since
+		}
+	}
 }
 
 // ended reports whether the end of a job lets its lane be asked for more.
@@ -108,7 +161,7 @@ func (k *pgQueues) note(q pgQueue, delay time.Duration) {
 	case head != nil && due.Before(head.due):
 		head.due = due
 	case head == nil && len(k.known) < maxQueues:
-		k.known[q] = &pgHead{due: due}
+		k.known[q] = &pgHead{due: due, since: k.since}
 		if q.destination != "" {
 			k.parked[q.destination] = true
 		}
@@ -132,58 +185,53 @@ func (k *pgQueues) old(enough time.Duration) bool {
 
 // listQueues goes from queue to queue in River's index, so it costs the same however many jobs each has.
 const listQueues = `
-	WITH RECURSIVE queues (name) AS (
-		(SELECT queue FROM river_job WHERE state = 'available' AND queue > $1 ORDER BY queue LIMIT 1)
+	WITH RECURSIVE queues AS (
+		(
+			SELECT queue, scheduled_at
+			FROM river_job
+			WHERE state = 'available' AND queue > $1
+			ORDER BY queue, priority, scheduled_at, id
+			LIMIT 1
+		)
 		UNION ALL
-		SELECT (SELECT queue FROM river_job WHERE state = 'available' AND queue > name ORDER BY queue LIMIT 1)
+		SELECT following.queue, following.scheduled_at
 		FROM queues
-		WHERE name IS NOT NULL
+		CROSS JOIN LATERAL (
+			SELECT queue, scheduled_at
+			FROM river_job
+			WHERE state = 'available' AND queue > queues.queue
+			ORDER BY queue, priority, scheduled_at, id
+			LIMIT 1
+		) AS following
 	)
-	SELECT name, now(), (
-		SELECT scheduled_at FROM river_job
-		WHERE state = 'available' AND queue = name AND priority = 1
-		ORDER BY scheduled_at
-		LIMIT 1
-	)
-	FROM queues
-	WHERE name IS NOT NULL
-	LIMIT $2`
+	SELECT now(), queue, scheduled_at
+	FROM (SELECT) AS always
+	LEFT JOIN (SELECT * FROM queues LIMIT $2) AS listed ON true`
 
-// eachQueue calls f with every queue that has a job and how long it is until the first is due, at most maxQueues
-// after a name. It returns the name to go on after, "" at the end.
-func eachQueue(ctx context.Context, on interface {
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-}, after string, f func(q pgQueue, wait time.Duration)) (next string, err error) {
-	rows, err := on.Query(ctx, listQueues, after, maxQueues)
-	if err != nil {
-		return "", err
-	}
-	var name string
-	var now, due pgtype.Timestamptz
-	n := 0
-	_, err = pgx.ForEachRow(rows, []any{&name, &now, &due}, func() error {
-		n++
-		if q, ours := parseQueue(name); ours && due.Valid {
-			f(q, due.Time.Sub(now.Time))
-		}
-		return nil
-	})
-	if n < maxQueues {
-		name = ""
-	}
-	return name, err
-}
-
-// list looks for queues that have jobs.
-func (s *Postgres) list(ctx context.Context) error {
+// list looks for queues that have jobs, at most maxQueues at a time.
+func (s *Postgres) list(ctx context.Context, pool *pgPool) error {
 	k := s.queues
 	k.mu.Lock()
 	after := k.after
 	k.mu.Unlock()
 	began := time.Now()
+	rows, err := pool.Query(ctx, listQueues, after, maxQueues)
+	if err != nil {
+		return fmt.Errorf("list queues: %w", err)
+	}
 	known := map[pgQueue]*pgHead{}
-	next, err := eachQueue(ctx, s.pool, after, func(q pgQueue, wait time.Duration) {
-		known[q] = &pgHead{due: began.Add(wait)}
+	var now time.Time
+	var name pgtype.Text
+	var due pgtype.Timestamptz
+	n := 0
+	_, err = pgx.ForEachRow(rows, []any{&now, &name, &due}, func() error {
+		if name.Valid {
+			n++
+		}
+		if q, ours := parseQueue(name.String); ours && due.Valid {
+			known[q] = &pgHead{due: began.Add(due.Time.Sub(now)), since: sooner(now.Add(-lateCommit), due.Time)}
+		}
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("list queues: %w", err)
@@ -195,21 +243,71 @@ func (s *Postgres) list(ctx context.Context) error {
 			known[q] = head
 		}
 	}
-	k.known, k.after, k.listed = known, next, time.Now()
+	next, since := name.String, time.Time{}
+	if n < maxQueues {
+		next = ""
+		if after == "" { // these are all
+			since = now.Add(-lateCommit)
+		}
+	}
+	k.known, k.after, k.since, k.listed = known, next, since, time.Now()
 	clear(k.parked)
 	for q := range known {
 		if q.destination != "" {
 			k.parked[q.destination] = true
 		}
 	}
-	k.rested = k.listed.Add(10 * k.listed.Sub(began))
+	k.rested = k.listed.Add(listRest * k.listed.Sub(began))
 	return nil
 }
 
-// ask is from which queues to fetch, and at most how many jobs from each.
+// oldestDue is when the job became due that has waited longest, by our clock; zero: none waits. Parked callbacks do not count.
+func (s *Postgres) oldestDue(ctx context.Context) (oldest time.Time, err error) {
+	k := s.queues
+	if k.old(0) {
+		if err := s.list(ctx, s.reads); err != nil {
+			return oldest, err
+		}
+	}
+	var a ask
+	k.mu.Lock()
+	for _, lane := range Lanes {
+		a.add(k, pgQueue{lane: lane}, 1)
+	}
+	for q := range k.known {
+		if q.destination == "" && q.owner != "" {
+			a.add(k, q, 1)
+		}
+	}
+	k.mu.Unlock()
+	var due pgtype.Timestamptz
+	var now time.Time
+	err = s.reads.QueryRow(ctx, `
+		SELECT now(), min(due)
+		FROM unnest($1::text[], $2::timestamptz[]) AS ask (name, since)
+		CROSS JOIN LATERAL (
+			SELECT scheduled_at AS due
+			FROM river_job
+			WHERE state = 'available' AND queue = ask.name AND priority = 1 AND scheduled_at >= ask.since AND scheduled_at <= now()
+			ORDER BY scheduled_at
+			LIMIT 1
+		) AS first`, a.names, a.since).Scan(&now, &due)
+	if err == nil && due.Valid {
+		oldest = time.Now().Add(due.Time.Sub(now)) // the database's clock may differ
+	}
+	return oldest, err
+}
+
+// ask is from which queues to fetch, at most how many jobs from each, and from when on they may be available.
 type ask struct {
 	names []string
 	most  []int32
+	since []time.Time
+}
+
+// add is called with the lock of k.
+func (a *ask) add(k *pgQueues, q pgQueue, most int) {
+	a.names, a.most, a.since = append(a.names, q.name()), append(a.most, int32(most)), append(a.since, k.sinceLocked(q))
 }
 
 // asks shares out what may be fetched for a lane: of at most `most` jobs each owner may have half of what the others
@@ -238,7 +336,7 @@ func (s *Postgres) asks(lane Lane, capacity, most int) ask {
 			k.short[lane] = true
 		}
 		if room = min(room, most/len(own)+1); room > 0 {
-			a.names, a.most = append(a.names, q.name()), append(a.most, int32(room))
+			a.add(k, q, room)
 		}
 	}
 	for i := range parked {
@@ -247,7 +345,7 @@ func (s *Postgres) asks(lane Lane, capacity, most int) ask {
 		}
 		q := parked[(k.turn+i)%len(parked)]
 		if room := s.room(q.destination, q.owner) - s.held.at(q.destination); room > 0 {
-			a.names, a.most = append(a.names, q.name()), append(a.most, int32(min(room, most)))
+			a.add(k, q, min(room, most))
 		}
 	}
 	if len(parked) > 0 {
@@ -284,6 +382,7 @@ func (s *Postgres) expireParked(ctx context.Context, maxAge time.Duration) error
 		return fmt.Errorf("look for parked callbacks that are too old: %w", err)
 	}
 	if moved > 0 {
+		s.queues.lookAll()
 		s.wakes.add(LaneDeliver, 0)
 	}
 	return nil

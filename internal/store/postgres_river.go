@@ -231,8 +231,9 @@ func (h *handout) settle(o *pgOp) error {
 type pgItem struct {
 	request tandem.Request
 	queue   pgQueue
-	size    int  // bytes of data or result that the job will hold
-	loaded  bool // request has them
+	due     time.Time // by the clock of the database
+	size    int       // bytes of data or result that the job will hold
+	loaded  bool      // request has them
 	ticket  *ticket
 }
 

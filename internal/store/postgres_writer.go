@@ -206,6 +206,9 @@ func (w *pgWriter) commit(ops []*pgOp) error {
 	if errors.Is(err, errFolded) { // other nodes took us for dead; what we counted is in the sum already
 		err = w.transaction(ctx, ops)
 	}
+	if time.Since(started) > lateCommit/2 { // or what was fetched meanwhile hides the jobs that it has inserted
+		w.store.queues.lookAll()
+	}
 	if err != nil {
 		w.counters.failed()
 	} else {
