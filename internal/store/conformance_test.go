@@ -52,6 +52,8 @@ func TestConformance(t *testing.T) {
 		"an owner leaves room for others":      conformShare,
 		"parked callbacks are left alone":      conformParked,
 		"parked callbacks become too old":      conformParkedTooOld,
+		"undelivered callbacks are listed":     conformUndelivered,
+		"undelivered, and not tried yet":       conformUndeliveredAtOnce,
 		"work ends when its steps have":        conformStop,
 		"pages of the history":                 conformPages,
 		"filters of the history":               conformFilters,

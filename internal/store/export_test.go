@@ -82,3 +82,13 @@ func DatabasePath(url string) (string, error) { return databasePath(url) }
 
 // TooOld refuses servers of old versions.
 func TooOld(version int) error { return tooOld(version) }
+
+// UndeliveredWithin is Undelivered with other limits.
+func UndeliveredWithin(ctx context.Context, s Store, sites, counted int) (Undelivered, error) {
+	limits := defaultUndeliveredLimits
+	limits.sites, limits.counted = sites, counted
+	if s, ok := s.(*Postgres); ok {
+		return s.undelivered(ctx, limits)
+	}
+	return s.(*SQLite).undelivered(ctx, limits)
+}

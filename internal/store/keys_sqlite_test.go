@@ -100,7 +100,8 @@ func TestKeysOpen(t *testing.T) {
 
 // withoutKeys takes a file back to the schema before there were API keys.
 var withoutKeys = []string{
-	`DROP INDEX requests_parked`, `DROP INDEX requests_queue`, `ALTER TABLE requests DROP COLUMN waits_for`, `ALTER TABLE requests DROP COLUMN owner`,
+	`DROP INDEX requests_undelivered`, `DROP INDEX requests_parked`, `DROP INDEX requests_queue`,
+	`ALTER TABLE requests DROP COLUMN waits_for`, `ALTER TABLE requests DROP COLUMN owner`,
 	`CREATE INDEX requests_queue ON requests (lane, due_at, seq) WHERE lane IS NOT NULL`,
 	`DROP TABLE key_totals`, `DROP INDEX requests_key`, `ALTER TABLE requests DROP COLUMN key_id`, `DROP TABLE keys`,
 	`DELETE FROM goose_db_version WHERE version_id >= 3`,

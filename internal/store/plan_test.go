@@ -271,6 +271,7 @@ func live(t *testing.T, path string, all *statements) {
 	if got := mustStats(t, s).Requests; got[tandem.ModeAsync]+got[tandem.ModeSync] != 1000 {
 		t.Errorf("%v requests, want 1,000", got)
 	}
+	mustUndelivered(t, s)
 	look(t, s)
 	s.ShiftClock(-time.Hour)
 	accept(t, s, newSync(), store.LaneNone)

@@ -54,6 +54,10 @@ type Store interface {
 	// Stats returns the counters, as of the last commit. It does not scan the table.
 	Stats(ctx context.Context) (Stats, error)
 
+	// Undelivered looks for callbacks that could not be delivered yet. Its cost has a bound, however many
+	// there are, but it is not for every request that somebody makes.
+	Undelivered(ctx context.Context) (Undelivered, error)
+
 	// SigningSecret returns the secret kept in the database. If there is none it
 	// keeps and returns fresh, and made is true.
 	SigningSecret(ctx context.Context, fresh tandem.Secret) (secret tandem.Secret, made bool, err error)

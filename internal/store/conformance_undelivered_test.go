@@ -1,0 +1,133 @@
+package store_test
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"tandem/internal/store"
+)
+
+// Undelivered callbacks are shown by site, the longest wait first. Those of one path of a site are shown there too.
+func conformUndelivered(t *testing.T, s store.Store) {
+	if u := mustUndelivered(t, s); !u.Oldest.IsZero() || len(u.Sites) > 0 {
+		t.Errorf("before there was any callback: %+v", u)
+	}
+	began := time.Now().UTC().Add(-time.Hour).Truncate(time.Second)
+	after := func(minutes int) time.Time { return began.Add(time.Duration(minutes) * time.Minute) }
+	waits := []struct {
+		owner, destination string
+		ended              time.Time
+	}{
+		{"a", "https://b.example:443", after(5)},
+		{"a", "http://a.example:80/hook|1", after(9)},
+		{"b", "http://a.example:80/hook|1", after(1)}, // the oldest is neither the first owner's nor the one due first
+		{"b", "http://a.example:80/hook|1", after(2)},
+		{"a", "http://a.example:80", after(3)},
+		{"a", "http://a.example:8080", after(4)},
+	}
+	type wait struct {
+		ended       time.Time
+		destination string
+	}
+	var mu sync.Mutex
+	byID := map[string]wait{} // guarded by mu
+	parkedNow, free := make(chan struct{}, len(waits)), make(chan struct{})
+	capacity := everyLane
+	capacity.Room = func(string, string) int {
+		select {
+		case <-free:
+			return 10
+		default:
+			return 0
+		}
+	}
+	step := func(_ context.Context, job store.Job) store.Next {
+		mu.Lock()
+		w := byID[job.Request.ID]
+		mu.Unlock()
+		if job.Lane != store.LaneDeliver {
+			next := workEnded(`{}`)
+			next.Outcome.StartedAt, next.Outcome.CompletedAt = w.ended, w.ended
+			return next
+		}
+		select {
+		case <-free:
+			next := sent
+			next.Freed[0] = w.destination
+			return next
+		default:
+			parkedNow <- struct{}{}
+			return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, Destination: w.destination, Parked: true}
+		}
+	}
+	for _, w := range waits {
+		r := newAsync()
+		r.Owner = w.owner
+		mu.Lock()
+		byID[r.ID] = wait{w.ended, w.destination}
+		mu.Unlock()
+		accept(t, s, r, store.LaneIO)
+	}
+	workWith(t, s, capacity, step)
+	for range waits {
+		<-parkedNow
+	}
+	want := store.Undelivered{Oldest: after(1), Sites: []store.UndeliveredSite{
+		{Site: "http://a.example:80", Count: 4, Oldest: after(1)},
+		{Site: "http://a.example:8080", Count: 1, Oldest: after(4)},
+		{Site: "https://b.example:443", Count: 1, Oldest: after(5)},
+	}}
+	total := func(u store.Undelivered) (n int64) {
+		for _, site := range u.Sites {
+			n += site.Count
+		}
+		return n
+	}
+	waitFor(t, "all to be on record as parked", func() bool { return total(mustUndelivered(t, s)) == int64(len(waits)) })
+	if diff := cmp.Diff(want, mustUndelivered(t, s), cmp.Comparer(time.Time.Equal)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	want.Sites = want.Sites[:2]
+	want.Sites[0].Count, want.Sites[0].More = 2, true // one for each of its two destinations
+	want.Sites[1].More = true
+	few, err := store.UndeliveredWithin(t.Context(), s, 2, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, few, cmp.Comparer(time.Time.Equal)); diff != "" {
+		t.Errorf("two sites, three counted (-want +got):\n%s", diff)
+	}
+	close(free)
+	for id := range byID {
+		waitStatus(t, s, id, "callback_sent")
+	}
+	if u := mustUndelivered(t, s); len(u.Sites) > 0 || !u.Oldest.IsZero() {
+		t.Errorf("after all were delivered: %+v", u)
+	}
+}
+
+// A callback that nobody has tried yet counts from the moment it was due.
+func conformUndeliveredAtOnce(t *testing.T, s store.Store) {
+	began := time.Now().Add(-time.Millisecond)
+	capacity := store.Capacity{Jobs: map[store.Lane]int{store.LaneIO: 1}} // nobody delivers
+	workWith(t, s, capacity, func(context.Context, store.Job) store.Next { return workEnded(`{}`) })
+	id := accepted(t, s, "a", 1)[0]
+	waitStatus(t, s, id, "completed")
+	u := mustUndelivered(t, s)
+	if len(u.Sites) > 0 || u.Oldest.Before(began) || u.Oldest.After(time.Now()) {
+		t.Errorf("%+v, want one that waits since now (%v)", u, began)
+	}
+}
+
+func mustUndelivered(t *testing.T, s store.Store) store.Undelivered {
+	t.Helper()
+	u, err := s.Undelivered(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
