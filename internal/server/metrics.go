@@ -118,6 +118,9 @@ type reading struct {
 	flying int64
 	conns  connectionFigures
 	nodes  int
+
+	waiting      store.Undelivered
+	waitingKnown bool // false: the store did not say
 }
 
 // figures is the collector of all of them.
@@ -155,12 +158,16 @@ func (f *figures) Collect(out chan<- prometheus.Metric) {
 	stats, err := s.cfg.Store.Stats(ctx)
 	at := time.Now()
 	lines, _ := s.cfg.Engine.SubmissionLogStats()
-	now := &reading{at, stats, s.cfg.Engine.Totals(), s.rateLimiting(at), s.tally, s.cfg.Engine.TaskNames(), lines, s.meters.inFlight.Load(), s.cfg.Connections.figures(), s.cfg.Nodes.Count()}
+	now := &reading{at, stats, s.cfg.Engine.Totals(), s.rateLimiting(at), s.tally, s.cfg.Engine.TaskNames(), lines, s.meters.inFlight.Load(), s.cfg.Connections.figures(), s.cfg.Nodes.Count(), store.Undelivered{}, false}
 	lists := [][]figure{f.always, f.stored}
 	if err != nil {
 		s.log.Warn("read the store for /metrics", "error", err)
 		now.store.Unavailable = err
 		lists = lists[:1]
+	} else if now.waiting, err = s.waiting.now(ctx, s.cfg.Store); err == nil {
+		now.waitingKnown = true
+	} else if now.store.Unavailable == nil {
+		s.log.Warn("read undelivered callbacks for /metrics", "error", err)
 	}
 	for _, list := range lists {
 		for _, figure := range list {
@@ -178,6 +185,14 @@ type put struct {
 
 func (p put) gauge(value float64, labels ...string) {
 	p.out <- prometheus.MustNewConstMetric(p.desc, prometheus.GaugeValue, value, labels...)
+}
+
+// age is how long ago something was; 0 if it never was.
+func (p put) age(now, then time.Time) {
+	if then.IsZero() {
+		then = now
+	}
+	p.gauge(max(now.Sub(then).Seconds(), 0))
 }
 
 func (p put) counter(value int64, labels ...string) {
@@ -315,11 +330,7 @@ func figuresOfStore() []figure {
 			}
 		}},
 		{name: "tandem_queue_oldest_age_seconds", help: "How long the job that has waited longest has been due; 0 when none waits.", read: func(now *reading, out put) {
-			if now.store.OldestDue.IsZero() {
-				out.gauge(0)
-				return
-			}
-			out.gauge(max(now.at.Sub(now.store.OldestDue).Seconds(), 0))
+			out.age(now.at, now.store.OldestDue)
 		}},
 		{name: "tandem_queue_depth_requests", help: "Unfinished requests: what the capacity bounds.", read: func(now *reading, out put) {
 			out.gauge(float64(now.store.Unfinished))
@@ -330,6 +341,11 @@ func figuresOfStore() []figure {
 		{name: "tandem_callbacks_ended_total", help: "Callbacks delivered or given up since the database was made.", labels: []string{"outcome"}, read: func(now *reading, out put) {
 			for _, status := range []tandem.CallbackStatus{tandem.CallbackSent, tandem.CallbackFailed} {
 				out.counter(now.store.Callback[status], string(status))
+			}
+		}},
+		{name: "tandem_callback_oldest_undelivered_seconds", help: "How long the undelivered callback that has waited longest has waited; 0 when none waits.", read: func(now *reading, out put) {
+			if now.waitingKnown {
+				out.age(now.at, now.waiting.Oldest)
 			}
 		}},
 		{name: "tandem_callback_attempts_total", help: "Tries to deliver a callback since the database was made, by outcome.", labels: []string{"outcome"}, read: func(now *reading, out put) {

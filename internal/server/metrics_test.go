@@ -91,6 +91,7 @@ func TestMetrics(t *testing.T) {
 			`tandem_http_problems_total{code="INVALID_JSON"}`:                              1,
 			`tandem_http_problems_total{code="NOT_FOUND"}`:                                 2,
 			`tandem_http_problems_total{code="INTERNAL"}`:                                  0,
+			`tandem_callback_oldest_undelivered_seconds`:                                   0,
 			`tandem_store_available`:                                                       1,
 			`tandem_store_commits_failed_total`:                                            0,
 		} {
@@ -165,11 +166,19 @@ func TestMetricsWithoutTheStore(t *testing.T) {
 	t.Parallel()
 	svc := start(t, nil)
 	svc.store.sabotage("Unavailable", unavailable)
-	if got := scrape(t, svc); got["tandem_store_available"] != 0 || got["tandem_queue_capacity_requests"] == 0 {
+	svc.store.sabotage("Undelivered", unavailable)
+	got := scrape(t, svc)
+	if got["tandem_store_available"] != 0 || got["tandem_queue_capacity_requests"] == 0 {
 		t.Errorf("a store that takes no writes: %v", got)
 	}
+	if age, there := got["tandem_callback_oldest_undelivered_seconds"]; there {
+		t.Errorf("nobody knows which callbacks wait, but the oldest is said to wait for %v s", age)
+	}
+	if a := svc.get("/stats"); a.status != http.StatusOK {
+		t.Errorf("/stats answers %d", a.status)
+	}
 	svc.store.sabotage("Stats", func() error { return errors.New("secret path") })
-	got := scrape(t, svc)
+	got = scrape(t, svc)
 	if available, there := got["tandem_store_available"]; !there || available != 0 {
 		t.Errorf("available: %v (there: %t)", available, there)
 	}

@@ -137,6 +137,7 @@ type server struct {
 	answers *budget
 	meters  *meters
 	started time.Time
+	waiting undelivered
 	base    string            // the path of Config.BaseURL, without a slash at the end
 	index   map[string]string // :: id of a route of the API → its path
 	json    []byte            // the OpenAPI document

@@ -206,6 +206,13 @@ func (f *faultyStore) Stats(ctx context.Context) (store.Stats, error) {
 	return stats, err
 }
 
+func (f *faultyStore) Undelivered(ctx context.Context) (store.Undelivered, error) {
+	if err := f.check("Undelivered"); err != nil {
+		return store.Undelivered{}, err
+	}
+	return f.Store.Undelivered(ctx)
+}
+
 // unavailable is the error of a store whose disk is full.
 func unavailable() error {
 	return &tandem.Error{Code: tandem.CodeStoreUnavailable, Message: "The database does not take writes.", Err: errors.New("disk I/O error: secret path")}

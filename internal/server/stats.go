@@ -4,6 +4,8 @@ import (
 	"maps"
 	"net/http"
 	"runtime/metrics"
+	"slices"
+	"strings"
 	"time"
 
 	"tandem"
@@ -59,7 +61,7 @@ type percentiles struct {
 
 // callbackService is about callbacks, whatever their request's work did.
 type callbackService struct {
-	Domains      map[string]domain        `json:"domains" doc:"Destination (host:port; scheme://host:port where it is called by both schemes) → its circuit breaker, as this node knows it; at most 1,000, failing ones first. Of a host that gives no answer all nodes know within seconds"`
+	Domains      map[string]domain        `json:"domains" doc:"Destination (host:port; scheme://host:port where it is called by both schemes) → its circuit breaker, as this node knows it, and what waits for it, on all nodes; at most 1,000 that this node knows, failing ones first, and 1,000 that callbacks wait for, the longest wait first. Of a host that gives no answer all nodes know within seconds"`
 	Global       globalCallbacks          `json:"global_stats"`
 	DeliveryRate float64                  `json:"delivery_rate" minimum:"0" maximum:"100" doc:"Percent of callbacks that ended that were delivered; 100 while none has ended"`
 	Attempts     map[tandem.Outcome]int64 `json:"attempts" doc:"Outcome → attempts"`
@@ -75,6 +77,10 @@ type domain struct {
 	RetryAt         *time.Time `json:"retry_at" doc:"When an open breaker lets a probe pass; null unless open"`
 	InFlight        int        `json:"in_flight" minimum:"0" doc:"Exchanges of this node now"`
 	Waiting         int        `json:"waiting" minimum:"0" doc:"Calls of this node that wait for a place"`
+
+	Undelivered int64      `json:"undelivered" minimum:"0" doc:"Callbacks, of all nodes, that have failed or been put off and wait for it; up to 5 s old"`
+	More        bool       `json:"undelivered_more" doc:"There may be more than undelivered: counting stops at 50,000, shared among destinations"`
+	Oldest      *time.Time `json:"oldest_undelivered_at" doc:"When the work of the first of them ended; null: none waits"`
 }
 
 // globalCallbacks sums up; the destinations are those listed, not all there ever were.
@@ -118,11 +124,15 @@ func (s *server) handleStats(r *http.Request) (statistics, error) {
 	if err != nil {
 		return statistics{}, err
 	}
+	waiting, err := s.waiting.now(r.Context(), s.cfg.Store)
+	if err != nil && counted.Unavailable == nil {
+		return statistics{}, err
+	}
 	vitals, now := s.cfg.Engine.Vitals(), time.Now()
 	return statistics{
 		Requests:     requestFigures(&counted, vitals.RequestsPerSecond),
 		Latency:      latencyFigures(vitals.Latency),
-		Callbacks:    callbackFigures(&counted, vitals.Destinations),
+		Callbacks:    callbackFigures(&counted, vitals.Destinations, waiting.Sites),
 		RateLimiting: s.rateLimiting(now),
 		Errors:       s.errorFigures(counted.Failures),
 		Queue:        queueFigures(&counted, now),
@@ -173,8 +183,9 @@ func latencyFigures(measured map[string]engine.Percentiles) latencies {
 	return latencies{of("sync_response"), of("async_acceptance"), of("processing"), of("accept_to_callback")}
 }
 
-func callbackFigures(c *store.Stats, destinations []engine.Destination) callbackService {
+func callbackFigures(c *store.Stats, known []engine.Destination, waiting []store.UndeliveredSite) callbackService {
 	sent, failed := c.Callback[tandem.CallbackSent], c.Callback[tandem.CallbackFailed]
+	destinations, parked := merged(known, waiting)
 	figures := callbackService{
 		Domains:      make(map[string]domain, len(destinations)),
 		Global:       globalCallbacks{Sent: sent, Failed: failed, Destinations: len(destinations)},
@@ -189,13 +200,37 @@ func callbackFigures(c *store.Stats, destinations []engine.Destination) callback
 		if _, taken := figures.Domains[name]; taken {
 			name = d.Scheme + "://" + d.Host
 		}
-		figures.Domains[name] = domain{hostName(d.Host), d.Scheme, d.State, d.FailureCount, orNull(d.LastFailure), orNull(d.RetryAt), d.InFlight, d.Waiting}
+		wait := parked[d.Scheme+"://"+d.Host]
+		figures.Domains[name] = domain{
+			hostName(d.Host), d.Scheme, d.State, d.FailureCount, orNull(d.LastFailure), orNull(d.RetryAt), d.InFlight, d.Waiting,
+			wait.Count, wait.More, orNull(wait.Oldest),
+		}
 		figures.Global.InFlight += d.InFlight
 		if d.State == "open" {
 			figures.Global.OpenBreakers++
 		}
 	}
 	return figures
+}
+
+// merged adds the sites that callbacks wait for to the destinations that this node knows. It also returns what waits
+// for each, by site.
+func merged(known []engine.Destination, waiting []store.UndeliveredSite) ([]engine.Destination, map[string]store.UndeliveredSite) {
+	parked := make(map[string]store.UndeliveredSite, len(waiting))
+	seen := make(map[string]bool, len(known))
+	for _, d := range known {
+		seen[d.Scheme+"://"+d.Host] = true
+	}
+	all := slices.Clone(known)
+	for _, site := range waiting {
+		parked[site.Site] = site
+		if scheme, host, ok := strings.Cut(site.Site, "://"); ok && !seen[site.Site] {
+			d := engine.Destination{State: "closed"}
+			d.Scheme, d.Host = scheme, host
+			all = append(all, d)
+		}
+	}
+	return all, parked
 }
 
 // orNull keeps "never" apart from the year 1.

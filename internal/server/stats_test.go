@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -95,6 +96,44 @@ func TestStatsShowTroubleWithADestination(t *testing.T) {
 	if d["failure_count"] != 1.0 || d["last_failure_time"] == nil || got["callback_service"]["delivery_rate"] != 0.0 {
 		t.Errorf("%v", got["callback_service"])
 	}
+}
+
+// What waits for a destination is shown with it, with how long it has waited, also by a process that has never called it.
+func TestStatsShowWhatWaitsForADestination(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "tandem.db")
+	var ended time.Time
+	check := func(t *testing.T, svc *service) {
+		t.Helper()
+		d, _ := stats(t, svc)["callback_service"]["domains"].(map[string]any)["127.0.0.1:1"].(map[string]any)
+		oldest, _ := d["oldest_undelivered_at"].(string)
+		at, err := time.Parse(time.RFC3339Nano, oldest)
+		if d["host"] != "127.0.0.1" || d["scheme"] != "http" || d["undelivered"] != 2.0 || d["undelivered_more"] != false || err != nil || !at.Equal(ended) {
+			t.Errorf("two callbacks wait, the older one since %v: %v", ended, d)
+		}
+		if age := scrape(t, svc)["tandem_callback_oldest_undelivered_seconds"]; age <= 0 || age > time.Since(ended).Seconds() {
+			t.Errorf("the oldest callback has waited for %v s, want about %v", age, time.Since(ended))
+		}
+	}
+	run := func(name string, test func(t *testing.T, svc *service)) {
+		t.Run(name, func(t *testing.T) {
+			test(t, start(t, func(s *setup) {
+				s.store.URL = path
+				s.engine.Retry.Backoff = time.Hour
+			}))
+		})
+	}
+	run("by the one that called", func(t *testing.T, svc *service) { //nolint:thelper // it is the test
+		for range 2 {
+			id := svc.submit(`{"data":{"a":1},"task":"echo","callback_url":"http://127.0.0.1:1/"}`)
+			r := svc.wait(id, func(r tandem.Request) bool { return len(r.Attempts) == 1 })
+			if ended.IsZero() {
+				ended = r.CompletedAt
+			}
+		}
+		check(t, svc)
+	})
+	run("after a restart", check)
 }
 
 func TestHealth(t *testing.T) {
