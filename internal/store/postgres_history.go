@@ -327,7 +327,7 @@ func (s *Postgres) Stats(ctx context.Context) (Stats, error) {
 		return stats, nil
 	}
 	err := s.reading(ctx, func(ctx context.Context) (err error) {
-		stats.OldestDue, err = s.oldestDue(ctx)
+		stats.OldestDue, err = s.oldestDue(ctx, Lanes...)
 		return err
 	})
 	return stats, err

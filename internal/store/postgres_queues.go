@@ -261,8 +261,9 @@ func (s *Postgres) list(ctx context.Context, pool *pgPool) error {
 	return nil
 }
 
-// oldestDue is when the job became due that has waited longest, by our clock; zero: none waits. Parked callbacks do not count.
-func (s *Postgres) oldestDue(ctx context.Context) (oldest time.Time, err error) {
+// oldestDue is when the job of some lanes became due that has waited longest, by our clock; zero: none waits. Parked
+// callbacks do not count.
+func (s *Postgres) oldestDue(ctx context.Context, lanes ...Lane) (oldest time.Time, err error) {
 	k := s.queues
 	if k.old(0) {
 		if err := s.list(ctx, s.reads); err != nil {
@@ -271,11 +272,11 @@ func (s *Postgres) oldestDue(ctx context.Context) (oldest time.Time, err error) 
 	}
 	var a ask
 	k.mu.Lock()
-	for _, lane := range Lanes {
+	for _, lane := range lanes {
 		a.add(k, pgQueue{lane: lane}, 1)
 	}
 	for q := range k.known {
-		if q.destination == "" && q.owner != "" {
+		if q.destination == "" && q.owner != "" && slices.Contains(lanes, q.lane) {
 			a.add(k, q, 1)
 		}
 	}

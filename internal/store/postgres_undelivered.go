@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
@@ -31,11 +30,8 @@ func (s *Postgres) undelivered(ctx context.Context, limits undeliveredLimits) (u
 		if len(u.Sites) > 0 {
 			u.Oldest = u.Sites[0].Oldest
 		}
-		_, err = eachQueue(ctx, s.reads, "", func(q pgQueue, wait time.Duration) {
-			if wait <= 0 && q.lane == LaneDeliver && q.destination == "" {
-				u.Oldest = sooner(u.Oldest, time.Now().Add(wait))
-			}
-		})
+		due, err := s.oldestDue(ctx, LaneDeliver)
+		u.Oldest = sooner(u.Oldest, due)
 		return err
 	})
 	return u, err
