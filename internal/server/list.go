@@ -117,26 +117,34 @@ func (s *server) writeList(w http.ResponseWriter, r *http.Request, filter store.
 	part := filter
 	part.Cursor, part.Offset = p.cursor, 0
 	for part.Cursor != "" {
-		page, err := s.chunk(r.Context(), &part, chunkRows)
+		chunk, err := s.nextChunk(r.Context(), &part, p.last)
 		if err != nil {
 			s.log.ErrorContext(r.Context(), "read the rest of a list", "error", err, "x_request_id", w.Header().Get(headerRequestID))
 			panic(http.ErrAbortHandler) // half a list is out: the caller must see it break off
 		}
-		for i := range page.Requests {
-			if page.Requests[i].ID < p.last {
-				page.Requests, part.Cursor = page.Requests[:i], ""
-				break
-			}
-		}
-		var chunk bytes.Buffer
-		if renderChunk(&chunk, page, false) != nil {
-			panic(http.ErrAbortHandler)
-		}
-		if _, err := w.Write(chunk.Bytes()); err != nil {
+		if _, err := w.Write(chunk); err != nil {
 			return
 		}
 	}
 	_, _ = w.Write([]byte("]\n")) // fails only when the caller has gone
+}
+
+// nextChunk renders the requests after part's cursor, up to the last of the page, and moves part on. Of what it has read
+// it keeps nothing: the reader may take its time.
+func (s *server) nextChunk(ctx context.Context, part *store.Filter, last string) ([]byte, error) {
+	page, err := s.chunk(ctx, part, chunkRows)
+	if err != nil {
+		return nil, err
+	}
+	for i := range page.Requests {
+		if page.Requests[i].ID < last {
+			page.Requests, part.Cursor = page.Requests[:i], ""
+			break
+		}
+	}
+	var chunk bytes.Buffer
+	err = renderChunk(&chunk, page, false)
+	return chunk.Bytes(), err
 }
 
 // renderChunk appends requests to a JSON array that first begins.
