@@ -58,13 +58,23 @@ func (e *fetchExecutor) JobGetAvailable(ctx context.Context, p *riverdriver.JobG
 	defer cancel()
 	lane, most := Lane(p.Queue), e.most(p)
 	result, err := e.fetch(ctx, lane, most)
-	// Somebody else may have begun a queue; and of a list that is old the heads are.
-	if err == nil && len(result.Jobs) < most && e.store.queues.old(listStale) || e.store.queues.old(listFresh) {
-		if err = e.store.list(ctx, e.store.pool); err == nil && len(result.Jobs) == 0 {
-			result, err = e.fetch(ctx, lane, most)
-		}
+	if err != nil {
+		return nil, err
 	}
-	return result, err
+	// Somebody else may have begun a queue; and of a list that is old the heads are.
+	stale := e.store.queues.old(listFresh) || len(result.Jobs) < most && e.store.queues.old(listStale)
+	if !stale {
+		return result, nil
+	}
+	err = e.store.list(ctx, e.store.pool)
+	switch {
+	case len(result.Jobs) > 0: // they are this node's, whatever became of the list; it is read again soon
+		return result, nil
+	case err != nil:
+		return nil, err
+	default:
+		return e.fetch(ctx, lane, most)
+	}
 }
 
 // fetch fetches a lane's jobs, at most so many, its owners' in turns.
