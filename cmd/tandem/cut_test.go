@@ -3,6 +3,7 @@
 package main_test
 
 import (
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -36,23 +37,18 @@ func TestNodeCutOff(t *testing.T) {
 	c := newCrash(t, "http://"+address, secret)
 
 	for name, state := range map[string]wear{"stalled": stalled, "refused": refused} {
-		var slack time.Duration // ten times what an answer takes here and now, with the database there: the machine may be busy
-		for _, path := range []string{"/requests", "/stats", "/requests", "/readyz"} {
-			_, _, _, took := c.ask(t, path)
-			slack = max(slack, 10*took)
-		}
 		cable.set(state)
 		cut := time.Now()
 		for status := http.StatusOK; status == http.StatusOK; {
 			status, _, _, _ = c.ask(t, "/readyz")
 		}
 		t.Logf("%s: not ready after %v", name, time.Since(cut).Round(time.Millisecond))
-		if took := time.Since(cut); took > 8*time.Second+slack {
+		if took := time.Since(cut); took > 8*time.Second {
 			t.Errorf("%s: /readyz noticed after %v", name, took)
 		}
 		status, header, body, took := c.ask(t, "/async")
 		t.Logf("%s: the first POST is answered %d after %v", name, status, took.Round(time.Millisecond))
-		if status != http.StatusServiceUnavailable || header.Get("Retry-After") == "" || !strings.Contains(body, string(tandem.CodeStoreUnavailable)) || took > 15*time.Second+slack {
+		if status != http.StatusServiceUnavailable || header.Get("Retry-After") == "" || !strings.Contains(body, string(tandem.CodeStoreUnavailable)) || took > 15*time.Second {
 			t.Errorf("%s: the first POST is answered %d after %v, Retry-After %q: %s", name, status, took, header.Get("Retry-After"), body)
 		}
 		for _, probe := range []struct {
@@ -60,7 +56,7 @@ func TestNodeCutOff(t *testing.T) {
 			want int
 		}{{"/readyz", 503}, {"/async", 503}, {"/sync", 503}, {"/requests", 503}, {"/stats", 200}, {"/livez", 200}, {"/healthz", 200}} {
 			status, _, body, took := c.ask(t, probe.path)
-			if status != probe.want || took > 3*time.Second+slack {
+			if status != probe.want || took > 3*time.Second {
 				t.Errorf("%s: %s is answered %d after %v, want %d at once: %s", name, probe.path, status, took, probe.want, body)
 			}
 		}
@@ -74,7 +70,17 @@ func TestNodeCutOff(t *testing.T) {
 	}
 
 	stop := c.callers(t, 1)
-	<-time.After(3 * time.Second) // work is under way
+	const enough = 10 // promised, to show anything
+	if err := poll("work to be under way", func() error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if n := len(c.promised); n < enough {
+			return fmt.Errorf("%d were promised", n)
+		}
+		return nil
+	}); err != nil {
+		t.Fatalf("%v\n%s", err, node.stderr.String())
+	}
 	cable.set(stalled)
 	<-time.After(time.Second) // and what comes of it waits
 	node.signal(t, terminate)
@@ -91,9 +97,6 @@ func TestNodeCutOff(t *testing.T) {
 	c.drain(t)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.promised) < 10 {
-		t.Errorf("%d were promised: too few to show anything", len(c.promised))
-	}
 	for id := range c.promised {
 		if c.called[id] == 0 {
 			t.Errorf("%s was promised, and nobody was called", id)

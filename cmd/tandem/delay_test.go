@@ -85,6 +85,9 @@ type delayed struct {
 	keys    map[string]*delayedKey // :: name
 }
 
+// enoughKeys is how many have to be made for the changes to show anything.
+const enoughKeys = 5
+
 // delayedKey is what is known of an API key.
 type delayedKey struct{ made, revoked fate }
 
@@ -120,7 +123,22 @@ func runDelays(t *testing.T, d delay, holds []time.Duration) {
 		d.hold(t, c, hold)
 		c.awaitReady(t)
 	}
-	pause(time.Second)
+	if err := poll("enough keys to show anything", func() error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		made := 0
+		for _, key := range c.keys {
+			if key.made == done {
+				made++
+			}
+		}
+		if made < enoughKeys {
+			return fmt.Errorf("%d were made", made)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
 	stopCalls()
 	stopMore()
 	c.watching.Wait()
@@ -437,7 +455,7 @@ func (c *delayed) auditDelays(t *testing.T) {
 		changes[k.made]++
 	}
 	t.Logf("%d submissions, %d callbacks repeated, %d keys made, %d refused, %d unsure", submitted, retried, changes[done], changes[never], changes[unsure])
-	if submitted < 50 || retried < 10 || changes[done] < 5 {
+	if submitted < 50 || retried < 10 || changes[done] < enoughKeys {
 		t.Error("too few to show anything")
 	}
 }

@@ -91,28 +91,26 @@ func (c *keysCreateCommand) Run(ctx context.Context, all *keysCommand, t *termin
 	return nil
 }
 
-// create shows token and secret, and makes the key.
+// create makes the key and shows its token and secret, so a token that was shown is valid even if the command is
+// killed in the middle. A key whose token could not be shown is revoked: nobody could use it.
 func (c *keysCreateCommand) create(ctx context.Context, keys *store.Keys, t *terminal) (store.Made, error) {
-	if _, err := findKey(ctx, keys, c.Name); err == nil {
-		return store.Made{}, fmt.Errorf("create key %q: %w", c.Name, store.ErrKeyExists)
+	made, err := keys.Create(ctx, c.key(time.Now()))
+	if err != nil {
+		return made, err
 	}
-	key := c.key(time.Now())
-	key.Token, key.Secret = tandem.NewToken(), tandem.NewSecret()
-	var made store.Made
-	err := t.once(func() {
-		if !c.Plain {
-			t.notef("the token of key %q, shown this once, for Authorization: Bearer or TANDEM_API_KEY:", c.Name)
-		}
-		t.printf("%s\n", key.Token.Reveal())
-		if !c.Plain {
-			t.notef("its callbacks are signed with a secret of its own; receive them and verify:")
-			t.notef("%s", sinkLines(t.program, key.Secret))
-		}
-	}, func() (err error) {
-		made, err = keys.Create(ctx, key)
-		return err
-	})
-	return made, err
+	if !c.Plain {
+		t.notef("the token of key %q, shown this once, for Authorization: Bearer or TANDEM_API_KEY:", c.Name)
+	}
+	t.printf("%s\n", made.Token.Reveal())
+	if !c.Plain {
+		t.notef("its callbacks are signed with a secret of its own; receive them and verify:")
+		t.notef("%s", sinkLines(t.program, made.Secret))
+	}
+	if err := cmp.Or(t.out.err(), t.err.err()); err != nil {
+		_, revoking := keys.Revoke(ctx, made.Key.ID)
+		return made, errors.Join(fmt.Errorf("show the token of key %q, which is revoked again: %w", c.Name, err), revoking)
+	}
+	return made, nil
 }
 
 // once shows a secret, and uses it when all of that could be written.

@@ -14,7 +14,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -210,7 +209,6 @@ func TestKeysCrash(t *testing.T) {
 	db := filepath.Join(t.TempDir(), "tandem.db")
 	keys(t, db, "create", "--plain", "--name", "first", "--scopes", "read")
 	tokens := map[string]string{} // :: name → what was printed before the end
-	ended := map[string]bool{}    // :: name → the command ended well: what it printed counts
 	killed := 0
 	for n := range 40 {
 		name := fmt.Sprint("n", n)
@@ -223,8 +221,6 @@ func TestKeysCrash(t *testing.T) {
 		timer := time.AfterFunc(rand.N(40*time.Millisecond), func() { cmd.Process.Kill() }) // an error: it has ended
 		if cmd.Wait() != nil {
 			killed++
-		} else {
-			ended[name] = true
 		}
 		timer.Stop()
 		tokens[name] = strings.TrimSpace(out.String())
@@ -253,10 +249,6 @@ func TestKeysCrash(t *testing.T) {
 		token, err := tandem.ParseToken(printed)
 		if err != nil {
 			t.Errorf("%s: %q was printed", name, printed)
-			continue
-		}
-		kept := slices.ContainsFunc(list, func(k tandem.Key) bool { return k.Name == name })
-		if !kept && !ended[name] { // killed after the token was shown, which counts only once it is kept
 			continue
 		}
 		if key, err := opened.Authenticate(token, time.Now()); err != nil || key.Name != name {

@@ -35,7 +35,7 @@ const (
 // Config of the API. Zero fields take the defaults named.
 type Config struct {
 	Engine       *engine.Engine // required
-	Store        store.Store    // required; the one that Engine uses
+	Store        store.History  // required; the one that Engine uses
 	Keys         *store.Keys    // whose holders may call; nil: everybody may, and nobody is asked
 	Nodes        *store.Nodes   // who shares the database of Store; nil: GET /nodes lists nobody
 	Mode         string         // "demo" or "production", as /stats shows it

@@ -20,7 +20,7 @@ type undelivered struct {
 }
 
 // now returns what waits. With an error it returns what was last known.
-func (u *undelivered) now(ctx context.Context, s store.Store) (store.Undelivered, error) {
+func (u *undelivered) now(ctx context.Context, s store.History) (store.Undelivered, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if !u.read.IsZero() && time.Since(u.read) < undeliveredFresh {

@@ -131,9 +131,6 @@ type NewKey struct {
 	Name      string
 	Scopes    []tandem.Scope
 	ExpiresAt time.Time // zero: never
-
-	Token  tandem.Token  // zero: a new one
-	Secret tandem.Secret // signs the callbacks of its requests; zero: a new one
 }
 
 // Validate says what is wrong with it.

@@ -135,13 +135,7 @@ func (k *Keys) Create(ctx context.Context, n NewKey) (Made, error) {
 			ID: keyPrefix + strings.ToLower(rand.Text()[:12]), Name: n.Name, Scopes: slices.Clone(n.Scopes),
 			CreatedAt: now.UTC().Truncate(time.Microsecond), ExpiresAt: n.ExpiresAt.UTC().Truncate(time.Microsecond),
 		},
-		Token: n.Token, Secret: n.Secret,
-	}
-	if made.Token.IsZero() {
-		made.Token = tandem.NewToken()
-	}
-	if made.Secret.IsZero() {
-		made.Secret = tandem.NewSecret()
+		Token: tandem.NewToken(), Secret: tandem.NewSecret(),
 	}
 	scopes := make([]string, len(n.Scopes))
 	for i, scope := range n.Scopes {

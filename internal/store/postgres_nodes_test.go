@@ -74,9 +74,7 @@ func TestSilentNodeIsReplaced(t *testing.T) {
 	})
 	t.Cleanup(end) // before the work is stopped, which waits for it
 	async, plain, submission := newAsync(), newSync(), newSubmission("")
-	accepting := time.Now()
 	accept(t, slow, async, store.LaneIO)
-	usual := time.Since(accepting) // what a write takes on this machine, just now
 	accept(t, slow, plain, store.LaneNone)
 	accept(t, slow, submission, store.LaneIO)
 	<-started
@@ -98,8 +96,8 @@ func TestSilentNodeIsReplaced(t *testing.T) {
 	waitStatus(t, other, plain.ID, tandem.StatusFailed)
 	waitStatus(t, other, submission.ID, tandem.StatusCompleted)
 	t.Logf("taken over %v after the last sign of life at most", time.Since(silent).Round(time.Millisecond))
-	if took := time.Since(silent); took > 15*time.Second+20*usual {
-		t.Errorf("taken over after %v, where a write takes %v", took, usual)
+	if took := time.Since(silent); took > 15*time.Second {
+		t.Errorf("taken over after %v", took)
 	}
 	end()
 	stop()

@@ -23,6 +23,8 @@ import (
 // Errors that a caller can act on are *tandem.Error: CodeQueueFull,
 // CodeStoreUnavailable, CodeNotFound, CodeInvalidCursor.
 type Store interface {
+	History
+
 	// Accept commits new requests, all of them or none: pending in a lane that
 	// hands them out (async), or processing, because the caller does the work itself. Of the
 	// latter those in LaneNone are never handed out (sync), and those in another lane
@@ -45,6 +47,21 @@ type Store interface {
 	// owns step decides how long a job may go on. Work is called once.
 	Work(ctx context.Context, capacity Capacity, step Step) error
 
+	// SigningSecret returns the secret kept in the database. If there is none it
+	// keeps and returns fresh, and made is true.
+	SigningSecret(ctx context.Context, fresh tandem.Secret) (secret tandem.Secret, made bool, err error)
+
+	// Retain deletes finished requests that were made before the given time, in
+	// small chunks between other writes, and returns how many. It stops early, without
+	// an error, when ctx ends.
+	Retain(ctx context.Context, before time.Time) (int, error)
+
+	// Close commits what waits and lets go of the database. Work must have returned.
+	Close() error
+}
+
+// History is what a store can be asked. Nothing of it changes anything.
+type History interface {
 	// Request returns one request with its attempts, or CodeNotFound.
 	Request(ctx context.Context, id string) (tandem.Request, error)
 
@@ -57,18 +74,6 @@ type Store interface {
 	// Undelivered looks for callbacks that could not be delivered yet. Its cost has a bound, however many
 	// there are, but it is not for every request that somebody makes.
 	Undelivered(ctx context.Context) (Undelivered, error)
-
-	// SigningSecret returns the secret kept in the database. If there is none it
-	// keeps and returns fresh, and made is true.
-	SigningSecret(ctx context.Context, fresh tandem.Secret) (secret tandem.Secret, made bool, err error)
-
-	// Retain deletes finished requests that were made before the given time, in
-	// small chunks between other writes, and returns how many. It stops early, without
-	// an error, when ctx ends.
-	Retain(ctx context.Context, before time.Time) (int, error)
-
-	// Close commits what waits and lets go of the database. Work must have returned.
-	Close() error
 }
 
 // ErrExists says that a request of the same id, or of the same order (see
