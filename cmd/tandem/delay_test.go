@@ -47,6 +47,8 @@ var allDelays = []time.Duration{9 * time.Second, 11 * time.Second, 13 * time.Sec
 // TANDEM_CHAOS_ROUNDS each kind has all of them, so many times.
 func TestChaosDelays(t *testing.T) {
 	t.Parallel()
+	clusters.Lock()
+	defer clusters.Unlock()
 	delays := []delay{
 		{"queue locked", 13 * time.Second, false, locked("river_job")},
 		{"history and keys locked", 11 * time.Second, false, locked("requests, keys")},
