@@ -1,14 +1,14 @@
 // Package audit is the security suite for a deployment of tandem, wherever it runs: a table of
 // checks, each of which asks over HTTP and reports what came back. It sees what a stranger, a caller and
-// an operator see. What there is to ask for it learns from the deployment's own OpenAPI document, and what it
+// an operator see. It reads the operations to try from the deployment's own OpenAPI document. What it
 // knows of the inside is data: which paths are for everybody, and the attack vectors.
 //
 // It promises to be safe to run against production: one request at a time, at most [Config].Rate a
 // second and [Config].MaxRequests in all; nothing is deleted; the work that it asks for is a handful of
-// `echo` tasks and a few submissions; Retry-After is honoured. What a stranger or a foreign page must not do is
-// tried with empty bodies and ids that nobody has. Callback URLs that a deployment must refuse are handed in for the
-// refusal; where one is accepted all the same, the check stops after a few. A check that cannot be decided says so
-// and is no pass.
+// `echo` tasks and a few submissions; Retry-After is honoured. What a stranger or a foreign page must not
+// do is tried with empty bodies and ids that nobody has. Callback URLs that a deployment must refuse are
+// submitted for the refusal; where one is accepted all the same, the check stops after a few. A check that
+// cannot be decided says so and is no pass.
 //
 // cmd/tandem calls it: [Checks] is the list, [Run] carries it out, [Report] is what came of it.
 package audit

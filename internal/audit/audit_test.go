@@ -25,7 +25,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // generous are limits that an audit uses up last, and that leave room for all that comes before.
 func generous(posts, gets int) func(*tandemtest.Config) {
 	return func(cfg *tandemtest.Config) {
-		cfg.Server.RateLimit, cfg.Server.ReadLimit = limit.Quota{Calls: posts, Window: time.Minute}, limit.Quota{Calls: gets, Window: time.Minute}
+		cfg.Server.RateLimit = limit.Quota{Calls: posts, Window: time.Minute}
+		cfg.Server.ReadLimit = limit.Quota{Calls: gets, Window: time.Minute}
 	}
 }
 
@@ -49,7 +50,8 @@ func TestUnbrokenDeployment(t *testing.T) {
 				switch {
 				case entry.Group == audit.GroupTLS:
 					want = audit.Undecided
-				case level == audit.LevelQuick && (entry.Level == audit.LevelFull || strings.HasSuffix(entry.ID, "-enforced")):
+				case level == audit.LevelQuick &&
+					(entry.Level == audit.LevelFull || strings.HasSuffix(entry.ID, "-enforced")):
 					want = audit.Skipped
 				case entry.ID == "rate-limit-reads-enforced":
 					want = audit.Undecided // more than an audit tries
@@ -83,19 +85,22 @@ func TestLimitsAreUsedUp(t *testing.T) {
 func TestBreakerOfTwoNodes(t *testing.T) {
 	t.Parallel()
 	entry := auditDouble(t, double{
-		check: "breaker-opens", level: audit.LevelFull, deploy: func(cfg *tandemtest.Config) { cfg.Egress.BreakerFailures = 9 },
+		check: "breaker-opens", level: audit.LevelFull, deploy: func(cfg *tandemtest.Config) {
+			cfg.Egress.BreakerFailures = 9
+		},
 		after: func(_ *front, r *http.Request, a *reply) {
 			if r.URL.Path == "/nodes" {
 				a.Body = []byte(`[{"id":"a"},{"id":"b"}]`)
 			}
 		},
 	}, nil)
-	if evidence := strings.Join(entry.Evidence, "\n"); entry.Outcome != audit.Pass || !strings.Contains(evidence, "after 9 callbacks") {
+	if evidence := strings.Join(entry.Evidence, "\n"); entry.Outcome != audit.Pass ||
+		!strings.Contains(evidence, "after 9 callbacks") {
 		t.Errorf("%s, want pass after 9 callbacks\n%s", entry.Outcome, evidence)
 	}
 }
 
-// TestFindingsNameTheFlag: what is wrong because a flag is off is put right by that flag.
+// TestFindingsNameTheFlag: what is wrong because a flag is off is fixed by that flag.
 func TestFindingsNameTheFlag(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -105,15 +110,23 @@ func TestFindingsNameTheFlag(t *testing.T) {
 		{"rate-limit-announced", "--rate-limit", func(cfg *tandemtest.Config) { cfg.Server.RateLimit = limit.Quota{} }},
 		{"rate-limit-enforced", "--rate-limit", func(cfg *tandemtest.Config) { cfg.Server.RateLimit = limit.Quota{} }},
 		{"rate-limit-reads", "--read-limit", func(cfg *tandemtest.Config) { cfg.Server.ReadLimit = limit.Quota{} }},
-		{"rate-limit-reads-enforced", "--read-limit", func(cfg *tandemtest.Config) { cfg.Server.ReadLimit = limit.Quota{} }},
-		{"headers-security-txt", "--security-contact", func(cfg *tandemtest.Config) { cfg.Server.SecurityContact = "" }},
+		{"rate-limit-reads-enforced", "--read-limit", func(cfg *tandemtest.Config) {
+			cfg.Server.ReadLimit = limit.Quota{}
+		}},
+		{"headers-security-txt", "--security-contact", func(cfg *tandemtest.Config) {
+			cfg.Server.SecurityContact = ""
+		}},
 		{"auth-required", "--no-auth", func(cfg *tandemtest.Config) { cfg.Server.Keys = nil }},
 		{"ssrf-private", "--mode production", func(cfg *tandemtest.Config) { cfg.Strict = false }},
 		{"ssrf-port", "--allow-callback-port", func(cfg *tandemtest.Config) { cfg.Strict = false }},
 		{"ssrf-own-address", "--mode production", func(cfg *tandemtest.Config) { cfg.Strict = false }},
 		{"ssrf-arrival", "--allow-callback-cidr", func(cfg *tandemtest.Config) { cfg.Strict = false }},
-		{"cors-origin", "--cors-origin", func(cfg *tandemtest.Config) { cfg.Server.CORSOrigins = []string{"https://attacker.invalid"} }},
-		{"cors-preflight", "--cors-origin", func(cfg *tandemtest.Config) { cfg.Server.CORSOrigins = []string{"https://attacker.invalid"} }},
+		{"cors-origin", "--cors-origin", func(cfg *tandemtest.Config) {
+			cfg.Server.CORSOrigins = []string{"https://attacker.invalid"}
+		}},
+		{"cors-preflight", "--cors-origin", func(cfg *tandemtest.Config) {
+			cfg.Server.CORSOrigins = []string{"https://attacker.invalid"}
+		}},
 	} {
 		t.Run(c.id, func(t *testing.T) {
 			t.Parallel()
@@ -144,7 +157,8 @@ func TestForeignHostIsRefused(t *testing.T) {
 			cfg := d.ask(t, d.URL)
 			cfg.Only, cfg.Level = []string{"cors-rebinding"}, audit.LevelFull
 			entry := onlyEntry(t, cfg)
-			if evidence := strings.Join(entry.Evidence, "\n"); entry.Outcome != audit.Pass || !strings.Contains(evidence, want) {
+			if evidence := strings.Join(entry.Evidence, "\n"); entry.Outcome != audit.Pass ||
+				!strings.Contains(evidence, want) {
 				t.Errorf("%s, want pass with %s\n%s", entry.Outcome, want, evidence)
 			}
 		})
@@ -179,15 +193,19 @@ func TestHiddenDocument(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if first, second := report.Findings[0], report.Findings[1]; first.Outcome != audit.Pass || second.Outcome != audit.Undecided {
-		t.Errorf("auth-required: %s, api-document: %s; want pass and undecided\n%s", first.Outcome, second.Outcome, strings.Join(first.Evidence, "\n"))
+	if first, second := report.Findings[0], report.Findings[1]; first.Outcome != audit.Pass ||
+		second.Outcome != audit.Undecided {
+		t.Errorf("auth-required: %s, api-document: %s; want pass and undecided\n%s", first.Outcome, second.Outcome,
+			strings.Join(first.Evidence, "\n"))
 	}
 }
 
 // mustPassTLS are those that need a certificate, and those about headers and limits, which HTTP/2 has in another way.
 var mustPassTLS = []string{
-	"tls-in-use", "tls-versions", "tls-certificate", "headers-nosniff", "headers-no-store", "headers-pages", "headers-banner", "cors-cross-site-post",
-	"limit-announced-body", "limit-streamed-body", "limit-header", "limit-methods", "limit-slow-client", "rate-limit-batch", "error-problems",
+	"tls-in-use", "tls-versions", "tls-certificate", "headers-nosniff", "headers-no-store", "headers-pages",
+	"headers-banner", "cors-cross-site-post",
+	"limit-announced-body", "limit-streamed-body", "limit-header", "limit-methods", "limit-slow-client",
+	"rate-limit-batch", "error-problems",
 }
 
 // TestRealServiceOverTLS: so does it over HTTP/2 with a certificate of its own, also what only the full audit asks.
@@ -250,7 +268,12 @@ func TestRunRefuses(t *testing.T) {
 func TestUndecided(t *testing.T) {
 	t.Parallel()
 	w := production(t, nil)
-	report, err := audit.Run(t.Context(), audit.Config{URL: w.URL, Only: []string{"ssrf-redirect", "tenant-list", "tls-versions", "input-json", "stats-count", "limit-slow-client"}, Rate: 2_000})
+	report, err := audit.Run(t.Context(), audit.Config{
+		URL: w.URL, Rate: 2_000,
+		Only: []string{
+			"ssrf-redirect", "tenant-list", "tls-versions", "input-json", "stats-count", "limit-slow-client",
+		},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -310,7 +333,9 @@ func TestPace(t *testing.T) {
 // wherever it stands in the table.
 func TestOrder(t *testing.T) {
 	t.Parallel()
-	d := production(t, func(cfg *tandemtest.Config) { cfg.Server.RateLimit = limit.Quota{Calls: 100, Window: time.Minute} })
+	d := production(t, func(cfg *tandemtest.Config) {
+		cfg.Server.RateLimit = limit.Quota{Calls: 100, Window: time.Minute}
+	})
 	cfg := d.ask(t, d.URL)
 	cfg.Level = audit.LevelFull
 	cfg.Only = []string{"rate-limit-enforced", "callback-signed", "error-5xx", "breaker-opens", "health-open"}
@@ -401,7 +426,8 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-// TestChecksAreSound: ids are unique and stable in form, and every check says how to fix what it finds, without asking for an upgrade.
+// TestChecksAreSound: ids are unique and stable in form, and every check says how to fix what it
+// finds, without asking for an upgrade.
 func TestChecksAreSound(t *testing.T) {
 	t.Parallel()
 	seen := map[string]bool{}

@@ -16,7 +16,9 @@ import (
 
 // What to do about findings that several checks share.
 const (
-	fixKeys   = "make keys with `tandem keys create`, and serve without --no-auth"
+	fixKeys  = "make keys with `tandem keys create`, and serve without --no-auth"
+	fixShown = "replace what was shown with `tandem keys rotate` and `tandem keys rotate-signing`, " +
+		"and report it as SECURITY.md says"
 	fixReport = "no flag of tandem allows this: look at what stands before it, else report it as SECURITY.md says"
 )
 
@@ -24,10 +26,11 @@ func authChecks() []Check {
 	return []Check{
 		{
 			ID: "auth-required", Group: GroupAuth,
-			Title:       "Every route but those for everybody needs a key",
-			Level:       LevelQuick,
-			Remediation: fixKeys + "; if only another spelling of a path gets through, the proxy and tandem read it differently: let the proxy pass paths on as they are",
-			Run:         checkAuthRequired,
+			Title: "Every route but those for everybody needs a key",
+			Level: LevelQuick,
+			Remediation: fixKeys + "; if only another spelling of a path gets through, " +
+				"the proxy and tandem read it differently: let the proxy pass paths on as they are",
+			Run: checkAuthRequired,
 		},
 		{
 			ID: "auth-wrong-key", Group: GroupAuth,
@@ -36,8 +39,9 @@ func authChecks() []Check {
 		},
 		{
 			ID: "auth-headers", Group: GroupAuth, Title: "No header stands in for a key", Level: LevelQuick,
-			Remediation: "take the rule out of the proxy that believes this header; have it remove X-Original-URL, X-Rewrite-URL and X-HTTP-Method-Override",
-			Run:         checkHeadersForKeys,
+			Remediation: "take the rule out of the proxy that believes this header; " +
+				"have it remove X-Original-URL, X-Rewrite-URL and X-HTTP-Method-Override",
+			Run: checkHeadersForKeys,
 		},
 		{
 			ID: "auth-challenge", Group: GroupAuth,
@@ -62,8 +66,9 @@ func authChecks() []Check {
 			ID: "callback-signed", Group: GroupAuth,
 			Title: "Callbacks are signed and recent",
 			Level: LevelQuick, Needs: []Need{NeedCaller, NeedReceiver},
-			Remediation: "set the clock (NTP); let no proxy rewrite callbacks; give the audit the --signing-secret of its key",
-			Run:         checkSigned,
+			Remediation: "set the clock (NTP); let no proxy rewrite callbacks; " +
+				"give the audit the --signing-secret of its key",
+			Run: checkSigned,
 		},
 	}
 }
@@ -71,7 +76,8 @@ func authChecks() []Check {
 // elsewhere reports whether an answer to another spelling of a path says that nothing is there, or redirects to
 // the usual spelling, which is asked for itself.
 func elsewhere(a Answer) bool {
-	return a.denied() || a.Status == http.StatusBadRequest || a.Status == http.StatusMethodNotAllowed || a.Status == http.StatusNotImplemented ||
+	return a.denied() || a.Status == http.StatusBadRequest || a.Status == http.StatusMethodNotAllowed ||
+		a.Status == http.StatusNotImplemented ||
 		a.Status >= 300 && a.Status < 400 && a.Status != http.StatusNotModified
 }
 
@@ -144,7 +150,7 @@ func checkWrongKeys(ctx context.Context, t *Target) Finding {
 	return v.finding()
 }
 
-// swapCase turns small letters into capitals and the other way round; what begins a key stays.
+// swapCase turns small letters into capitals and the other way round; the prefix of a key is left as it is.
 func swapCase(key string) string {
 	prefix, rest := key[:min(len(key), 4)], key[min(len(key), 4):]
 	return prefix + strings.Map(func(r rune) rune {
@@ -164,9 +170,11 @@ func swapCase(key string) string {
 func checkHeadersForKeys(ctx context.Context, t *Target) Finding {
 	var v verdict
 	for _, header := range []map[string]string{
-		{"X-Forwarded-For": "127.0.0.1", "X-Real-IP": "127.0.0.1", "Forwarded": "for=127.0.0.1", "True-Client-IP": "127.0.0.1"},
+		{"X-Forwarded-For": "127.0.0.1", "X-Real-IP": "127.0.0.1", "Forwarded": "for=127.0.0.1",
+			"True-Client-IP": "127.0.0.1"},
 		{"X-Forwarded-Host": "localhost", "X-Forwarded-Proto": "https", "X-Forwarded-Port": "443"},
-		{"X-Forwarded-User": "admin", "X-Remote-User": "admin", "Remote-User": "admin", "X-Authenticated-User": "admin", "X-Admin": "true"},
+		{"X-Forwarded-User": "admin", "X-Remote-User": "admin", "Remote-User": "admin", "X-Authenticated-User": "admin",
+			"X-Admin": "true"},
 		{"X-HTTP-Method-Override": "OPTIONS", "X-Method-Override": "OPTIONS"},
 		{"Cookie": "session=admin; auth=1"},
 	} {
@@ -179,7 +187,8 @@ func checkHeadersForKeys(ctx context.Context, t *Target) Finding {
 	for _, to := range []string{"/requests", "/stats"} {
 		for _, name := range []string{"X-Original-URL", "X-Rewrite-URL", "X-Forwarded-Uri"} {
 			a := t.send(ctx, Order{Path: "/livez", NoKey: true, Header: map[string]string{name: to}})
-			same := a.Status == plain.Status && a.Header.Get("Content-Type") == plain.Header.Get("Content-Type") && len(a.Body) == len(plain.Body)
+			same := a.Status == plain.Status && a.Header.Get("Content-Type") == plain.Header.Get("Content-Type") &&
+				len(a.Body) == len(plain.Body)
 			v.expect(a, same, "another answer than without the header")
 		}
 	}

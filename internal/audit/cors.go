@@ -29,10 +29,11 @@ func corsChecks() []Check {
 		},
 		{
 			ID: "cors-cross-site-post", Group: GroupCORS,
-			Title:       "What a browser sends for a foreign page is refused",
-			Level:       LevelQuick,
-			Remediation: "name no foreign origin with serve --cors-origin; let the proxy pass Origin, Sec-Fetch-Site and Host on as they are",
-			Run:         checkCrossSite,
+			Title: "What a browser sends for a foreign page is refused",
+			Level: LevelQuick,
+			Remediation: "name no foreign origin with serve --cors-origin; " +
+				"let the proxy pass Origin, Sec-Fetch-Site and Host on as they are",
+			Run: checkCrossSite,
 		},
 		{
 			ID: "cors-rebinding", Group: GroupCORS,
@@ -79,7 +80,8 @@ func checkOrigins(ctx context.Context, t *Target) Finding {
 		for _, origin := range origins {
 			o.Header = map[string]string{"Origin": origin}
 			a := t.send(ctx, o)
-			v.expect(a, !a.shared(origin), "it may be read there: Access-Control-Allow-Origin "+oneLine(a.Header.Get("Access-Control-Allow-Origin")))
+			allowed := oneLine(a.Header.Get("Access-Control-Allow-Origin"))
+			v.expect(a, !a.shared(origin), "it may be read there: Access-Control-Allow-Origin "+allowed)
 		}
 	}
 	return v.finding()
@@ -92,9 +94,14 @@ func checkPreflight(ctx context.Context, t *Target) Finding {
 		if op.open() {
 			continue
 		}
-		a := t.send(ctx, Order{Method: http.MethodOptions, Path: op.target(unknownID), NoKey: true, Header: map[string]string{
-			"Origin": attacker, "Access-Control-Request-Method": op.Method, "Access-Control-Request-Headers": "authorization,content-type",
-		}})
+		a := t.send(ctx, Order{
+			Method: http.MethodOptions, Path: op.target(unknownID), NoKey: true,
+			Header: map[string]string{
+				"Origin":                         attacker,
+				"Access-Control-Request-Method":  op.Method,
+				"Access-Control-Request-Headers": "authorization,content-type",
+			},
+		})
 		v.expect(a, !a.shared(attacker), "leave to send is given")
 	}
 	return v.finding()

@@ -54,7 +54,9 @@ func productionWith(t testing.TB, change func(*tandemtest.Config), wrap func(htt
 	}
 	d.callbackURL, d.otherURL = serve(t, receiver), serve(t, d.receiver)
 	var err error
-	d.keys, err = store.OpenKeys(t.Context(), store.KeysConfig{URL: filepath.Join(t.TempDir(), "keys.db"), Create: true})
+	d.keys, err = store.OpenKeys(t.Context(), store.KeysConfig{
+		URL: filepath.Join(t.TempDir(), "keys.db"), Create: true,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +69,8 @@ func productionWith(t testing.TB, change func(*tandemtest.Config), wrap func(htt
 		Strict: true, Egress: egress.Config{Policy: receiverOnly(t, d.callbackURL)},
 		Server: server.Config{
 			Mode: "production", Keys: d.keys, SecurityContact: "mailto:security@example.com",
-			RateLimit: limit.Quota{Calls: 5_000, Window: time.Minute}, ReadLimit: limit.Quota{Calls: 50_000, Window: time.Minute},
+			RateLimit: limit.Quota{Calls: 5_000, Window: time.Minute},
+			ReadLimit: limit.Quota{Calls: 50_000, Window: time.Minute},
 		},
 	}
 	cfg.Engine.Keys = d.keys
@@ -108,8 +111,9 @@ func (d *deployment) ask(t testing.TB, address string) audit.Config {
 	}
 	caller, second := create(tandem.ScopeSubmit, tandem.ScopeRead), create(tandem.ScopeSubmit, tandem.ScopeRead)
 	return audit.Config{
-		URL: address, APIKey: caller.Token.Reveal(), SecondKey: second.Token.Reveal(), AdminKey: create(tandem.ScopeAdmin).Token.Reveal(),
-		Secret: caller.Secret, Receiver: d.receiver, CallbackURL: d.callbackURL, OtherURL: d.otherURL,
+		URL: address, APIKey: caller.Token.Reveal(), SecondKey: second.Token.Reveal(),
+		AdminKey: create(tandem.ScopeAdmin).Token.Reveal(),
+		Secret:   caller.Secret, Receiver: d.receiver, CallbackURL: d.callbackURL, OtherURL: d.otherURL,
 		Rate: 5_000, Patience: 10 * time.Second, Settle: 300 * time.Millisecond,
 	}
 }
@@ -192,7 +196,7 @@ func as(r *http.Request, key string) { r.Header.Set("Authorization", "Bearer "+k
 // key is the one that a request came with; "" for none.
 func key(r *http.Request) string { return strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ") }
 
-// say answers in place of the service.
+// say answers instead of the service.
 func say(w http.ResponseWriter, status int, media, text string) bool {
 	w.Header().Set("Content-Type", media)
 	w.WriteHeader(status)

@@ -38,7 +38,8 @@ type parameter struct {
 
 // openPaths are those that no key is needed for. Whatever else a document lists needs one, whatever it says.
 var openPaths = []string{
-	"/", "/docs", "/redoc", "/openapi.json", "/openapi.yaml", "/problems", "/problems/{code}", "/health", "/healthz", "/livez", "/readyz",
+	"/", "/docs", "/redoc", "/openapi.json", "/openapi.yaml", "/problems", "/problems/{code}", "/health", "/healthz",
+	"/livez", "/readyz",
 }
 
 // adminPaths are for operators.
@@ -46,7 +47,10 @@ var adminPaths = []string{"/stats", "/api/stats", "/metrics", "/nodes"}
 
 // knownOperations are those of every tandem, which the audit asks for even where the document hides them.
 func knownOperations() []operation {
-	known := []operation{{Method: http.MethodPost, Path: "/sync", JSON: true}, {Method: http.MethodPost, Path: "/async", JSON: true}}
+	known := []operation{
+		{Method: http.MethodPost, Path: "/sync", JSON: true},
+		{Method: http.MethodPost, Path: "/async", JSON: true},
+	}
 	for _, path := range slices.Concat([]string{"/requests", "/requests/{id}"}, adminPaths, openPaths) {
 		known = append(known, operation{Method: http.MethodGet, Path: path})
 	}
@@ -85,8 +89,8 @@ func (op operation) ask(id string) Order {
 	return o
 }
 
-// learn reads the deployment's own document.
-func (t *Target) learn(ctx context.Context) {
+// readDocument reads the deployment's own document.
+func (t *Target) readDocument(ctx context.Context) {
 	t.operations = knownOperations()
 	a := t.send(ctx, Order{Path: documentPath})
 	var document struct {
@@ -129,7 +133,9 @@ func (t *Target) add(path, method string, text json.RawMessage) {
 		} `json:"requestBody"` //nolint:tagliatelle // OpenAPI's
 		Security []map[string][]string `json:"security"`
 	}
-	usable := strings.HasPrefix(path, "/") && !strings.ContainsFunc(path, func(r rune) bool { return r <= ' ' || r > '~' || r == '?' || r == '#' })
+	usable := strings.HasPrefix(path, "/") && !strings.ContainsFunc(path, func(r rune) bool {
+		return r <= ' ' || r > '~' || r == '?' || r == '#'
+	})
 	methods := []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete}
 	if !usable || !slices.Contains(methods, method) || json.Unmarshal(text, &documented) != nil {
 		return // a path item has members that are no methods
@@ -145,7 +151,9 @@ func (t *Target) add(path, method string, text json.RawMessage) {
 			op.Admin = op.Admin || slices.Contains(scopes, string(tandem.ScopeAdmin))
 		}
 	}
-	at := slices.IndexFunc(t.operations, func(known operation) bool { return known.Method == method && known.Path == path })
+	at := slices.IndexFunc(t.operations, func(known operation) bool {
+		return known.Method == method && known.Path == path
+	})
 	switch {
 	case at >= 0:
 		t.operations[at] = op
@@ -190,12 +198,15 @@ func (t *Target) spellings(path string) []string {
 	}
 	encoded := fmt.Sprintf("%%%02x", first[0])
 	all := []string{
-		"/" + path, "/." + path, "/" + strings.ToUpper(segment) + below, "/" + encoded + rest, "/healthz/.." + path, path + "/",
+		"/" + path, "/." + path, "/" + strings.ToUpper(segment) + below, "/" + encoded + rest, "/healthz/.." + path,
+		path + "/",
 	}
 	if t.cfg.Level == LevelFull {
 		all = append(all,
-			path+"//", path+"/.", path+";a=b", path+"%20", path+"%00", path+".json", path+"%3f", path+"%23", path+"?", path+"?a",
-			"/healthz/..;"+path, "/healthz%2f.."+path, "/%2e"+path, "/%2f"+path[1:], "/%25"+encoded[1:]+rest, "/\\"+path[1:], "/docs/../"+path[1:],
+			path+"//", path+"/.", path+";a=b", path+"%20", path+"%00", path+".json", path+"%3f", path+"%23", path+"?",
+			path+"?a",
+			"/healthz/..;"+path, "/healthz%2f.."+path, "/%2e"+path, "/%2f"+path[1:], "/%25"+encoded[1:]+rest,
+			"/\\"+path[1:], "/docs/../"+path[1:],
 		)
 	}
 	return all

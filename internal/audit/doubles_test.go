@@ -37,14 +37,16 @@ type double struct {
 
 // tight are limits that are used up in a moment.
 func tight(cfg *tandemtest.Config) {
-	cfg.Server.RateLimit, cfg.Server.ReadLimit = limit.Quota{Calls: 40, Window: time.Minute}, limit.Quota{Calls: 60, Window: time.Minute}
+	cfg.Server.RateLimit = limit.Quota{Calls: 40, Window: time.Minute}
+	cfg.Server.ReadLimit = limit.Quota{Calls: 60, Window: time.Minute}
 }
 
 // TestBrokenDeployments: each of them fails the check that is meant for it, and every check has one.
 func TestBrokenDeployments(t *testing.T) {
 	t.Parallel()
 	all := slices.Concat(
-		rateDoubles(), ssrfDoubles(), callbackDoubles(), inputDoubles(), errorDoubles(), authDoubles(), tenantDoubles(), headerDoubles(), corsDoubles(), tlsDoubles(),
+		rateDoubles(), ssrfDoubles(), callbackDoubles(), inputDoubles(), errorDoubles(), authDoubles(), tenantDoubles(),
+		headerDoubles(), corsDoubles(), tlsDoubles(),
 		limitDoubles(), serviceDoubles(),
 	)
 	if len(all) < 60 {
@@ -107,13 +109,16 @@ func rateDoubles() []double {
 	}
 	return []double{
 		{check: "rate-limit-announced", name: "headers are dropped", after: drop("/sync", "RateLimit")},
-		{check: "rate-limit-reads", name: "no limit", deploy: func(cfg *tandemtest.Config) { cfg.Server.ReadLimit = limit.Quota{} }},
+		{check: "rate-limit-reads", name: "no limit", deploy: func(cfg *tandemtest.Config) {
+			cfg.Server.ReadLimit = limit.Quota{}
+		}},
 		{
 			check: "rate-limit-forwarded-for", name: "a name of one's own",
 			instead: free(func(r *http.Request) bool { return r.Header.Get("X-Forwarded-For") != "" }),
 		},
 		{
-			check: "rate-limit-batch", name: "counts as one", level: audit.LevelFull, before: func(_ *front, r *http.Request) {
+			check: "rate-limit-batch", name: "counts as one", level: audit.LevelFull,
+			before: func(_ *front, r *http.Request) {
 				if r.URL.Path == "/api/submit/batch" {
 					setBody(r, `{"submissions":[{"firstName":"Audit","lastName":"Audit"}]}`)
 				}
@@ -122,37 +127,50 @@ func rateDoubles() []double {
 		{
 			check: "rate-limit-wrong-key", name: "guesses are free", level: audit.LevelFull,
 			instead: func(f *front, w http.ResponseWriter, r *http.Request) bool {
-				known := key(r) == "" || slices.Contains([]string{f.keys.APIKey, f.keys.SecondKey, f.keys.AdminKey}, key(r))
+				known := key(r) == "" ||
+					slices.Contains([]string{f.keys.APIKey, f.keys.SecondKey, f.keys.AdminKey}, key(r))
 				return !known && say(w, http.StatusUnauthorized, "application/problem+json", `{"code":"UNAUTHORIZED"}`)
 			},
 		},
-		{check: "rate-limit-enforced", name: "no limit", deploy: func(cfg *tandemtest.Config) { cfg.Server.RateLimit = limit.Quota{} }},
+		{check: "rate-limit-enforced", name: "no limit", deploy: func(cfg *tandemtest.Config) {
+			cfg.Server.RateLimit = limit.Quota{}
+		}},
 		{check: "rate-limit-enforced", name: "no Retry-After", deploy: tight, after: drop("/sync", "Retry-After")},
-		{check: "rate-limit-enforced", name: "a page of the proxy", deploy: tight, after: func(_ *front, _ *http.Request, a *reply) {
-			if a.Status == http.StatusTooManyRequests {
-				a.Body = []byte("<h1>429</h1>")
-			}
-		}},
-		{check: "rate-limit-enforced", name: "not on async", deploy: tight, instead: free(on(http.MethodPost, "/async"))},
-		{check: "rate-limit-enforced", name: "not on batches", deploy: tight, instead: free(on(http.MethodPost, "/api/submit/batch"))},
-		{check: "rate-limit-enforced", name: "not for two slashes", deploy: tight, instead: free(on(http.MethodPost, "//sync"))},
-		{check: "rate-limit-enforced", name: "not for another program", deploy: tight, instead: free(func(r *http.Request) bool { return r.UserAgent() == "another" })},
-		{check: "rate-limit-reads-enforced", name: "announced only", deploy: tight, instead: func(_ *front, w http.ResponseWriter, r *http.Request) bool {
-			return strings.HasPrefix(r.URL.Path, "/requests/") && problem(w, "get")
-		}},
-		{check: "rate-limit-reads-enforced", name: "not for HEAD", deploy: tight, instead: func(_ *front, w http.ResponseWriter, r *http.Request) bool {
-			return r.Method == http.MethodHead && say(w, http.StatusOK, "application/json", "")
-		}},
-		{check: "rate-limit-reads-enforced", name: "not on submissions", deploy: tight, instead: func(_ *front, w http.ResponseWriter, r *http.Request) bool {
-			return r.URL.Path == "/api/submissions" && say(w, http.StatusOK, "application/json", "{}")
-		}},
+		{check: "rate-limit-enforced", name: "a page of the proxy", deploy: tight,
+			after: func(_ *front, _ *http.Request, a *reply) {
+				if a.Status == http.StatusTooManyRequests {
+					a.Body = []byte("<h1>429</h1>")
+				}
+			}},
+		{check: "rate-limit-enforced", name: "not on async", deploy: tight,
+			instead: free(on(http.MethodPost, "/async"))},
+		{check: "rate-limit-enforced", name: "not on batches", deploy: tight,
+			instead: free(on(http.MethodPost, "/api/submit/batch"))},
+		{check: "rate-limit-enforced", name: "not for two slashes", deploy: tight,
+			instead: free(on(http.MethodPost, "//sync"))},
+		{check: "rate-limit-enforced", name: "not for another program", deploy: tight,
+			instead: free(func(r *http.Request) bool { return r.UserAgent() == "another" })},
+		{check: "rate-limit-reads-enforced", name: "announced only", deploy: tight,
+			instead: func(_ *front, w http.ResponseWriter, r *http.Request) bool {
+				return strings.HasPrefix(r.URL.Path, "/requests/") && problem(w, "get")
+			}},
+		{check: "rate-limit-reads-enforced", name: "not for HEAD", deploy: tight,
+			instead: func(_ *front, w http.ResponseWriter, r *http.Request) bool {
+				return r.Method == http.MethodHead && say(w, http.StatusOK, "application/json", "")
+			}},
+		{check: "rate-limit-reads-enforced", name: "not on submissions", deploy: tight,
+			instead: func(_ *front, w http.ResponseWriter, r *http.Request) bool {
+				return r.URL.Path == "/api/submissions" && say(w, http.StatusOK, "application/json", "{}")
+			}},
 	}
 }
 
-// takes is a deployment that takes a callback URL that it must refuse: it hands in one of the receiver instead.
+// takes is a deployment that accepts a callback URL that it must refuse: it passes on one of the receiver instead.
 func takes(parts ...string) func(*front, *http.Request) {
 	return func(f *front, r *http.Request) {
-		if address := callbackOf(r); slices.ContainsFunc(parts, func(part string) bool { return strings.Contains(address, part) }) {
+		if address := callbackOf(r); slices.ContainsFunc(parts, func(part string) bool {
+			return strings.Contains(address, part)
+		}) {
 			setBody(r, `{"data":{"audit":1},"task":"echo","callback_url":"`+f.keys.CallbackURL+`/nobody"}`)
 		}
 	}
@@ -162,7 +180,9 @@ func takes(parts ...string) func(*front, *http.Request) {
 func calls(parts ...string) func(*front, http.ResponseWriter, *http.Request) bool {
 	return func(_ *front, _ http.ResponseWriter, r *http.Request) bool {
 		address, err := url.Parse(callbackOf(r))
-		if err == nil && slices.ContainsFunc(parts, func(part string) bool { return strings.Contains(address.Host, part) }) {
+		if err == nil && slices.ContainsFunc(parts, func(part string) bool {
+			return strings.Contains(address.Host, part)
+		}) {
 			post("http://127.0.0.1:" + address.Port() + address.Path)
 		}
 		return false
@@ -203,31 +223,34 @@ func ssrfDoubles() []double {
 		{check: "ssrf-arrival", name: "hexadecimal", instead: calls("0x7f")},
 		{check: "ssrf-arrival", name: "localhost", instead: calls("localhost")},
 		{check: "ssrf-arrival", name: "IPv6", instead: calls("[::1]")},
-		{check: "ssrf-arrival", name: "another port", instead: func(f *front, _ http.ResponseWriter, r *http.Request) bool {
-			if strings.HasPrefix(callbackOf(r), f.keys.OtherURL) {
-				post(callbackOf(r))
-			}
-			return false
-		}},
+		{check: "ssrf-arrival", name: "another port",
+			instead: func(f *front, _ http.ResponseWriter, r *http.Request) bool {
+				if strings.HasPrefix(callbackOf(r), f.keys.OtherURL) {
+					post(callbackOf(r))
+				}
+				return false
+			}},
 		{check: "ssrf-arrival", name: "and takes it", before: func(f *front, r *http.Request) {
 			if address, err := url.Parse(callbackOf(r)); err == nil && address.Hostname() == "127.1" {
 				setBody(r, `{"data":{"audit":1},"task":"echo","callback_url":"`+f.keys.CallbackURL+address.Path+`"}`)
 			}
 		}},
-		{check: "ssrf-redirect", name: "followed", instead: func(_ *front, _ http.ResponseWriter, r *http.Request) bool {
-			post(callbackOf(r))
-			return false
-		}},
+		{check: "ssrf-redirect", name: "followed",
+			instead: func(_ *front, _ http.ResponseWriter, r *http.Request) bool {
+				post(callbackOf(r))
+				return false
+			}},
 		{check: "ssrf-own-address", name: "called", before: func(f *front, r *http.Request) {
 			if strings.HasSuffix(callbackOf(r), "/healthz") {
 				takes("/healthz")(f, r)
 			}
 		}},
-		{check: "ssrf-oracle", name: "names what it is", before: wordy, after: func(_ *front, r *http.Request, a *reply) {
-			if a.Status == http.StatusBadRequest && strings.Contains(r.Header.Get("X-Double"), "169.254") {
-				a.Body = bytes.Replace(a.Body, []byte("callback_url is"), []byte("this metadata address is"), 1)
-			}
-		}},
+		{check: "ssrf-oracle", name: "names what it is", before: wordy,
+			after: func(_ *front, r *http.Request, a *reply) {
+				if a.Status == http.StatusBadRequest && strings.Contains(r.Header.Get("X-Double"), "169.254") {
+					a.Body = bytes.Replace(a.Body, []byte("callback_url is"), []byte("this metadata address is"), 1)
+				}
+			}},
 		{check: "ssrf-oracle", name: "another code", before: wordy, after: func(_ *front, r *http.Request, a *reply) {
 			if strings.Contains(r.Header.Get("X-Double"), "10.255") {
 				a.Body = bytes.ReplaceAll(a.Body, []byte("CALLBACK_BLOCKED"), []byte("INVALID_CALLBACK_URL"))
@@ -248,19 +271,31 @@ func mangled(change func(*http.Request)) func(http.Handler) http.Handler {
 
 func callbackDoubles() []double {
 	return []double{
-		{check: "callback-signed", name: "no signature", receive: mangled(func(r *http.Request) { r.Header.Del(tandem.HeaderWebhookSignature) })},
-		{check: "callback-signed", name: "another body", receive: mangled(func(r *http.Request) { r.Body = io.NopCloser(strings.NewReader("{}")) })},
-		{check: "callback-signed", name: "an old time", receive: mangled(func(r *http.Request) { r.Header.Set(tandem.HeaderWebhookTimestamp, "1600000000") })},
-		{check: "callback-signed", name: "another id", receive: mangled(func(r *http.Request) { r.Header.Set(tandem.HeaderWebhookID, "req_1") })},
-		{check: "callback-signed", name: "another secret", ask: func(_ *testing.T, cfg *audit.Config, _ http.Handler) { cfg.Secret = tandem.NewSecret() }},
+		{check: "callback-signed", name: "no signature", receive: mangled(func(r *http.Request) {
+			r.Header.Del(tandem.HeaderWebhookSignature)
+		})},
+		{check: "callback-signed", name: "another body", receive: mangled(func(r *http.Request) {
+			r.Body = io.NopCloser(strings.NewReader("{}"))
+		})},
+		{check: "callback-signed", name: "an old time", receive: mangled(func(r *http.Request) {
+			r.Header.Set(tandem.HeaderWebhookTimestamp, "1600000000")
+		})},
+		{check: "callback-signed", name: "another id", receive: mangled(func(r *http.Request) {
+			r.Header.Set(tandem.HeaderWebhookID, "req_1")
+		})},
+		{check: "callback-signed", name: "another secret", ask: func(_ *testing.T, cfg *audit.Config, _ http.Handler) {
+			cfg.Secret = tandem.NewSecret()
+		}},
 		{
 			check: "breaker-opens", name: "never", level: audit.LevelFull,
 			deploy: func(cfg *tandemtest.Config) { cfg.Egress.BreakerFailures = 1_000 },
 		},
 		{
-			check: "breaker-opens", name: "holding back costs attempts", level: audit.LevelFull, deploy: func(*tandemtest.Config) {},
+			check: "breaker-opens", name: "holding back costs attempts", level: audit.LevelFull,
+			deploy: func(*tandemtest.Config) {},
 			after: func(_ *front, _ *http.Request, a *reply) {
-				if bytes.Contains(a.Body, []byte(`"attempts":[]`)) && bytes.Contains(a.Body, []byte(`"status":"completed"`)) {
+				if bytes.Contains(a.Body, []byte(`"attempts":[]`)) &&
+					bytes.Contains(a.Body, []byte(`"status":"completed"`)) {
 					a.Body = bytes.Replace(a.Body, []byte(`"callback_attempts":0`), []byte(`"callback_attempts":1`), 1)
 				}
 			},
@@ -310,8 +345,10 @@ func inputDoubles() []double {
 		{check: "input-types", name: "any task", before: lenient("rm -rf")},
 		{check: "input-types", name: "any complexity", before: lenient(`:11`)},
 		{check: "input-media-type", name: "text on submissions", before: loose("/api/submit", "text/plain")},
-		{check: "input-media-type", name: "a form on async", before: loose("/async", "application/x-www-form-urlencoded")},
-		{check: "input-media-type", name: "a form on batches", before: loose("/api/submit/batch", "multipart/form-data")},
+		{check: "input-media-type", name: "a form on async",
+			before: loose("/async", "application/x-www-form-urlencoded")},
+		{check: "input-media-type", name: "a form on batches",
+			before: loose("/api/submit/batch", "multipart/form-data")},
 		{check: "input-query", name: "an unknown filter", before: forgetful("/api/submissions", "no-such-filter", "")},
 		{check: "input-query", name: "a bad time", before: forgetful("/requests", "since", "yesterday")},
 		{check: "input-query", name: "a cursor that is none", before: forgetful("/requests", "cursor", "nonsense")},
@@ -321,9 +358,10 @@ func inputDoubles() []double {
 		{check: "input-path", name: "the database", instead: serves("/tandem.db")},
 		{check: "input-path", name: "its journal", instead: serves("/tandem.db-wal")},
 		{check: "input-path", name: "the environment", instead: serves("/.env")},
-		{check: "input-path", name: "the machine", instead: func(_ *front, w http.ResponseWriter, r *http.Request) bool {
-			return strings.HasSuffix(r.URL.Path, "/etc/passwd") && say(w, http.StatusOK, "text/plain", "root:x:0:0")
-		}},
+		{check: "input-path", name: "the machine",
+			instead: func(_ *front, w http.ResponseWriter, r *http.Request) bool {
+				return strings.HasSuffix(r.URL.Path, "/etc/passwd") && say(w, http.StatusOK, "text/plain", "root:x:0:0")
+			}},
 		{check: "input-injection", name: "in a filter", before: forgetful("/requests", "task", "OR")},
 		{check: "input-injection", name: "in a batch", before: forgetful("/api/submissions", "batch_id", "UNION")},
 	}
@@ -347,7 +385,8 @@ func errorDoubles() []double {
 	}
 	fails := func(at, part string) func(*front, http.ResponseWriter, *http.Request) bool {
 		return func(_ *front, w http.ResponseWriter, r *http.Request) bool {
-			return r.URL.Path == at && strings.Contains(r.URL.RawQuery, part) && say(w, http.StatusInternalServerError, "application/problem+json", `{"code":"INTERNAL"}`)
+			return r.URL.Path == at && strings.Contains(r.URL.RawQuery, part) &&
+				say(w, http.StatusInternalServerError, "application/problem+json", `{"code":"INTERNAL"}`)
 		}
 	}
 	return []double{
@@ -360,26 +399,35 @@ func errorDoubles() []double {
 			a.Body = bytes.Replace(a.Body, []byte(`"code":"INVALID_JSON"`), []byte(`"kode":""`), 1)
 		}},
 		{check: "error-problems", name: "no Allow", after: drop("/sync", "Allow")},
-		{check: "error-markup", name: "the path in a page", instead: func(_ *front, w http.ResponseWriter, r *http.Request) bool {
-			return strings.Contains(r.URL.Path, "<script>") && say(w, http.StatusNotFound, "text/html", "no "+r.URL.Path)
-		}},
+		{check: "error-markup", name: "the path in a page",
+			instead: func(_ *front, w http.ResponseWriter, r *http.Request) bool {
+				return strings.Contains(r.URL.Path, "<script>") &&
+					say(w, http.StatusNotFound, "text/html", "no "+r.URL.Path)
+			}},
 		{check: "error-request-id", name: "comes back", after: func(_ *front, r *http.Request, a *reply) {
 			a.Header.Set("X-Request-ID", r.Header.Get("X-Request-ID"))
 		}},
 		{check: "error-5xx", name: "a null byte in a filter", instead: fails("/requests", "task=%00")},
 		{check: "error-5xx", name: "bad UTF-8 in a batch", instead: fails("/api/submissions", "batch_id=%ff")},
 		{check: "error-5xx", name: "a cursor", instead: fails("/requests", "cursor=-1")},
-		{check: "error-internals", name: "a stack", after: adds(http.StatusUnprocessableEntity, "goroutine 7 [running] ")},
+		{check: "error-internals", name: "a stack",
+			after: adds(http.StatusUnprocessableEntity, "goroutine 7 [running] ")},
 		{check: "error-internals", name: "SQL", after: adds(http.StatusNotFound, "SQLSTATE 42P01 ")},
 		{check: "error-addresses", name: "of the database", after: adds(http.StatusNotFound, "dial 10.3.0.7:5432 ")},
-		{check: "error-addresses", name: "of the upstream", after: adds(http.StatusUnauthorized, "upstream [fd00:1::7]:8000 ")},
+		{check: "error-addresses", name: "of the upstream",
+			after: adds(http.StatusUnauthorized, "upstream [fd00:1::7]:8000 ")},
 		{check: "error-addresses", name: "of a receiver", after: func(_ *front, _ *http.Request, a *reply) {
 			a.Body = bytes.Replace(a.Body, []byte(`"error":"`), []byte(`"error":"dial tcp 10.1.2.3:80: `), 1)
 		}},
-		{check: "error-secrets", name: "a signing secret in the history", after: shows("/requests", `"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"`)},
-		{check: "error-secrets", name: "a key in a list of nodes", after: shows("/nodes", `"tdm_`+strings.Repeat("a", 40)+`"`)},
-		{check: "error-secrets", name: "a password in a page", after: shows("/docs", "postgres://tandem:hunter2@db/tandem")},
-		{check: "error-secrets", name: "a key in a header", after: func(_ *front, r *http.Request, a *reply) { a.Header.Set("X-Caller", key(r)) }},
+		{check: "error-secrets", name: "a signing secret in the history",
+			after: shows("/requests", `"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"`)},
+		{check: "error-secrets", name: "a key in a list of nodes",
+			after: shows("/nodes", `"tdm_`+strings.Repeat("a", 40)+`"`)},
+		{check: "error-secrets", name: "a password in a page",
+			after: shows("/docs", "postgres://tandem:hunter2@db/tandem")},
+		{check: "error-secrets", name: "a key in a header", after: func(_ *front, r *http.Request, a *reply) {
+			a.Header.Set("X-Caller", key(r))
+		}},
 	}
 }
 
@@ -400,7 +448,7 @@ func drop(path, name string) func(*front, *http.Request, *reply) {
 	}
 }
 
-// bodyOf is what a request carries, which stays to be read; one without a length is left alone.
+// bodyOf is what a request carries, which can still be read afterwards; one without a length is left alone.
 func bodyOf(r *http.Request) string {
 	if r.Body == nil || r.ContentLength < 0 {
 		return ""

@@ -36,8 +36,9 @@ func errorChecks() []Check {
 			ID: "error-5xx", Group: GroupErrors,
 			Title: "Nothing in this audit made the server fail",
 			Level: LevelQuick, stage: 1,
-			Remediation: "bad input must never be a 5xx: look into the log under the X-Request-ID of the answer, and report it as SECURITY.md says",
-			Run:         checkCrashes,
+			Remediation: "bad input must never be a 5xx: look into the log under the X-Request-ID of the answer, " +
+				"and report it as SECURITY.md says",
+			Run: checkCrashes,
 		},
 		{
 			ID: "error-internals", Group: GroupErrors,
@@ -57,7 +58,7 @@ func errorChecks() []Check {
 			ID: "error-secrets", Group: GroupErrors,
 			Title: "No answer in this audit holds a key or a signing secret",
 			Level: LevelQuick, stage: 1,
-			Remediation: "replace what was shown with `tandem keys rotate` and `tandem keys rotate-signing`, and report it as SECURITY.md says",
+			Remediation: fixShown,
 			Run:         checkSecrets,
 		},
 	}
@@ -127,7 +128,10 @@ func checkCrashes(ctx context.Context, t *Target) Finding {
 	for _, path := range []string{"/requests/" + strings.Repeat("a", 4_000), "/requests/%00", "/requests/%ff", "/%"} {
 		expect(path)
 	}
-	hard := []string{"%00", "%ff%fe", "99999999999999999999", "-1", "0000-00-00T00:00:00Z", "9999-12-31T23:59:59Z", "%F0%9F%92%A9", strings.Repeat("a", 2_000)}
+	hard := []string{
+		"%00", "%ff%fe", "99999999999999999999", "-1", "0000-00-00T00:00:00Z", "9999-12-31T23:59:59Z",
+		"%F0%9F%92%A9", strings.Repeat("a", 2_000),
+	}
 	for _, op := range t.lists(func(operation) bool { return true }) {
 		for _, p := range op.Queries {
 			for _, value := range hard {

@@ -40,8 +40,9 @@ func rateChecks() []Check {
 			ID: "rate-limit-forwarded-for", Group: GroupRate,
 			Title: "Nobody escapes with an invented X-Forwarded-For",
 			Level: LevelQuick, Needs: caller,
-			Remediation: "name only your own proxies with serve --trusted-proxy, and let them overwrite X-Forwarded-For",
-			Run:         checkRateForwarded,
+			Remediation: "name only your own proxies with serve --trusted-proxy, " +
+				"and let them overwrite X-Forwarded-For",
+			Run: checkRateForwarded,
 		},
 		{
 			ID: "rate-limit-batch", Group: GroupRate,
@@ -271,7 +272,8 @@ func checkEnforced(o Order, beside func(*Target) (routes, spellings []Order)) fu
 		// allowance holds may not.
 		for _, other := range routes {
 			a, sent := t.drain(ctx, other, calls)
-			v.expect(a, a.Status == http.StatusTooManyRequests, fmt.Sprintf("sent %d times, it does not count against the limit", sent))
+			v.expect(a, a.Status == http.StatusTooManyRequests,
+				fmt.Sprintf("sent %d times, it does not count against the limit", sent))
 		}
 		return v.finding()
 	}
@@ -310,7 +312,8 @@ func (t *Target) getsBeside() (routes, spellings []Order) {
 func disguised(o Order) []Order {
 	var all []Order
 	for _, header := range []map[string]string{
-		{"X-Forwarded-For": "198.18.7.7", "X-Real-IP": "198.18.7.7"}, {"User-Agent": "another"}, {"X-Request-ID": "another"},
+		{"X-Forwarded-For": "198.18.7.7", "X-Real-IP": "198.18.7.7"}, {"User-Agent": "another"},
+		{"X-Request-ID": "another"},
 	} {
 		o.Header = header
 		all = append(all, o)

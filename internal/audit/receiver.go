@@ -118,7 +118,7 @@ func (h *hook) seen() []arrival {
 	return slices.Clip(h.arrivals)
 }
 
-// wait returns when something has arrived, or the time is up; the count tells which.
+// wait returns when something has arrived, or the time is up; the count shows which.
 func (h *hook) wait(done <-chan struct{}, patience time.Duration) int {
 	timer := time.NewTimer(patience)
 	defer timer.Stop()

@@ -28,10 +28,17 @@ func sampleReport() *audit.Report {
 		StartedAt: time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC), DurationSeconds: 61.5, RequestsSent: 187, MaxRequests: 400, RequestsPerSecond: 20,
 		Summary: audit.Summary{Pass: 1, Fail: 1, Undecided: 1, Skipped: 1},
 		Findings: []audit.Entry{
-			{ID: "input-depth", Group: audit.GroupInput, Title: "Deep nesting is refused", Level: audit.LevelQuick, Outcome: audit.Pass, Evidence: []string{strings.Repeat("[", 300)}, Remediation: "lower it"},
-			{ID: "headers-nosniff", Group: audit.GroupHeaders, Title: "Browsers must not guess types", Level: audit.LevelQuick, Outcome: audit.Fail, Evidence: []string{"GET /docs → 200: <no> \"header\" & more, " + strings.Repeat("word ", 60)}, Remediation: "pass the headers on, " + strings.Repeat("all ", 40)},
-			{ID: "tls-versions", Group: audit.GroupTLS, Title: "Old TLS is refused", Level: audit.LevelQuick, Outcome: audit.Undecided, Evidence: []string{"needs an https:// URL"}, Remediation: "set it"},
-			{ID: "breaker-opens", Group: audit.GroupBreaker, Title: "A receiver that fails is left alone", Level: audit.LevelFull, Outcome: audit.Skipped, Evidence: []string{"runs with --level full"}, Remediation: "upgrade"},
+			{ID: "input-depth", Group: audit.GroupInput, Title: "Deep nesting is refused", Level: audit.LevelQuick,
+				Outcome: audit.Pass, Evidence: []string{strings.Repeat("[", 300)}, Remediation: "lower it"},
+			{ID: "headers-nosniff", Group: audit.GroupHeaders, Title: "Browsers must not guess types",
+				Level: audit.LevelQuick, Outcome: audit.Fail,
+				Evidence:    []string{"GET /docs → 200: <no> \"header\" & more, " + strings.Repeat("word ", 60)},
+				Remediation: "pass the headers on, " + strings.Repeat("all ", 40)},
+			{ID: "tls-versions", Group: audit.GroupTLS, Title: "Old TLS is refused", Level: audit.LevelQuick,
+				Outcome: audit.Undecided, Evidence: []string{"needs an https:// URL"}, Remediation: "set it"},
+			{ID: "breaker-opens", Group: audit.GroupBreaker, Title: "A receiver that fails is left alone",
+				Level: audit.LevelFull, Outcome: audit.Skipped, Evidence: []string{"runs with --level full"},
+				Remediation: "upgrade"},
 		},
 	}
 }

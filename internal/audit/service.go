@@ -19,8 +19,10 @@ func breakerChecks() []Check {
 		ID: "breaker-opens", Group: GroupBreaker,
 		Title: "A receiver that fails is left alone",
 		Level: LevelFull, Needs: []Need{NeedCaller, NeedReceiver}, stage: 2,
-		Remediation: "five failures in a row must open the breaker of a destination, and no flag turns that off: report it. Of several nodes each may count its own, and only --admin-key tells how many there are",
-		Run:         checkBreaker,
+		Remediation: "five failures in a row must open the breaker of a destination, " +
+			"and no flag turns that off: report it. " +
+			"Of several nodes each may count its own, and only --admin-key tells how many there are",
+		Run: checkBreaker,
 	}}
 }
 
@@ -68,7 +70,9 @@ func checkBreaker(ctx context.Context, t *Target) Finding {
 		v.failf("%d callbacks in a row were answered with 500, and the next was still sent", failing)
 		return v.finding()
 	}
-	request, last := t.await(ctx, a, t.cfg.Patience, func(r tandem.Request) bool { return r.Status == tandem.StatusCompleted })
+	request, last := t.await(ctx, a, t.cfg.Patience, func(r tandem.Request) bool {
+		return r.Status == tandem.StatusCompleted
+	})
 	switch {
 	case last.Err != nil || last.Status != http.StatusOK || request.Status != tandem.StatusCompleted:
 		v.doubtf("the callback behind %d failures did not come, but its work did not end either: %s", failing, last)
@@ -111,7 +115,7 @@ func serviceChecks() []Check {
 			ID: "stats-secrets", Group: GroupServices,
 			Title: "The figures hold no secret",
 			Level: LevelQuick, Needs: []Need{NeedStats},
-			Remediation: "replace what was shown with `tandem keys rotate` and `tandem keys rotate-signing`, and report it as SECURITY.md says",
+			Remediation: fixShown,
 			Run:         checkStatsSecrets,
 		},
 	}

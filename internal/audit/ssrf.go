@@ -30,7 +30,8 @@ const nobody = "audit.invalid"
 
 func ssrfChecks() []Check {
 	caller := []Need{NeedCaller}
-	const fix = "serve --mode production refuses it; narrow --allow-callback-cidr and --allow-callback-host to the receivers you mean"
+	const fix = "serve --mode production refuses it; " +
+		"narrow --allow-callback-cidr and --allow-callback-host to the receivers you mean"
 	return []Check{
 		{
 			ID: "ssrf-metadata", Group: GroupSSRF,
@@ -129,7 +130,9 @@ func ports() []string {
 	for range 4 {
 		add(10_000 + rand.IntN(50_000))
 	}
-	for _, port := range []int{22, 25, 79, 81, 442, 444, 2375, 3306, 5432, 6379, 6443, 8080, 9200, 10250, 11211, 27017, 65535} {
+	for _, port := range []int{
+		22, 25, 79, 81, 442, 444, 2375, 3306, 5432, 6379, 6443, 8080, 9200, 10250, 11211, 27017, 65535,
+	} {
 		add(port)
 	}
 	return urls
@@ -278,9 +281,9 @@ func checkRedirect(ctx context.Context, t *Target) Finding {
 	return v.finding()
 }
 
-// checkArrival hands in addresses of the audit's own receiver that nobody opted in: its host in other spellings and
-// under other names of the same machine, and another port. Only what arrives counts. Two callbacks that may arrive, one
-// before and one behind them, tell that this deployment has got round to them.
+// checkArrival submits addresses of the audit's own receiver that nobody opted in: its host in other
+// spellings and under other names of the same machine, and another port. Only what arrives counts.
+// Two callbacks that may arrive, one before and one after them, show that the deployment has reached them.
 func checkArrival(ctx context.Context, t *Target) Finding {
 	var v verdict
 	control := func(when string) bool {
@@ -324,7 +327,10 @@ func (t *Target) otherAddresses() []string {
 	}
 	port := cmp.Or(base.Port(), map[string]string{"http": "80", "https": "443"}[base.Scheme])
 	at := func(host string) string { return base.Scheme + "://" + host + ":" + port }
-	all := []string{at("127.0.0.1"), at("localhost"), at("LOCALHOST."), at("[::1]"), at("0.0.0.0"), at("[::]"), at("127.1"), at("2130706433")}
+	all := []string{
+		at("127.0.0.1"), at("localhost"), at("LOCALHOST."), at("[::1]"), at("0.0.0.0"), at("[::]"), at("127.1"),
+		at("2130706433"),
+	}
 	if t.cfg.OtherURL != "" {
 		all = append(all, strings.TrimSuffix(t.cfg.OtherURL, "/"))
 	}
@@ -333,8 +339,10 @@ func (t *Target) otherAddresses() []string {
 		a := addr.Unmap().As4()
 		number := uint32(a[0])<<24 | uint32(a[1])<<16 | uint32(a[2])<<8 | uint32(a[3])
 		all = append(all,
-			at(fmt.Sprint(number)), at(fmt.Sprintf("0x%08x", number)), at(fmt.Sprintf("0%o.%d.%d.%d", a[0], a[1], a[2], a[3])),
-			at(fmt.Sprintf("0x%x.0x%x.0x%x.0x%x", a[0], a[1], a[2], a[3])), at(fmt.Sprintf("%d.%d", a[0], number&0xffffff)),
+			at(fmt.Sprint(number)), at(fmt.Sprintf("0x%08x", number)),
+			at(fmt.Sprintf("0%o.%d.%d.%d", a[0], a[1], a[2], a[3])),
+			at(fmt.Sprintf("0x%x.0x%x.0x%x.0x%x", a[0], a[1], a[2], a[3])),
+			at(fmt.Sprintf("%d.%d", a[0], number&0xffffff)),
 			at(fmt.Sprintf("%d.%d.%d.%03d", a[0], a[1], a[2], a[3])),
 		)
 		for _, e := range embeddings(a) {
@@ -343,11 +351,13 @@ func (t *Target) otherAddresses() []string {
 				all = append(all, at(bracketed(e.address)))
 			}
 		}
-		all = append(all, at("[::ffff:"+addr.Unmap().String()+"%25lo]"), base.Scheme+"://user@"+net.JoinHostPort(addr.String(), port))
+		all = append(all, at("[::ffff:"+addr.Unmap().String()+"%25lo]"),
+			base.Scheme+"://user@"+net.JoinHostPort(addr.String(), port))
 	}
 	return slices.DeleteFunc(all, func(address string) bool {
 		other, err := url.Parse(address)
-		own := err == nil && other.Port() == port && other.User == nil && canonicalHost(address) == canonicalHost(t.cfg.CallbackURL)
+		own := err == nil && other.Port() == port && other.User == nil &&
+			canonicalHost(address) == canonicalHost(t.cfg.CallbackURL)
 		return own && !strings.Contains(address, "%25")
 	})
 }

@@ -112,7 +112,7 @@ func (t *Target) probe(ctx context.Context) error {
 			return fmt.Errorf("the deployment refuses %s: %s", key.name, t.redact(a.String()))
 		}
 	}
-	t.learn(ctx)
+	t.readDocument(ctx)
 	return nil
 }
 
@@ -354,7 +354,8 @@ var inside = regexp.MustCompile(`goroutine \d+ \[|\.go:\d+|runtime error|panic:|
 var secrets = regexp.MustCompile(`whsec_[A-Za-z0-9+/]{8,}|\btdm_[A-Za-z0-9_-]{8,}|://[^/\s"@<>]+:[^/\s"@<>]+@`)
 
 // addresses are what only the inside of a network knows, and what dialers say.
-var addresses = regexp.MustCompile(`\b(?:10|127)(?:\.\d{1,3}){3}\b|\b(?:192\.168|169\.254|172\.(?:1[6-9]|2\d|3[01]))(?:\.\d{1,3}){2}\b|` +
+var addresses = regexp.MustCompile(`\b(?:10|127)(?:\.\d{1,3}){3}\b|` +
+	`\b(?:192\.168|169\.254|172\.(?:1[6-9]|2\d|3[01]))(?:\.\d{1,3}){2}\b|` +
 	`\[(?:::1|f[cde][0-9a-f]{2}:[0-9a-f:]*)\]|\bdial (?:tcp|udp)\b|\blookup \S+ on \S+|\bno such host\b`)
 
 // watch remembers answers that no deployment should give to anything.
@@ -430,8 +431,10 @@ func (a Answer) requestID() string {
 	return body.RequestID
 }
 
-// await polls the request that made accepted until ok says so, or the time is up; the last answer tells which.
-func (t *Target) await(ctx context.Context, made Answer, patience time.Duration, ok func(tandem.Request) bool) (tandem.Request, Answer) {
+// await polls the request that made accepted until ok says so, or the time is up; the last answer shows which.
+func (t *Target) await(
+	ctx context.Context, made Answer, patience time.Duration, ok func(tandem.Request) bool,
+) (tandem.Request, Answer) {
 	deadline := time.Now().Add(patience)
 	for {
 		var request tandem.Request
@@ -463,7 +466,7 @@ func (t *Target) stats(ctx context.Context) (Answer, map[string]any) {
 	return a, figures
 }
 
-// nodes is how many share the work, as far as the deployment tells whoever may read /stats.
+// nodes returns how many nodes share the work; 1 if /nodes cannot be read.
 func (t *Target) nodes(ctx context.Context) int {
 	var known []json.RawMessage
 	a := t.send(ctx, Order{Path: "/nodes", NoKey: t.cfg.AdminKey == "", Key: t.cfg.AdminKey})

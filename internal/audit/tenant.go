@@ -14,7 +14,8 @@ import (
 
 func tenantChecks() []Check {
 	both := []Need{NeedKey, NeedSecondKey}
-	const fix = "hand out a key per tenant, without the scope admin; let no proxy answer one caller with what it kept for another"
+	const fix = "hand out a key per tenant, without the scope admin; " +
+		"let no proxy answer one caller with what it kept for another"
 	return []Check{
 		{
 			ID: "tenant-request", Group: GroupTenants,
@@ -98,7 +99,9 @@ func checkForeignRequest(ctx context.Context, t *Target) Finding {
 		if !strings.Contains(op.Path, "{id}") || op.admin() {
 			continue
 		}
-		for _, header := range []map[string]string{nil, {"If-None-Match": mine.Header.Get("Etag")}, {"If-None-Match": "*"}} {
+		for _, header := range []map[string]string{
+			nil, {"If-None-Match": mine.Header.Get("Etag")}, {"If-None-Match": "*"},
+		} {
 			if header != nil && (op.Method == http.MethodPost || header["If-None-Match"] == "") {
 				continue
 			}
@@ -111,7 +114,8 @@ func checkForeignRequest(ctx context.Context, t *Target) Finding {
 				v.expect(b, false, "")
 				continue
 			}
-			same := strings.ReplaceAll(refusalText(b), unknownID, id) == refusalText(a) && a.Header.Get("Etag") == b.Header.Get("Etag")
+			same := strings.ReplaceAll(refusalText(b), unknownID, id) == refusalText(a) &&
+				a.Header.Get("Etag") == b.Header.Get("Etag")
 			v.expect(a, a.Status == b.Status && a.denied(), "want "+b.String())
 			v.expect(a, same, "told apart from one that does not exist: "+oneLine(refusalText(b)))
 		}
@@ -127,7 +131,7 @@ func checkForeignRequest(ctx context.Context, t *Target) Finding {
 	return v.finding()
 }
 
-// isHistory and isSubmissions tell the lists apart.
+// isHistory and isSubmissions distinguish the lists.
 func isHistory(op operation) bool     { return !isSubmissions(op) }
 func isSubmissions(op operation) bool { return strings.HasPrefix(op.Path, "/api/") }
 
@@ -135,7 +139,8 @@ func isSubmissions(op operation) bool { return strings.HasPrefix(op.Path, "/api/
 func (t *Target) lists(of func(operation) bool) []operation {
 	return slices.DeleteFunc(slices.Clone(t.operations), func(op operation) bool {
 		paged := slices.ContainsFunc(op.Queries, func(p parameter) bool { return p.Name == "limit" })
-		return op.Method != http.MethodGet || op.open() || op.admin() || strings.Contains(op.Path, "{") || !paged && op.Path != "/requests" || !of(op)
+		return op.Method != http.MethodGet || op.open() || op.admin() || strings.Contains(op.Path, "{") ||
+			!paged && op.Path != "/requests" || !of(op)
 	})
 }
 
@@ -143,9 +148,10 @@ func (t *Target) lists(of func(operation) bool) []operation {
 func (t *Target) queries(ctx context.Context, op operation, own property) []string {
 	now := time.Now()
 	values := map[string][]string{
-		"limit":  {"1", "100"}, // with 1 even a HEAD tells by its Link that there is more
+		"limit":  {"1", "100"}, // with 1 even the Link of a HEAD shows that there is more
 		"offset": {"0", "1"}, "task": {"echo", "submission"}, "batch_id": {own.batch},
-		"since": {now.Add(-time.Hour).UTC().Format(time.RFC3339)}, "until": {now.Add(time.Hour).UTC().Format(time.RFC3339)},
+		"since": {now.Add(-time.Hour).UTC().Format(time.RFC3339)},
+		"until": {now.Add(time.Hour).UTC().Format(time.RFC3339)},
 	}
 	first := t.send(ctx, Order{Path: op.Path + "?limit=1"})
 	if link, _, found := strings.Cut(first.Header.Get("Link"), ">"); found {
@@ -187,7 +193,8 @@ func checkForeignLists(of func(operation) bool) func(context.Context, *Target) F
 			}
 		}
 		if after := t.total(ctx, of); own.total >= 0 && after > own.total && v.failed == nil {
-			v.failf("the total that --second-api-key sees went from %d to %d when --api-key submitted something", own.total, after)
+			v.failf("the total that --second-api-key sees went from %d to %d when --api-key submitted something",
+				own.total, after)
 		}
 		return v.finding()
 	}

@@ -92,11 +92,12 @@ func Vectors() []Vector {
 // basics are the vectors that a quick audit always tries; of the others it takes a sample.
 // :: name → true
 var basics = map[string]bool{
-	"metadata/aws": true, "metadata/aws-ecs": true, "metadata/aws-eks": true, "metadata/aws-6": true, "metadata/aws-name": true,
-	"metadata/google-6": true, "metadata/google-name": true, "metadata/google-name-goog": true, "metadata/azure-wire": true,
-	"metadata/alibaba": true, "metadata/alibaba-6": true, "metadata/oracle-classic": true, "metadata/oracle-6": true,
-	"metadata/akamai-6": true, "metadata/scaleway": true, "metadata/scaleway-6": true, "metadata/openstack-6": true,
-	"metadata/tencent": true, "metadata/tencent-name": true, "metadata/equinix-name": true, "metadata/ibm-name": true,
+	"metadata/aws": true, "metadata/aws-ecs": true, "metadata/aws-eks": true, "metadata/aws-6": true,
+	"metadata/aws-name": true, "metadata/google-6": true, "metadata/google-name": true,
+	"metadata/google-name-goog": true, "metadata/azure-wire": true, "metadata/alibaba": true,
+	"metadata/alibaba-6": true, "metadata/oracle-classic": true, "metadata/oracle-6": true, "metadata/akamai-6": true,
+	"metadata/scaleway": true, "metadata/scaleway-6": true, "metadata/openstack-6": true, "metadata/tencent": true,
+	"metadata/tencent-name": true, "metadata/equinix-name": true, "metadata/ibm-name": true,
 	"metadata/notation-decimal": true, "metadata/notation-hex": true, "metadata/notation-octal": true,
 
 	"notation/loopback": true, "name/localhost": true, "name/internal": true, "block/10.0.0.0/8/inside": true,

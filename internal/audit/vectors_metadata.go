@@ -63,7 +63,8 @@ func metadataVectors() []Vector {
 		{"circled", "①⑥⑨.254.169.254", "circled digits"},
 		{"soft-hyphen", "169.254.169.254\u00ad", "a soft hyphen"},
 	} {
-		aims = append(aims, aim{service.name, "http://" + service.host + "/latest/meta-data/", service.why, blocked, blocked})
+		url := "http://" + service.host + "/latest/meta-data/"
+		aims = append(aims, aim{service.name, url, service.why, blocked, blocked})
 	}
 	for _, notation := range []struct{ name, host string }{
 		{"decimal", "2852039166"},
@@ -80,17 +81,21 @@ func metadataVectors() []Vector {
 		{"alibaba-decimal", "1684301000"},
 		{"azure-decimal", "2822734096"},
 	} {
-		aims = append(aims, aim{"notation-" + notation.name, "http://" + notation.host + "/latest/meta-data/", "metadata in another notation", invalid, invalid})
+		url := "http://" + notation.host + "/latest/meta-data/"
+		aims = append(aims, aim{"notation-" + notation.name, url, "metadata in another notation", invalid, invalid})
 	}
 	for _, cloud := range []struct{ name, address string }{
-		{"aws", "169.254.169.254"}, {"alibaba", "100.100.100.200"}, {"azure", "168.63.129.16"}, {"oracle", "192.0.0.192"},
+		{"aws", "169.254.169.254"}, {"alibaba", "100.100.100.200"}, {"azure", "168.63.129.16"},
+		{"oracle", "192.0.0.192"},
 	} {
 		for _, e := range embeddings(netip.MustParseAddr(cloud.address).As4()) {
 			url := "http://" + bracketed(e.address) + "/latest/meta-data/"
 			if e.name == "mapped" { // netip writes it with dots; parsers take hexadecimal as well
-				url = fmt.Sprintf("http://[::ffff:%x:%x]/latest/meta-data/", e.address.AsSlice()[12:14], e.address.AsSlice()[14:])
+				four := e.address.AsSlice()[12:]
+				url = fmt.Sprintf("http://[::ffff:%x:%x]/latest/meta-data/", four[:2], four[2:])
 			}
-			aims = append(aims, aim{embeddedCloud + cloud.name + "/" + e.name, url, cloud.address + " in IPv6: " + e.name, blocked, blocked})
+			name, why := embeddedCloud+cloud.name+"/"+e.name, cloud.address+" in IPv6: "+e.name
+			aims = append(aims, aim{name, url, why, blocked, blocked})
 		}
 	}
 	return ClassMetadata.vectors(aims)

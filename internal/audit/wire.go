@@ -58,7 +58,9 @@ var maxAge = regexp.MustCompile(`(?i)\bmax-age="?(\d+)`)
 func checkHSTS(ctx context.Context, t *Target) Finding {
 	var v verdict
 	const leastAge = 180 * 24 * 3600 // seconds
-	for _, o := range []Order{{Path: "/livez"}, {Path: "/docs"}, {Path: "/requests?limit=1"}, {Path: "/audit-no-such-path"}} {
+	for _, o := range []Order{
+		{Path: "/livez"}, {Path: "/docs"}, {Path: "/requests?limit=1"}, {Path: "/audit-no-such-path"},
+	} {
 		a := t.send(ctx, o)
 		value := a.Header.Get("Strict-Transport-Security")
 		age := 0
@@ -151,8 +153,9 @@ func limitChecks() []Check {
 			ID: "limit-announced-body", Group: GroupLimits,
 			Title: "A body that is announced too large is not read",
 			Level: LevelQuick, Needs: caller,
-			Remediation: "lower serve --max-data; let the proxy not buffer first (proxy_request_buffering off) or limit it too",
-			Run:         checkAnnouncedBody,
+			Remediation: "lower serve --max-data; " +
+				"let the proxy not buffer first (proxy_request_buffering off) or limit it too",
+			Run: checkAnnouncedBody,
 		},
 		{
 			ID: "limit-streamed-body", Group: GroupLimits,
@@ -219,7 +222,8 @@ func checkAnnouncedBody(ctx context.Context, t *Target) Finding {
 		}
 		wanted := &stopper{}
 		a := t.send(ctx, Order{
-			Method: op.Method, Path: op.target(unknownID), Stream: wanted, Length: announced, Header: map[string]string{"Expect": "100-continue"},
+			Method: op.Method, Path: op.target(unknownID), Stream: wanted, Length: announced,
+			Header: map[string]string{"Expect": "100-continue"},
 		})
 		if wanted.asked.Load() {
 			v.failf("%s: the deployment asked for the body", a.Sent)
@@ -281,7 +285,9 @@ func checkPage(ctx context.Context, t *Target) Finding {
 	var v verdict
 	for _, op := range t.lists(func(operation) bool { return true }) {
 		for _, p := range op.Queries {
-			for _, value := range map[string][]string{"limit": {"100000", "0", "-1"}, "offset": {"1000000000"}}[p.Name] {
+			for _, value := range map[string][]string{
+				"limit": {"100000", "0", "-1"}, "offset": {"1000000000"},
+			}[p.Name] {
 				a := t.send(ctx, Order{Path: op.Path + "?" + p.Name + "=" + value})
 				v.expect(a, a.refused(), "want a refusal as bad input")
 			}
@@ -299,7 +305,8 @@ func checkMethods(ctx context.Context, t *Target) Finding {
 	}
 	methods := []string{http.MethodTrace, "BREW", http.MethodDelete}
 	if t.cfg.Level == LevelFull {
-		methods = append(methods, http.MethodPut, http.MethodPatch, http.MethodPost, http.MethodConnect, "PROPFIND", "DEBUG", "get", "TRACK")
+		methods = append(methods, http.MethodPut, http.MethodPatch, http.MethodPost, http.MethodConnect, "PROPFIND",
+			"DEBUG", "get", "TRACK")
 	}
 	for _, path := range slices.Sorted(maps.Keys(have)) {
 		for _, method := range methods {

@@ -39,7 +39,8 @@ func TestBlocksAndVectorsAgree(t *testing.T) {
 		switch {
 		case v.Production == audit.FateCalled && got.Reason == egress.ReasonPublic,
 			v.Production == audit.FateBlocked && v.Demo == audit.FateCalled && got.Reason == egress.ReasonSpecial,
-			v.Production == audit.FateBlocked && v.Demo == audit.FateBlocked && (got.Reason == egress.ReasonMetadata || got.Reason == egress.ReasonNever):
+			v.Production == audit.FateBlocked && v.Demo == audit.FateBlocked &&
+				(got.Reason == egress.ReasonMetadata || got.Reason == egress.ReasonNever):
 		default:
 			t.Errorf("%s: Judge(%s) = %s, want it %s and in demo mode %s", v.Name, addr, got, v.Production, v.Demo)
 		}

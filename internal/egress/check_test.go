@@ -91,7 +91,8 @@ func TestVectorsAreWellFormed(t *testing.T) {
 	if len(vectors) < 400 {
 		t.Errorf("%d vectors, want at least 400", len(vectors))
 	}
-	if diff := cmp.Diff(vectors, audit.Vectors(), cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
+	same := cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })
+	if diff := cmp.Diff(vectors, audit.Vectors(), same); diff != "" {
 		t.Errorf("the list changes:\n%s", diff)
 	}
 	names, urls, classes := make(map[string]bool), make(map[string]bool), make(map[audit.Class]int)

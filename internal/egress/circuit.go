@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	maxRefusals  = 10_000          // API keys, and paths of API keys, whose calls were answered with 5xx; the longest unused is forgotten
-	maxPath      = 256             // bytes of a path that tell receivers apart
+	maxRefusals  = 10_000          // receivers that failed by their answers; the least recently used is forgotten
+	maxPath      = 256             // bytes of a path that distinguish receivers
 	maxTurns     = 64              // API keys that wait for a probe of one site
 	turnWait     = 4 * time.Second // for a call of the key whose turn it is to probe; then the next key may
 	troubleSleep = 5 * time.Second // how long a site is left alone after trouble of our own
@@ -27,9 +27,9 @@ type Site struct {
 
 // Receiver is who is called, and for whom: all that a call may be held back by. It is comparable.
 //
-// What is learned of a site itself (no connection, no answer, no TLS) holds for all API keys. What its
-// answers tell (5xx) holds for the path of the key that got them, and for the whole key once several
-// of its paths have failed in a row: another key may call something else there that is well.
+// A failure of the site itself (no connection, no answer, no TLS) counts for all API keys. A 5xx answer
+// counts for the path of the key that got it, and for the whole key once several of its paths have
+// failed in a row: another key may call something else there that is well.
 type Receiver struct {
 	Site
 	Key  string // the API key that asked; "": none
@@ -48,9 +48,10 @@ func (c *Client) Receiver(rawURL, key string) (Receiver, error) {
 // String is the site as a URL has it.
 func (s Site) String() string { return s.Scheme + "://" + s.Host }
 
-// Room is how many calls of an API key that were put off may be with a destination at the same time: none while a
-// breaker holds them back, its probe is out, or too many wait already; one that may probe; else a few more than there
-// are places, so that each place is taken again at once. destination is a site, or a site and a path.
+// Room is how many rescheduled calls of an API key may be with a destination at the same time: none
+// while a breaker holds them back, its probe is out, or too many wait already; one that may probe; else
+// a few more than there are places, so that each place is taken again at once. destination is a site,
+// or a site and a path.
 func (c *Client) Room(destination, key string) int {
 	r := Receiver{Key: key}
 	scheme, rest, _ := strings.Cut(destination, "://")
@@ -162,7 +163,7 @@ func (d *destination) heldBy(all [circuits]*circuit, r Receiver) (*circuit, erro
 	return d.host, nil
 }
 
-// errTurn is why a call is put off although it could probe.
+// errTurn is why a call is rescheduled although it could probe.
 var errTurn = errors.New("another key's call is to probe the destination first")
 
 // passLocked takes a pass of every circuit, or returns the one that holds the call back, and why.
@@ -182,7 +183,7 @@ func (c *Client) passLocked(d *destination, r Receiver) (passes [circuits]limit.
 	return passes, nil, nil
 }
 
-// reportLocked tells the circuits what became of a call. It returns the one whose probe it was in vain.
+// reportLocked reports the result of a call to its circuits. It returns the one whose probe has failed.
 func (c *Client) reportLocked(p *Place, result *Result) (failed *circuit) {
 	d := p.dest
 	reports := c.judgeLocked(p, result)
@@ -216,7 +217,7 @@ func (c *Client) reportLocked(p *Place, result *Result) (failed *circuit) {
 	return failed
 }
 
-// judgeLocked says what a call tells about what its circuits stand for.
+// judgeLocked decides what the result of a call means for each of its circuits.
 func (c *Client) judgeLocked(p *Place, result *Result) (reports [circuits]limit.Report) {
 	all := func(trouble, host, answer limit.Report) [circuits]limit.Report {
 		return [circuits]limit.Report{byTrouble: trouble, byHost: host, byKey: answer, byPath: answer}
@@ -275,14 +276,14 @@ func (c *Client) refusedKeyLocked(known *circuit, p *Place, report limit.Report)
 	return ci, report
 }
 
-// schedule spreads the calls that are put off for one reason; it starts anew when the reason changes.
+// schedule spreads the calls that are rescheduled for one reason; it starts anew when the reason changes.
 type schedule struct {
 	at  time.Time // when the next one may come back, at the earliest
-	why error     // why the last one was put off
+	why error     // why the last one was rescheduled
 }
 
-// next is when a call may come back: not before first, and behind those that were put off before it at
-// the given pace. If all came back at once, all but a few would only be put off again.
+// next is when a call may come back: not before first, and behind those rescheduled before it, at the
+// given pace. If all came back at once, all but a few would only be rescheduled again.
 func (s *schedule) next(first time.Time, pace time.Duration, why error) time.Time {
 	if !errors.Is(why, s.why) {
 		s.at, s.why = time.Time{}, why
@@ -305,7 +306,7 @@ type turns struct{ list []turn }
 type turn struct {
 	key    string
 	probed bool      // or its call has opened the breaker
-	retry  time.Time // the end of the open period for which one of its calls has been told when its turn is
+	retry  time.Time // the end of the open period for which one of its calls was scheduled
 }
 
 // at is when a key may probe a breaker that is half-open since retryAt.

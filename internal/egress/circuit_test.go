@@ -65,7 +65,7 @@ func TestEachSchemeHasItsOwnBreaker(t *testing.T) {
 		t.Errorf("http at the same port: %+v", got)
 	}
 	if found := client.Found(10); len(found) != 1 || found[0].Scheme != "https" {
-		t.Errorf("other nodes are told of %+v, want https only", found)
+		t.Errorf("published to other nodes: %+v, want https only", found)
 	}
 }
 
@@ -80,7 +80,9 @@ func TestAnswersHoldBackNobodyElse(t *testing.T) {
 	if heldUntil(t, client, "a", target+"/broken?n=2").IsZero() {
 		t.Error("a path that answered 500 five times in a row is called again")
 	}
-	for _, other := range []struct{ key, url string }{{"a", target + "/well"}, {"b", target + "/broken"}, {"", target + "/broken"}} {
+	for _, other := range []struct{ key, url string }{
+		{"a", target + "/well"}, {"b", target + "/broken"}, {"", target + "/broken"},
+	} {
 		if until := heldUntil(t, client, other.key, other.url); !until.IsZero() {
 			t.Errorf("%s of key %q is held back until %v", other.url, other.key, until)
 		}
@@ -89,7 +91,7 @@ func TestAnswersHoldBackNobodyElse(t *testing.T) {
 		t.Errorf("destination = %+v, want it shown open with 5 failures", seen)
 	}
 	if found := client.Found(10); len(found) != 0 {
-		t.Errorf("other nodes are told of %+v, want nothing", found)
+		t.Errorf("published to other nodes: %+v, want nothing", found)
 	}
 
 	for n := range 5 { // each callback has a URL of its own
@@ -131,7 +133,7 @@ func TestHangingPathHoldsBackNoOther(t *testing.T) {
 	}
 }
 
-// When a dead host may be probed, the keys take turns: who has failed it last comes last.
+// When a dead host may be probed, the keys take turns: the one that failed last comes last.
 func TestProbesGoInTurn(t *testing.T) {
 	t.Parallel()
 	target := closedPort(t)
@@ -180,20 +182,23 @@ func TestEachKeyComesBackForItsTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := newClient(t, demo())
 		retryAt := time.Now().Add(time.Minute)
-		client.Learn(egress.Destination{Site: egress.Site{Scheme: "http", Host: "a.example:80"}, FailureCount: 5, RetryAt: retryAt})
+		client.Learn(egress.Destination{
+			Site: egress.Site{Scheme: "http", Host: "a.example:80"}, FailureCount: 5, RetryAt: retryAt,
+		})
 		for i, key := range []string{"a", "b", "c"} {
 			for n := range 10_000 {
 				late := putOffAs(t, client, key, "http://a.example/").Until.Sub(retryAt)
 				turn := time.Duration(i) * egress.TurnWait
 				if n == 0 && (late < turn || late > turn+egress.TurnWait) || late < 0 {
-					t.Fatalf("call %d of %s comes back %v after the breaker is half-open, its turn is after %v", n, key, late, turn)
+					t.Fatalf("call %d of %s comes back %v after the breaker is half-open, its turn is after %v",
+						n, key, late, turn)
 				}
 			}
 		}
 	})
 }
 
-// What hinders us ourselves is no failure of the receiver: it is told apart, and costs no attempt.
+// What hinders us ourselves is no failure of the receiver: it is reported as our own, and costs no attempt.
 func TestTroubleOfOurOwn(t *testing.T) {
 	t.Parallel()
 	for err, want := range map[error]string{
@@ -230,8 +235,9 @@ func TestTroubleOfOurOwn(t *testing.T) {
 		cfg.Resolver = tt.resolver
 		client := newClient(t, cfg)
 		got := post(t, client, "http://hooks.example/")
-		if (got.PutOff != nil) != tt.trouble || got.Outcome != tandem.OutcomeConnect || strings.Contains(got.Message, "this server") != tt.trouble {
-			t.Errorf("%s: %+v, put off %v", tt.name, got, got.PutOff)
+		if (got.PutOff != nil) != tt.trouble || got.Outcome != tandem.OutcomeConnect ||
+			strings.Contains(got.Message, "this server") != tt.trouble {
+			t.Errorf("%s: %+v, rescheduled: %v", tt.name, got, got.PutOff)
 		}
 		if seen := only(t, client); (seen.FailureCount == 0) != tt.trouble {
 			t.Errorf("%s: %d failures of the destination", tt.name, seen.FailureCount)
@@ -242,7 +248,7 @@ func TestTroubleOfOurOwn(t *testing.T) {
 	}
 }
 
-// An outage is in the log once, with its cause, and so is its end; trouble of our own is told apart.
+// An outage is in the log once, with its cause, and so is its end; trouble of our own is logged as such.
 func TestOutageIsLogged(t *testing.T) {
 	t.Parallel()
 	var well atomic.Bool
@@ -259,7 +265,8 @@ func TestOutageIsLogged(t *testing.T) {
 		post(t, client, target)
 	}
 	host := only(t, client).Host // before there are others
-	if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "level=WARN") || !strings.Contains(got, "host="+host) ||
+	if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "level=WARN") ||
+		!strings.Contains(got, "host="+host) ||
 		!strings.Contains(got, "outcome=http_error status_code=502 error=\"the receiver answered 502\"") {
 		t.Errorf("the log of an outage: %s", got)
 	}
@@ -275,7 +282,8 @@ func TestOutageIsLogged(t *testing.T) {
 	for range 3 {
 		post(t, client, target)
 	}
-	if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "level=INFO") || !strings.Contains(got, "host="+host) {
+	if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "level=INFO") ||
+		!strings.Contains(got, "host="+host) {
 		t.Errorf("the log of its end: %s", got)
 	}
 }
@@ -301,6 +309,6 @@ func TestRoom(t *testing.T) {
 	room(path, "b", 20)
 	_, err := client.Reserve(t.Context(), path, "a")
 	if putOff, ok := errors.AsType[*egress.PutOff](err); !ok || !putOff.Held || putOff.Destination != path {
-		t.Errorf("put off with %+v, want it held at %s", err, path)
+		t.Errorf("rescheduled with %+v, want it held at %s", err, path)
 	}
 }

@@ -102,8 +102,8 @@ type Client struct {
 	// waits with it held.
 	mu           sync.Mutex
 	destinations *limit.Keyed[Site, *destination] // held once per place and per waiting call
-	refusals     *limit.Keyed[Receiver, *refusal] // receivers that have answered 5xx since the last good answer
-	waiting      int                              // calls that wait for a place, all destinations together; at most cfg.MaxWaiting
+	refusals     *limit.Keyed[Receiver, *refusal] // receivers that have failed by their answers; see maxRefusals
+	waiting      int                              // calls that wait for a place, in all; at most cfg.MaxWaiting
 	warned       time.Time                        // when trouble of our own was last logged
 }
 
@@ -113,7 +113,8 @@ func New(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A look-up or a connect that hangs is told from a receiver that does not answer, however short Timeout is.
+	// Ends before Timeout does, so that a look-up or a connect that hangs is distinguished from a receiver
+	// that does not answer.
 	dialer, err := NewDialer(cfg.Policy, min(cfg.ConnectTimeout, cfg.Timeout-cfg.Timeout/4), cfg.Resolver)
 	if err != nil {
 		return nil, err
@@ -162,8 +163,8 @@ type Result struct {
 	Duration    time.Duration
 	Host        string  // host:port that was called; "" when policy refuses the URL
 	Message     string  // for the caller: "" when delivered; the same words for every address that policy refuses
-	Interrupted bool    // ctx ended (not the timeout): the attempt does not count, and no breaker hears of it
-	PutOff      *PutOff // not nil: it counts as no attempt, because it was a probe of a breaker in vain, or the trouble is our own
+	Interrupted bool    // ctx ended (not the timeout): the attempt does not count, not for a breaker either
+	PutOff      *PutOff // not nil: it counts as no attempt (a failed probe of a breaker, or trouble of our own)
 
 	troubled  bool // the trouble is our own
 	connected bool // there was a connection, but no answer
@@ -171,8 +172,8 @@ type Result struct {
 
 // Post makes the exchange and gives the place back. The status line decides: a
 // receiver that says 2xx has the callback, even if the body of its answer never ends.
-// At most 64 KiB of that body are read and thrown away, for 100 ms. Nothing is added to header but
-// what HTTP/1.1 needs; a redirect is reported, not followed; cookies are not kept.
+// At most 64 KiB of that body are read and thrown away, for at most 100 ms. Nothing is added to
+// header but what HTTP/1.1 needs; a redirect is reported, not followed; cookies are not kept.
 //
 // A connection that was kept and turns out closed before any byte of an answer is
 // replaced once by a new one within the same exchange. Post panics when the place was

@@ -312,7 +312,8 @@ func TestEndlessAnswerHoldsItsPlaceForAMoment(t *testing.T) {
 	})
 	cfg := demo()
 	cfg.Timeout = time.Minute
-	if got := post(t, newClient(t, cfg), target); got.Outcome != tandem.OutcomeDelivered || got.Duration > cfg.Timeout/2 {
+	if got := post(t, newClient(t, cfg), target); got.Outcome != tandem.OutcomeDelivered ||
+		got.Duration > cfg.Timeout/2 {
 		t.Errorf("Post = %+v, want it delivered long before the timeout", got)
 	}
 }

@@ -36,7 +36,7 @@ type destination struct {
 	average  time.Duration // moving average of an exchange; 0: none yet
 	moved    time.Time     // when a place was last given back, or was first given out
 	busy     schedule      // of calls that find too many waiting
-	failing  time.Time     // since when nothing has been delivered, as the log says; zero: it has not said so
+	failing  time.Time     // since when nothing has been delivered, as logged; zero: not logged
 	warned   time.Time     // when the log last said so
 }
 
@@ -56,7 +56,7 @@ type grant struct {
 type PutOff struct {
 	Until       time.Time // not before
 	Reason      string    // for the log
-	Destination string    // what holds the call back, as [Client.Room] has it; "": every destination remembered is in use
+	Destination string    // what holds the call back, as [Client.Room] takes it; "": the table of destinations is full
 	Held        bool      // there is no Room at Destination: the call need not come back before there is
 }
 
@@ -103,7 +103,7 @@ func (c *Client) Reserve(ctx context.Context, rawURL, key string) (*Place, error
 		return nil, &PutOff{Until: time.Now().Add(probePutOff + rand.N(probePutOff)), Reason: "every destination remembered is in use"}
 	}
 	place.dest = d
-	if d.inFlight < c.cfg.HostConcurrency { // then nobody waits: freeLocked sees to that
+	if d.inFlight < c.cfg.HostConcurrency { // then nobody waits: takeBackLocked sees to that
 		g := c.grantLocked(d, place.receiver)
 		c.mu.Unlock()
 		return place.granted(g)
@@ -136,8 +136,8 @@ func (p *Place) granted(g grant) (*Place, error) {
 	return p, nil
 }
 
-// Destinations are what may have room once the exchange has ended, as [Client.Room] has them: the site and the path of the
-// key's calls. They are "" if the URL is refused.
+// Destinations are what may have room once the exchange has ended, as [Client.Room] takes them: the
+// site and the path of the key's calls. They are "" if the URL is refused.
 func (p *Place) Destinations() (site, path string) {
 	if p.dest == nil {
 		return "", ""
@@ -165,10 +165,12 @@ func (p *Place) giveBack(result *Result) {
 	c.mu.Unlock()
 	switch { // without the lock: a log may be slow
 	case started:
-		c.cfg.Log.Warn("destination fails: callbacks to it are delayed", "host", p.receiver.Host, "scheme", p.receiver.Scheme,
-			"outcome", result.Outcome, "status_code", result.StatusCode, "error", result.Message)
+		c.cfg.Log.Warn("destination fails: callbacks to it are delayed", "host", p.receiver.Host,
+			"scheme", p.receiver.Scheme, "outcome", result.Outcome, "status_code", result.StatusCode,
+			"error", result.Message)
 	case recovered > 0:
-		c.cfg.Log.Info("destination has recovered", "host", p.receiver.Host, "scheme", p.receiver.Scheme, "failed_for", recovered)
+		c.cfg.Log.Info("destination has recovered", "host", p.receiver.Host, "scheme", p.receiver.Scheme,
+			"failed_for", recovered)
 	}
 }
 
@@ -181,7 +183,8 @@ func (d *destination) outage(result *Result, now time.Time) (started bool, recov
 			recovered = max(now.Sub(d.failing), 1)
 			d.failing = time.Time{}
 		}
-	case tandem.OutcomeConnect, tandem.OutcomeTLS, tandem.OutcomeTimeout, tandem.OutcomeHTTPError, tandem.OutcomeRedirect, tandem.OutcomeThrottled:
+	case tandem.OutcomeConnect, tandem.OutcomeTLS, tandem.OutcomeTimeout, tandem.OutcomeHTTPError,
+		tandem.OutcomeRedirect, tandem.OutcomeThrottled:
 		// A 429 comes from a receiver that is well; a 503 may be a proxy whose backend is down.
 		fails := !result.troubled && result.StatusCode != http.StatusTooManyRequests
 		if fails && d.failing.IsZero() && (d.warned.IsZero() || now.Sub(d.warned) >= warnOutage) {
@@ -207,8 +210,8 @@ func (c *Client) grantLocked(d *destination, r Receiver) grant {
 	return grant{passes: passes}
 }
 
-// takeBackLocked frees a place and wakes those that wait for it. When the result
-// opened a breaker, all that wait for it are put off.
+// takeBackLocked frees a place and grants it to those that wait for it. When the result
+// opened a breaker, all that wait for it are rescheduled.
 func (c *Client) takeBackLocked(p *Place, result *Result) {
 	d := p.dest
 	if result.Outcome != "" && result.Outcome != tandem.OutcomeBlocked && !result.troubled {
@@ -278,7 +281,7 @@ func (c *Client) fullLocked(d *destination) bool {
 	return free < 1 || d.queue.Len() >= max(1, free/2)
 }
 
-// errBusy is why a call is put off although nothing holds it back.
+// errBusy is why a call is rescheduled although nothing holds it back.
 var errBusy = errors.New("too many calls wait for this destination")
 
 // waitLocked is how long a call would wait for a place, by what the destination has shown.
@@ -288,10 +291,9 @@ func (d *destination) waitLocked(concurrency int) time.Duration {
 	return min(max(wait, minPutOff), maxPutOff)
 }
 
-// putOffLocked says when a call may come back to d, from which held, if anything, holds it back. Calls
-// that are put off one after the other come back one after the other, at twice the pace that the
-// destination has shown. But of each API key the first call that an open period of the host puts off
-// comes back in the moment in which it may probe.
+// putOffLocked says when a call may come back to d; held is the circuit that holds it back, if any.
+// Rescheduled calls come back one after the other, at twice the pace that the destination has shown.
+// But the first call of each API key in an open period of the host comes back as soon as it may probe.
 func (c *Client) putOffLocked(d *destination, r Receiver, held *circuit, why error) *PutOff {
 	putOff := &PutOff{Until: c.backLocked(d, r, held, why), Reason: why.Error(), Destination: d.site.String()}
 	putOff.Held = errors.Is(why, limit.ErrOpen) || errors.Is(why, limit.ErrProbing)
@@ -313,7 +315,8 @@ func (c *Client) backLocked(d *destination, r Receiver, held *circuit, why error
 	if errors.Is(why, limit.ErrProbing) {
 		jitter = probePutOff
 	}
-	if retryAt := held.Status().RetryAt; held == d.host && !errors.Is(why, limit.ErrProbing) && d.turns.enter(r.Key, retryAt) {
+	if retryAt := held.Status().RetryAt; held == d.host && !errors.Is(why, limit.ErrProbing) &&
+		d.turns.enter(r.Key, retryAt) {
 		return d.turns.at(r.Key, retryAt).Add(time.Millisecond + rand.N(jitter))
 	}
 	return held.later.next(first, max(pace, time.Millisecond), why).Add(rand.N(jitter))
@@ -322,7 +325,7 @@ func (c *Client) backLocked(d *destination, r Receiver, held *circuit, why error
 // Destination is what is known of one site.
 type Destination struct {
 	Site
-	State        string    // closed, half-open or open: the worst of its breakers, those of single keys and paths included
+	State        string    // closed, half-open or open: the worst of its breakers, those of keys and paths included
 	FailureCount int       // failures in a row, of the breaker that has most
 	LastFailure  time.Time // zero: none remembered
 	RetryAt      time.Time // when an open breaker lets a probe pass; zero unless open
@@ -376,8 +379,8 @@ func (c *Client) Breakers() map[string]int {
 	return count
 }
 
-// Found returns at most limit destinations that the client has found failing itself: the breaker of the
-// host is open, and nobody has told so. What single keys were answered is nobody else's business.
+// Found returns at most limit destinations that the client has found failing itself: it opened the
+// breaker of the host, not another node. What single keys were answered is not published.
 func (c *Client) Found(limit int) []Destination {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -414,7 +417,8 @@ func (c *Client) Learn(d Destination) {
 func (c *Client) holdLocked(site Site) (*destination, bool) {
 	return c.destinations.Hold(site, func() *destination {
 		return &destination{
-			site: site, host: newCircuit(c.cfg.BreakerFailures, c.cfg.BreakerOpen), trouble: newCircuit(1, troubleSleep),
+			site: site, host: newCircuit(c.cfg.BreakerFailures, c.cfg.BreakerOpen),
+			trouble: newCircuit(1, troubleSleep),
 		}
 	})
 }

@@ -204,7 +204,8 @@ func (r *firingRange) fire(t *testing.T, mode string, policy egress.Policy, v au
 			continue
 		}
 		requests++
-		if a.request.Method != http.MethodPost || !sameRequestLine(a.request.RequestURI, u.RequestURI()) || a.body != `{"x":1}` || a.more != 0 {
+		if a.request.Method != http.MethodPost || !sameRequestLine(a.request.RequestURI, u.RequestURI()) ||
+			a.body != `{"x":1}` || a.more != 0 {
 			complain("%s %s with %q and %d bytes more arrived", a.request.Method, a.request.RequestURI, a.body, a.more)
 		}
 		for name := range a.request.Header {

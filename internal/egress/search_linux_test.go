@@ -15,14 +15,15 @@ import (
 
 // The name in a URL is complete: no search domain of resolv.conf is put behind it, whatever ndots says
 // and whether or not the name ends in a dot.
-func TestNamesAreNotLookedUpThroughTheSearchList(t *testing.T) { //nolint:paralleltest // parallel outside of the namespace
+func TestNamesAreNotLookedUpThroughTheSearchList(t *testing.T) { //nolint:paralleltest // not in the namespace
 	if os.Getenv(inNamespace) == "" {
 		t.Parallel()
 		runInNamespace(t)
 		return
 	}
 	resolv := filepath.Join(t.TempDir(), "resolv.conf")
-	if err := os.WriteFile(resolv, []byte("nameserver 127.0.0.1\nsearch corp.example\noptions ndots:5\n"), 0o600); err != nil {
+	const conf = "nameserver 127.0.0.1\nsearch corp.example\noptions ndots:5\n"
+	if err := os.WriteFile(resolv, []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	err := errors.Join(

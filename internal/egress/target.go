@@ -51,7 +51,8 @@ func (p *Policy) parse(raw string) (target, error) {
 	t := target{site: Site{u.Scheme, net.JoinHostPort(host, strconv.Itoa(int(port)))}}
 	if verdict := p.judgeHost(host, addr, port); !verdict.Allows() {
 		return target{}, &tandem.Error{
-			Code: tandem.CodeCallbackBlocked, Message: blockedText, Err: &Refused{Target: t.site.Host, Verdict: verdict},
+			Code: tandem.CodeCallbackBlocked, Message: blockedText,
+			Err: &Refused{Target: t.site.Host, Verdict: verdict},
 		}
 	}
 	t.url = *u

@@ -105,7 +105,7 @@ func (p Pass) Report(r Report) {
 }
 
 // Open has the breaker stay open until the given time because others have found that it should, unless it
-// does so anyway or its own probe is about to tell. It also takes over what they know of failures.
+// does so anyway or its own probe is out. It also takes over what they know of failures.
 func (b *Breaker) Open(until time.Time, failures int, lastFailure time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

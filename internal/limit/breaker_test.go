@@ -67,7 +67,9 @@ func TestBreakerLife(t *testing.T) {
 		until(t, opened.Add(open).Add(-1))
 		refused(t, b, limit.ErrOpen)
 		until(t, opened.Add(open))
-		expect(t, b, limit.BreakerStatus{State: limit.StateHalfOpen, Failures: 5, LastFailure: opened, RetryAt: opened.Add(open)})
+		expect(t, b, limit.BreakerStatus{
+			State: limit.StateHalfOpen, Failures: 5, LastFailure: opened, RetryAt: opened.Add(open),
+		})
 		probe, err := b.Allow()
 		if err != nil {
 			t.Fatal(err)

@@ -1,7 +1,6 @@
 // Package limit decides whether one more call may pass, per key: a circuit
 // breaker ([Breaker]), a rate limit ([Rate]), a queue that serves its owners in turns ([Turns]),
-// and the bounded table that remembers one
-// value per key ([Keyed]).
+// and the bounded table that remembers one value per key ([Keyed]).
 //
 // It hides the state machine of a breaker and the bookkeeping of what was
 // used last. It promises that nothing in it grows without bound, that nothing

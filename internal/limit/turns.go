@@ -86,7 +86,7 @@ func (t *Turns[T]) pass(f *flow[T]) {
 func (t *Turns[T]) Take() {
 	f := t.ring[t.at]
 	f.deficit -= f.queue[0].cost
-	f.queue[0] = turn[T]{} // let go of it
+	f.queue[0] = turn[T]{} // for the garbage collector
 	f.queue = f.queue[1:]
 	t.count--
 	switch {

@@ -36,15 +36,21 @@ func TestTurns(t *testing.T) {
 		may    func(owner, value string) bool
 		want   string
 	}{
-		"nobody":                    {nil, everybody, ""},
-		"one owner, in order":       {[]push{{"a", 1, "a1"}, {"a", 1, "a2"}, {"a", 1, "a3"}}, everybody, "a1 a2 a3"},
-		"a late owner has its turn": {[]push{{"a", 1, "a1"}, {"a", 1, "a2"}, {"a", 1, "a3"}, {"b", 1, "b1"}}, everybody, "a1 b1 a2 a3"},
+		"nobody":              {nil, everybody, ""},
+		"one owner, in order": {[]push{{"a", 1, "a1"}, {"a", 1, "a2"}, {"a", 1, "a3"}}, everybody, "a1 a2 a3"},
+		"a late owner has its turn": {
+			[]push{{"a", 1, "a1"}, {"a", 1, "a2"}, {"a", 1, "a3"}, {"b", 1, "b1"}}, everybody, "a1 b1 a2 a3",
+		},
 		"dear values come less often": {
-			[]push{{"a", 3, "a1"}, {"a", 3, "a2"}, {"b", 1, "b1"}, {"b", 1, "b2"}, {"b", 1, "b3"}, {"b", 1, "b4"}, {"b", 1, "b5"}, {"b", 1, "b6"}}, everybody,
+			[]push{
+				{"a", 3, "a1"}, {"a", 3, "a2"},
+				{"b", 1, "b1"}, {"b", 1, "b2"}, {"b", 1, "b3"}, {"b", 1, "b4"}, {"b", 1, "b5"}, {"b", 1, "b6"},
+			}, everybody,
 			"b1 b2 a1 b3 b4 b5 a2 b6",
 		},
 		"who may not is passed over": {
-			[]push{{"a", 1, "a1"}, {"a", 1, "a2"}, {"b", 1, "b1"}}, func(owner, _ string) bool { return owner != "a" }, "b1",
+			[]push{{"a", 1, "a1"}, {"a", 1, "a2"}, {"b", 1, "b1"}},
+			func(owner, _ string) bool { return owner != "a" }, "b1",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
