@@ -66,9 +66,13 @@ func bringForward(tx *tx, back time.Duration, now time.Time) error {
 		UPDATE requests
 		SET due_at = due_at - ?1
 		WHERE seq IN (
-			SELECT seq FROM requests INDEXED BY requests_queue WHERE lane IS NOT NULL AND waits_for IS NULL AND due_at > ?2
+			SELECT seq
+			FROM requests INDEXED BY requests_queue
+			WHERE lane IS NOT NULL AND waits_for IS NULL AND due_at > ?2
 			UNION ALL
-			SELECT seq FROM requests INDEXED BY requests_parked WHERE waits_for IS NOT NULL AND due_at > ?2
+			SELECT seq
+			FROM requests INDEXED BY requests_parked
+			WHERE waits_for IS NOT NULL AND due_at > ?2
 		)`, back.Microseconds(), micros(now))
 	if err != nil {
 		return fmt.Errorf("bring due times forward by %v: %w", back, err)

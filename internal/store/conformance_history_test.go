@@ -228,7 +228,8 @@ func conformNextAttempt(t *testing.T, s store.Store) {
 	accept(t, s, r, store.LaneIO)
 	least := (<-first).Add(postponed)
 	waitFor(t, "the postponed attempt", func() bool { return !mustRequest(t, s, r.ID).Attempts[0].NextAt.IsZero() })
-	if got := mustRequest(t, s, r.ID).Attempts[0].NextAt; got.Before(least.Add(-time.Second)) || got.After(least.Add(postponed)) {
+	got := mustRequest(t, s, r.ID).Attempts[0].NextAt
+	if got.Before(least.Add(-time.Second)) || got.After(least.Add(postponed)) {
 		t.Errorf("the next attempt is shown due at %v, want about %v", got, least)
 	}
 }

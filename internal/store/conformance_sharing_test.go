@@ -47,10 +47,11 @@ func conformTurns(t *testing.T, s store.Store) {
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	if place := slices.Index(order, second); place > 5 {
-		t.Errorf("the other owner's job came after %d of the first one's 60, want it among the first", place)
+	if before := slices.Index(order, second); before > 5 {
+		t.Errorf("the other owner's job came after %d of the first one's 60, want it among the first", before)
 	}
-	if ofFirst := slices.DeleteFunc(order, func(id string) bool { return id == second }); !slices.Equal(ofFirst, first) {
+	ofFirst := slices.DeleteFunc(order, func(id string) bool { return id == second })
+	if !slices.Equal(ofFirst, first) {
 		t.Error("jobs of one owner were not done in the order in which they came")
 	}
 }
@@ -73,12 +74,12 @@ func conformShare(t *testing.T, s store.Store) {
 	defer stop()
 	defer close(hang)
 	accepted(t, s, "a", 100)
-	waitFor(t, "half of the places to be taken", func() bool { return running.Load() == 4 })
+	waitFor(t, "half of the slots to be taken", func() bool { return running.Load() == 4 })
 	for _, id := range accepted(t, s, "b", 3) {
 		waitStatus(t, s, id, tandem.StatusCallbackSent)
 	}
 	if n := running.Load(); n != 4 {
-		t.Errorf("%d of 8 places are the first owner's, want 4", n)
+		t.Errorf("%d of 8 slots are the first owner's, want 4", n)
 	}
 }
 
@@ -144,7 +145,9 @@ func conformParkedTooOld(t *testing.T, s store.Store) {
 		case job.Lane != store.LaneDeliver:
 			return workEnded(`{}`)
 		case steps.Add(1) == 1:
-			return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, Destination: "dead.example:443", Parked: true}
+			return store.Next{
+				Verdict: store.Again, Lane: store.LaneDeliver, Destination: "dead.example:443", Parked: true,
+			}
 		case time.Since(job.Request.CompletedAt) < capacity.MaxAge:
 			t.Error("dispatched before it was too old")
 		}

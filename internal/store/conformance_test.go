@@ -376,7 +376,8 @@ func conformCapacity(t *testing.T, s store.Store) {
 	var running, most atomic.Int64
 	full := make(chan struct{}) // closed when as many run as may
 	var once sync.Once
-	workWith(t, s, store.Capacity{Jobs: map[store.Lane]int{store.LaneIO: 6, store.LaneDeliver: 100}}, func(_ context.Context, job store.Job) store.Next {
+	capacity := store.Capacity{Jobs: map[store.Lane]int{store.LaneIO: 6, store.LaneDeliver: 100}}
+	workWith(t, s, capacity, func(_ context.Context, job store.Job) store.Next {
 		if job.Lane == store.LaneDeliver {
 			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
 		}

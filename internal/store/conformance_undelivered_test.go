@@ -87,7 +87,9 @@ func conformUndelivered(t *testing.T, s store.Store) {
 		}
 		return n
 	}
-	waitFor(t, "all to be on record as parked", func() bool { return total(mustUndelivered(t, s)) == int64(len(waits)) })
+	waitFor(t, "all to be on record as parked", func() bool {
+		return total(mustUndelivered(t, s)) == int64(len(waits))
+	})
 	if diff := cmp.Diff(want, mustUndelivered(t, s), cmp.Comparer(time.Time.Equal)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -25,7 +25,7 @@ func (s *Postgres) EndStrays(ctx context.Context) error { return s.endStrays(ctx
 // Waiting is how many accepts wait in line for a writer.
 func (s *Postgres) Waiting() int { return len(s.accepts.ops) }
 
-// CallerLeaves has a node forget who asked for requests, as if their callers had been told that nobody knows.
+// CallerLeaves has a node forget who asked for requests, as if Accept had returned ErrUnsure to their callers.
 func (s *Postgres) CallerLeaves(ids ...string) { s.callers.leave(ids, true) }
 
 // Sweep has a node take over from those that are dead.

@@ -86,8 +86,9 @@ type keysDatabase interface {
 type keysTx interface {
 	querier
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
-	// stash puts a secret into the row of settings that stashed reads. It does not become a parameter of a statement, which
-	// a server may log. Whoever stashes deletes the row in the same transaction.
+	// stash puts a secret into the row of settings that stashed reads. The secret does not become a
+	// parameter of a statement, because a server may log those. The caller deletes the row in the same
+	// transaction.
 	stash(ctx context.Context, secret string) error
 }
 

@@ -201,7 +201,9 @@ func (k *Keys) Revoke(ctx context.Context, which string) (tandem.Key, error) {
 
 // Rotate gives a key another token. The one before stays valid for the overlap; one before that
 // does not.
-func (k *Keys) Rotate(ctx context.Context, which string, token tandem.Token, overlap time.Duration) (tandem.Key, error) {
+func (k *Keys) Rotate(
+	ctx context.Context, which string, token tandem.Token, overlap time.Duration,
+) (tandem.Key, error) {
 	hash := token.Hash()
 	key, err := k.update(ctx, which, func(ctx context.Context, tx keysTx, key *tandem.Key, now time.Time) error {
 		if !key.ExpiresAt.IsZero() && !now.Before(key.ExpiresAt) {
@@ -222,14 +224,22 @@ func (k *Keys) Rotate(ctx context.Context, which string, token tandem.Token, ove
 
 // RotateSigning gives a key another signing secret. During the overlap callbacks carry two
 // signatures: the new secret's, and that of the one before.
-func (k *Keys) RotateSigning(ctx context.Context, which string, secret tandem.Secret, overlap time.Duration) (tandem.Key, error) {
+func (k *Keys) RotateSigning(
+	ctx context.Context, which string, secret tandem.Secret, overlap time.Duration,
+) (tandem.Key, error) {
 	key, err := k.update(ctx, which, func(ctx context.Context, tx keysTx, key *tandem.Key, now time.Time) error {
 		return withSecret(ctx, tx, secret, func() error {
 			if overlap <= 0 {
-				_, err := tx.ExecContext(ctx, `UPDATE keys SET secret = `+stashed+`, old_secret = NULL, old_secret_until = NULL WHERE id = $1`, key.ID)
+				_, err := tx.ExecContext(ctx, `
+					UPDATE keys
+					SET secret = `+stashed+`, old_secret = NULL, old_secret_until = NULL
+					WHERE id = $1`, key.ID)
 				return err
 			}
-			_, err := tx.ExecContext(ctx, `UPDATE keys SET old_secret = secret, old_secret_until = $1, secret = `+stashed+` WHERE id = $2`, micros(now.Add(overlap)), key.ID)
+			_, err := tx.ExecContext(ctx, `
+				UPDATE keys
+				SET old_secret = secret, old_secret_until = $1, secret = `+stashed+`
+				WHERE id = $2`, micros(now.Add(overlap)), key.ID)
 			return err
 		})
 	})
@@ -239,7 +249,7 @@ func (k *Keys) RotateSigning(ctx context.Context, which string, secret tandem.Se
 	return key, nil
 }
 
-// withSecret runs f, whose statement finds a secret in stashed.
+// withSecret runs f while stashed reads a secret, for one statement of f.
 func withSecret(ctx context.Context, tx keysTx, secret tandem.Secret, f func() error) error {
 	if err := tx.stash(ctx, secret.Reveal()); err != nil {
 		return err

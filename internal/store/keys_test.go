@@ -486,7 +486,8 @@ func TestKeysAtTheBound(t *testing.T) {
 				t.Errorf("one revoked %v ago: %v", revoked.ago, err)
 			}
 		}
-		for try := 0; k.Count() != store.MaxKeys && try < 60; try++ { // where reading 10,000 takes too long, the next Refresh reads them
+		// Where reading 10,000 takes too long, the next Refresh reads them.
+		for tries := 0; k.Count() != store.MaxKeys && tries < 60; tries++ {
 			if err := k.Refresh(t.Context()); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 				t.Fatal(err)
 			}

@@ -131,13 +131,15 @@ func explainedPostgres(t *testing.T) string {
 		// An empty queue that is known to be empty: plans that are made now are kept.
 		`VACUUM ANALYZE river_job`,
 		fmt.Sprintf(`
-		INSERT INTO requests (id, mode, task, status, callback_status, complexity, callback_attempts, started_at, completed_at, node, callback_url, key_id, batch_id, waits_for, data, result)
+		INSERT INTO requests (id, mode, task, status, callback_status, complexity, callback_attempts,
+		                      started_at, completed_at, node, callback_url, key_id, batch_id, waits_for, data, result)
 		SELECT (lpad(to_hex(1767225600000 + i), 12, '0') || '7000' || '8' || lpad(to_hex(i), 15, '0'))::uuid,
 		       CASE WHEN i %% 10 = 0 THEN 'sync' ELSE 'async' END,
 		       CASE WHEN i %% 100 = 7 THEN 'compute' ELSE 'echo' END,
 		       CASE WHEN i %% 10 = 0 THEN 'completed' WHEN i %% 1000 = 1 THEN 'callback_failed' ELSE 'callback_sent' END,
 		       CASE WHEN i %% 10 = 0 THEN '' ELSE 'sent' END,
-		       1, 1, '2026-01-01', now(), 'filled', '', CASE WHEN i %% 3 = 0 THEN 'key_b' END, CASE WHEN i %% 500 = 0 THEN 'batch_b' END,
+		       1, 1, '2026-01-01', now(), 'filled', '',
+		       CASE WHEN i %% 3 = 0 THEN 'key_b' END, CASE WHEN i %% 500 = 0 THEN 'batch_b' END,
 		       CASE WHEN i %% 20 = 1 THEN 'http://' || i %% 1000 || '.example:80' END, '{"n":1}', '{}'
 		FROM generate_series(1::bigint, %d) AS i`, planRows),
 		`INSERT INTO attempts (request, number, outcome, started_at, duration_us, status_code, error) SELECT id, 1, 'delivered', now(), 500, 200, '' FROM requests`,

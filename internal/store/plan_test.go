@@ -385,7 +385,8 @@ func everyEnd(t *testing.T, s store.Store, givenUp string) store.Step {
 			failed := attempt(1, tandem.OutcomeTimeout)
 			failed.NextAt = time.Now().Add(50 * time.Millisecond).UTC()
 			return store.Next{
-				Verdict: store.Again, Lane: store.LaneDeliver, At: failed.NextAt, Attempt: failed, Destination: "http://127.0.0.1:1", Parked: true,
+				Verdict: store.Again, Lane: store.LaneDeliver, At: failed.NextAt, Attempt: failed,
+				Destination: "http://127.0.0.1:1", Parked: true,
 			}
 		default:
 			mustRequest(t, s, job.Request.ID) // looks for when the next attempt is due

@@ -218,7 +218,8 @@ func (s *Postgres) SigningSecret(ctx context.Context, fresh tandem.Secret) (tand
 			return err
 		}
 		text = fresh.Reveal()
-		_, err = tx.CopyFrom(ctx, pgx.Identifier{"settings"}, []string{"name", "value"}, pgx.CopyFromRows([][]any{{"signing_secret", text}}))
+		_, err = tx.CopyFrom(ctx, pgx.Identifier{"settings"}, []string{"name", "value"},
+			pgx.CopyFromRows([][]any{{"signing_secret", text}}))
 		return err
 	}
 	err := s.do(ctx, keep)

@@ -21,8 +21,8 @@ const doubtAfterAccept = 2*writeTimeout + 2*sweepInterval
 // strayMessage is what is on record of them.
 const strayMessage = "The database took this request only after its caller had been told that it did not."
 
-// callers are the requests whose work is done by those who asked this node to accept them. Rows in processing that
-// name this node and are not among them are nobody's.
+// callers are the requests whose work is done by those who asked this node to accept them. A row in
+// processing that names this node and is not among them is a stray: nobody waits for it.
 type callers struct {
 	mu       sync.Mutex           // guards the fields below
 	held     map[string]time.Time // :: request id → when its lease is over; zero: it has none
@@ -31,8 +31,8 @@ type callers struct {
 
 func newCallers() *callers { return &callers{held: map[string]time.Time{}} }
 
-// hold is called before a row can be there. It returns those that nobody held: to a request that is there already a
-// caller comes in vain, and must not take it from the one that works on it when it leaves.
+// hold is called before a row can be there. It returns the ids that nobody held. A caller that asks for an
+// id that is held is refused, and must not release it when it leaves: another caller works on it.
 func (c *callers) hold(lane Lane, ids []string) (fresh []string) {
 	if len(ids) == 0 {
 		return nil
@@ -104,12 +104,17 @@ func (s *Postgres) endStrays(ctx context.Context) error {
 	ended := make(chan error, len(strays))
 	for i := range strays {
 		job := &strays[i]
-		next := Next{Outcome: &Outcome{ErrorCode: tandem.FailedInterrupted, ErrorMessage: strayMessage, CompletedAt: now}}
+		next := Next{Outcome: &Outcome{
+			ErrorCode: tandem.FailedInterrupted, ErrorMessage: strayMessage, CompletedAt: now,
+		}}
 		after, err := next.apply(job)
 		if err != nil {
 			return fmt.Errorf("end %s, which nobody waits for: %w", job.Request.ID, err)
 		}
-		o := &pgOp{settle: &pgSettle{lane: job.Lane, after: &after, next: &next}, done: func(err error) { ended <- err }}
+		o := &pgOp{
+			settle: &pgSettle{lane: job.Lane, after: &after, next: &next},
+			done:   func(err error) { ended <- err },
+		}
 		if err := s.submit(ctx, s.results, o); err != nil {
 			return err
 		}

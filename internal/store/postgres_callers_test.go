@@ -37,7 +37,8 @@ func TestRowsThatComeTooLateAreEnded(t *testing.T) {
 				})
 			}
 			// A transaction of each writer waits for the lock, and a third has not begun.
-			alone, batch, behind := newSync(), []*tandem.Request{newSubmission("batch_a"), newSubmission("batch_a")}, newSync()
+			alone, behind := newSync(), newSync()
+			batch := []*tandem.Request{newSubmission("batch_a"), newSubmission("batch_a")}
 			refused(store.LaneNone, alone)
 			awaitLocked(t, url, 1)
 			refused(store.LaneIO, batch...)
@@ -79,8 +80,8 @@ func awaitLocked(t *testing.T, url string, n int) {
 	})
 }
 
-// Whose request it is that is being processed decides, and no clock does: those that a caller holds are left alone
-// however long they take, and so are submissions whose lease is over, which are handed out.
+// Only requests without a caller are ended; how long they have taken does not matter. Requests that a
+// caller holds are left alone, and so are submissions whose lease is over: they are dispatched.
 func TestOnlyStraysAreEnded(t *testing.T) {
 	t.Parallel()
 	url := emptyPostgres(t, tandemtest.Volatile)
@@ -140,7 +141,8 @@ func TestLockedBatchFailsAtOnce(t *testing.T) {
 	var asking sync.WaitGroup
 	for range callers {
 		asking.Go(func() {
-			if err := s.Accept(t.Context(), store.LaneIO, newAsync()); tandem.CodeOf(err) != tandem.CodeStoreUnavailable {
+			err := s.Accept(t.Context(), store.LaneIO, newAsync())
+			if tandem.CodeOf(err) != tandem.CodeStoreUnavailable {
 				t.Errorf("%v, want %s", err, tandem.CodeStoreUnavailable)
 			}
 		})

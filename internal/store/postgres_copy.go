@@ -55,7 +55,8 @@ func openCopyTarget(ctx context.Context, url string) (_ *copyTarget, err error) 
 	if t.lock, err = t.pool.Begin(ctx); err != nil {
 		return nil, err
 	}
-	// This mode lets everybody read and write, and excludes itself. To take it one has to own the table, or be allowed to write to it.
+	// This mode lets everybody read and write, and excludes itself. Only the owner of the table, and roles
+	// that may write to it, can take it.
 	_, err = t.lock.Exec(ctx, `SET LOCAL idle_in_transaction_session_timeout = 0`)
 	if err == nil {
 		_, err = t.lock.Exec(ctx, `LOCK TABLE settings IN SHARE UPDATE EXCLUSIVE MODE`)
@@ -80,7 +81,7 @@ func (t *copyTarget) close() {
 	}
 	if t.lock != nil {
 		t.lock.Conn().Close(context.Background()) //nolint:errcheck // lets go of the lock, whatever comes of it
-		t.lock.Rollback(context.Background())     //nolint:errcheck // gives the connection back
+		t.lock.Rollback(context.Background())     //nolint:errcheck // releases the connection
 	}
 	if t.pool != nil {
 		t.pool.Close()
@@ -188,14 +189,18 @@ func (t *copyTarget) keepRest(ctx context.Context, rest copyRest) error {
 		if _, err := tx.Exec(ctx, `DELETE FROM settings WHERE name = ANY ($1)`, names); err != nil {
 			return err
 		}
-		settings := pgx.CopyFromSlice(len(names), func(i int) ([]any, error) { return []any{names[i], rest.settings[names[i]]}, nil })
-		if _, err := tx.CopyFrom(ctx, pgx.Identifier{"settings"}, []string{"name", "value"}, settings); err != nil { // no parameters, which may be logged
+		settings := pgx.CopyFromSlice(len(names), func(i int) ([]any, error) {
+			return []any{names[i], rest.settings[names[i]]}, nil
+		})
+		// COPY has no parameters, which a server may log.
+		_, err := tx.CopyFrom(ctx, pgx.Identifier{"settings"}, []string{"name", "value"}, settings)
+		if err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, `DELETE FROM counters WHERE node <> ''`); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, `UPDATE counters SET counts = $1 WHERE node = ''`, string(counts))
+		_, err = tx.Exec(ctx, `UPDATE counters SET counts = $1 WHERE node = ''`, string(counts))
 		return err
 	})
 	if err != nil {

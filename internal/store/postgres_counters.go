@@ -37,9 +37,10 @@ func (s *Postgres) total(ctx context.Context) *counters {
 	return sum
 }
 
-// A writer has two rows of counters: one that stays, whose writer is its number, and one that moves, whose writer is one
-// higher after each change. So the last version of it is the last entry of a range of the index, however many there are
-// that cannot be removed because somebody keeps a transaction open. All rows that can be seen make up the sum.
+// A writer has two rows of counters. One stays: its column writer is the number of the writer. The other
+// moves: its column writer rises by one with each change. So its last version is the last entry of a range
+// of the index, however many versions cannot be removed because somebody keeps a transaction open. The sum
+// is of all rows that can be seen.
 
 // movingBits is how many bits of a moving row's writer count its changes; those above are the writer's number, plus 1.
 const movingBits = 48
@@ -67,7 +68,9 @@ func counted(ctx context.Context, pool *pgPool, but string) (map[string]int64, e
 		return nil, err
 	}
 	sum, kept, moving := map[string]int64{}, "", ""
-	_, err = pgx.ForEachRow(rows, []any{&kept, &moving}, func() error { return errors.Join(addCounts(sum, kept), addCounts(sum, moving)) })
+	_, err = pgx.ForEachRow(rows, []any{&kept, &moving}, func() error {
+		return errors.Join(addCounts(sum, kept), addCounts(sum, moving))
+	})
 	return sum, err
 }
 

@@ -61,7 +61,9 @@ func TestCountersBesideTheReleaseBefore(t *testing.T) {
 	execPostgres(t, url, `
 		WITH folded AS (DELETE FROM counters WHERE node <> '' RETURNING counts)
 		UPDATE counters
-		SET counts = json_build_object('accepted/sync', (SELECT sum((counts::jsonb ->> 'accepted/sync')::bigint) FROM folded))::text
+		SET counts = json_build_object(
+			'accepted/sync', (SELECT sum((counts::jsonb ->> 'accepted/sync')::bigint) FROM folded)
+		)::text
 		WHERE node = ''`)
 	accept(t, s, newSync(), store.LaneNone) // it finds its row gone
 	if known, read := mustStats(t, s).Requests[tandem.ModeSync], askPostgres(t, url, sum); known != 44 || read != "44" {

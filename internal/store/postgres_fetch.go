@@ -77,7 +77,7 @@ func (e *fetchExecutor) JobGetAvailable(ctx context.Context, p *riverdriver.JobG
 	}
 }
 
-// fetch fetches a lane's jobs, at most so many, its owners' in turns.
+// fetch fetches at most so many jobs of a lane, shared out among its owners.
 func (e *fetchExecutor) fetch(ctx context.Context, lane Lane, most int) (*riverdriver.JobGetAvailableResult, error) {
 	ask := e.store.asks(lane, workersOf(e.store.capacity.Load().Jobs[lane]), most)
 	rows, err := e.store.pool.Query(ctx, `
@@ -87,7 +87,8 @@ func (e *fetchExecutor) fetch(ctx context.Context, lane Lane, most int) (*riverd
 			CROSS JOIN LATERAL (
 				SELECT id
 				FROM river_job
-				WHERE state = 'available' AND queue = ask.name AND priority = 1 AND scheduled_at >= ask.since AND scheduled_at <= now()
+				WHERE state = 'available' AND queue = ask.name AND priority = 1
+				      AND scheduled_at >= ask.since AND scheduled_at <= now()
 				      AND EXISTS (SELECT FROM nodes WHERE nodes.id = $1)
 				ORDER BY scheduled_at, id
 				LIMIT ask.most
@@ -100,7 +101,8 @@ func (e *fetchExecutor) fetch(ctx context.Context, lane Lane, most int) (*riverd
 			WHERE id = ANY (ARRAY(SELECT id FROM due))
 			RETURNING id AS job, attempt, max_attempts, kind, scheduled_at, queue
 		)
-		SELECT now(), job, attempt, max_attempts, kind, scheduled_at, queue, coalesce(size, 0), coalesce(size, 0) <= $4, `+pgColumns+`,
+		SELECT now(), job, attempt, max_attempts, kind, scheduled_at, queue,
+		       coalesce(size, 0), coalesce(size, 0) <= $4, `+pgColumns+`,
 		       CASE WHEN lane = 'deliver' OR size > $4 THEN ''::bytea ELSE data END,
 		       CASE WHEN lane = 'deliver' AND size <= $4 THEN result END
 		FROM taken
@@ -116,7 +118,8 @@ func (e *fetchExecutor) fetch(ctx context.Context, lane Lane, most int) (*riverd
 			job := &rivertype.JobRow{EncodedArgs: []byte(`{}`), Queue: string(lane), State: rivertype.JobStateRunning}
 			it := &pgItem{}
 			var queue string
-			it.request, err = scanPostgres(rows, &at, &job.ID, &job.Attempt, &job.MaxAttempts, &job.Kind, &job.ScheduledAt, &queue, &it.size, &it.loaded)
+			it.request, err = scanPostgres(rows, &at, &job.ID, &job.Attempt, &job.MaxAttempts, &job.Kind,
+				&job.ScheduledAt, &queue, &it.size, &it.loaded)
 			if err != nil {
 				break
 			}
@@ -192,7 +195,9 @@ type heldJobs struct {
 }
 
 func newHeldJobs() *heldJobs {
-	return &heldJobs{items: map[int64]*pgItem{}, lanes: map[Lane]int{}, owners: map[pgQueue]int{}, parked: map[string]int{}}
+	return &heldJobs{
+		items: map[int64]*pgItem{}, lanes: map[Lane]int{}, owners: map[pgQueue]int{}, parked: map[string]int{},
+	}
 }
 
 // of returns how many jobs of a lane are held, and how many by each owner.
@@ -258,13 +263,15 @@ func (h *heldJobs) drop(job int64) *pgItem {
 	return it
 }
 
-// dropped forgets a job that has ended. Its owner may have another one, and its destination, if it was parked, can take one.
+// dropped forgets a job that has ended, and has its lane fetched if that makes room: for another job of its
+// owner, or, if it was parked, for another callback to its destination.
 func (s *Postgres) dropped(job int64) {
 	it := s.held.drop(job)
 	if it == nil {
 		return
 	}
-	if s.queues.ended(it.queue.lane) || it.queue.destination != "" && s.room(it.queue.destination, it.request.Owner) > 0 {
+	if s.queues.ended(it.queue.lane) ||
+		it.queue.destination != "" && s.room(it.queue.destination, it.request.Owner) > 0 {
 		s.wakes.add(it.queue.lane, 0)
 	}
 }

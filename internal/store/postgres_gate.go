@@ -15,7 +15,9 @@ type gate struct {
 	lanes map[Lane]*gateLane
 	bytes int64            // of jobs that were let go and have not ended
 	held  map[string]int64 // :: owner → its part of bytes; owners without any are forgotten
-	next  *gateLane        // its first job found too few bytes left and is the next to get some, or small ones would always be quicker; nil: none
+	// next is the lane whose first job found too few bytes left. That job gets the next ones, or small jobs
+	// would always be quicker. nil: none.
+	next *gateLane
 }
 
 // gateLane is the part of a gate for one kind of slot.

@@ -41,7 +41,8 @@ func (s *Postgres) noteRead(ctx context.Context, err error) {
 	switch {
 	case ctx.Err() != nil: // its caller has left, which says nothing
 	case refused && !s.unread.Swap(true):
-		s.cfg.Log.Error("no connection to read from the database; reads are refused until there is one", "error", explainPostgres(err))
+		s.cfg.Log.Error("no connection to read from the database; reads are refused until there is one",
+			"error", explainPostgres(err))
 	case !refused && s.unread.Load() && s.unread.Swap(false):
 		s.cfg.Log.Info("the database can be read again")
 	}
@@ -69,7 +70,8 @@ func noAnswer(err error) bool {
 
 // pgColumns are what scanPostgres reads, in its order, before data and result.
 const pgColumns = `id, mode, task, status, callback_status, complexity, callback_attempts, processing_us,
-	started_at, completed_at, error_code, error_message, callback_url, coalesce(batch_id, ''), coalesce(key_id, ''), owner`
+	started_at, completed_at, error_code, error_message, callback_url,
+	coalesce(batch_id, ''), coalesce(key_id, ''), owner`
 
 // scanPostgres reads a request, after columns of the caller's own.
 func scanPostgres(row pgx.Row, first ...any) (r tandem.Request, err error) {
@@ -77,8 +79,9 @@ func scanPostgres(row pgx.Row, first ...any) (r tandem.Request, err error) {
 	var processing int64
 	var started, completed pgtype.Timestamptz
 	var data, result []byte
-	err = row.Scan(append(first, &id, &r.Mode, &r.Task, &r.Status, &r.CallbackStatus, &r.Complexity, &r.CallbackAttempts, &processing,
-		&started, &completed, &r.ErrorCode, &r.ErrorMessage, &r.CallbackURL, &r.BatchID, &r.KeyID, &r.Owner, &data, &result)...)
+	err = row.Scan(append(first, &id, &r.Mode, &r.Task, &r.Status, &r.CallbackStatus, &r.Complexity,
+		&r.CallbackAttempts, &processing, &started, &completed, &r.ErrorCode, &r.ErrorMessage, &r.CallbackURL,
+		&r.BatchID, &r.KeyID, &r.Owner, &data, &result)...)
 	if err != nil {
 		return r, err
 	}

@@ -10,13 +10,16 @@ import (
 // remarks are what is said at the start of a setting of the database, role or server that is off.
 // :: parameter → what follows from it
 var remarks = map[string]string{
-	"fsync":              "fsync is off: when the machine of the database fails, all of it may be lost, with what was accepted; turn it on",
-	"full_page_writes":   "full_page_writes is off: when the machine of the database fails, all of it may be damaged; turn it on",
-	"synchronous_commit": "synchronous_commit is off for this role or database; tandem turns it on for its own sessions",
+	"fsync": "fsync is off: when the machine of the database fails, all of it may be lost, " +
+		"with what was accepted; turn it on",
+	"full_page_writes": "full_page_writes is off: when the machine of the database fails, " +
+		"all of it may be damaged; turn it on",
+	"synchronous_commit": "synchronous_commit is off for this role or database; " +
+		"tandem turns it on for its own sessions",
 }
 
-// inspect logs which settings put in question what is promised, and whether every role may connect: who
-// connects can take all connections and locks that there are, and send notifications.
+// inspect logs which settings endanger what tandem promises, and whether every role may connect: a role
+// that connects can take all connections and locks, and send notifications.
 func (s *Postgres) inspect(ctx context.Context) error {
 	var name string
 	rows, err := s.pool.Query(ctx, `
@@ -30,7 +33,9 @@ func (s *Postgres) inspect(ctx context.Context) error {
 	}
 	var public bool
 	if err == nil {
-		err = s.pool.QueryRow(ctx, `SELECT current_database(), has_database_privilege('public', current_database(), 'CONNECT')`).Scan(&name, &public)
+		err = s.pool.QueryRow(ctx, `
+			SELECT current_database(), has_database_privilege('public', current_database(), 'CONNECT')`,
+		).Scan(&name, &public)
 	}
 	if err != nil {
 		return fmt.Errorf("read the settings of the database: %w", err)

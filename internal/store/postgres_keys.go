@@ -107,7 +107,7 @@ func (p *postgresKeys) transact(ctx context.Context, _ time.Duration, f func(con
 	if err != nil {
 		return explainPostgres(err)
 	}
-	defer conn.Close() //nolint:errcheck // gives it back
+	defer conn.Close() //nolint:errcheck // releases it to the pool
 	tx, err := conn.BeginTx(ctx, nil)
 	if err != nil {
 		return explainPostgres(err)

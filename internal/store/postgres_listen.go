@@ -48,7 +48,8 @@ func (l *workListener) WaitForNotification(ctx context.Context) (*riverdriver.No
 		var payload struct {
 			Queue Lane `json:"queue"`
 		}
-		if n.Topic == insertTopic && json.Unmarshal([]byte(n.Payload), &payload) == nil && slices.Contains(Lanes, payload.Queue) {
+		if n.Topic == insertTopic && json.Unmarshal([]byte(n.Payload), &payload) == nil &&
+			slices.Contains(Lanes, payload.Queue) {
 			return n, nil
 		}
 	}

@@ -30,9 +30,9 @@ func MigratePostgres(ctx context.Context, url string) error {
 	return nil
 }
 
-// migratePostgres applies River's migrations and ours. One node does, the others wait for it, for as long as it takes: a large
-// index may take long. It waits no longer than usual for the lock on a table, behind which all others would queue.
-// When there is nothing to apply it waits for nobody.
+// migratePostgres applies River's migrations and ours. One node does, the others wait for it, for as long
+// as it takes: a large index may take long. It waits no longer than usual for the lock on a table, behind
+// which all others would queue. When there is nothing to apply it waits for nobody.
 func migratePostgres(ctx context.Context, url string, log *slog.Logger) error {
 	cfg, err := parsePostgres(url)
 	if err != nil {
@@ -47,7 +47,9 @@ func migratePostgres(ctx context.Context, url string, log *slog.Logger) error {
 	defer pool.Close()
 	var version int
 	var encoding string
-	err = pool.QueryRow(ctx, `SELECT current_setting('server_version_num')::int / 10000, current_setting('server_encoding')`).Scan(&version, &encoding)
+	err = pool.QueryRow(ctx, `
+		SELECT current_setting('server_version_num')::int / 10000, current_setting('server_encoding')`,
+	).Scan(&version, &encoding)
 	if err != nil {
 		return err
 	}
@@ -60,7 +62,8 @@ func migratePostgres(ctx context.Context, url string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	river, err := rivermigrate.New(riverpgxv5.New(pool.Pool), &rivermigrate.Config{Logger: slog.New(slog.DiscardHandler)})
+	discard := &rivermigrate.Config{Logger: slog.New(slog.DiscardHandler)}
+	river, err := rivermigrate.New(riverpgxv5.New(pool.Pool), discard)
 	if err != nil {
 		return fmt.Errorf("read River's migrations: %w", err)
 	}
@@ -73,7 +76,7 @@ func migratePostgres(ctx context.Context, url string, log *slog.Logger) error {
 	}
 	defer func() {
 		lock.Conn().Close(context.WithoutCancel(ctx)) //nolint:errcheck // lets go of the lock
-		lock.Rollback(context.WithoutCancel(ctx))     //nolint:errcheck // gives the connection back
+		lock.Rollback(context.WithoutCancel(ctx))     //nolint:errcheck // releases the connection
 	}()
 	if done, err := upToDate(ctx, pool, provider, river); err != nil || done { // by the one that was waited for
 		return err
@@ -93,7 +96,8 @@ func migratePostgres(ctx context.Context, url string, log *slog.Logger) error {
 // unfit refuses databases that cannot keep every text. SQL_ASCII keeps any bytes.
 func unfit(encoding string) error {
 	if encoding != "UTF8" && encoding != "SQL_ASCII" {
-		return fmt.Errorf("the encoding of the database is %s, which cannot keep every text; make one with createdb --encoding UTF8 --template template0", encoding)
+		return fmt.Errorf("the encoding of the database is %s, which cannot keep every text; "+
+			"make one with createdb --encoding UTF8 --template template0", encoding)
 	}
 	return nil
 }
@@ -112,7 +116,9 @@ func postgresMigrations(db *sql.DB) (*goose.Provider, error) {
 
 // upToDate reports whether there is nothing to migrate, and refuses schemas that a newer tandem has made. Ours is
 // the last to be changed: while another node is about it, River's is not looked at.
-func upToDate(ctx context.Context, pool *pgPool, provider *goose.Provider, river *rivermigrate.Migrator[pgx.Tx]) (bool, error) {
+func upToDate(
+	ctx context.Context, pool *pgPool, provider *goose.Provider, river *rivermigrate.Migrator[pgx.Tx],
+) (bool, error) {
 	var made bool
 	err := pool.QueryRow(ctx, `SELECT to_regclass('goose_db_version') IS NOT NULL`).Scan(&made)
 	if err != nil || !made {
@@ -125,7 +131,8 @@ func upToDate(ctx context.Context, pool *pgPool, provider *goose.Provider, river
 	return riverUpToDate(ctx, pool, river)
 }
 
-// riverUpToDate is upToDate for River's schema. River itself says of a newer one only that it does not know a version of it.
+// riverUpToDate is upToDate for River's schema. River itself says of a newer schema only that it does not
+// know a version of it.
 func riverUpToDate(ctx context.Context, pool *pgPool, river *rivermigrate.Migrator[pgx.Tx]) (bool, error) {
 	var made bool
 	version := 0
@@ -171,8 +178,9 @@ func makeLock(ctx context.Context, pool *pgPool) error {
 		return err
 	}
 	_, err = pool.Exec(ctx, `CREATE TABLE IF NOT EXISTS schema_lock ()`)
-	if cause, ok := errors.AsType[*pgconn.PgError](err); ok && slices.Contains([]string{"23505", "42P07", "42710"}, cause.Code) {
-		return nil // another node has made it at the same moment: of the index, the table, or its type
+	madeByAnother := []string{"23505", "42P07", "42710"} // says the index, the table, or its type
+	if cause, ok := errors.AsType[*pgconn.PgError](err); ok && slices.Contains(madeByAnother, cause.Code) {
+		return nil // at the same moment
 	}
 	return err
 }
@@ -183,7 +191,9 @@ func tryLock(ctx context.Context, pool *pgPool, timeout time.Duration) (pgx.Tx, 
 	if err != nil {
 		return nil, err
 	}
-	_, err = tx.Exec(ctx, `SELECT set_config('lock_timeout', $1, true), set_config('idle_in_transaction_session_timeout', '0', true)`, inMillis(timeout))
+	_, err = tx.Exec(ctx, `
+		SELECT set_config('lock_timeout', $1, true),
+		       set_config('idle_in_transaction_session_timeout', '0', true)`, inMillis(timeout))
 	if err == nil {
 		_, err = tx.Exec(ctx, `LOCK TABLE schema_lock IN SHARE ROW EXCLUSIVE MODE`)
 	}
@@ -197,10 +207,12 @@ func tryLock(ctx context.Context, pool *pgPool, timeout time.Duration) (pgx.Tx, 
 // lockedBy lists the sessions that hold the lock, for people.
 func lockedBy(ctx context.Context, pool *pgPool) string {
 	rows, err := pool.Query(ctx, `
-		SELECT format('process %s: %s, user %s, from %s', pid, application_name, usename, coalesce(host(client_addr), 'this machine'))
+		SELECT format('process %s: %s, user %s, from %s',
+		              pid, application_name, usename, coalesce(host(client_addr), 'this machine'))
 		FROM pg_locks
 		JOIN pg_stat_activity USING (pid)
-		WHERE relation = 'schema_lock'::regclass AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
+		WHERE relation = 'schema_lock'::regclass AND granted
+		      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
 	if err != nil {
 		return err.Error()
 	}

@@ -19,14 +19,16 @@ import (
 const (
 	beatInterval  = 2 * time.Second // how often a node says that it lives
 	beatTimeout   = 2 * time.Second
-	unsteadyAfter = 5 * time.Second                  // a gap between signs of life as long as that is one
-	awayInterval  = 500 * time.Millisecond           // the same while the database does not answer
-	sweepInterval = 3 * time.Second                  // how often it looks for those that do not
-	deadAfter     = 8 * time.Second                  // by the clock of the database
-	lookAhead     = 2 * time.Second                  // how old the counters of other nodes may be
-	deepSweep     = 20                               // every so many sweeps also look for requests whose job is gone
-	deepRest      = 50                               // and no sooner than so many times as long as one takes
-	lateTraces    = 2*writeTimeout + 2*sweepInterval // for how long after a node has gone what it began may be committed
+	unsteadyAfter = 5 * time.Second        // a gap between signs of life as long as that is one
+	awayInterval  = 500 * time.Millisecond // the same while the database does not answer
+	sweepInterval = 3 * time.Second        // how often it looks for those that do not
+	deadAfter     = 8 * time.Second        // by the clock of the database
+	lookAhead     = 2 * time.Second        // how old the counters of other nodes may be
+	deepSweep     = 20                     // every so many sweeps also look for requests whose job is gone
+	deepRest      = 50                     // and no sooner than so many times as long as one takes
+
+	// lateTraces is for how long after a node has gone what it began may be committed.
+	lateTraces = 2*writeTimeout + 2*sweepInterval
 )
 
 // heartbeat says that this node lives, tells the others what they are to know, hears what they have told, and returns whether
@@ -97,7 +99,10 @@ func (s *Postgres) rejoin(ctx context.Context) error {
 	for _, w := range s.writers {
 		last = append(last, w.row.Load(), w.row.Load()+1)
 	}
-	rows, err := s.pool.Query(ctx, `SELECT writer >> 48 FROM counters WHERE node = $1 AND writer = ANY ($2)`, s.node, last)
+	rows, err := s.pool.Query(ctx, `
+		SELECT writer >> 48
+		FROM counters
+		WHERE node = $1 AND writer = ANY ($2)`, s.node, last)
 	if err != nil {
 		return fmt.Errorf("rejoin the other nodes: %w", err)
 	}
@@ -178,7 +183,8 @@ func (s *Postgres) tend(ctx context.Context) {
 			if err == nil && (deep || s.callers.inDoubt()) {
 				err = s.endStrays(ctx)
 			}
-			if maxAge := s.capacity.Load().MaxAge; err == nil && maxAge > 0 && time.Since(expired) > expireInterval(maxAge) {
+			maxAge := s.capacity.Load().MaxAge
+			if err == nil && maxAge > 0 && time.Since(expired) > expireInterval(maxAge) {
 				expired = time.Now()
 				err = s.expireParked(ctx, maxAge)
 			}
@@ -239,8 +245,8 @@ func (s *Postgres) sweep(ctx context.Context, deep bool) error {
 	return nil
 }
 
-// traces says whether there may be work of nodes that are no more. To look for it steps over all that nodes have worked on since the
-// oldest transaction that somebody keeps open.
+// traces says whether there may be work of nodes that are no more. A look for it steps over all that nodes
+// have worked on since the oldest transaction that somebody keeps open.
 type traces struct {
 	mu    sync.Mutex // guards the fields below
 	nodes []string   // those there were at the last sweep; nil: it is the first
@@ -256,10 +262,13 @@ func (t *traces) expected(nodes []string) bool {
 
 // missLocked reports whether one that there was, or may have been, is not among these.
 func (t *traces) missLocked(nodes []string) bool {
-	return t.nodes == nil || slices.ContainsFunc(t.nodes, func(node string) bool { return !slices.Contains(nodes, node) })
+	return t.nodes == nil || slices.ContainsFunc(t.nodes, func(node string) bool {
+		return !slices.Contains(nodes, node)
+	})
 }
 
-// swept is called after a sweep that has left these nodes, and says whether it found one that is dead; nil: another node sweeps.
+// swept is called after a sweep that has left these nodes; nil: another node sweeps. gone says whether the
+// sweep declared a node dead.
 func (t *traces) swept(nodes []string, gone bool) {
 	if nodes == nil {
 		return
@@ -385,8 +394,8 @@ func (w *sweeping) resume(ctx context.Context, tx pgx.Tx, deltas map[string]int6
 	return nil
 }
 
-// foldMoving takes the moving rows of nodes that are no more, foldKept then those that stayed, of writers that have no other.
-// One that a transaction holds stays, for the next deep sweep.
+// foldMoving takes the moving rows of nodes that are no more, foldKept then the rows that stay, of writers
+// without a moving one. A row that a transaction holds is left for the next deep sweep.
 const (
 	foldMoving = `
 	DELETE FROM counters
@@ -407,7 +416,8 @@ const (
 		WHERE writer < 32768 AND node <> '' AND NOT EXISTS (SELECT FROM nodes WHERE nodes.id = node) AND NOT EXISTS (
 			SELECT
 			FROM counters AS moving
-			WHERE moving.node = kept.node AND moving.writer >= (kept.writer + 1) << 48 AND moving.writer < (kept.writer + 2) << 48)
+			WHERE moving.node = kept.node
+			      AND moving.writer >= (kept.writer + 1) << 48 AND moving.writer < (kept.writer + 2) << 48)
 		FOR UPDATE SKIP LOCKED)
 	RETURNING counts`
 )

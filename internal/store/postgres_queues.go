@@ -18,7 +18,7 @@ import (
 // its owner, "parked|https://example.com:443|key_1". A node fetches from each queue what its owner may have, so one
 // owner's jobs never stand before another's, and parked ones stay where they are, without a write.
 
-// queueOf is that name, in SQL, of what has a lane, an owner and waits_for (” or NULL: not parked).
+// queueOf is that name, in SQL, of a row with a lane, an owner and waits_for (empty or NULL: not parked).
 const queueOf = `CASE
 	WHEN coalesce(waits_for, '') <> '' THEN 'parked|' || waits_for || '|' || owner
 	WHEN owner <> '' THEN lane || '|' || owner
@@ -67,8 +67,8 @@ const (
 	// parkedFetch bounds the parked queues that one fetch asks, and parkedLook is how soon they are asked again.
 	parkedFetch = 64
 	parkedLook  = time.Second
-	// listRest is how many times as long as it took a list is rested from. For as long as somebody keeps a transaction
-	// open it steps over every job that there was since.
+	// listRest: after a list none is made for this many times as long as it took. While somebody keeps a
+	// transaction open, a list steps over every job that there was since.
 	listRest = 50
 	// lateCommit is how long before a fetch a job may have become available that the fetch has not seen, because the
 	// transaction that inserted it was under way. What took longer the next list finds.
@@ -83,9 +83,11 @@ type pgQueues struct {
 	listed time.Time           // monotonic
 	rested time.Time           // not listed before: it takes long; monotonic
 	after  string              // where the next list begins: the last one was full
-	since  time.Time           // no queue that is not known has anything available from before; by the clock of the database
-	turn   int                 // which parked queues are the next to be asked
+	next   int                 // which parked queues are the next to be asked
 	short  map[Lane]bool       // :: lane → an owner was given less than it could have had, because it holds so much
+
+	// since: no queue that is not known has anything available from before. By the clock of the database.
+	since time.Time
 }
 
 // pgHead is what is known of a queue.
@@ -116,8 +118,8 @@ func (k *pgQueues) lookAll() {
 	}
 }
 
-// fetched takes over what a fetch has shown: at a moment of the database there was no more than it got in those queues of
-// which it did not get all that it asked for. whole: it got all that it asked for in all.
+// fetched notes what a fetch has shown. Of a queue that gave less than was asked for, nothing more was
+// available at that moment of the database. whole: the fetch got as many jobs as it asked for in all.
 func (k *pgQueues) fetched(asked ask, items []*pgItem, at time.Time, whole bool) {
 	last, got := map[string]time.Time{}, map[string]int32{}
 	for _, it := range items {
@@ -128,8 +130,8 @@ func (k *pgQueues) fetched(asked ask, items []*pgItem, at time.Time, whole bool)
 	defer k.mu.Unlock()
 	for i, name := range asked.names {
 		since := at.Add(-lateCommit)
-		if (whole || got[name] == asked.most[i]) && last[name].Before(since) { // zero: it got none, and there may be some
-			since = last[name]
+		if (whole || got[name] == asked.most[i]) && last[name].Before(since) {
+			since = last[name] // zero: it got none, and there may be some
 		}
 		q, _ := parseQueue(name)
 		head := k.known[q]
@@ -137,7 +139,8 @@ func (k *pgQueues) fetched(asked ask, items []*pgItem, at time.Time, whole bool)
 			head = &pgHead{since: k.since}
 			k.known[q] = head
 		}
-		if head != nil && head.since.Equal(asked.since[i]) && since.After(head.since) { // nothing has come meanwhile that is from before
+		// If since is still what it was, nothing from before has come meanwhile.
+		if head != nil && head.since.Equal(asked.since[i]) && since.After(head.since) {
 			head.since = since
 		}
 	}
@@ -289,7 +292,8 @@ func (s *Postgres) oldestDue(ctx context.Context, lanes ...Lane) (oldest time.Ti
 		CROSS JOIN LATERAL (
 			SELECT scheduled_at AS due
 			FROM river_job
-			WHERE state = 'available' AND queue = ask.name AND priority = 1 AND scheduled_at >= ask.since AND scheduled_at <= now()
+			WHERE state = 'available' AND queue = ask.name AND priority = 1
+			      AND scheduled_at >= ask.since AND scheduled_at <= now()
 			ORDER BY scheduled_at
 			LIMIT 1
 		) AS first`, a.names, a.since).Scan(&now, &due)
@@ -318,7 +322,7 @@ func (s *Postgres) asks(lane Lane, capacity, most int) ask {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	held, owners := s.held.of(lane)
-	own := []pgQueue{{lane: lane}} // always asked: the answer also says whether we are taken for dead
+	own := []pgQueue{{lane: lane}} // always asked: the answer also says whether we were declared dead
 	var parked []pgQueue
 	now := time.Now()
 	for q, head := range k.known {
@@ -344,13 +348,13 @@ func (s *Postgres) asks(lane Lane, capacity, most int) ask {
 		if len(a.names) >= len(own)+parkedFetch {
 			break
 		}
-		q := parked[(k.turn+i)%len(parked)]
+		q := parked[(k.next+i)%len(parked)]
 		if room := s.room(q.destination, q.owner) - s.held.at(q.destination); room > 0 {
 			a.add(k, q, min(room, most))
 		}
 	}
 	if len(parked) > 0 {
-		k.turn = (k.turn + parkedFetch) % len(parked)
+		k.next = (k.next + parkedFetch) % len(parked)
 		s.wakes.add(lane, parkedLook)
 	}
 	return a

@@ -174,13 +174,13 @@ func (h *handout) run(job int64, lane Lane, it *pgItem) error {
 	return h.settle(&pgOp{settle: &pgSettle{job: job, lane: lane, after: &after, next: &next}})
 }
 
-// skip lets go of a job whose request has another by now, or cannot be read: then this node does not know of the
-// job any more, and it is reclaimed.
+// skip drops a job whose request has another job by now or cannot be read. In the second case this node no
+// longer knows of the job, so it is reclaimed.
 func (h *handout) skip(err error) error {
 	if err == nil {
 		return nil // the request has another job, or is gone
 	}
-	h.store.cfg.Log.Error("read a request to work on; it is handed out again", "error", err)
+	h.store.cfg.Log.Error("read a request to work on; it is dispatched again", "error", err)
 	h.store.held.doubt()
 	return nil
 }

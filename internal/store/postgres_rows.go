@@ -93,14 +93,16 @@ const insertRequests = `
 		SELECT u.*, '' AS waits_for, CASE WHEN lane <> '' THEN nextval('river_job_id_seq') END AS job_id
 		FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::int[], $7::timestamptz[], $8::text[],
 		            $9::bigint[], $10::text[], $11::text[], $12::text[], $13::text[], $14::bytea[])
-		     AS u(id, mode, task, status, callback_status, complexity, started_at, lane, delay_us, callback_url, batch_id, key_id, owner, data)
+		     AS u(id, mode, task, status, callback_status, complexity, started_at, lane, delay_us,
+		          callback_url, batch_id, key_id, owner, data)
 	), jobs AS (
 		INSERT INTO river_job (id, args, kind, max_attempts, queue, scheduled_at, state)
 		SELECT job_id, '{}', 'request', 25, ` + queueOf + `, now() + delay_us * interval '1 microsecond', 'available'
 		FROM fresh
 		WHERE lane <> ''
 	)
-	INSERT INTO requests (id, mode, task, status, callback_status, complexity, started_at, lane, job_id, node, callback_url, batch_id, key_id, owner, data)
+	INSERT INTO requests (id, mode, task, status, callback_status, complexity, started_at, lane, job_id, node,
+	                      callback_url, batch_id, key_id, owner, data)
 	SELECT id, mode, task, status, callback_status, complexity, started_at, nullif(lane, ''), job_id, $15, callback_url,
 	       nullif(batch_id, ''), nullif(key_id, ''), owner, data
 	FROM fresh`
@@ -122,7 +124,10 @@ func (t *pgTx) insert(ctx context.Context, rows []pgRow) error {
 		}
 		ids[i], data[i], started[i], complexity[i] = id, []byte(r.Data), timestamp(r.StartedAt), int32(r.Complexity)
 		delays[i] = rows[i].delay.Microseconds()
-		for column, text := range [...]string{string(r.Mode), r.Task, string(r.Status), string(r.CallbackStatus), string(lane), r.CallbackURL, r.BatchID, r.KeyID, r.Owner} {
+		for column, text := range [...]string{
+			string(r.Mode), r.Task, string(r.Status), string(r.CallbackStatus), string(lane),
+			r.CallbackURL, r.BatchID, r.KeyID, r.Owner,
+		} {
 			texts[column] = append(texts[column], plain(text))
 		}
 		if r.Task == tandem.TaskSubmission {
@@ -180,9 +185,11 @@ func (t *pgTx) mark(ctx context.Context, marks []*pgMark) error {
 // completes in vain; one that died with its node before River did is not run again.
 const settleRequests = `
 	WITH ended AS MATERIALIZED (
-		SELECT u.*, r.status AS before, r.owner, r.job_id AS old_job, CASE WHEN u.lane <> '' THEN nextval('river_job_id_seq') END AS new_job
-		FROM unnest($1::int[], $2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::int[], $8::boolean[], $9::bytea[], $10::bigint[],
-		            $11::timestamptz[], $12::timestamptz[], $13::text[], $14::text[], $15::text[], $16::text[], $17::bigint[])
+		SELECT u.*, r.status AS before, r.owner, r.job_id AS old_job,
+		       CASE WHEN u.lane <> '' THEN nextval('river_job_id_seq') END AS new_job
+		FROM unnest($1::int[], $2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::int[], $8::boolean[],
+		            $9::bytea[], $10::bigint[], $11::timestamptz[], $12::timestamptz[],
+		            $13::text[], $14::text[], $15::text[], $16::text[], $17::bigint[])
 		     AS u(n, id, job, from_lane, status, callback_status, callback_attempts, worked, result, processing_us,
 		          started_at, completed_at, error_code, error_message, lane, waits_for, delay_us)
 		JOIN requests AS r ON r.id = u.id
@@ -246,7 +253,10 @@ func (t *pgTx) settle(ctx context.Context, settles []*pgSettle) error {
 		}
 		results[i], processing[i] = []byte(o.Result), o.Processing.Microseconds()
 		started[i], completed[i] = timestamp(o.StartedAt), timestamp(o.CompletedAt)
-		for column, text := range [...]string{string(s.lane), string(s.after.Status), string(s.after.CallbackStatus), o.ErrorCode, o.ErrorMessage, string(lane), s.next.parkedFor()} {
+		for column, text := range [...]string{
+			string(s.lane), string(s.after.Status), string(s.after.CallbackStatus),
+			o.ErrorCode, o.ErrorMessage, string(lane), s.next.parkedFor(),
+		} {
 			texts[column] = append(texts[column], plain(text))
 		}
 	}
@@ -463,8 +473,8 @@ func (s *Postgres) Finish(ctx context.Context, job Job, next Next) error {
 	}
 }
 
-// kept reports whether a result is on record, by a commit that nobody was told of. Others may have gone on from
-// there, so what tells it from another's result is when its work or its attempt began.
+// kept reports whether a result is on record, by a commit whose answer was lost. Other nodes may have gone on
+// from there, so a result is recognized by when its work or its attempt began.
 func (s *Postgres) kept(ctx context.Context, result *pgSettle) bool {
 	r, err := s.Request(ctx, result.after.ID)
 	began := func(kept, said time.Time) bool { return kept.Equal(said.Truncate(time.Microsecond)) }
@@ -474,13 +484,15 @@ func (s *Postgres) kept(ctx context.Context, result *pgSettle) bool {
 	case o != nil:
 		return r.ErrorCode == o.ErrorCode && began(r.StartedAt, o.StartedAt)
 	case attempt != nil:
-		return slices.ContainsFunc(r.Attempts, func(a tandem.Attempt) bool { return began(a.StartedAt, attempt.StartedAt) })
+		return slices.ContainsFunc(r.Attempts, func(a tandem.Attempt) bool {
+			return began(a.StartedAt, attempt.StartedAt)
+		})
 	default:
 		return r.Status == result.after.Status
 	}
 }
 
-// queued notes where a step has put a job, and has its lane's nodes told.
+// queued notes where a step has put a job, and notifies the nodes that work on its lane.
 func (s *Postgres) queued(r *tandem.Request, next *Next) {
 	for _, destination := range next.Freed {
 		if s.queues.parkedFor(destination) && s.room(destination, r.Owner) > 0 {

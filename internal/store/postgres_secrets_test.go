@@ -45,7 +45,8 @@ func TestSigningSecretsStayOutOfTheServersLog(t *testing.T) {
 		}
 		secrets = append(secrets, rotated)
 	}
-	if got := keys.SigningSecrets(made.Key.ID, time.Now()); len(got) != 2 || got[0].Reveal() != secrets[4].Reveal() || got[1].Reveal() != secrets[3].Reveal() {
+	got := keys.SigningSecrets(made.Key.ID, time.Now())
+	if len(got) != 2 || got[0].Reveal() != secrets[4].Reveal() || got[1].Reveal() != secrets[3].Reveal() {
 		t.Error("the key has other secrets than it was given")
 	}
 	if left := askPostgres(t, database, `SELECT count(*)::text FROM settings WHERE name = 'stashed'`); left != "0" {

@@ -36,7 +36,7 @@ func ourParameters() map[string]string {
 		// Statements wait for the rows of others and go on. At another level they would fail instead.
 		"default_transaction_isolation": "read committed",
 
-		// The server hears from a node that is stopped, or cut off, neither in a transaction nor on the network.
+		// A node that is stopped or cut off sends the server nothing, in a transaction or on the network.
 		"idle_in_transaction_session_timeout": inMillis(idleTimeout),
 		"tcp_keepalives_idle":                 inSeconds(silenceTimeout),
 		"tcp_keepalives_interval":             inSeconds(silenceTimeout),
@@ -74,7 +74,8 @@ func sessionOf(cfg *pgx.ConnConfig) *session {
 const setParameters = `
 	SELECT set_config(name, value, false)
 	FROM unnest($1::text[], $2::text[]) AS parameter (name, value)
-	WHERE ($4 OR pg_backend_pid() = $3) AND (name <> '` + transactionTimeout + `' OR current_setting(name, true) IS NOT NULL)
+	WHERE ($4 OR pg_backend_pid() = $3)
+	      AND (name <> '` + transactionTimeout + `' OR current_setting(name, true) IS NOT NULL)
 	UNION ALL
 	SELECT set_config('synchronous_commit', 'on', false)
 	WHERE ($4 OR pg_backend_pid() = $3) AND current_setting('synchronous_commit') = 'off'`
@@ -82,7 +83,8 @@ const setParameters = `
 // begin prepares a new connection.
 func (s *session) begin(ctx context.Context, conn *pgx.Conn) error {
 	set := func(shared bool) (int64, error) {
-		tag, err := conn.Exec(ctx, setParameters, pgx.QueryExecModeExec, s.names, s.values, int32(conn.PgConn().PID()), shared)
+		pid := int32(conn.PgConn().PID())
+		tag, err := conn.Exec(ctx, setParameters, pgx.QueryExecModeExec, s.names, s.values, pid, shared)
 		return tag.RowsAffected(), err
 	}
 	n, err := set(s.own.Load())
@@ -113,7 +115,8 @@ func refuseSharedSessions(ctx context.Context, conn *pgx.Conn) error {
 	defer other.Close(context.WithoutCancel(ctx)) //nolint:errcheck // it was a probe
 	if _, err := other.Exec(ctx, `BEGIN`); err != nil {
 		if ctx.Err() != nil {
-			return fmt.Errorf("the pooler gives tandem no second connection; its pool has to hold as many as pool_max_conns allows: %w", err)
+			return fmt.Errorf("the pooler gives tandem no second connection; "+
+				"its pool has to hold as many as pool_max_conns allows: %w", err)
 		}
 		return fmt.Errorf("%w: %w", errSharedSessions, err)
 	}

@@ -70,7 +70,8 @@ func TestDatabaseThatSaysOtherwise(t *testing.T) {
 					continue // they have few rows, and plans do not matter
 				}
 				if value != test.sessions {
-					t.Errorf("the database says %s, sessions for %s have %q, want %s", test.database, session, value, test.sessions)
+					t.Errorf("the database says %s, sessions for %s have %q, want %s",
+						test.database, session, value, test.sessions)
 				}
 			}
 			if test.said != "" && lines.count(test.said) != 1 {
@@ -95,7 +96,8 @@ func TestServerWithoutFsyncIsWarnedOf(t *testing.T) {
 func TestDatabaseThatCannotKeepPromises(t *testing.T) {
 	t.Parallel()
 	url := emptyPostgres(t, tandemtest.Volatile)
-	if text := opened(t, url+"&synchronous_commit=off"); !strings.Contains(text, "synchronous_commit=off: what is accepted has to be on disk") {
+	text := opened(t, url+"&synchronous_commit=off")
+	if !strings.Contains(text, "synchronous_commit=off: what is accepted has to be on disk") {
 		t.Error(text)
 	}
 	name := "latin_" + strings.ReplaceAll(uuid.NewString(), "-", "")
@@ -123,7 +125,7 @@ func TestTargetSessionAttributes(t *testing.T) {
 	}
 }
 
-// Behind a pooler that keeps sessions apart a node works, and is told of work; behind one that does not it
+// Behind a pooler that keeps sessions apart a node works and is notified of work. Behind another pooler it
 // refuses to start, and says why.
 func TestPgBouncer(t *testing.T) {
 	t.Parallel()
@@ -140,14 +142,16 @@ func TestPgBouncer(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			text := opened(t, tandemtest.Bouncer(t, emptyPostgres(t, tandemtest.Volatile), mode))
-			if !strings.Contains(text, "pools transactions or statements") || !strings.Contains(text, "pool_mode = session") {
+			if !strings.Contains(text, "pools transactions or statements") ||
+				!strings.Contains(text, "pool_mode = session") {
 				t.Errorf("%q", text)
 			}
 		})
 	}
 }
 
-// ownedBy makes a role that owns a database and is no superuser. It returns the role and the URL with which it connects.
+// ownedBy makes a role that owns a database and is no superuser. It returns the role and the URL with which
+// it connects.
 func ownedBy(t testing.TB, url string) (role, owned string) {
 	t.Helper()
 	role = "owner_" + strings.ReplaceAll(uuid.NewString(), "-", "")

@@ -13,8 +13,9 @@ import (
 	"tandem/internal/tandemtest"
 )
 
-// For as long as somebody keeps a transaction open, as pg_dump does, PostgreSQL removes no version of a row. Nothing that
-// the store asks for steps over those of the past: it looks at as many blocks after thousands of requests as before.
+// For as long as somebody keeps a transaction open, as pg_dump does, PostgreSQL removes no version of a row.
+// No statement of the store steps over old versions, but for the list of queues, which is made less often then:
+// each reads as many blocks after thousands of requests as before.
 func TestHeldSnapshotSlowsNothingDown(t *testing.T) {
 	t.Parallel()
 	url := emptyPostgres(t, tandemtest.Measured)
@@ -22,7 +23,7 @@ func TestHeldSnapshotSlowsNothingDown(t *testing.T) {
 	s := joinPostgres(t, url)
 	work(t, s, delivered)
 	looked := func() map[string]float64 { // :: statement → blocks per call
-		began := askedOf(t, url)
+		began := costs(t, url)
 		for range 20 {
 			accept(t, s, newAsync(), store.LaneIO)
 			r := newSync()
@@ -36,7 +37,7 @@ func TestHeldSnapshotSlowsNothingDown(t *testing.T) {
 			}
 		}
 		perCall := map[string]float64{}
-		for query, now := range askedOf(t, url) {
+		for query, now := range costs(t, url) {
 			if calls := now.calls - began[query].calls; calls > 0 {
 				perCall[query] = (now.blocks - began[query].blocks) / calls
 			}
@@ -53,7 +54,9 @@ func TestHeldSnapshotSlowsNothingDown(t *testing.T) {
 	execPostgres(t, url, `VACUUM ANALYZE`)
 	open := beginPostgres(t, url)
 	defer open.Conn().Close(context.Background())
-	for _, statement := range []string{`SET TRANSACTION ISOLATION LEVEL REPEATABLE READ`, `SELECT FROM requests LIMIT 1`} {
+	for _, statement := range []string{
+		`SET TRANSACTION ISOLATION LEVEL REPEATABLE READ`, `SELECT FROM requests LIMIT 1`,
+	} {
 		if _, err := open.Exec(t.Context(), statement); err != nil {
 			t.Fatal(err)
 		}
@@ -93,10 +96,10 @@ func TestHeldSnapshotSlowsNothingDown(t *testing.T) {
 	}
 }
 
-// told is what PostgreSQL says of a statement: how often it ran, and how many blocks it looked at.
-type told struct{ calls, blocks float64 }
+// cost is what PostgreSQL reports of a statement: how often it ran, and how many blocks it read.
+type cost struct{ calls, blocks float64 }
 
-func askedOf(t *testing.T, url string) map[string]told {
+func costs(t *testing.T, url string) map[string]cost {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)
 	if err != nil {
@@ -110,9 +113,9 @@ func askedOf(t *testing.T, url string) map[string]told {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := map[string]told{}
+	all := map[string]cost{}
 	var query string
-	var one told
+	var one cost
 	if _, err := pgx.ForEachRow(rows, []any{&query, &one.calls, &one.blocks}, func() error {
 		all[strings.Join(strings.Fields(query), " ")] = one
 		return nil

@@ -46,7 +46,10 @@ func TestNotificationsOfStrangersAreIgnored(t *testing.T) {
 	s, lines := openLogged(t, url)
 	workWith(t, s, everyLane, delivered)
 	waitFor(t, "the node to listen", func() bool {
-		return askPostgres(t, url, `SELECT count(*)::text FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'`) == "1"
+		return askPostgres(t, url, `
+			SELECT count(*)::text
+			FROM pg_stat_activity
+			WHERE datname = current_database() AND query LIKE 'LISTEN%'`) == "1"
 	})
 	pause := [2]string{"river_control", `{"action":"pause","queue":"*"}`}
 	for range 3 {
@@ -61,7 +64,8 @@ func TestNotificationsOfStrangersAreIgnored(t *testing.T) {
 		}
 		r := newAsync()
 		accept(t, s, r, store.LaneIO)
-		waitFor(t, "work in spite of notifications that pause queues", func() bool { // again and again: no pause ends by itself
+		waitFor(t, "work in spite of notifications that pause queues", func() bool {
+			// Again and again: no pause ends by itself.
 			execPostgres(t, stranger, `SELECT pg_notify('public.' || $1, $2)`, pause[0], pause[1])
 			return mustRequest(t, s, r.ID).Status == tandem.StatusCallbackSent
 		})
@@ -78,12 +82,14 @@ func TestAdvisoryLocksOfStrangersAreIgnored(t *testing.T) {
 	url := tandemtest.Postgres(t, tandemtest.Volatile) // without a schema
 	held := beginPostgres(t, strangerOf(t, url))
 	t.Cleanup(func() { held.Conn().Close(context.Background()) })
-	if _, err := held.Exec(t.Context(), `SELECT pg_advisory_lock(7236000 + n) FROM generate_series(1, 100) AS n`); err != nil {
+	_, err := held.Exec(t.Context(), `SELECT pg_advisory_lock(7236000 + n) FROM generate_series(1, 100) AS n`)
+	if err != nil {
 		t.Fatal(err)
 	}
 	s, _ := openLogged(t, url)
 	execPostgres(t, url, `
-		INSERT INTO nodes (id, name, version, since, seen_at) VALUES ('dead', '', '', now(), now() - interval '1 hour')`)
+		INSERT INTO nodes (id, name, version, since, seen_at)
+		VALUES ('dead', '', '', now(), now() - interval '1 hour')`)
 	execPostgres(t, url, `UPDATE nodes SET steady_since = now() - interval '1 hour' WHERE id <> 'dead'`)
 	waitFor(t, "the dead node to be removed", func() bool {
 		if err := s.Sweep(t.Context()); err != nil {
@@ -141,8 +147,9 @@ func TestStartSaysWhoMayConnect(t *testing.T) {
 	url := emptyPostgres(t, tandemtest.Volatile)
 	const warning = "every role of the server may connect to this database"
 	statement := `REVOKE CONNECT ON DATABASE "` + databaseOf(t, url) + `" FROM PUBLIC`
-	if _, lines := openLogged(t, url); lines.count(warning) != 1 || lines.count(strings.ReplaceAll(statement, `"`, `\"`)) != 1 {
-		t.Errorf("want a warning with %s:\n%s", statement, lines.lines.String())
+	_, lines := openLogged(t, url)
+	if lines.count(warning) != 1 || lines.count(strings.ReplaceAll(statement, `"`, `\"`)) != 1 {
+		t.Errorf("want a warning with %s:\n%s", statement, lines)
 	}
 	execPostgres(t, url, statement)
 	if _, lines := openLogged(t, url); lines.count(warning) != 0 {

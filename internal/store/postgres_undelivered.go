@@ -74,7 +74,9 @@ func (s *Postgres) undeliveredHeads(ctx context.Context, limit int) (heads []und
 }
 
 // undeliveredCounts counts the callbacks parked for destinations, of each at most a number.
-func (s *Postgres) undeliveredCounts(ctx context.Context, names []string, most int) (counts []undeliveredCount, err error) {
+func (s *Postgres) undeliveredCounts(
+	ctx context.Context, names []string, most int,
+) (counts []undeliveredCount, err error) {
 	rows, err := s.reads.Query(ctx, `
 		SELECT name, (SELECT count(*) FROM (SELECT FROM requests WHERE waits_for = name LIMIT $2) AS counted)
 		FROM unnest($1::text[]) AS name`, names, most)

@@ -21,7 +21,8 @@ import (
 // IsPostgres reports whether text names a PostgreSQL database: by a URL, or by keywords and values as
 // in host=db.example.com dbname=tandem. A file whose name looks like that is named as file:NAME.
 func IsPostgres(text string) bool {
-	return strings.HasPrefix(text, "postgres://") || strings.HasPrefix(text, "postgresql://") || byKeywords.MatchString(text)
+	return strings.HasPrefix(text, "postgres://") || strings.HasPrefix(text, "postgresql://") ||
+		byKeywords.MatchString(text)
 }
 
 // byKeywords matches what begins with a keyword and its value.
@@ -177,7 +178,7 @@ func (e oneLine) Error() string {
 	return strings.Replace(strings.Join(lines, "; "), ":; ", ": ", 1)
 }
 
-// HasPassword reports whether the name of a database tells its password.
+// HasPassword reports whether the name of a database contains its password.
 func HasPassword(text string) bool {
 	if !IsPostgres(text) {
 		return false

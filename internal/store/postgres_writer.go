@@ -31,7 +31,9 @@ type pgOp struct {
 	done   func(error)                                                         // after the commit or the failure; must not block
 	after  func()                                                              // after the commit, before done; may be nil
 	unsure bool                                                                // a transaction with it may have been committed though it failed
-	gone   atomic.Bool                                                         // nobody waits for it any more: it need not be begun. Set for accepts only
+
+	// gone: nobody waits for it any more, so it need not be begun. Set for accepts only.
+	gone atomic.Bool
 }
 
 // lineup is where writes wait for a writer.
@@ -145,8 +147,8 @@ func (w *pgWriter) commitAll(batch []*pgOp) {
 // errGone says that nothing was tried, because nobody waits for it any more.
 var errGone = errors.New("its caller has left")
 
-// waitedFor drops those writes from a batch whose callers have left. When the database answers late, this is what
-// keeps it from being told to accept what has been refused already.
+// waitedFor drops writes from a batch if their callers have left. When the database answers late, this keeps
+// tandem from inserting requests that it has refused already.
 func (w *pgWriter) waitedFor(batch []*pgOp) []*pgOp {
 	return slices.DeleteFunc(batch, func(o *pgOp) bool {
 		gone := o.gone.Load()
@@ -251,7 +253,10 @@ func (w *pgWriter) transaction(ctx context.Context, ops []*pgOp) error {
 		if values, counts, err = w.counters.with(t.deltas, w.store.now()); err != nil {
 			return fmt.Errorf("count: %w", err)
 		}
-		tag, err := tx.Exec(ctx, `UPDATE counters SET writer = writer + 1, counts = $3 WHERE node = $1 AND writer = $2`, w.store.node, row, string(counts))
+		tag, err := tx.Exec(ctx, `
+			UPDATE counters
+			SET writer = writer + 1, counts = $3
+			WHERE node = $1 AND writer = $2`, w.store.node, row, string(counts))
 		if err != nil {
 			return fmt.Errorf("count: %w", err)
 		}
@@ -293,7 +298,11 @@ func (w *pgWriter) recount(ctx context.Context) error {
 	}
 	var text string
 	row := w.row.Load()
-	err := w.store.pool.QueryRow(ctx, `SELECT counts FROM counters WHERE node = $1 AND writer IN ($2, $3) FOR UPDATE SKIP LOCKED`, w.store.node, row, row+1).Scan(&text)
+	err := w.store.pool.QueryRow(ctx, `
+		SELECT counts
+		FROM counters
+		WHERE node = $1 AND writer IN ($2, $3)
+		FOR UPDATE SKIP LOCKED`, w.store.node, row, row+1).Scan(&text)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil // by the transaction that holds it, that commit itself maybe
 	}
@@ -322,9 +331,10 @@ func (w *pgWriter) forget() {
 
 // readCounters makes sure that the writer's rows are there, and takes over what the moving one says.
 func (w *pgWriter) readCounters(ctx context.Context, tx pgx.Tx) error {
+	// The update also keeps the row from being folded.
 	_, err := tx.Exec(ctx, `
 		INSERT INTO counters (node, writer, counts) VALUES ($1, $2, '{}')
-		ON CONFLICT (node, writer) DO UPDATE SET counts = counters.counts`, w.store.node, w.number) // which also keeps it from being folded
+		ON CONFLICT (node, writer) DO UPDATE SET counts = counters.counts`, w.store.node, w.number)
 	if err != nil {
 		return err
 	}
@@ -338,7 +348,9 @@ func (w *pgWriter) readCounters(ctx context.Context, tx pgx.Tx) error {
 		FOR UPDATE`, w.store.node, row, movingFrom(w.number+1)).Scan(&row, &text)
 	if errors.Is(err, pgx.ErrNoRows) {
 		row, text = row+2, "{}" // beyond one that was folded
-		_, err = tx.Exec(ctx, `INSERT INTO counters (node, writer, counts) VALUES ($1, $2, $3)`, w.store.node, row, text)
+		_, err = tx.Exec(ctx, `
+			INSERT INTO counters (node, writer, counts)
+			VALUES ($1, $2, $3)`, w.store.node, row, text)
 	}
 	if err != nil {
 		return err

@@ -71,7 +71,8 @@ func TestMarksWaitForNobody(t *testing.T) {
 	open := beginPostgres(t, url)
 	defer open.Conn().Close(context.Background())
 	handed, begin, release := make(chan string), make(chan struct{}), make(chan struct{})
-	stop := workWith(t, s, store.Capacity{Jobs: map[store.Lane]int{store.LaneIO: 8}}, func(_ context.Context, job store.Job) store.Next {
+	capacity := store.Capacity{Jobs: map[store.Lane]int{store.LaneIO: 8}}
+	stop := workWith(t, s, capacity, func(_ context.Context, job store.Job) store.Next {
 		handed <- job.Request.ID
 		<-begin
 		job.Started()

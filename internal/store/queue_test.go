@@ -169,7 +169,9 @@ func TestBurstEnds(t *testing.T) {
 	})
 	defer close(release)
 	acceptMany(t, s, 1000, store.LaneIO)
-	waitFor(t, "every place of one owner to be used", func() bool { return running.Load() == int64(everyLane.Jobs[store.LaneIO])/2 })
+	waitFor(t, "every slot of one owner to be used", func() bool {
+		return running.Load() == int64(everyLane.Jobs[store.LaneIO])/2
+	})
 }
 
 // A large job is let through although small ones of other lanes would always fill

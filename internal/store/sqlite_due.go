@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// jobColumns are what scan reads of a row that is handed out: of data and
+// jobColumns are what scan reads of a row that is dispatched: of data and
 // result only the one that the job needs, and that only if it is at most ? bytes.
 const jobColumns = `seq, requests.id, mode, task, status, callback_status, complexity, callback_attempts, processing_us,
 	started_at, completed_at, error_code, error_message, callback_url, batch_id, key_id, owner,
@@ -24,7 +24,8 @@ func (s *SQLite) load(it *item) (bool, error) {
 		_, r, err := scan(q.QueryRowContext(context.Background(), `
 			SELECT `+jobColumns+`
 			FROM requests
-			WHERE seq = ? AND lane = ? AND due_at <= ?`, math.MaxInt64, math.MaxInt64, it.seq, string(it.lane), micros(it.due)))
+			WHERE seq = ? AND lane = ? AND due_at <= ?`,
+			math.MaxInt64, math.MaxInt64, it.seq, string(it.lane), micros(it.due)))
 		if errors.Is(err, sql.ErrNoRows) {
 			found = false
 			return nil
@@ -178,7 +179,9 @@ func (s *SQLite) parkedGroups(ctx context.Context, after groupKey, limit int) (h
 }
 
 // dueParked lists at most limit rows of a group that are due, longest first, and when its next row becomes due.
-func (s *SQLite) dueParked(ctx context.Context, key groupKey, now time.Time, limit int) (seqs []int64, next time.Time, err error) {
+func (s *SQLite) dueParked(
+	ctx context.Context, key groupKey, now time.Time, limit int,
+) (seqs []int64, next time.Time, err error) {
 	seqs, err = s.seqs(ctx, `
 		SELECT seq
 		FROM requests INDEXED BY requests_parked
@@ -217,7 +220,8 @@ func (s *SQLite) loadAll(ctx context.Context, lane Lane, now time.Time, seqs []i
 	items := make([]*item, 0, len(seqs))
 	err = s.read(ctx, func(q querier) error {
 		rows, err := q.QueryContext(ctx, `
-			SELECT due_at, length(CASE lane WHEN 'deliver' THEN result ELSE data END), coalesce(waits_for, ''), `+jobColumns+`
+			SELECT due_at, length(CASE lane WHEN 'deliver' THEN result ELSE data END), coalesce(waits_for, ''),
+			       `+jobColumns+`
 			FROM json_each(?) AS wanted CROSS JOIN requests ON seq = wanted.value
 			WHERE lane = ? AND due_at <= ?`, smallJob, smallJob, string(wanted), string(lane), micros(now))
 		if err != nil {

@@ -51,7 +51,7 @@ func ownFile(path string) (_ *databaseFile, err error) {
 	return d, oneName(path)
 }
 
-// errInUse says that another process owns a file, under whatever name.
+// errInUse says that another process owns a file, whether by the same name or by another one.
 var errInUse = errors.New("another tandem is using it; stop that one first, or name another file")
 
 // close lets go of the file.
@@ -96,8 +96,8 @@ func (d *databaseFile) moved() error {
 		case err == nil:
 			continue
 		}
-		return fmt.Errorf("%w: %s: %w; put it back under this name, or stop the server, restore a backup and start it again",
-			errMoved, known.path, err)
+		return fmt.Errorf("%w: %s: %w; put it back under this name, "+
+			"or stop the server, restore a backup and start it again", errMoved, known.path, err)
 	}
 	return nil
 }
@@ -109,7 +109,8 @@ func oneName(path string) error {
 		return err
 	}
 	if n := links(info); n > 1 {
-		return fmt.Errorf("the file has %d names (hard links), and SQLite keeps what was written last beside only one of them; "+
+		return fmt.Errorf("the file has %d names (hard links), "+
+			"and SQLite keeps what was written last beside only one of them; "+
 			"remove the other names, or make a copy with VACUUM INTO and name that", n)
 	}
 	return nil
@@ -129,9 +130,11 @@ func makePrivate(path string, log *slog.Logger) {
 		mode := fmt.Sprintf("%o", info.Mode().Perm())
 		switch err := os.Chmod(name, 0o600); {
 		case err != nil:
-			log.Warn("other users can read a file of the database, which holds secrets; chmod 600 it", "file", name, "mode", mode, "error", err)
+			log.Warn("other users can read a file of the database, which holds secrets; chmod 600 it",
+				"file", name, "mode", mode, "error", err)
 		case name == path: // its mode is that of those beside it
-			log.Warn("other users could read the database, which holds secrets; its files have mode 600 now", "file", name, "mode", mode)
+			log.Warn("other users could read the database, which holds secrets; its files have mode 600 now",
+				"file", name, "mode", mode)
 		}
 	}
 	folder := filepath.Dir(path)

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// locksFile: a server is kept out by whatever name it comes, and so the file beside is not all there is.
+// locksFile: the file itself is locked too, which keeps out a server that opens it by another name.
 const locksFile = true
 
 // lockedByte is far from those that SQLite locks, which are the 512 from 1 GiB on.
@@ -34,5 +34,6 @@ func unlockFile(file *os.File) {
 }
 
 func setLock(file *os.File, kind int16) error {
-	return unix.FcntlFlock(file.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind, Whence: io.SeekStart, Start: lockedByte, Len: 1})
+	lock := unix.Flock_t{Type: kind, Whence: io.SeekStart, Start: lockedByte, Len: 1}
+	return unix.FcntlFlock(file.Fd(), unix.F_OFD_SETLK, &lock)
 }

@@ -47,7 +47,8 @@ func TestDatabaseFileThatMoves(t *testing.T) {
 			accept(t, s, newAsync(), store.LaneIO)
 			move(t, path)
 			for range 2 { // the commit that finds out, and those after it
-				if err := s.Accept(t.Context(), store.LaneIO, newAsync()); tandem.CodeOf(err) != tandem.CodeStoreUnavailable {
+				err := s.Accept(t.Context(), store.LaneIO, newAsync())
+				if tandem.CodeOf(err) != tandem.CodeStoreUnavailable {
 					t.Errorf("a request was accepted: %v, want %s", err, tandem.CodeStoreUnavailable)
 				}
 			}
@@ -58,7 +59,7 @@ func TestDatabaseFileThatMoves(t *testing.T) {
 	}
 }
 
-// replace puts another file in the place of a database, as a restore does.
+// replace renames another file to the name of a database, as a restore does.
 func replace(t *testing.T, path string) {
 	t.Helper()
 	content, err := os.ReadFile(path)

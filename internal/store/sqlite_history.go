@@ -82,7 +82,10 @@ func (s *SQLite) Request(ctx context.Context, id string) (tandem.Request, error)
 			return err
 		}
 		var due sql.NullInt64
-		err = q.QueryRowContext(ctx, `SELECT due_at FROM requests WHERE seq = ? AND due_at > ?`, seq, micros(s.clock.now())).Scan(&due)
+		err = q.QueryRowContext(ctx, `
+			SELECT due_at
+			FROM requests
+			WHERE seq = ? AND due_at > ?`, seq, micros(s.clock.now())).Scan(&due)
 		if errors.Is(err, sql.ErrNoRows) {
 			err = nil
 		}
@@ -92,11 +95,12 @@ func (s *SQLite) Request(ctx context.Context, id string) (tandem.Request, error)
 	return r, err
 }
 
-// waitsForNextAttempt reports whether the last attempt of a request says when the next one is due. That is not the
-// last word: an open breaker or a busy destination may have postponed it since. A store shows when it is due
-// now, and nothing if that is over.
+// waitsForNextAttempt reports whether the last attempt of a request says when the next one is due. That may
+// be outdated: an open circuit breaker or a busy destination may have postponed it since. So a store shows
+// when it is due now, and nothing if that is past.
 func waitsForNextAttempt(r *tandem.Request) bool {
-	return r.CallbackStatus == tandem.CallbackPending && len(r.Attempts) > 0 && !r.Attempts[len(r.Attempts)-1].NextAt.IsZero()
+	return r.CallbackStatus == tandem.CallbackPending && len(r.Attempts) > 0 &&
+		!r.Attempts[len(r.Attempts)-1].NextAt.IsZero()
 }
 
 func attempts(ctx context.Context, q querier, seq int64) ([]tandem.Attempt, error) {

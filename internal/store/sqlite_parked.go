@@ -12,8 +12,9 @@ const (
 	// maxGroups bounds the groups of parked callbacks that are looked after at a time. What is
 	// more stays in the index and has its turn when others have nothing to do.
 	maxGroups = 4096
-	// groupBatch is how many rows of a group are read at a time, and maxParkedReady how many of all groups wait in memory.
-	groupBatch     = 32
+	// groupBatch is how many rows of a group are read at a time.
+	groupBatch = 32
+	// maxParkedReady is how many rows of all groups wait in memory.
 	maxParkedReady = 4096
 	// groupsPerLook is how many groups are read from the index before other lanes are looked at again.
 	groupsPerLook = 64
@@ -42,10 +43,10 @@ type groupKey struct{ destination, owner string }
 
 // destination is where some parked callbacks go.
 type destination struct {
-	name   string
-	ready  limit.Turns[*item] // read from the index
-	handed int                // dispatched, in the lane or running
-	groups map[string]*group  // :: owner → group
+	name       string
+	ready      limit.Turns[*item] // read from the index
+	dispatched int                // in the lane or running
+	groups     map[string]*group  // :: owner → group
 }
 
 // group is what one owner has parked for a destination.
@@ -90,7 +91,7 @@ func (p *parked) forget(d *destination, owner string) {
 		delete(d.groups, owner)
 		p.groups--
 	}
-	if len(d.groups) == 0 && d.handed == 0 {
+	if len(d.groups) == 0 && d.dispatched == 0 {
 		delete(p.destinations, d.name)
 	}
 }
@@ -103,7 +104,7 @@ func (q *queue) parkLocked(it *item, now time.Time) {
 	case g == nil:
 	case !it.due.After(now):
 		g.more = true
-		if d := p.destinations[it.parked]; g.ready == 0 && d.handed < p.room(it.parked, it.request.Owner) {
+		if d := p.destinations[it.parked]; g.ready == 0 && d.dispatched < p.room(it.parked, it.request.Owner) {
 			poke(q.wake)
 		}
 	case g.nextDue.IsZero() || it.due.Before(g.nextDue):
@@ -115,7 +116,7 @@ func (q *queue) parkLocked(it *item, now time.Time) {
 // unparkLocked follows the end of a callback: from is where it was counted as dispatched, freed what may have room now.
 func (q *queue) unparkLocked(from *destination, freed [2]string) {
 	if from != nil {
-		from.handed--
+		from.dispatched--
 		q.dispatchLocked(from)
 	}
 	for _, name := range freed {
@@ -129,7 +130,7 @@ func (q *queue) unparkLocked(from *destination, freed [2]string) {
 func (q *queue) dispatchLocked(d *destination) {
 	p, l := &q.parked, q.lanes[LaneDeliver]
 	for {
-		it, ok := d.ready.Peek(func(owner string, _ *item) bool { return d.handed < p.room(d.name, owner) })
+		it, ok := d.ready.Peek(func(owner string, _ *item) bool { return d.dispatched < p.room(d.name, owner) })
 		if !ok {
 			break
 		}
@@ -138,7 +139,7 @@ func (q *queue) dispatchLocked(d *destination) {
 			return
 		}
 		d.ready.Take()
-		d.handed++
+		d.dispatched++
 		it.from = d
 		q.unkeepParked(d, it)
 		q.enqueue(l, it)
@@ -147,7 +148,7 @@ func (q *queue) dispatchLocked(d *destination) {
 		return
 	}
 	for owner, g := range d.groups {
-		if g.more && d.handed < p.room(d.name, owner) {
+		if g.more && d.dispatched < p.room(d.name, owner) {
 			poke(q.wake)
 			return
 		}
@@ -212,7 +213,8 @@ func (q *queue) wantedGroups(now time.Time) (wanted []groupKey, next time.Time) 
 				g.more, g.nextDue = true, time.Time{}
 			}
 			next = sooner(next, g.nextDue)
-			if g.more && g.ready == 0 && d.handed < room && p.ready < maxParkedReady && len(wanted) < groupsPerLook {
+			if g.more && g.ready == 0 && d.dispatched < room &&
+				p.ready < maxParkedReady && len(wanted) < groupsPerLook {
 				wanted = append(wanted, groupKey{d.name, owner})
 			}
 		}
@@ -267,8 +269,7 @@ func (q *queue) refillGroup(ctx context.Context, key groupKey, now time.Time) er
 	g.more = g.more || more || err != nil
 	g.nextDue = sooner(g.nextDue, next)
 	for _, it := range items {
-		_, held := l.held[it.seq]
-		if _, gone := l.gone[it.seq]; held || gone {
+		if l.taken(it.seq) {
 			continue
 		}
 		q.keep(it)
@@ -360,8 +361,7 @@ func (q *queue) expireParked(ctx context.Context) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, it := range items {
-		_, held := l.held[it.seq]
-		if _, gone := l.gone[it.seq]; !held && !gone {
+		if !l.taken(it.seq) {
 			q.enqueue(l, it)
 		}
 	}

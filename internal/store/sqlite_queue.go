@@ -59,7 +59,7 @@ type item struct {
 	size    int          // bytes of data or result that the job will hold
 	marked  bool         // the row says processing; the writer's
 	parked  string       // the destination that the row waits for; "": none
-	from    *destination // where it is counted as handed out; nil: nowhere
+	from    *destination // where it is counted as dispatched; nil: nowhere
 }
 
 // lane is the part of the queue for one kind of slot.
@@ -69,25 +69,29 @@ type lane struct {
 	running  int                // jobs handed out and not yet committed
 	ready    limit.Turns[*item] // due; at most maxReady and minReady for each owner
 	shares   map[string]*share  // :: owner → what it has here; owners that have nothing are forgotten
-	held     map[int64]*share   // seqs in ready, running, or being committed into this lane: the index must not hand them out a second time
 	gone     map[int64]struct{} // seqs committed while refill reads the index, which may still show them due; nil otherwise
 	unread   bool               // the index may hold due rows of owners that are not in shares
 	nextDue  time.Time          // when the index holds the next row that is not yet due; zero: none known
 	rested   time.Time          // the index is not read before for what has become due; monotonic
+
+	// held are seqs in ready, running, or being committed into this lane: they must not be dispatched from
+	// the index a second time.
+	held map[int64]*share
 }
 
 // share is what one owner has in a lane.
 type share struct {
 	owner    string
 	ready    int   // in ready
-	running  int   // handed out and not yet committed
+	running  int   // dispatched and not yet committed
 	bytes    int64 // held by those
 	held     int   // in held
 	overflow bool  // the index holds due rows of this owner that are not in held
 }
 
 func newLane(name Lane) *lane {
-	return &lane{name: name, shares: map[string]*share{}, held: map[int64]*share{}, unread: true} // what is on disk is to be looked for
+	// unread: what is on disk is to be looked for.
+	return &lane{name: name, shares: map[string]*share{}, held: map[int64]*share{}, unread: true}
 }
 
 // share returns what an owner has here. It is forgotten by drop.
@@ -100,7 +104,7 @@ func (l *lane) share(owner string) *share {
 	return sh
 }
 
-// hold keeps the index from handing a row out.
+// hold keeps a row from being dispatched from the index.
 func (l *lane) hold(seq int64, owner string) {
 	if _, held := l.held[seq]; held {
 		return
@@ -119,6 +123,13 @@ func (l *lane) drop(seq int64) {
 	delete(l.held, seq)
 	sh.held--
 	l.forget(sh)
+}
+
+// taken reports whether a row that was just read from the index is in held, or was committed meanwhile.
+func (l *lane) taken(seq int64) bool {
+	_, held := l.held[seq]
+	_, gone := l.gone[seq]
+	return held || gone
 }
 
 // forget lets go of an owner that has nothing here.
@@ -144,7 +155,7 @@ type queue struct {
 	lanes      map[Lane]*lane
 	step       Step // nil until Work
 	budget     int64
-	stopping   bool  // hand out nothing more
+	stopping   bool  // dispatch nothing more
 	runBytes   int64 // held by running jobs
 	readyBytes int64 // held by ready jobs
 	parked     parked
@@ -383,7 +394,7 @@ func (q *queue) run(l *lane, it *item) {
 }
 
 // job loads an item if need be, steps it and commits. It returns the item to
-// hand out next, held already in its lane, or nil if there is none, and which destinations may have room.
+// dispatch next, held already in its lane, or nil if there is none, and which destinations may have room.
 func (q *queue) job(l *lane, it *item) (next *item, freed [2]string) {
 	s := q.store
 	if !it.loaded {
@@ -415,7 +426,7 @@ func (q *queue) job(l *lane, it *item) (next *item, freed [2]string) {
 	if err != nil {
 		s.cfg.Log.Error("a job ended against the rules; it stays in the queue", "error", err)
 		does = Next{Verdict: Again, Lane: l.name, At: time.Now().Add(lookInterval)}
-		if after, err = does.apply(&job); err != nil { // never: a job may always be put off
+		if after, err = does.apply(&job); err != nil { // never: a job may always be rescheduled
 			q.later(l)
 			return nil, freed
 		}

@@ -60,7 +60,8 @@ func (q *queue) refillLane(ctx context.Context, l *lane) (time.Time, error) {
 	return q.nextLook(l, now), nil
 }
 
-// beginRefill says whose rows are to be read from the index, or that all owners are to be looked for; not ok: nothing is.
+// beginRefill returns the owners whose rows are to be read from the index. unread: the index is to be searched
+// for owners first. Not ok: there is nothing to read.
 func (q *queue) beginRefill(l *lane, now time.Time) (owners []string, unread, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -116,8 +117,7 @@ func (q *queue) refillOwner(ctx context.Context, l *lane, owner string, now time
 	sh = l.share(owner)
 	sh.overflow = sh.overflow || more || err != nil
 	for _, it := range items {
-		_, held := l.held[it.seq]
-		if _, gone := l.gone[it.seq]; held || gone {
+		if l.taken(it.seq) {
 			continue
 		}
 		if sh.ready >= l.maxReady() {

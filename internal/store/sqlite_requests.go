@@ -49,7 +49,8 @@ func (s *SQLite) Accept(ctx context.Context, lane Lane, requests ...*tandem.Requ
 			return nil
 		},
 		done: func(err error) {
-			if (err == nil || errors.Is(err, ErrUnsure)) && lane != LaneNone { // ErrUnsure: it is there, if the file comes back
+			// ErrUnsure: it is there, if the file comes back.
+			if (err == nil || errors.Is(err, ErrUnsure)) && lane != LaneNone {
 				for i := range items {
 					s.queue.push(&items[i])
 				}
@@ -88,7 +89,8 @@ func insert(tx *tx, it *item) error {
 	err := tx.requests.add(tx,
 		it.seq, r.ID, string(r.Mode), r.Task, string(r.Status), string(r.CallbackStatus), r.Complexity,
 		nullMicros(r.StartedAt), lane, due, r.CallbackURL, []byte(r.Data),
-		sql.NullString{String: r.BatchID, Valid: r.BatchID != ""}, sql.NullString{String: r.KeyID, Valid: r.KeyID != ""}, r.Owner)
+		sql.NullString{String: r.BatchID, Valid: r.BatchID != ""},
+		sql.NullString{String: r.KeyID, Valid: r.KeyID != ""}, r.Owner)
 	if err != nil {
 		return insertError(err)
 	}
@@ -101,7 +103,8 @@ func insert(tx *tx, it *item) error {
 }
 
 const insertRequest = `
-	INSERT INTO requests (seq, id, mode, task, status, callback_status, complexity, started_at, lane, due_at, callback_url, data, batch_id, key_id, owner)
+	INSERT INTO requests (seq, id, mode, task, status, callback_status, complexity, started_at, lane, due_at,
+	                      callback_url, data, batch_id, key_id, owner)
 	VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
 
 // insertError says of rows that could not be inserted whether one is there already.
@@ -219,7 +222,8 @@ func settle(tx *tx, it *item, after *tandem.Request, next *Next) (bool, error) {
 			UPDATE requests
 			SET status = ?, callback_status = ?, callback_attempts = ?, lane = ?, due_at = ?, waits_for = ?
 			WHERE seq = ? AND lane = ? AND status = ?`,
-			string(after.Status), string(after.CallbackStatus), after.CallbackAttempts, lane, due, parked, it.seq, string(it.lane), string(before))
+			string(after.Status), string(after.CallbackStatus), after.CallbackAttempts,
+			lane, due, parked, it.seq, string(it.lane), string(before))
 	}
 	if err != nil {
 		return false, fmt.Errorf("settle %s: %w", after.ID, err)
@@ -266,7 +270,8 @@ const insertAttempt = `
 	VALUES (?, ?, ?, ?, ?, ?, ?, ?)`
 
 func logAttempt(tx *tx, seq int64, a *tandem.Attempt) error {
-	err := tx.attempts.add(tx, seq, a.Number, string(a.Outcome), micros(a.StartedAt), attemptMicros(a), a.StatusCode, a.Error, nullMicros(a.NextAt))
+	err := tx.attempts.add(tx, seq, a.Number, string(a.Outcome), micros(a.StartedAt), attemptMicros(a),
+		a.StatusCode, a.Error, nullMicros(a.NextAt))
 	if err != nil {
 		return fmt.Errorf("log attempts: %w", err)
 	}

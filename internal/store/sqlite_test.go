@@ -338,7 +338,8 @@ func TestReadyJobsHoldBoundedMemory(t *testing.T) {
 		r.Data = json.RawMessage(`{"x":"` + strings.Repeat("x", 1<<20) + `"}`)
 		accept(t, s, r, store.LaneIO)
 	}
-	waitFor(t, "39 jobs to wait in memory", func() bool { // those accepted before the queue first looks come from the index
+	// Those accepted before the queue first looks come from the index.
+	waitFor(t, "39 jobs to wait in memory", func() bool {
 		ready, bytes := s.Held()
 		if bytes > store.MaxReadyBytes {
 			t.Fatalf("%d waiting jobs hold %d bytes, want at most %d", ready, bytes, store.MaxReadyBytes)

@@ -77,7 +77,9 @@ func undeliveredHeads(ctx context.Context, q querier, limit int) (heads []undeli
 }
 
 // undeliveredCounts counts the callbacks parked for destinations, of each at most a number.
-func undeliveredCounts(ctx context.Context, q querier, names []string, most int) (counts []undeliveredCount, err error) {
+func undeliveredCounts(
+	ctx context.Context, q querier, names []string, most int,
+) (counts []undeliveredCount, err error) {
 	wanted, err := json.Marshal(names)
 	if err != nil {
 		return nil, err

@@ -24,7 +24,7 @@ const (
 type op struct {
 	apply    func(*tx) error // inside the transaction; run once more, alone, when the batch fails
 	urgent   bool            // somebody waits to be accepted: jobs step back
-	promised bool            // somebody is told that it will outlive the process
+	promised bool            // its caller relies on it to outlive the process
 	done     func(error)     // after the commit or the failure, on the writer's goroutine: must not block; may be nil
 }
 
@@ -211,7 +211,7 @@ func (s *SQLite) commitAll(batch []*op) {
 	s.report(batch, err)
 }
 
-// report tells those who wait how their commit ended. Nobody is promised what is in a file without its name.
+// report answers those who wait for a commit. What is in a file that lost its name is promised to nobody.
 func (s *SQLite) report(batch []*op, err error) {
 	var unsure error
 	if moved := s.moved(); err == nil && moved != nil { // it is written, and the next start would not find it

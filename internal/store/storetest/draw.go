@@ -20,9 +20,12 @@ var (
 	keys     = rapid.SampledFrom([]string{"", "key_a", "key_b"})
 	batches  = rapid.SampledFrom([]string{"", "batch_a", "batch_b", "batch_c"})
 	texts    = rapid.SampledFrom([]string{"", "no", "größer als 💥", "it's \"quoted\"\n\\ %s $1 ?"})
-	failures = rapid.SampledFrom([]string{tandem.FailedTask, tandem.FailedPanic, tandem.FailedTimeout, tandem.FailedNoSlot, tandem.FailedClientClosed})
-	failed   = rapid.SampledFrom([]tandem.Outcome{
-		tandem.OutcomeHTTPError, tandem.OutcomeRedirect, tandem.OutcomeThrottled, tandem.OutcomeTimeout, tandem.OutcomeConnect, tandem.OutcomeTLS,
+	failures = rapid.SampledFrom([]string{
+		tandem.FailedTask, tandem.FailedPanic, tandem.FailedTimeout, tandem.FailedNoSlot, tandem.FailedClientClosed,
+	})
+	failed = rapid.SampledFrom([]tandem.Outcome{
+		tandem.OutcomeHTTPError, tandem.OutcomeRedirect, tandem.OutcomeThrottled,
+		tandem.OutcomeTimeout, tandem.OutcomeConnect, tandem.OutcomeTLS,
 	})
 	// Some are larger than what stores read along with a list of jobs.
 	documents = []json.RawMessage{
@@ -47,10 +50,8 @@ func (w *world) pick(t *rapid.T, match func(*row) bool) *row {
 	return found[rapid.IntRange(0, len(found)-1).Draw(t, "which")]
 }
 
-// soon reports whether a row has a job that is handed out, now or in a moment.
+// soon reports whether a row has a job that is dispatched, now or in a moment.
 func (w *world) soon(r *row) bool { return r.queued() && time.Until(r.due) < 10*time.Second }
-
-func (w *world) now() time.Time { return time.Now() }
 
 func (w *world) someNode(t *rapid.T) int {
 	if len(w.subjects[0].nodes) == 1 {
@@ -68,7 +69,7 @@ func (w *world) moment() time.Time {
 // idStep is how far ids are apart, about: they are not made in their order.
 const idStep = 7
 
-// drawID makes an id that was not there before, whose order is that of no other.
+// drawID makes an id that was not there before and does not sort equal to another one.
 func (w *world) drawID(t *rapid.T) string {
 	w.made++
 	ms := uint64(w.base.UnixMilli() + int64(w.made*idStep+rapid.IntRange(-2*idStep, 2*idStep).Draw(t, "ms")))
@@ -81,7 +82,8 @@ func (w *world) drawID(t *rapid.T) string {
 // drawTime is one at which, before which or after which requests were made.
 func (w *world) drawTime(t *rapid.T) time.Time {
 	ms := rapid.IntRange(-2*idStep, w.made*idStep+3*idStep).Draw(t, "ms")
-	return w.base.Add(time.Duration(ms) * time.Millisecond).Add(rapid.SampledFrom([]time.Duration{0, 0, 1, 500 * micro}).Draw(t, "more"))
+	more := rapid.SampledFrom([]time.Duration{0, 0, 1, 500 * micro}).Draw(t, "more")
+	return w.base.Add(time.Duration(ms) * time.Millisecond).Add(more)
 }
 
 func (w *world) drawRequest(t *rapid.T, mode tandem.Mode) *tandem.Request {
@@ -92,7 +94,9 @@ func (w *world) drawRequest(t *rapid.T, mode tandem.Mode) *tandem.Request {
 			id = there[rapid.IntRange(0, len(there)-1).Draw(t, "which")].request.ID
 		}
 	case 2:
-		return &tandem.Request{ID: "req_1", Mode: mode, Task: "echo", Status: tandem.StatusPending, Data: json.RawMessage(`{}`)}
+		return &tandem.Request{
+			ID: "req_1", Mode: mode, Task: "echo", Status: tandem.StatusPending, Data: json.RawMessage(`{}`),
+		}
 	}
 	return w.drawWith(t, id, mode)
 }
@@ -130,7 +134,7 @@ func (w *world) drawSubmission(t *rapid.T, batch string) *tandem.Request {
 	return r
 }
 
-// drawDone is the end of work of which nobody is told.
+// drawDone is the end of work without a callback.
 func (w *world) drawDone(t *rapid.T) store.Next {
 	took := time.Duration(rapid.IntRange(0, 3_000_000_000).Draw(t, "took"))
 	o := &store.Outcome{StartedAt: w.moment(), CompletedAt: w.moment(), Processing: took}
@@ -146,15 +150,15 @@ func (w *world) drawDone(t *rapid.T) store.Next {
 	return store.Next{Verdict: store.Done, Outcome: o}
 }
 
-// drawDue is when something put off is due: now, in a moment, or not as long as this goes on.
+// drawDue is when a rescheduled job is due: now, in a moment, or not during this test.
 func (w *world) drawDue(t *rapid.T) time.Time {
 	switch rapid.IntRange(0, 39).Draw(t, "due") {
 	case 39:
-		return w.now().Add(time.Hour)
+		return time.Now().Add(time.Hour)
 	case 1, 2:
-		return w.now().Add(20 * time.Millisecond)
+		return time.Now().Add(20 * time.Millisecond)
 	case 3:
-		return w.now().Add(-time.Minute)
+		return time.Now().Add(-time.Minute)
 	default:
 		return time.Time{}
 	}
@@ -164,7 +168,8 @@ func (w *world) drawDue(t *rapid.T) time.Time {
 func (w *world) drawAttempt(t *rapid.T, r *row, outcome tandem.Outcome) *tandem.Attempt {
 	a := &tandem.Attempt{
 		Number: r.request.CallbackAttempts + 1, Outcome: outcome, StartedAt: w.moment(), Error: texts.Draw(t, "error"),
-		DurationMS: float64(rapid.IntRange(0, 10_000_000).Draw(t, "duration")) / 1000, StatusCode: rapid.SampledFrom([]int{0, 200, 204, 410, 503}).Draw(t, "code"),
+		DurationMS: float64(rapid.IntRange(0, 10_000_000).Draw(t, "duration")) / 1000,
+		StatusCode: rapid.SampledFrom([]int{0, 200, 204, 410, 503}).Draw(t, "code"),
 	}
 	if outcome == tandem.OutcomeExpired || a.Number > 1 && rapid.IntRange(0, 9).Draw(t, "again") == 0 {
 		a.Number = r.request.CallbackAttempts
@@ -180,7 +185,9 @@ func (w *world) drawFilter(t *rapid.T) store.Filter {
 	if f.Batch == "" {
 		f.Mode = rapid.SampledFrom(append([]tandem.Mode{"", ""}, tandem.Modes...)).Draw(t, "mode")
 		f.Status = rapid.SampledFrom(append([]tandem.Status{"", "", ""}, tandem.Statuses...)).Draw(t, "status")
-		f.Task = rapid.SampledFrom([]string{"", "", "echo", "compute", "nothing", tandem.TaskSubmission, tandem.TaskSubmission}).Draw(t, "task")
+		f.Task = rapid.SampledFrom([]string{
+			"", "", "echo", "compute", "nothing", tandem.TaskSubmission, tandem.TaskSubmission,
+		}).Draw(t, "task")
 	}
 	if rapid.IntRange(0, 3).Draw(t, "since") == 0 {
 		f.Since = w.drawTime(t)

@@ -63,7 +63,7 @@ func newLine(t testing.TB, database string) (*line, string) {
 	return l, parsed.String()
 }
 
-// set cuts or mends it.
+// set cuts the line or restores it.
 func (l *line) set(cut bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -21,17 +21,17 @@ import (
 type model struct {
 	capacity int64           // unfinished requests
 	rows     map[string]*row // :: id → row
-	totals   store.Stats     // what grows only; stats adds the gauges, which it counts in the rows
+	counters store.Stats     // what grows only; stats adds the gauges, which it counts in the rows
 	secret   *tandem.Secret
 }
 
 // row is a request and what is still to be done for it.
 type row struct {
 	request tandem.Request
-	lane    store.Lane // of its job; LaneNone: nothing is handed out
-	due     time.Time  // the job is not handed out before; zero: it is due
+	lane    store.Lane // of its job; LaneNone: nothing is dispatched
+	due     time.Time  // the job is not dispatched before; zero: it is due
 	asked   time.Time  // when that was said
-	leased  bool       // its caller works on it: it is handed out to nobody
+	leased  bool       // its caller works on it: it is not dispatched
 	node    int        // where it was accepted
 
 	// The times that the store itself took: it is known only that they are not before these.
@@ -40,15 +40,17 @@ type row struct {
 
 // newModel is empty.
 func newModel(capacity int64) *model {
-	return &model{capacity: capacity, rows: map[string]*row{}, totals: store.Stats{
-		Requests: map[tandem.Mode]int64{}, Ended: map[tandem.Status]int64{}, Callback: map[tandem.CallbackStatus]int64{},
-		Failures: map[string]int64{}, Attempts: map[tandem.Outcome]int64{}, Work: map[tandem.Mode]store.WorkTime{},
+	return &model{capacity: capacity, rows: map[string]*row{}, counters: store.Stats{
+		Requests: map[tandem.Mode]int64{}, Ended: map[tandem.Status]int64{},
+		Callback: map[tandem.CallbackStatus]int64{}, Failures: map[string]int64{},
+		Attempts: map[tandem.Outcome]int64{}, Work: map[tandem.Mode]store.WorkTime{},
 	}}
 }
 
 // over reports whether nothing is left to do for a request.
 func (r *row) over() bool {
-	return r.lane == store.LaneNone && r.request.Status != tandem.StatusPending && r.request.Status != tandem.StatusProcessing
+	return r.lane == store.LaneNone &&
+		r.request.Status != tandem.StatusPending && r.request.Status != tandem.StatusProcessing
 }
 
 // answering reports whether the caller of Accept is still to finish it.
@@ -56,7 +58,7 @@ func (r *row) answering() bool {
 	return r.request.Status == tandem.StatusProcessing && (r.leased || r.lane == store.LaneNone)
 }
 
-// queued reports whether it is handed out, now or later.
+// queued reports whether it is dispatched, now or later.
 func (r *row) queued() bool { return r.lane != store.LaneNone && !r.leased }
 
 // sorted returns the rows that match, the oldest first.
@@ -91,11 +93,12 @@ func (m *model) accept(node int, lane store.Lane, requests ...*tandem.Request) a
 		seen[r.ID] = true
 	}
 	for _, r := range requests {
-		m.rows[r.ID] = &row{request: *r, lane: lane, leased: lane != store.LaneNone && r.Status == tandem.StatusProcessing, node: node}
-		m.totals.Requests[r.Mode]++
+		leased := lane != store.LaneNone && r.Status == tandem.StatusProcessing
+		m.rows[r.ID] = &row{request: *r, lane: lane, leased: leased, node: node}
+		m.counters.Requests[r.Mode]++
 		if r.Task == tandem.TaskSubmission {
-			m.totals.Submissions.Accepted++
-			m.totals.Submissions.Recent++ // no test goes on for a day
+			m.counters.Submissions.Accepted++
+			m.counters.Submissions.Recent++ // no test goes on for a day
 		}
 	}
 	return done
@@ -166,22 +169,22 @@ func (m *model) worked(r *row, o *store.Outcome) {
 	q.Status = tandem.StatusCompleted
 	if o.ErrorCode != "" {
 		q.Status = tandem.StatusFailed
-		m.totals.Failures[o.ErrorCode]++
+		m.counters.Failures[o.ErrorCode]++
 	}
-	m.totals.Ended[q.Status]++
+	m.counters.Ended[q.Status]++
 	q.Result, q.ErrorCode, q.ErrorMessage = o.Result, o.ErrorCode, o.ErrorMessage
 	q.StartedAt, q.CompletedAt, r.startedFrom = o.StartedAt, o.CompletedAt, time.Time{}
 	q.ProcessingTimeMS = float64(o.Processing.Microseconds()) / 1000
 	submission := q.Task == tandem.TaskSubmission
 	if submission && o.ErrorCode == "" {
-		m.totals.Submissions.Ended++
+		m.counters.Submissions.Ended++
 	}
 	if o.StartedAt.IsZero() {
 		return
 	}
-	m.totals.Work[q.Mode] = plus(m.totals.Work[q.Mode], o.Processing)
+	m.counters.Work[q.Mode] = plus(m.counters.Work[q.Mode], o.Processing)
 	if submission {
-		m.totals.Submissions.Work = plus(m.totals.Submissions.Work, o.Processing)
+		m.counters.Submissions.Work = plus(m.counters.Submissions.Work, o.Processing)
 	}
 }
 
@@ -196,25 +199,27 @@ func (m *model) called(r *row, sent bool) {
 	if sent {
 		status, r.request.CallbackStatus = tandem.StatusCallbackSent, tandem.CallbackSent
 	}
-	m.totals.Callback[r.request.CallbackStatus]++
+	m.counters.Callback[r.request.CallbackStatus]++
 	if r.request.Status == tandem.StatusCompleted {
 		r.request.Status = status
-		m.totals.Ended[status]++
+		m.counters.Ended[status]++
 	}
 }
 
 // attempted adds to the log, in which a number stands once with each outcome.
 func (m *model) attempted(r *row, a tandem.Attempt) {
 	q := &r.request
-	if a.Outcome != tandem.OutcomeExpired { // which is no try
+	if a.Outcome != tandem.OutcomeExpired { // which is no attempt
 		q.CallbackAttempts = a.Number
 	}
-	q.Attempts = slices.DeleteFunc(slices.Clone(q.Attempts), func(b tandem.Attempt) bool { return b.Number == a.Number && b.Outcome == a.Outcome })
+	q.Attempts = slices.DeleteFunc(slices.Clone(q.Attempts), func(b tandem.Attempt) bool {
+		return b.Number == a.Number && b.Outcome == a.Outcome
+	})
 	q.Attempts = append(q.Attempts, a)
 	slices.SortStableFunc(q.Attempts, func(a, b tandem.Attempt) int {
 		return cmp.Or(cmp.Compare(a.Number, b.Number), a.StartedAt.Compare(b.StartedAt))
 	})
-	m.totals.Attempts[a.Outcome]++
+	m.counters.Attempts[a.Outcome]++
 }
 
 // started notes that the work of a job has begun.
@@ -230,7 +235,7 @@ func (m *model) released(r *row) {
 }
 
 // ended is the end of a node, or of the only process: what its callers did themselves is
-// interrupted, or handed out if it can be.
+// interrupted, or dispatched if it can be.
 func (m *model) ended(node int, now time.Time) {
 	for _, r := range m.sorted(func(r *row) bool { return r.node == node && r.answering() }) {
 		if r.leased {
@@ -239,10 +244,11 @@ func (m *model) ended(node int, now time.Time) {
 			continue
 		}
 		q := &r.request
-		q.Status, q.ErrorCode, q.ErrorMessage = tandem.StatusFailed, tandem.FailedInterrupted, "the server stopped while this request was running"
+		q.Status, q.ErrorCode = tandem.StatusFailed, tandem.FailedInterrupted
+		q.ErrorMessage = "the server stopped while this request was running"
 		r.completedFrom = now
-		m.totals.Ended[q.Status]++
-		m.totals.Failures[q.ErrorCode]++
+		m.counters.Ended[q.Status]++
+		m.counters.Failures[q.ErrorCode]++
 	}
 }
 
@@ -263,7 +269,8 @@ func madeBefore(r *row, t time.Time) bool { return r.request.CreatedAt.Before(t)
 func (m *model) page(f store.Filter, after string) (page []tandem.Request, next string, submissions int64) {
 	matching := m.sorted(func(r *row) bool {
 		q := &r.request
-		return (f.Mode == "" || q.Mode == f.Mode) && (f.Status == "" || q.Status == f.Status) && (f.Task == "" || q.Task == f.Task) &&
+		return (f.Mode == "" || q.Mode == f.Mode) && (f.Status == "" || q.Status == f.Status) &&
+			(f.Task == "" || q.Task == f.Task) &&
 			(f.Key == "" || q.KeyID == f.Key) && (f.Batch == "" || q.BatchID == f.Batch) &&
 			(f.Since.IsZero() || !madeBefore(r, f.Since)) && (f.Until.IsZero() || madeBefore(r, f.Until)) &&
 			(after == "" || q.ID < after)
@@ -280,7 +287,8 @@ func (m *model) page(f store.Filter, after string) (page []tandem.Request, next 
 		q.Attempts = nil
 		page = append(page, q)
 	}
-	if f.Task == tandem.TaskSubmission && f.Mode == "" && f.Status == "" && f.Batch == "" && f.Since.IsZero() && f.Until.IsZero() {
+	if f.Task == tandem.TaskSubmission && f.Mode == "" && f.Status == "" && f.Batch == "" &&
+		f.Since.IsZero() && f.Until.IsZero() {
 		submissions = m.count(func(r *row) bool {
 			return r.request.Task == f.Task && (f.Key == "" || r.request.KeyID == f.Key)
 		})
@@ -288,9 +296,9 @@ func (m *model) page(f store.Filter, after string) (page []tandem.Request, next 
 	return page, next, submissions
 }
 
-// stats are the totals, and the gauges as the rows have them.
+// stats are the counters, and the gauges as the rows have them.
 func (m *model) stats() store.Stats {
-	s := m.totals
+	s := m.counters
 	s.Now, s.Queue, s.Capacity = map[tandem.Status]int64{}, map[store.Lane]int64{}, m.capacity
 	for _, status := range []tandem.Status{tandem.StatusPending, tandem.StatusProcessing} {
 		s.Now[status] = m.count(func(r *row) bool { return r.request.Status == status })

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -31,14 +32,14 @@ var operations = []*operation{
 	{name: "accept several", weight: 3, run: acceptSeveral},
 	{name: "finish a sync request", weight: 6, run: finishSync},
 	{name: "finish a submission", weight: 4, run: finishSubmission},
-	{name: "put a submission off", weight: 2, run: putSubmissionOff},
+	{name: "reschedule a submission", weight: 2, run: rescheduleSubmission},
 	{name: "finish twice", weight: 2, run: finishTwice},
 	{name: "begin work", weight: 2, always: true, run: beginWork},
 	{name: "end work", weight: 8, run: endWork},
-	{name: "put work off", weight: 3, run: putWorkOff},
+	{name: "reschedule work", weight: 3, run: rescheduleWork},
 	{name: "end a callback", weight: 8, run: endCallback},
 	{name: "try a callback in vain", weight: 5, run: failCallback},
-	{name: "put a callback off", weight: 3, run: putCallbackOff},
+	{name: "reschedule a callback", weight: 3, run: rescheduleCallback},
 	{name: "look up a request", weight: 4, run: lookUp},
 	{name: "list requests", weight: 6, run: list},
 	{name: "list the next page", weight: 6, run: listNext},
@@ -49,18 +50,18 @@ var operations = []*operation{
 	{name: "crash", weight: 1, rare: true, always: true, run: crash},
 }
 
-// Tally counts the operations of a run, by name and by how they ended.
-type Tally struct {
+// Counts are the operations of a run, by name and by how they ended.
+type Counts struct {
 	mu             sync.Mutex // guards the fields below
 	done, refused  map[string]int
 	Operations     int
 	SequencesBegun int
 }
 
-// NewTally is of a run that has not begun.
-func NewTally() *Tally { return &Tally{done: map[string]int{}, refused: map[string]int{}} }
+// NewCounts returns those of a run that has not begun.
+func NewCounts() *Counts { return &Counts{done: map[string]int{}, refused: map[string]int{}} }
 
-func (c *Tally) add(o *operation, a answer) {
+func (c *Counts) add(o *operation, a answer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.Operations++
@@ -71,14 +72,15 @@ func (c *Tally) add(o *operation, a answer) {
 	}
 }
 
-func (c *Tally) begin() {
+func (c *Counts) begin() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.SequencesBegun++
 }
 
-// Check reports every kind of operation that has not both succeeded and been refused. A run without one says nothing of it.
-func (c *Tally) Check(t testing.TB) {
+// Check reports every kind of operation that has not both succeeded and been refused: the run has not tested
+// it.
+func (c *Counts) Check(t testing.TB) {
 	t.Helper()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -86,16 +88,17 @@ func (c *Tally) Check(t testing.TB) {
 	for _, o := range operations {
 		t.Logf("%-24s %7d done %7d refused", o.name, c.done[o.name], c.refused[o.name])
 		if c.done[o.name] == 0 || c.refused[o.name] == 0 && !o.always {
-			t.Errorf("%q was done %d times and refused %d times: the run says too little", o.name, c.done[o.name], c.refused[o.name])
+			t.Errorf("%q was done %d times and refused %d times: the run says too little",
+				o.name, c.done[o.name], c.refused[o.name])
 		}
 	}
 }
 
 // Check does random operations in a setting, which is to be empty. It fails t when an answer, a row or a counter is not
 // that of the model.
-func Check(t *rapid.T, setting Setting, tally *Tally) {
-	tally.begin()
-	w, err := newWorld(setting, tally)
+func Check(t *rapid.T, setting Setting, counts *Counts) {
+	counts.begin()
+	w, err := newWorld(setting, counts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +120,7 @@ func Check(t *rapid.T, setting Setting, tally *Tally) {
 	w.settle(t)
 }
 
-// settle checks at the end that everything which is due is handed out, and each request with its attempts.
+// settle checks at the end that everything due is dispatched, and each request with its attempts.
 func (w *world) settle(t *rapid.T) {
 	for _, r := range w.model.sorted(w.soon) {
 		w.each(t, 0, func(s *subject, _ *node) error {
@@ -135,7 +138,8 @@ func (w *world) settle(t *rapid.T) {
 func (w *world) accept(t *rapid.T, lane store.Lane, requests ...*tandem.Request) answer {
 	const enough = 40 // unfinished, where nothing bounds them
 	most := min(w.setting.MaxQueue, enough)
-	if w.model.count(func(r *row) bool { return !r.over() }) >= most && (most == enough || rapid.IntRange(0, 3).Draw(t, "although it is full") > 0) {
+	if w.model.count(func(r *row) bool { return !r.over() }) >= most &&
+		(most == enough || rapid.IntRange(0, 3).Draw(t, "although it is full") > 0) {
 		t.SkipNow()
 	}
 	return w.acceptAt(t, w.someNode(t), lane, requests...)
@@ -150,7 +154,7 @@ func (w *world) acceptAt(t *rapid.T, k int, lane store.Lane, requests ...*tandem
 			w.each(t, 0, func(_ *subject, n *node) error { return w.compareWhole(n, r.ID) })
 		}
 		if want == done && w.model.rows[r.ID].leased {
-			w.leases[r.ID] = w.now()
+			w.leases[r.ID] = time.Now()
 		}
 	}
 	return want
@@ -203,7 +207,7 @@ func finishSubmission(w *world, t *rapid.T) answer {
 	return w.finish(t, job, next)
 }
 
-func putSubmissionOff(w *world, t *rapid.T) answer {
+func rescheduleSubmission(w *world, t *rapid.T) answer {
 	r := w.pick(t, func(r *row) bool { return r.leased })
 	next := store.Next{Verdict: store.Again, Lane: r.lane, At: w.drawDue(t)}
 	if rapid.IntRange(0, 5).Draw(t, "how") == 0 {
@@ -212,7 +216,8 @@ func putSubmissionOff(w *world, t *rapid.T) answer {
 	return w.finish(t, store.Job{Lane: r.lane, Request: r.request}, next)
 }
 
-// finishTwice is what a caller says who comes too late, or of what is not its own. Whether it is let in is known by the model.
+// finishTwice is a caller that finishes a request too late, or one that is not its own. The model knows
+// whether that is accepted.
 func finishTwice(w *world, t *rapid.T) answer {
 	if rapid.IntRange(0, 3).Draw(t, "how") > 0 {
 		r := w.pick(t, func(r *row) bool { return !r.answering() && r.lane == store.LaneNone })
@@ -230,7 +235,9 @@ func finishTwice(w *world, t *rapid.T) answer {
 }
 
 func beginWork(w *world, t *rapid.T) answer {
-	w.start(t, w.pick(t, func(r *row) bool { return w.soon(r) && r.lane != store.LaneDeliver && !w.started[r.request.ID] }))
+	w.start(t, w.pick(t, func(r *row) bool {
+		return w.soon(r) && r.lane != store.LaneDeliver && !w.started[r.request.ID]
+	}))
 	return done
 }
 
@@ -255,7 +262,7 @@ func endWork(w *world, t *rapid.T) answer {
 	return w.step(t, r, next)
 }
 
-func putWorkOff(w *world, t *rapid.T) answer {
+func rescheduleWork(w *world, t *rapid.T) answer {
 	r := working(w, t)
 	next := store.Next{Verdict: store.Again, Lane: r.lane, At: w.drawDue(t)}
 	if rapid.IntRange(0, 9).Draw(t, "against the rules") == 0 {
@@ -280,15 +287,18 @@ func endCallback(w *world, t *rapid.T) answer {
 
 func failCallback(w *world, t *rapid.T) answer {
 	r := calling(w, t)
-	next := store.Next{Verdict: store.Again, Lane: r.lane, At: w.drawDue(t), Attempt: w.drawAttempt(t, r, failed.Draw(t, "outcome"))}
-	next.Attempt.NextAt = w.now().UTC().Truncate(micro)
+	next := store.Next{
+		Verdict: store.Again, Lane: r.lane, At: w.drawDue(t),
+		Attempt: w.drawAttempt(t, r, failed.Draw(t, "outcome")),
+	}
+	next.Attempt.NextAt = time.Now().UTC().Truncate(micro)
 	if rapid.IntRange(0, 14).Draw(t, "against the rules") == 0 {
 		next.Lane = store.LaneIO
 	}
 	return w.step(t, r, next)
 }
 
-func putCallbackOff(w *world, t *rapid.T) answer {
+func rescheduleCallback(w *world, t *rapid.T) answer {
 	r := calling(w, t)
 	next := store.Next{Verdict: store.Again, Lane: r.lane, At: w.drawDue(t)}
 	if rapid.IntRange(0, 9).Draw(t, "against the rules") == 0 {
@@ -355,7 +365,8 @@ func (w *world) page(t *rapid.T, at cursor) int {
 		}
 		end.texts[s] = page.Next
 		if page.Submissions != submissions || (page.Next == "") != (next == "") {
-			return fmt.Errorf("%+v: %d submissions and next page %q, want %d and %q", f, page.Submissions, page.Next, submissions, next)
+			return fmt.Errorf("%+v: %d submissions and next page %q, want %d and %q",
+				f, page.Submissions, page.Next, submissions, next)
 		}
 		if err := w.compareRows(want, page.Requests); err != nil {
 			return fmt.Errorf("%+v: %w", f, err)
@@ -393,7 +404,8 @@ func keepSecret(w *world, t *rapid.T) answer {
 	w.each(t, w.someNode(t), func(_ *subject, n *node) error {
 		got, kept, err := n.store.SigningSecret(context.Background(), fresh)
 		if err != nil || kept != made || got.Reveal() != want.Reveal() {
-			return fmt.Errorf("secret made %t, the same %t, %w; want made %t", kept, got.Reveal() == want.Reveal(), errOrNone(err), made)
+			return fmt.Errorf("secret made %t, the same %t, %w; want made %t",
+				kept, got.Reveal() == want.Reveal(), errOrNone(err), made)
 		}
 		return nil
 	})

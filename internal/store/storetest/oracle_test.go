@@ -47,7 +47,7 @@ func TestOracle(t *testing.T) {
 	seed := environment(t, "TANDEM_ORACLE_SEED", rand.Uint64N(1<<32))
 	t.Logf("TANDEM_ORACLE_SEED=%d", seed)
 	set(t, "rapid.steps", steps)
-	tally := storetest.NewTally()
+	counts := storetest.NewCounts()
 	var group sync.WaitGroup
 	var ran atomic.Int64 // workers: not all with -run
 	for i, worker := range workers {
@@ -64,7 +64,7 @@ func TestOracle(t *testing.T) {
 					begin() // it has read what was set
 					scope := &storetest.Scope{TB: t}
 					defer scope.End()
-					storetest.Check(rt, worker.setting(scope, sequence), tally)
+					storetest.Check(rt, worker.setting(scope, sequence), counts)
 					sequence++
 				})
 			})
@@ -73,11 +73,11 @@ func TestOracle(t *testing.T) {
 	}
 	group.Wait()
 	if !t.Failed() && int(ran.Load()) == len(workers) {
-		tally.Check(t)
+		counts.Check(t)
 	}
 }
 
-// nodes share a database. To take over from one that was cut off takes some 10 s, so it is done once in a while.
+// nodes share a database. To take over from one that was cut off takes some 10 s, so few sequences do it.
 func nodes(t testing.TB, sequence int) storetest.Setting {
 	const cuts = 10
 	return storetest.Setting{Databases: []storetest.Database{postgres(t, 2)}, Restarts: 2, Cut: sequence%cuts == 0}
@@ -89,12 +89,15 @@ func crashing(t testing.TB, _ int) storetest.Setting {
 }
 
 func allStores(t testing.TB, _ int) storetest.Setting {
-	return storetest.Setting{Databases: []storetest.Database{file(t), memory(), postgres(t, 1)}, MaxQueue: 25, Restarts: 1}
+	return storetest.Setting{
+		Databases: []storetest.Database{file(t), memory(), postgres(t, 1)}, MaxQueue: 25, Restarts: 1,
+	}
 }
 
 func open(url string) func(int64) (store.Store, error) {
 	return func(maxQueue int64) (store.Store, error) {
-		return store.Open(context.Background(), store.Config{URL: url, MaxQueue: maxQueue, Log: slog.New(slog.DiscardHandler)})
+		cfg := store.Config{URL: url, MaxQueue: maxQueue, Log: slog.New(slog.DiscardHandler)}
+		return store.Open(context.Background(), cfg)
 	}
 }
 
@@ -123,7 +126,8 @@ func postgres(t testing.TB, nodes int) storetest.Database {
 
 // file is a database file. What a crash leaves is a copy, made while nothing is written.
 func file(t testing.TB) storetest.Database {
-	folder, err := os.MkdirTemp("/dev/shm", "oracle") //nolint:usetesting // in memory where there is such a folder: no disk is waited for
+	// In memory where there is such a folder: no disk is waited for.
+	folder, err := os.MkdirTemp("/dev/shm", "oracle") //nolint:usetesting // as below
 	if err != nil {
 		folder, err = os.MkdirTemp("", "oracle") //nolint:usetesting // it goes with the sequence, not with the test
 	}
@@ -176,7 +180,7 @@ func environment(t *testing.T, name string, otherwise uint64) uint64 {
 	return n
 }
 
-// set has rapid go by a value; it knows no other way.
+// set sets a flag of rapid, which has no other configuration.
 func set(t *testing.T, name string, value uint64) {
 	t.Helper()
 	if err := flag.Set(name, strconv.FormatUint(value, 10)); err != nil {

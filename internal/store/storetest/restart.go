@@ -20,7 +20,7 @@ func (w *world) mayRestart(t *rapid.T) int {
 	return w.someNode(t)
 }
 
-// restart closes a node in good order and opens another in its place. It is refused while a node has a database
+// restart closes a node in good order and opens another instead. It is refused while a node has a database
 // that is for one process only.
 func restart(w *world, t *rapid.T) answer {
 	k := w.mayRestart(t)
@@ -81,7 +81,7 @@ func crash(w *world, t *rapid.T) answer {
 		if err := w.reopen(s, 0); err != nil {
 			return err
 		}
-		if err := n.end(); err != nil { // of whose file nobody looks any more
+		if err := n.end(); err != nil { // nobody looks at its file any more
 			return fmt.Errorf("close what has crashed: %w", err)
 		}
 		return nil
@@ -103,7 +103,7 @@ func (w *world) ended(k int, its func(*heldJob) bool) {
 	w.model.ended(k, now)
 }
 
-// reopen puts a node in the place of one that has ended.
+// reopen opens a node to replace one that has ended.
 func (w *world) reopen(s *subject, k int) error {
 	if s.Volatile {
 		s.gone, s.nodes = true, nil
@@ -117,8 +117,8 @@ func (w *world) reopen(s *subject, k int) error {
 	return nil
 }
 
-// cutOff has the others take over from a node that cannot reach its database. What it says of its jobs afterwards is
-// not heard, and it takes part again.
+// cutOff has the others take over from a node that cannot reach its database. Results that it sends
+// afterwards are ignored, and it re-registers.
 func cutOff(w *world, t *rapid.T) answer {
 	if !w.setting.Cut || w.cut {
 		t.SkipNow()
@@ -183,7 +183,8 @@ func (w *world) leaveBehind(t *rapid.T, k int) {
 // drawAny is an end of a job.
 func (w *world) drawAny(t *rapid.T, h *heldJob) store.Next {
 	if h.Lane == store.LaneDeliver {
-		return store.Next{Verdict: store.Done, Attempt: w.drawAttempt(t, &row{request: h.Request}, tandem.OutcomeDelivered)}
+		attempt := w.drawAttempt(t, &row{request: h.Request}, tandem.OutcomeDelivered)
+		return store.Next{Verdict: store.Done, Attempt: attempt}
 	}
 	next := w.drawDone(t)
 	if h.Request.CallbackStatus != "" {
@@ -192,7 +193,7 @@ func (w *world) drawAny(t *rapid.T, h *heldJob) store.Next {
 	return next
 }
 
-// takenOver waits until what a node has left behind is as if it had been told.
+// takenOver waits until other nodes have taken over what a node left behind, as the model has it.
 func (w *world) takenOver(t *rapid.T) {
 	t.Helper()
 	w.checks = 0 // rows as well

@@ -12,7 +12,7 @@ import (
 	"tandem/internal/store"
 )
 
-// Database is one that is empty, and whose stores are compared with the model.
+// Database is an empty database. Its stores are compared with the model.
 type Database struct {
 	Name string
 
@@ -24,17 +24,18 @@ type Database struct {
 	// cannot be had this way.
 	Crash func() error
 
-	// Cut cuts a node, the nth that was opened (from 0), off from the database, or mends that. nil: it cannot be had.
+	// Cut cuts a node, the nth that was opened (from 0), off from the database, or reconnects it. nil: it
+	// cannot be had.
 	Cut func(node int, cut bool)
 
-	Nodes    int  // how many take part; 0: one
+	Nodes    int  // how many share it; 0: one
 	Volatile bool // it does not survive its process: after a restart it is compared no more
 	Shared   bool // what a node leaves behind is taken over by those that remain, in a while
 }
 
-// patience is how long a store may take for what it does by itself. It is long, because the machine may be busy; but what
-// is handed out only when a lease ends comes too late.
-const patience = store.CallerLease * 3 / 4
+// settleTimeout is how long a store may take for what it does by itself. It is long, because the machine may
+// be busy; but what is dispatched only when a lease ends comes too late.
+const settleTimeout = store.CallerLease * 3 / 4
 
 // subject is a database under test.
 type subject struct {
@@ -49,17 +50,17 @@ type subject struct {
 type node struct {
 	number int // in the order of opening
 	store  store.Store
-	end    func() error // ends Work, for which all jobs are handed back, and closes the store; once
+	end    func() error // ends Work, for which all jobs are released, and closes the store; once
 
-	arrived chan struct{} // one token: a job was handed out
+	arrived chan struct{} // one token: a job was dispatched
 
 	mu      sync.Mutex // guards the fields below
 	held    map[string]*heldJob
-	ending  bool // every job is handed back at once
+	ending  bool // every job is released at once
 	mistake error
 }
 
-// heldJob is a job that a store has handed out.
+// heldJob is a job that a store has dispatched.
 type heldJob struct {
 	store.Job
 
@@ -68,7 +69,7 @@ type heldJob struct {
 	next chan store.Next // what its step is to return
 }
 
-// allLanes lets every job be handed out that is due, so that it is known which are.
+// allLanes lets every job be dispatched when it is due, so that it is known which are.
 func allLanes() store.Capacity {
 	jobs := map[store.Lane]int{}
 	for _, lane := range store.Lanes {
@@ -77,7 +78,7 @@ func allLanes() store.Capacity {
 	return store.Capacity{Jobs: jobs}
 }
 
-// open opens a store and has it hand out jobs.
+// open opens a store and has it dispatch jobs.
 func (s *subject) open(maxQueue int64) (*node, error) {
 	opened, err := s.Open(maxQueue)
 	if err != nil {
@@ -90,7 +91,7 @@ func (s *subject) open(maxQueue int64) (*node, error) {
 	go func() { stopped <- opened.Work(ctx, allLanes(), n.step) }() // end waits for it
 	n.end = sync.OnceValue(func() error {
 		stop()
-		n.handBack()
+		n.releaseAll()
 		return errors.Join(<-stopped, opened.Close())
 	})
 	return n, nil
@@ -106,7 +107,7 @@ func (n *node) step(_ context.Context, job store.Job) store.Next {
 		n.mu.Unlock()
 		return back
 	case n.held[job.Request.ID] != nil:
-		n.mistake = fmt.Errorf("%s was handed out twice at a time", job.Request.ID)
+		n.mistake = fmt.Errorf("%s was dispatched twice at a time", job.Request.ID)
 		n.mu.Unlock()
 		return back
 	}
@@ -127,7 +128,7 @@ func (n *node) release(h *heldJob, next store.Next) {
 	h.next <- next
 }
 
-// forget gives up the jobs that a node holds, and returns them.
+// forget drops the jobs that a node holds, and returns them.
 func (n *node) forget() map[string]*heldJob {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -136,8 +137,8 @@ func (n *node) forget() map[string]*heldJob {
 	return held
 }
 
-// handBack has all steps return, those to come as well.
-func (n *node) handBack() {
+// releaseAll has all steps return, those to come as well.
+func (n *node) releaseAll() {
 	n.mu.Lock()
 	n.ending = true
 	n.mu.Unlock()
@@ -165,13 +166,13 @@ func (s *subject) jobs() (map[string]*heldJob, error) {
 	return all, nil
 }
 
-// await returns the job of a request when it has been handed out.
+// await returns the job of a request when it has been dispatched.
 func (s *subject) await(id string) (*heldJob, error) {
 	var found *heldJob
 	err := eventually(func() error {
 		jobs, err := s.jobs()
 		if found = jobs[id]; err == nil && found == nil {
-			err = fmt.Errorf("%s is due and not handed out", id)
+			err = fmt.Errorf("%s is due and not dispatched", id)
 		}
 		return err
 	}, s.nodes[0].arrived)
@@ -182,7 +183,7 @@ func (s *subject) await(id string) (*heldJob, error) {
 func eventually(try func() error, wake <-chan struct{}) error {
 	tick := time.NewTicker(500 * time.Microsecond)
 	defer tick.Stop()
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(settleTimeout)
 	for {
 		err := try()
 		if err == nil || time.Now().After(deadline) {
@@ -210,14 +211,15 @@ func answerOf(err error) answer {
 		return done
 	case errors.Is(err, store.ErrExists):
 		return exists
-	case code == tandem.CodeNotFound, code == tandem.CodeInvalidCursor, code == tandem.CodeQueueFull, code == tandem.CodeStoreUnavailable:
+	case code == tandem.CodeNotFound, code == tandem.CodeInvalidCursor,
+		code == tandem.CodeQueueFull, code == tandem.CodeStoreUnavailable:
 		return answer(code)
 	default:
 		return anError
 	}
 }
 
-// Scope is a test whose clean-up comes sooner than its end.
+// Scope is a test that cleans up before its end.
 type Scope struct {
 	testing.TB
 

@@ -27,7 +27,8 @@ type Setting struct {
 
 const endless = 1_000_000
 
-// ownTime is for how long a submission may be its caller's: well below store.CallerLease, after which the stores hand it out.
+// ownTime is for how long a submission may be its caller's: well below store.CallerLease, after which the
+// stores dispatch it.
 const ownTime = store.CallerLease / 3
 
 // nearlyLease allows for when a lease began.
@@ -38,9 +39,8 @@ type world struct {
 	setting  Setting
 	model    *model
 	subjects []*subject
-	tally    *Tally
+	counts   *Counts
 
-	began    time.Time
 	base     time.Time // of the times in ids, and of those that the oracle makes up
 	made     int       // ids
 	moments  int       // times
@@ -60,14 +60,13 @@ type cursor struct {
 	texts  map[*subject]string
 }
 
-func newWorld(setting Setting, tally *Tally) (*world, error) {
+func newWorld(setting Setting, counts *Counts) (*world, error) {
 	if setting.MaxQueue == 0 {
 		setting.MaxQueue = endless
 	}
-	now := time.Now().UTC()
 	w := &world{
-		setting: setting, model: newModel(setting.MaxQueue), tally: tally,
-		began: now, base: now.Add(-time.Hour).Truncate(time.Second),
+		setting: setting, model: newModel(setting.MaxQueue), counts: counts,
+		base:   time.Now().UTC().Add(-time.Hour).Truncate(time.Second),
 		leases: map[string]time.Time{}, started: map[string]bool{}, seen: map[*heldJob]bool{},
 	}
 	for _, d := range setting.Databases {
@@ -101,7 +100,7 @@ func (w *world) end() error {
 // do runs an operation and compares everything afterwards.
 func (w *world) do(t *rapid.T, o *operation) {
 	w.keepLeases(t)
-	w.tally.add(o, o.run(w, t))
+	w.counts.add(o, o.run(w, t))
 	w.checks++
 	w.compare(t)
 }
@@ -111,7 +110,8 @@ func (w *world) keepLeases(t *rapid.T) {
 	for _, id := range slices.Sorted(maps.Keys(w.leases)) {
 		r := w.model.rows[id]
 		if r != nil && r.leased && time.Since(w.leases[id]) > ownTime {
-			w.finish(t, store.Job{Lane: r.lane, Request: r.request}, store.Next{Outcome: &store.Outcome{ErrorCode: tandem.FailedTask}})
+			job := store.Job{Lane: r.lane, Request: r.request}
+			w.finish(t, job, store.Next{Outcome: &store.Outcome{ErrorCode: tandem.FailedTask}})
 		}
 		if r == nil || !r.leased {
 			delete(w.leases, id)
@@ -153,7 +153,7 @@ func errOrNone(err error) error {
 	return err
 }
 
-// compare checks that subjects have the rows and counters of the model, and hand out what it would.
+// compare checks that subjects have the rows and counters of the model, and dispatch what it would.
 func (w *world) compare(t *rapid.T) {
 	t.Helper()
 	w.each(t, w.checks%2, w.compareAll)
@@ -180,7 +180,7 @@ func (w *world) compareAll(s *subject, n *node) error {
 	return w.compareRows(want, page.Requests)
 }
 
-// compareJobs checks that what was handed out is due, and complete.
+// compareJobs checks that what was dispatched is due, and complete.
 func (w *world) compareJobs(s *subject) error {
 	jobs, err := s.jobs()
 	if err != nil {
@@ -191,14 +191,15 @@ func (w *world) compareJobs(s *subject) error {
 			continue
 		}
 		r := w.model.rows[id]
-		if r != nil && r.leased && time.Since(w.leases[id]) > nearlyLease { // the machine is so busy that its caller came too late
+		// The machine may be so busy that its caller came too late.
+		if r != nil && r.leased && time.Since(w.leases[id]) > nearlyLease {
 			r.leased, w.started[id] = false, true
 		}
 		if r == nil || !r.queued() || h.Lane != r.lane {
-			return fmt.Errorf("%s was handed out in lane %q, want %s", id, h.Lane, r)
+			return fmt.Errorf("%s was dispatched in lane %q, want %s", id, h.Lane, r)
 		}
 		if early := r.due.Sub(h.at); early > r.tolerance(h.at) {
-			return fmt.Errorf("%s was handed out %v before it was due", id, early)
+			return fmt.Errorf("%s was dispatched %v before it was due", id, early)
 		}
 		want := r.request
 		want.Attempts = nil
@@ -225,7 +226,8 @@ func (r *row) String() string {
 	if r == nil {
 		return "no such request"
 	}
-	return fmt.Sprintf("%s, callback %q, lane %q, due %v, its caller's %t", r.request.Status, r.request.CallbackStatus, r.lane, r.due, r.leased)
+	return fmt.Sprintf("%s, callback %q, lane %q, due %v, its caller's %t",
+		r.request.Status, r.request.CallbackStatus, r.lane, r.due, r.leased)
 }
 
 func (w *world) compareRows(want, got []tandem.Request) error {
@@ -246,8 +248,8 @@ func (w *world) compareRows(want, got []tandem.Request) error {
 	return nil
 }
 
-// compareRow compares a request with what is wanted of it. What the store's own clock said need only be possible; in a
-// job, whose work is to begin anew, it is nothing.
+// compareRow compares a request with what is wanted of it. Times by the store's own clock need only be
+// possible. In a job they are not compared, because its work begins anew.
 func (w *world) compareRow(r *row, job bool, want, got tandem.Request) error {
 	for _, own := range []struct {
 		from      time.Time
@@ -256,7 +258,7 @@ func (w *world) compareRow(r *row, job bool, want, got tandem.Request) error {
 		if own.from.IsZero() {
 			continue
 		}
-		if job { // it may have been handed out before it began
+		if job { // it may have been dispatched before it began
 			*own.want, *own.got = time.Time{}, time.Time{}
 			continue
 		}
@@ -279,7 +281,8 @@ func (w *world) compareRow(r *row, job bool, want, got tandem.Request) error {
 	return same("request "+want.ID, want, got)
 }
 
-// difference is an error whose text is made when somebody reads it: much is compared again and again until it is the same.
+// difference is an error that makes its text when somebody reads it: much is compared again and again until
+// it is the same.
 type difference struct {
 	what      string
 	want, got any
@@ -353,17 +356,19 @@ func (w *world) compareWhole(n *node, id string) error {
 	return w.compareRow(r, false, want, got)
 }
 
-// attempts are those of a row as a store shows them now. The last says when the next is due, by when the job is, for as long
-// as that is to come.
+// attempts are those of a row as a store shows them now. The last one says when the next is due, which is
+// when the job is due, until that is past.
 func (r *row) attempts(got []tandem.Attempt) ([]tandem.Attempt, error) {
 	want := slices.Clone(r.request.Attempts)
 	last := len(want) - 1
-	if last < 0 || len(got) != len(want) || r.request.CallbackStatus != tandem.CallbackPending || want[last].NextAt.IsZero() {
+	if last < 0 || len(got) != len(want) || r.request.CallbackStatus != tandem.CallbackPending ||
+		want[last].NextAt.IsZero() {
 		return want, nil
 	}
 	const slow = 10 * time.Second // of a transaction, which adds to its beginning
 	next := got[last].NextAt
-	if next.IsZero() && r.due.After(time.Now()) || !next.IsZero() && (next.Before(r.due.Add(-r.tolerance(time.Now()))) || next.After(r.due.Add(slow))) {
+	if next.IsZero() && r.due.After(time.Now()) ||
+		!next.IsZero() && (next.Before(r.due.Add(-r.tolerance(time.Now()))) || next.After(r.due.Add(slow))) {
 		return nil, fmt.Errorf("request %s: the next attempt at %v, want %v", r.request.ID, next, r.due)
 	}
 	want[last].NextAt = next
@@ -396,7 +401,7 @@ func (w *world) step(t *rapid.T, r *row, next store.Next) answer {
 	delete(w.started, id)
 	r.asked = time.Now()
 	want := w.model.stepped(r, next)
-	if want != done { // it goes back into its lane
+	if want != done { // it returns to its lane
 		r.due = time.Now().Add(refusedDelay)
 		w.model.released(r)
 	}
@@ -413,7 +418,7 @@ func (w *world) step(t *rapid.T, r *row, next store.Next) answer {
 				return err
 			}
 			after, err := writes(h.node)
-			if err == nil && after == before { // a job that is put off leaves no trace in its row
+			if err == nil && after == before { // a rescheduled job leaves no trace in its row
 				err = fmt.Errorf("what came of %s is not committed", id)
 			}
 			return err
@@ -422,7 +427,7 @@ func (w *world) step(t *rapid.T, r *row, next store.Next) answer {
 	return want
 }
 
-// refusedDelay is how soon a job may be handed out again that ended against the rules.
+// refusedDelay is how soon a job may be dispatched again that ended against the rules.
 const refusedDelay = 900 * time.Millisecond
 
 // writes is how many a node has committed.
@@ -431,7 +436,7 @@ func writes(n *node) (int64, error) {
 	return stats.Commits.Writes, err
 }
 
-// start says that the work of a job begins, and waits until its row tells.
+// start says that the work of a job begins, and waits until its row says so.
 func (w *world) start(t *rapid.T, r *row) {
 	t.Helper()
 	id := r.request.ID
