@@ -248,7 +248,8 @@ func dialLine(t *testing.T, address string) *line {
 	return &line{conn, bufio.NewReader(conn)}
 }
 
-const cheapCall = "POST /sync HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\nX-Forwarded-For: %s\r\n\r\n{}"
+const cheapCall = "POST /sync HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n" +
+	"X-Forwarded-For: %s\r\n\r\n{}"
 
 // call sends one request as an address; what is left is -1 when the answer does not say.
 func (l *line) call(t *testing.T, from string) (status, left int) {
@@ -303,8 +304,10 @@ func TestAbuseFuzz(t *testing.T) {
 	t.Parallel()
 	const seed, senders, slack = 1, 8, 64 << 20
 	requests := abuse(5_000, 100_000)
-	// With GOGC 50 memory is what lives. An idle process keeps its garbage for two minutes, at 400 four times as much.
-	p := start(t, []string{"GOGC=50"}, "serve", "--listen", "127.0.0.1:0", "--db", filepath.Join(t.TempDir(), "tandem.db"), "--callback-attempts", "1")
+	// With GOGC=50 resident memory is close to the live heap. An idle process keeps its garbage for two
+	// minutes, and with GOGC=400 that is four times as much as what lives.
+	p := start(t, []string{"GOGC=50"}, "serve", "--listen", "127.0.0.1:0",
+		"--db", filepath.Join(t.TempDir(), "tandem.db"), "--callback-attempts", "1")
 	p.awaitReady(t)
 	grammar := readGrammar(t, p.url+"/test-callback")
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: senders}, Timeout: patience}
@@ -342,7 +345,7 @@ func TestAbuseFuzz(t *testing.T) {
 	took := time.Since(began)
 	var after int64
 	if err := poll("memory as before", func() error {
-		run(0, 20) // what was just now in use is collected when more is allocated
+		run(0, 20) // garbage of the requests just sent is collected when more is allocated
 		if after = memory(t, p.cmd.Process.Pid, "VmRSS"); after > normal+slack {
 			return fmt.Errorf("%d MiB, was %d", after>>20, normal>>20)
 		}

@@ -31,7 +31,7 @@ type auditCommand struct {
 	List  bool        `help:"List the checks, and ask nothing."`
 
 	APIKey        string `name:"api-key" placeholder:"KEY|@FILE" env:"TANDEM_API_KEY" help:"The key of an ordinary caller."`
-	SecondAPIKey  string `name:"second-api-key" placeholder:"KEY|@FILE" env:"TANDEM_SECOND_API_KEY" help:"The key of another one: tells whether tenants are apart, and shares the work."`
+	SecondAPIKey  string `name:"second-api-key" placeholder:"KEY|@FILE" env:"TANDEM_SECOND_API_KEY" help:"The key of another one: shows whether tenants are apart, and shares the work."`
 	AdminKey      string `placeholder:"KEY|@FILE" env:"TANDEM_ADMIN_KEY" help:"A key that may read /stats."`
 	SigningSecret string `placeholder:"whsec_…|@FILE" env:"TANDEM_SIGNING_SECRET" help:"Verifies callbacks. Without it only the form of signatures is looked at."`
 
@@ -262,7 +262,7 @@ func (fs auditFiles) write(stdout io.Writer, report *audit.Report) error {
 	return nil
 }
 
-// close lets go of the files that were not written.
+// close closes the files that were not written.
 func (fs auditFiles) close() {
 	for _, f := range fs {
 		if f.file != nil {

@@ -334,8 +334,12 @@ func (c *cluster) finish(t *testing.T) {
 		err := db.QueryRow(ctx, `
 			SELECT (SELECT count(*) FROM requests WHERE job_id IS NOT NULL OR status IN ('pending', 'processing')),
 			       (SELECT count(*) FROM river_job),
-			       left(coalesce((SELECT string_agg(concat_ws(' ', id, mode, task, status, 'lane', lane, 'job', job_id, 'node', node), ', ')
-			                      FROM requests WHERE job_id IS NOT NULL OR status IN ('pending', 'processing')), ''), 1000)`).Scan(&unfinished, &jobs, &some)
+			       left(coalesce((
+			         SELECT string_agg(
+			           concat_ws(' ', id, mode, task, status, 'lane', lane, 'job', job_id, 'node', node), ', ')
+			         FROM requests
+			         WHERE job_id IS NOT NULL OR status IN ('pending', 'processing')), ''), 1000)`).
+			Scan(&unfinished, &jobs, &some)
 		if err == nil && unfinished+jobs > 0 {
 			err = fmt.Errorf("%d requests are unfinished, %d jobs are left: %s", unfinished, jobs, some)
 		}

@@ -78,7 +78,7 @@ type serveCommand struct {
 
 	SubmissionLog string `placeholder:"FILE" env:"TANDEM_SUBMISSION_LOG" help:"File that gets a JSON line per submission: ids and times, names only with --debug. Rotated at 64 MiB."`
 
-	TrustedProxy []netip.Prefix `placeholder:"CIDR" env:"TANDEM_TRUSTED_PROXY" help:"Proxies whose X-Forwarded-For says who the client is."`
+	TrustedProxy []netip.Prefix `placeholder:"CIDR" env:"TANDEM_TRUSTED_PROXY" help:"Proxies whose X-Forwarded-For says who the client is, and whose X-Forwarded-Prefix says under which path they serve."`
 
 	MaxConnections  int    `default:"10000" env:"TANDEM_MAX_CONNECTIONS" help:"Open connections; beyond it those that wait are closed for new ones. One address may have a quarter."`
 	TLSCert         string `placeholder:"FILE" env:"TANDEM_TLS_CERT" help:"Certificate (PEM, with its chain): serve HTTPS and HTTP/2. A renewed one is taken up within a second."`
@@ -89,7 +89,7 @@ type serveCommand struct {
 	CallbackBackoff         time.Duration  `default:"1s" env:"TANDEM_CALLBACK_BACKOFF" help:"Wait before the second try; doubled for each further one."`
 	CallbackTimeout         time.Duration  `default:"10s" env:"TANDEM_CALLBACK_TIMEOUT" help:"Time for one whole try."`
 	CallbackMaxAge          time.Duration  `default:"24h" env:"TANDEM_CALLBACK_MAX_AGE" help:"Give a callback up this long after its work ended."`
-	CallbackHostConcurrency int            `default:"10" env:"TANDEM_CALLBACK_HOST_CONCURRENCY" help:"Callbacks to one host and port at a time."`
+	CallbackHostConcurrency int            `default:"10" env:"TANDEM_CALLBACK_HOST_CONCURRENCY" help:"Callbacks to one scheme, host and port at a time."`
 	AllowCallbackCIDR       []netip.Prefix `name:"allow-callback-cidr" placeholder:"CIDR" env:"TANDEM_ALLOW_CALLBACK_CIDR" help:"Private addresses that callbacks may go to."`
 	AllowCallbackHost       []string       `placeholder:"HOST" env:"TANDEM_ALLOW_CALLBACK_HOST" help:"Names whose private addresses callbacks may go to."`
 	AllowCallbackPort       []uint16       `placeholder:"PORT" env:"TANDEM_ALLOW_CALLBACK_PORT" help:"Ports that callbacks may go to, besides 80 and 443 (demo: any)."`

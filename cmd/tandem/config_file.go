@@ -15,8 +15,8 @@ import (
 	"gopkg.in/yaml.v3"
 )
 
-// configFile is what --config names: long flag names and their values. A value is the text that stands in the
-// file, so that it means what it would as a flag.
+// configFile is the file of --config: long flag names and their values. A value is kept as the text
+// in the file, so that it means the same as on the command line.
 type configFile struct {
 	name     string
 	settings []setting
@@ -59,7 +59,8 @@ func (f *configFile) Decode(ctx *kong.DecodeContext) error {
 	for i := 0; i < len(root.Content); i += 2 {
 		name, value := root.Content[i], root.Content[i+1]
 		if first := f.setting(name.Value); first != nil {
-			return badArgument("", "%s:%d: %s is set twice, before in line %d", f.name, name.Line, name.Value, first.line)
+			return badArgument("", "%s:%d: %s is set twice, before in line %d",
+				f.name, name.Line, name.Value, first.line)
 		}
 		f.settings = append(f.settings, setting{name.Value, name.Line, value})
 	}
@@ -75,7 +76,7 @@ func (f *configFile) setting(name string) *setting {
 	return &f.settings[i]
 }
 
-// value is what the file says about a flag, as the text of an argument; "" with found false: nothing.
+// value returns the setting of a flag, as the text of an argument; found is false when the file has none.
 func (f *configFile) value(flag *kong.Flag) (text string, found bool, err error) {
 	s := f.setting(flag.Name)
 	if s == nil {
@@ -115,8 +116,8 @@ func (f *configFile) value(flag *kong.Flag) (text string, found bool, err error)
 	return text, true, nil
 }
 
-// check refuses names that are no flags, and values that are overridden and make no sense: a setting that is
-// ignored is a trap.
+// check refuses names that are not flags, and invalid values even if a flag or variable overrides them:
+// a setting that is silently ignored is a trap.
 func (f *configFile) check(flags []*kong.Flag) error {
 	var names []string
 	for _, flag := range flags {
@@ -132,7 +133,9 @@ func (f *configFile) check(flags []*kong.Flag) error {
 		if slices.Contains(names, s.name) {
 			continue
 		}
-		nearest := slices.MinFunc(names, func(a, b string) int { return cmp.Compare(typos(s.name, a), typos(s.name, b)) })
+		nearest := slices.MinFunc(names, func(a, b string) int {
+			return cmp.Compare(typos(s.name, a), typos(s.name, b))
+		})
 		if typos(s.name, nearest) > max(1, len(s.name)/3) {
 			return badArgument("", "%s:%d: unknown setting %q", f.name, s.line, s.name)
 		}

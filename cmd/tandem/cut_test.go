@@ -48,7 +48,8 @@ func TestNodeCutOff(t *testing.T) {
 		}
 		status, header, body, took := c.ask(t, "/async")
 		t.Logf("%s: the first POST is answered %d after %v", name, status, took.Round(time.Millisecond))
-		if status != http.StatusServiceUnavailable || header.Get("Retry-After") == "" || !strings.Contains(body, string(tandem.CodeStoreUnavailable)) || took > 15*time.Second {
+		if status != http.StatusServiceUnavailable || header.Get("Retry-After") == "" ||
+			!strings.Contains(body, string(tandem.CodeStoreUnavailable)) || took > 15*time.Second {
 			t.Errorf("%s: the first POST is answered %d after %v, Retry-After %q: %s", name, status, took, header.Get("Retry-After"), body)
 		}
 		for _, probe := range []struct {

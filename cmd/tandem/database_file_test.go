@@ -16,14 +16,14 @@ func TestDatabaseRemovedUnderServer(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "tandem.db")
 	p := startServe(t, "--db", path)
-	order := `{"task":"echo","data":{"n":1},"callback_url":"` + p.url + `/test-callback"}`
-	if status := <-post(p.url+"/async", order); status != http.StatusAccepted {
+	request := `{"task":"echo","data":{"n":1},"callback_url":"` + p.url + `/test-callback"}`
+	if status := <-post(p.url+"/async", request); status != http.StatusAccepted {
 		t.Fatalf("status %d, want 202\n%s", status, p.stderr.String())
 	}
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	if status := <-post(p.url+"/async", order); status != http.StatusServiceUnavailable {
+	if status := <-post(p.url+"/async", request); status != http.StatusServiceUnavailable {
 		t.Errorf("status %d after the file was removed, want 503", status)
 	}
 	err := poll("503 from /readyz", func() error {
@@ -41,7 +41,8 @@ func TestDatabaseRemovedUnderServer(t *testing.T) {
 		t.Error(err)
 	}
 	log := p.stderr.String()
-	if strings.Count(log, `"level":"ERROR"`) != 1 || !strings.Contains(log, path+": it was removed or renamed; put it back") {
+	if strings.Count(log, `"level":"ERROR"`) != 1 ||
+		!strings.Contains(log, path+": it was removed or renamed; put it back") {
 		t.Errorf("want one ERROR line that names the file and says what to do:\n%s", log)
 	}
 }

@@ -37,14 +37,14 @@ type delay struct {
 	hold  func(*testing.T, *delayed, time.Duration)
 }
 
-// allDelays lie around the times that tandem waits for its database: a commit and a caller 10 s, a node that is silent 8 s.
+// allDelays lie around the timeouts of tandem: 10 s for a commit and a caller, 8 s of missed heartbeats.
 var allDelays = []time.Duration{9 * time.Second, 11 * time.Second, 13 * time.Second}
 
-// TestChaosDelays runs the clusters of TestChaos, each on a database of its own, with submissions, batches and changes of API
-// keys among the load, and has their databases answer late instead of not at all. Then it looks for what late
-// answers can leave: requests that seem to be processing, jobs without requests, attempts with gaps, batches in part, and
-// keys that were reported as changed and are not, or the other way round. CI has one delay of each kind; with
-// TANDEM_CHAOS_ROUNDS each kind has all of them, so many times.
+// TestChaosDelays runs the clusters of TestChaos, each on a database of its own, with submissions,
+// batches and changes of API keys among the load. Their databases answer late instead of not at all.
+// Then it looks for what late answers can leave behind: requests that stay in processing, jobs without
+// requests, attempts with gaps, partial batches, and keys whose change was reported wrongly. CI has
+// one delay for each kind but the last; TANDEM_CHAOS_ROUNDS repeats every delay of every kind that often.
 func TestChaosDelays(t *testing.T) {
 	t.Parallel()
 	clusters.Lock()
@@ -112,7 +112,8 @@ func runDelays(t *testing.T, d delay, holds []time.Duration) {
 	}
 	network, throughCable := cabled(t, database)
 	c := &delayed{
-		cluster: newCluster(t, database, map[int]string{0: throughCable}, "--callback-attempts", "20", "--callback-backoff", "50ms"),
+		cluster: newCluster(t, database, map[int]string{0: throughCable},
+			"--callback-attempts", "20", "--callback-backoff", "50ms"),
 		network: network, pending: map[string]bool{}, keys: map[string]*delayedKey{},
 	}
 	for _, m := range c.members {
@@ -216,16 +217,16 @@ func connectionsStopped(t *testing.T, c *delayed, d time.Duration) {
 		pids, err = pgx.CollectRows(rows, pgx.RowTo[int32])
 		return err
 	})
-	tell := func(signal syscall.Signal) {
+	send := func(signal syscall.Signal) {
 		for _, pid := range pids {
 			if err := syscall.Kill(int(pid), signal); err != nil && !errors.Is(err, syscall.ESRCH) {
 				t.Errorf("%v to a process of PostgreSQL: %v", signal, err)
 			}
 		}
 	}
-	goOn := sync.OnceFunc(func() { tell(syscall.SIGCONT) })
+	goOn := sync.OnceFunc(func() { send(syscall.SIGCONT) })
 	t.Cleanup(goOn)
-	tell(syscall.SIGSTOP)
+	send(syscall.SIGSTOP)
 	pause(d)
 	goOn()
 	if len(pids) < clusterNodes {
@@ -319,7 +320,8 @@ func (c *delayed) submit(m *member, body string) {
 	case answer.ID != "":
 		answer.Results = []entry{answer.entry}
 	case len(answer.Results) != batchEntries:
-		m.callers.odd = some(m.callers.odd, fmt.Sprintf("%s answered with %d entries: %.200s", path, len(answer.Results), text))
+		m.callers.odd = some(m.callers.odd,
+			fmt.Sprintf("%s answered with %d entries: %.200s", path, len(answer.Results), text))
 	}
 	for _, one := range answer.Results {
 		m.callers.answered[one.ID] = true
@@ -333,7 +335,7 @@ func (c *delayed) submit(m *member, body string) {
 
 // changeKeys makes a key and revokes the one before.
 func (c *delayed) changeKeys(t *testing.T, keys *store.Keys) {
-	told := func(err error) fate {
+	fateOf := func(err error) fate {
 		switch {
 		case err == nil:
 			return done
@@ -349,7 +351,7 @@ func (c *delayed) changeKeys(t *testing.T, keys *store.Keys) {
 	c.mu.Unlock()
 	_, err := keys.Create(context.Background(), store.NewKey{Name: name(n), Scopes: []tandem.Scope{tandem.ScopeRead}})
 	c.mu.Lock()
-	c.keys[name(n)] = &delayedKey{made: told(err)}
+	c.keys[name(n)] = &delayedKey{made: fateOf(err)}
 	before := c.keys[name(n-1)]
 	c.mu.Unlock()
 	if before == nil || before.made != done {
@@ -358,28 +360,32 @@ func (c *delayed) changeKeys(t *testing.T, keys *store.Keys) {
 	_, err = keys.Revoke(context.Background(), name(n-1))
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if before.revoked = told(err); errors.Is(err, store.ErrNoKey) {
+	if before.revoked = fateOf(err); errors.Is(err, store.ErrNoKey) {
 		t.Errorf("%s was made, and cannot be found: %v", name(n-1), err)
 	}
 }
 
-// endLeases waits until nothing is unfinished but submissions that their callers were told of as pending, and
-// then has the leases of these be over, for which there is no time.
+// endLeases waits until only submissions that were answered as pending are unfinished. Then it ends
+// their leases, because the test has no time to wait for that.
 func (c *delayed) endLeases(t *testing.T) {
 	t.Helper()
 	c.mu.Lock()
-	told := make([]string, 0, len(c.pending))
+	pending := make([]string, 0, len(c.pending))
 	for id := range c.pending {
-		told = append(told, strings.TrimPrefix(id, "req_"))
+		pending = append(pending, strings.TrimPrefix(id, "req_"))
 	}
 	c.mu.Unlock()
 	c.query(t, "all to end but what waits for its lease", func(ctx context.Context, db *pgx.Conn) error {
 		var left int
 		var some string
 		err := db.QueryRow(ctx, `
-			SELECT count(*), left(coalesce(string_agg(concat_ws(' ', id, mode, task, status, 'lane', lane, 'job', job_id, 'node', node), ', '), ''), 1000)
+			SELECT count(*),
+			       left(coalesce(string_agg(
+			         concat_ws(' ', id, mode, task, status, 'lane', lane, 'job', job_id, 'node', node),
+			         ', '), ''), 1000)
 			FROM requests
-			WHERE (job_id IS NOT NULL OR status IN ('pending', 'processing')) AND id <> ALL ($1::uuid[])`, told).Scan(&left, &some)
+			WHERE (job_id IS NOT NULL OR status IN ('pending', 'processing')) AND id <> ALL ($1::uuid[])`, pending).
+			Scan(&left, &some)
 		if err == nil && left > 0 {
 			err = fmt.Errorf("%d requests are unfinished: %s", left, some)
 		}
@@ -388,9 +394,11 @@ func (c *delayed) endLeases(t *testing.T) {
 	c.query(t, "the end of the leases", func(ctx context.Context, db *pgx.Conn) error {
 		tag, err := db.Exec(ctx, `
 			UPDATE river_job SET scheduled_at = now()
-			WHERE scheduled_at > now() AND id IN (SELECT job_id FROM requests WHERE id = ANY ($1::uuid[]) AND status = 'processing')`, told)
+			WHERE scheduled_at > now() AND id IN (
+			  SELECT job_id FROM requests WHERE id = ANY ($1::uuid[]) AND status = 'processing')`, pending)
 		if err == nil {
-			t.Logf("%d submissions were answered as pending, %d of them wait for their lease", len(told), tag.RowsAffected())
+			t.Logf("%d submissions were answered as pending, %d of them wait for their lease",
+				len(pending), tag.RowsAffected())
 		}
 		return err
 	})
@@ -405,12 +413,18 @@ func (c *delayed) auditDelays(t *testing.T) {
 			FROM attempts JOIN requests ON id = request
 			GROUP BY request, callback_attempts
 			HAVING min(number) <> 1 OR max(number) <> count(DISTINCT number) OR max(number) <> callback_attempts`,
-		"attempts without a request": `SELECT request::text FROM attempts WHERE request NOT IN (SELECT id FROM requests)`,
-		"jobs without a request":     `SELECT id::text FROM river_job WHERE id NOT IN (SELECT job_id FROM requests WHERE job_id IS NOT NULL)`,
+		"attempts without a request": `
+			SELECT request::text FROM attempts WHERE request NOT IN (SELECT id FROM requests)`,
+		"jobs without a request": `
+			SELECT id::text FROM river_job
+			WHERE id NOT IN (SELECT job_id FROM requests WHERE job_id IS NOT NULL)`,
 		"requests left in processing": `
 			SELECT id::text FROM requests WHERE status IN ('pending', 'processing') OR job_id IS NOT NULL`,
 		"batches that were kept in part": fmt.Sprintf(`
-			SELECT batch_id FROM requests WHERE batch_id IS NOT NULL GROUP BY batch_id HAVING count(*) <> %d`, batchEntries),
+			SELECT batch_id FROM requests
+			WHERE batch_id IS NOT NULL
+			GROUP BY batch_id
+			HAVING count(*) <> %d`, batchEntries),
 	} {
 		c.query(t, what, func(ctx context.Context, db *pgx.Conn) error {
 			rows, err := db.Query(ctx, find)
@@ -428,7 +442,8 @@ func (c *delayed) auditDelays(t *testing.T) {
 	var retried, submitted int
 	c.query(t, "all keys", func(ctx context.Context, db *pgx.Conn) error {
 		err := db.QueryRow(ctx, `
-			SELECT (SELECT count(*) FROM attempts WHERE number > 1), (SELECT count(*) FROM requests WHERE task = 'submission' AND status = 'completed')`).
+			SELECT (SELECT count(*) FROM attempts WHERE number > 1),
+			       (SELECT count(*) FROM requests WHERE task = 'submission' AND status = 'completed')`).
 			Scan(&retried, &submitted)
 		if err != nil {
 			return err
@@ -456,7 +471,8 @@ func (c *delayed) auditDelays(t *testing.T) {
 		}
 		changes[k.made]++
 	}
-	t.Logf("%d submissions, %d callbacks repeated, %d keys made, %d refused, %d unsure", submitted, retried, changes[done], changes[never], changes[unsure])
+	t.Logf("%d submissions, %d callbacks repeated, %d keys made, %d refused, %d unsure",
+		submitted, retried, changes[done], changes[never], changes[unsure])
 	if submitted < 50 || retried < 10 || changes[done] < enoughKeys {
 		t.Error("too few to show anything")
 	}

@@ -2,5 +2,5 @@
 
 package main
 
-// maxDescriptors: nobody says.
+// maxDescriptors: unknown on this system.
 func maxDescriptors() (uint64, bool) { return 0, false }

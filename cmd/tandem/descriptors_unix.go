@@ -4,7 +4,7 @@ package main
 
 import "syscall"
 
-// maxDescriptors is how many files and connections this process may have open; false: nobody says.
+// maxDescriptors is how many files and connections this process may have open; false: unknown.
 func maxDescriptors() (uint64, bool) {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {

@@ -77,7 +77,9 @@ func (w *wire) do(request []byte) (int, error) {
 
 // postOf is a POST of a JSON body as it goes over the wire.
 func postOf(path, body string) []byte {
-	return fmt.Appendf(nil, "POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", path, len(body), body)
+	return fmt.Appendf(nil,
+		"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
+		path, len(body), body)
 }
 
 // closedLoop has so many connections repeat a request for a while, each sending
@@ -179,7 +181,7 @@ const floorVariable = "TANDEM_TEST_FLOOR"
 // spinVariable makes TestMain keep a core busy, as a neighbour of tandem does, instead of running tests.
 const spinVariable = "TANDEM_TEST_SPIN"
 
-// spin ends with the process.
+// spin never returns: it ends with the process.
 func spin() {
 	for x := 2.0; x > 1; x = math.Sqrt(x) + 1 {
 	}

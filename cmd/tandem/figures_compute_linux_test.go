@@ -27,7 +27,9 @@ func BenchmarkComputeBesideNeighbours(b *testing.B) {
 	for b.Loop() {
 		p := startServe(b, "--db", filepath.Join(b.TempDir(), "tandem.db"))
 		echo := func() load.Side {
-			return *generate(b, load.Config{URL: p.url, Phases: []string{load.PhaseSync}, Duration: length, Concurrency: 32, Task: "echo"}).Sync
+			return *generate(b, load.Config{
+				URL: p.url, Phases: []string{load.PhaseSync}, Duration: length, Concurrency: 32, Task: "echo",
+			}).Sync
 		}
 		echo() // warm
 		var throughput, p99, cores []float64
@@ -55,8 +57,10 @@ func BenchmarkComputeBesideNeighbours(b *testing.B) {
 			throughput = append(throughput, beside.AcceptedPerSecond/alone.AcceptedPerSecond)
 			p99 = append(p99, beside.Response.P99MS/alone.Response.P99MS)
 		}
-		reachedf(b, "beside neighbours: sync echo, with compute ÷ without", "≥ 0.75", "%.2f (rounds %.2f)", median(throughput), throughput)
-		reachedf(b, "beside neighbours: its p99, with compute ÷ without", "≤ 2", "%.2f (rounds %.2f)", median(p99), p99)
+		reachedf(b, "beside neighbours: sync echo, with compute ÷ without",
+			"≥ 0.75", "%.2f (rounds %.2f)", median(throughput), throughput)
+		reachedf(b, "beside neighbours: its p99, with compute ÷ without",
+			"≤ 2", "%.2f (rounds %.2f)", median(p99), p99)
 		reachedf(b, "beside neighbours: cores that compute gets", "≥ 0.2", "%.2f (rounds %.2f)", median(cores), cores)
 	}
 }
@@ -76,13 +80,15 @@ func childrenTime(b *testing.B, p *process) time.Duration {
 func BenchmarkComputeProcessMemory(b *testing.B) {
 	for b.Loop() {
 		p := startServe(b, "--db", filepath.Join(b.TempDir(), "tandem.db"))
-		closedLoop(b, p.url, 2*runtime.NumCPU(), time.Second, postOf("/sync", `{"task":"compute","data":{"n":1}}`), http.StatusOK)
+		closedLoop(b, p.url, 2*runtime.NumCPU(), time.Second,
+			postOf("/sync", `{"task":"compute","data":{"n":1}}`), http.StatusOK)
 		var sum int64
 		children := childProcesses(b, p.cmd.Process.Pid)
 		for _, pid := range children {
 			_, rss := procStatOf(b, pid)
 			sum += rss
 		}
-		reachedf(b, "resident memory of one idle compute process", "no bound", "%.1f MB", float64(sum)/1e6/float64(max(1, len(children))))
+		reachedf(b, "resident memory of one idle compute process", "no bound", "%.1f MB",
+			float64(sum)/1e6/float64(max(1, len(children))))
 	}
 }

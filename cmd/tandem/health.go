@@ -16,11 +16,11 @@ import (
 	"time"
 )
 
-// healthCommand asks a server whether it is well. Without --url it asks the server whose settings it is given, in
-// the environment and the configuration file as the server is.
+// healthCommand asks a server whether it is well. Without --url it finds the server by the server's own
+// settings, from the same variables and configuration file.
 type healthCommand struct {
 	URL     string        `name:"url" placeholder:"URL" env:"TANDEM_HEALTH_URL" help:"The server, or the whole address of a check such as http://127.0.0.1:8000/livez (without a path: /readyz; default: the server of --listen on this machine)."`
-	Listen  string        `default:"127.0.0.1:8000" placeholder:"HOST:PORT" env:"TANDEM_LISTEN" help:"Where the server listens, as serve was told (default: ${default}). One that listens on every address is asked at loopback."`
+	Listen  string        `default:"127.0.0.1:8000" placeholder:"HOST:PORT" env:"TANDEM_LISTEN" help:"Where the server listens, as given to serve (default: ${default}). One that listens on every address is asked at loopback."`
 	TLSCert string        `placeholder:"FILE" env:"TANDEM_TLS_CERT" help:"The server's certificate: ask by HTTPS, and trust it under any name and beyond its dates. Others are trusted as by any client."`
 	Config  configFile    `placeholder:"FILE" env:"TANDEM_CONFIG" help:"The server's YAML file, for --listen and --tls-cert."`
 	Timeout time.Duration `default:"3s" help:"How long to wait for the answer."`
@@ -34,7 +34,8 @@ func (c *healthCommand) Validate() error {
 	if c.URL == "" {
 		host, port, _ := net.SplitHostPort(c.Listen)
 		if port == "0" {
-			return badArgument("--url names the port that the server has", "--listen %s: any free port, which only the server knows", c.Listen)
+			return badArgument("--url names the port that the server has",
+				"--listen %s: any free port, which only the server knows", c.Listen)
 		}
 		if ip, err := netip.ParseAddr(host); host == "" || err == nil && ip.IsUnspecified() {
 			host = "127.0.0.1"
@@ -93,9 +94,10 @@ func (c *healthCommand) Run(ctx context.Context, t *terminal) error {
 	return nil
 }
 
-// trusting accepts the certificate in a file, whatever its names and dates: a health check asks whether the server
-// lives, at an address that no certificate names. Any other has to be valid for the host of the URL, or for a name in
-// the file: while a renewed file does not fit its key, the server goes on with the certificate before.
+// trusting accepts the certificate in a file, whatever its names and dates: a health check asks whether
+// the server is alive, at an address that certificates seldom name. Any other certificate has to be valid
+// for the host of the URL, or for a name in the file: while a renewed file does not match its key, the
+// server goes on with the previous certificate.
 func trusting(file, host string) (*tls.Config, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -127,10 +129,15 @@ func trusting(file, host string) (*tls.Config, error) {
 			return nil
 		}
 		options.DNSName = ""
-		if _, elsewhere := leaf.Verify(options); elsewhere == nil && slices.ContainsFunc(own.DNSNames, func(name string) bool { return leaf.VerifyHostname(name) == nil }) {
+		named := func(name string) bool { return leaf.VerifyHostname(name) == nil }
+		if _, elsewhere := leaf.Verify(options); elsewhere == nil && slices.ContainsFunc(own.DNSNames, named) {
 			return nil
 		}
 		return fmt.Errorf("not the certificate in %s: %w", file, err)
 	}
-	return &tls.Config{InsecureSkipVerify: true, VerifyConnection: verify, MinVersion: tls.VersionTLS12}, nil //nolint:gosec // verify does
+	return &tls.Config{
+		InsecureSkipVerify: true, //nolint:gosec // verify does it
+		VerifyConnection:   verify,
+		MinVersion:         tls.VersionTLS12,
+	}, nil
 }

@@ -32,13 +32,14 @@ func TestHostileClients(t *testing.T) {
 	head := func(path string) string {
 		return "POST " + path + " HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nWebhook-Id: x\r\n"
 	}
+	const get = "GET /requests HTTP/1.1\r\nHost: localhost\r\n"
 	nested := strings.Repeat("[", 100_000)
 	chunks := hostile{before: "100000\r\n", block: megabyte, after: "\r\n", times: 100}
 	kinds := map[string]hostile{
 		"100 MB with its length":  {head: head("/async") + "Content-Length: 104857600\r\n\r\n", block: megabyte, times: 100},
 		"100 MB in chunks":        chunks.with(head("/sync") + "Transfer-Encoding: chunked\r\n\r\n"),
 		"100 MB for the demo":     chunks.with(head("/test-callback") + "Transfer-Encoding: chunked\r\n\r\n"),
-		"100 MB after a GET":      chunks.with("GET /requests HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"),
+		"100 MB after a GET":      chunks.with(get + "Transfer-Encoding: chunked\r\n\r\n"),
 		"100 MB of one header":    {head: head("/sync") + "X: ", block: megabyte, times: 100},
 		"100 MB of headers":       {head: head("/sync"), block: "X: " + megabyte[:4000] + "\r\n", times: 25_000},
 		"100 MB of trailers":      {head: head("/sync") + "Transfer-Encoding: chunked\r\n\r\n0\r\n", block: "X: " + megabyte[:4000] + "\r\n", times: 25_000},

@@ -20,7 +20,7 @@ import (
 
 // Run puts the service under load and says what came of it. Whether the files of
 // the report can be written is known before the first request is sent, and they are written before
-// the table: it may have no reader any more.
+// the table, whose reader may have gone.
 func (c *loadCommand) Run(ctx context.Context, t *terminal) error {
 	if more := c.beyond(); len(more) > 0 && !c.Yes {
 		if err := confirm(t, "--production-mode: this is "+strings.Join(more, ", "), "--yes goes ahead without being asked"); err != nil {
@@ -57,7 +57,8 @@ func (c *loadCommand) Run(ctx context.Context, t *terminal) error {
 	return validity(report, verdict(ctx, report))
 }
 
-// validity makes a run whose figures do not count exit code 3, and says so last, after what else is wrong with it.
+// validity turns an INVALID run into exit code 3. Its error names a failed verdict first, then the reasons.
+// An interruption or an error of the run itself stays as it is.
 func validity(report *load.Report, verdict error) error {
 	if report.Valid || verdict != nil && asFailure(verdict).code != exitCheckFailed {
 		return verdict
@@ -97,7 +98,8 @@ func (c *loadCommand) outline() string {
 	}
 	line("load", "%s in each phase, %s", amount, pace)
 	line("phases", "%s", strings.Join(c.config.Phases, ", "))
-	if c.config.Callback.Poll && slices.ContainsFunc(c.config.Phases, func(name string) bool { return name != load.PhaseSync }) {
+	async := func(phase string) bool { return phase != load.PhaseSync }
+	if c.config.Callback.Poll && slices.ContainsFunc(c.config.Phases, async) {
 		line("results", "polled from /requests/{id}: no callback can reach us")
 	}
 	b.WriteByte('\n')

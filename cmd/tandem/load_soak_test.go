@@ -50,7 +50,8 @@ func TestLoadMemory(t *testing.T) {
 	case <-p.exited:
 	case <-time.After(duration/20 + patience): // the rest of it, and callbacks
 	}
-	if code := p.exitCode(t); code != 0 && (long || code != 3) { // beside other tests the generator may be late: INVALID
+	// Beside other tests the generator may be late, and the run INVALID: exit code 3.
+	if code := p.exitCode(t); code != 0 && (long || code != 3) {
 		t.Fatalf("exit code %d\n%s%s", code, p.stdout.String(), p.stderr.String())
 	}
 	verdict(t, samples, long)

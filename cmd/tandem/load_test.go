@@ -139,7 +139,7 @@ func TestLoadLeavesNoServer(t *testing.T) {
 	}
 }
 
-// TestInvalidRunIsExit3: figures that do not count fail a script, and the last line says so.
+// TestInvalidRunIsExit3: an INVALID run fails a script, and the last line says why.
 func TestInvalidRunIsExit3(t *testing.T) {
 	t.Parallel()
 	p := startServe(t)
@@ -150,7 +150,8 @@ func TestInvalidRunIsExit3(t *testing.T) {
 		t.Errorf("exit code %d, want 3\n%s", code, run.stdout.String())
 	}
 	lines := strings.Split(strings.TrimSpace(run.stderr.String()), "\n")
-	if last := lines[len(lines)-1]; !strings.HasPrefix(last, "tandem: INVALID run, do not rely on its figures: thresholds failed: ") || !strings.Contains(last, "never sent") {
+	const begin = "tandem: INVALID run, do not rely on its figures: thresholds failed: "
+	if last := lines[len(lines)-1]; !strings.HasPrefix(last, begin) || !strings.Contains(last, "never sent") {
 		t.Errorf("the last line: %s", last)
 	}
 }

@@ -69,8 +69,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return failure.code
 }
 
-// unsetEmptyVariables makes an empty TANDEM_ variable one that is not set: container files and scripts often
-// pass variables on that nobody has given a value.
+// unsetEmptyVariables unsets empty TANDEM_ variables: container files and scripts often pass variables on
+// that have no value.
 func unsetEmptyVariables() {
 	for _, variable := range os.Environ() {
 		if name, value, _ := strings.Cut(variable, "="); value == "" && strings.HasPrefix(name, "TANDEM_") {
@@ -176,8 +176,8 @@ func watchSignals() (context.Context, *signals) {
 	first, cancel := context.WithCancelCause(context.Background())
 	s := &signals{incoming: make(chan os.Signal, 2), second: make(chan struct{}), quit: make(chan struct{})}
 	s.notify()
-	// A reader of our output that goes away is an error of the write. Without anybody notified, or with the
-	// signal ignored by whoever started us, Go would end the process for standard output and standard error.
+	// A reader of our output that goes away is an error of the write. Unless SIGPIPE is notified, Go ends
+	// the process when that is standard output or standard error, even if our parent ignores the signal.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	s.done.Go(func() {
 		defer signal.Stop(s.incoming)

@@ -66,8 +66,9 @@ func TestMain(m *testing.M) {
 // beside other tests, so that their deadline does not pass while they wait in line.
 func TestScript(t *testing.T) { //nolint:paralleltest // see above
 	testscript.Run(t, testscript.Params{
-		Dir:      "testdata/script",
-		Deadline: time.Now().Add(5 * patience), // of all of them together, on a busy machine; a server that should have refused to start must not run on
+		Dir: "testdata/script",
+		// Of all of them together, on a busy machine: a server that should have refused to start must not run on.
+		Deadline: time.Now().Add(5 * patience),
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("PATH", filepath.Dir(binary)+string(os.PathListSeparator)+env.Getenv("PATH"))
 			for _, name := range []string{"ADDR", "ADDR2"} {

@@ -14,19 +14,16 @@ import (
 )
 
 // output is standard output or standard error, as text for people. It escapes what a terminal might obey,
-// and remembers the first write that failed: run turns that into exit code 1. After it nothing is written.
+// and remembers the first write that failed: run turns that into exit code 1. After that it writes nothing.
 type output struct {
 	name string
 	raw  io.Writer // as it is: for escape sequences of our own
 
-	mu     sync.Mutex    // guards the fields below
-	failed error         // of the first write that failed
-	broken chan struct{} // closed when a write has failed
+	mu     sync.Mutex // guards failed
+	failed error      // of the first write that failed
 }
 
-func newOutput(name string, w io.Writer) *output {
-	return &output{name: name, raw: w, broken: make(chan struct{})}
-}
+func newOutput(name string, w io.Writer) *output { return &output{name: name, raw: w} }
 
 // Write writes a text, whole characters.
 func (o *output) Write(text []byte) (int, error) {
@@ -40,7 +37,6 @@ func (o *output) Write(text []byte) (int, error) {
 			err = broken.Err // the rest names the device
 		}
 		o.failed = fmt.Errorf("write %s: %w", o.name, err)
-		close(o.broken)
 		return 0, o.failed
 	}
 	return len(text), nil

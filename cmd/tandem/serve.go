@@ -85,15 +85,16 @@ func (c *serveCommand) ownNames() []string {
 	return names
 }
 
-// unseenBanner says what follows from a banner that could not be printed.
+// unseenBanner is the log line for a banner that could not be printed.
 func unseenBanner(s *service, db string) string {
 	if s.made && !store.Memory(db) {
-		return "the banner could not be printed, and with it the signing secret that was made now and is shown once: set TANDEM_SIGNING_SECRET to one of your own"
+		return "the banner could not be printed, and with it the signing secret that was made now and is shown once: " +
+			"set TANDEM_SIGNING_SECRET to one of your own"
 	}
 	return "the banner could not be printed"
 }
 
-// reloadOn reads anew what can be read anew, each time that SIGHUP comes, until ctx ends.
+// reloadOn reloads the certificate, which may be nil, on each SIGHUP until ctx ends.
 func reloadOn(ctx context.Context, hangups <-chan os.Signal, certificate *server.Certificate, log *slog.Logger) {
 	for {
 		select {
@@ -112,12 +113,14 @@ func reloadOn(ctx context.Context, hangups <-chan os.Signal, certificate *server
 // otherDescriptors are what the database, callbacks and logs may need beside the connections of callers.
 const otherDescriptors = 1000
 
-// warnOfDescriptors says so when connections may use up all file descriptors: then callbacks and the database have none.
+// warnOfDescriptors warns when connections may use up all file descriptors: then callbacks and the
+// database have none.
 func (c *serveCommand) warnOfDescriptors(log *slog.Logger) {
 	most, known := maxDescriptors()
 	if need := uint64(c.MaxConnections) + otherDescriptors; known && most < need {
-		log.Warn("the limit of open files is below --max-connections and what callbacks and the database need: raise it "+
-			"(ulimit -n, LimitNOFILE in systemd) or lower --max-connections", "limit", most, "max_connections", c.MaxConnections, "needed", need)
+		log.Warn("the limit of open files is below --max-connections and what callbacks and the database need: "+
+			"raise it (ulimit -n, LimitNOFILE in systemd) or lower --max-connections",
+			"limit", most, "max_connections", c.MaxConnections, "needed", need)
 	}
 }
 

@@ -149,7 +149,8 @@ func parsePrefix(text string) (netip.Prefix, error) {
 	}
 	prefix, err := netip.ParsePrefix(text)
 	if err != nil {
-		return netip.Prefix{}, fmt.Errorf("%.50q: want an address such as 10.0.0.1, or a network such as 10.0.0.0/8", text)
+		return netip.Prefix{}, fmt.Errorf(
+			"%.50q: want an address such as 10.0.0.1, or a network such as 10.0.0.0/8", text)
 	}
 	return prefix, nil
 }

@@ -15,22 +15,26 @@ import (
 	"tandem/internal/tandemtest"
 )
 
-// oddly has a value for every flag of serve that is a number, a time, a list or an address, in a form that one of
-// flag, variable and file did not take at some time.
+// oddly has a value for every flag of serve that is a number, a time, a list or an address, in a form
+// that one of flag, variable and file once refused.
 var oddly = map[string]string{
-	"workers": "1e0", "io-workers": "1_0", "max-queue": "1e6", "max-data": "1e4", "max-depth": " 12 ", "max-connections": "5e2",
+	"workers": "1e0", "io-workers": "1_0", "max-queue": "1e6", "max-data": "1e4", "max-depth": " 12 ",
+	"max-connections":   "5e2",
 	"callback-attempts": "4e0", "callback-host-concurrency": "2e1",
 	"task-timeout": "0d30s", "retention": "30d", "drain-delay": "0d", "external-timeout": "0d5s",
 	"callback-backoff": " 1s", "callback-timeout": "0d10s", "callback-max-age": "1d12h", "external-delay": "0d - 150ms",
 	"rate-limit": "5e1 / 60s", "read-limit": "1_000/0d1m",
 	"cors-origin": "https://a.example.com, https://b.example.com", "trusted-proxy": "10.0.0.1, ::1 , 10.2.0.0/16",
 	"allowed-host":        "a.example.com , b.example.com",
-	"allow-callback-cidr": "10.0.0.2, fd00::/8", "allow-callback-host": "a.example.com, b.example.com", "allow-callback-port": "8080, 8e3",
+	"allow-callback-cidr": "10.0.0.2, fd00::/8",
+	"allow-callback-host": "a.example.com, b.example.com",
+	"allow-callback-port": "8080, 8e3",
 }
 
 // textual are the flags of serve whose values are words, addresses to listen on, and files.
 var textual = []string{
-	"help", "mode", "listen", "base-url", "db", "config", "debug", "no-auth", "tls-cert", "tls-key", "security-contact", "external-url", "submission-log", "signing-secret",
+	"help", "mode", "listen", "base-url", "db", "config", "debug", "no-auth", "tls-cert", "tls-key",
+	"security-contact", "external-url", "submission-log", "signing-secret",
 }
 
 // TestValuesAreWrittenAlike: a value means the same in a flag, in a variable and in the configuration file.
@@ -60,15 +64,18 @@ func TestValuesAreWrittenAlike(t *testing.T) {
 	}
 	banners := map[string]string{}
 	run := func(way string, extra []string, args ...string) {
-		p := start(t, extra, append([]string{"serve", "--listen", "127.0.0.1:0", "--mode", "production", "--no-auth", "--db", filepath.Join(t.TempDir(), "tandem.db")}, args...)...)
+		p := start(t, extra, append([]string{
+			"serve", "--listen", "127.0.0.1:0", "--mode", "production", "--no-auth",
+			"--db", filepath.Join(t.TempDir(), "tandem.db"),
+		}, args...)...)
 		p.awaitReady(t)
-		var told []string
+		var shown []string
 		for line := range strings.Lines(p.stdout.String()) {
 			if regexp.MustCompile(`^  (limit|proxies|allowed) `).MatchString(line) {
-				told = append(told, line)
+				shown = append(shown, line)
 			}
 		}
-		banners[way] = strings.Join(told, "")
+		banners[way] = strings.Join(shown, "")
 	}
 	run("flags", nil, flags...)
 	run("variables", variables)
@@ -114,7 +121,8 @@ func TestEmptyVariablesAreNotSet(t *testing.T) {
 			}
 			continue
 		}
-		without, with := start(t, nil, strings.Fields(command+" --bogus")...), start(t, empty, strings.Fields(command+" --bogus")...)
+		bogus := strings.Fields(command + " --bogus")
+		without, with := start(t, nil, bogus...), start(t, empty, bogus...)
 		without.exitCode(t)
 		with.exitCode(t)
 		if a, b := without.stderr.String(), with.stderr.String(); a != b || !strings.Contains(a, "bogus") {
@@ -123,7 +131,7 @@ func TestEmptyVariablesAreNotSet(t *testing.T) {
 	}
 }
 
-// TestHealthFollowsTheServersSettings: with the server's own environment or file, health finds the server.
+// TestHealthFollowsTheServersSettings: health finds the server by the server's own environment or file.
 func TestHealthFollowsTheServersSettings(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -139,11 +147,20 @@ func TestHealthFollowsTheServersSettings(t *testing.T) {
 	}{
 		{name: "another port", listen: "127.0.0.1:%s"},
 		{name: "every address", listen: ":%s"},
-		{name: "every address in figures", listen: "0.0.0.0:%s"},
+		{name: "every IPv4 address", listen: "0.0.0.0:%s"},
 		{name: "TLS", listen: ":%s", serve: tls},
-		{name: "TLS, and the certificate is another", listen: ":%s", serve: tls, instead: []string{"TANDEM_TLS_CERT=" + other}, want: 1},
-		{name: "TLS without the certificate", listen: ":%s", serve: tls, instead: []string{"TANDEM_HEALTH_URL=https://127.0.0.1:%s"}, want: 1},
-		{name: "TLS by a URL", listen: ":%s", serve: tls, instead: []string{"TANDEM_HEALTH_URL=https://127.0.0.1:%s/livez", tls[0]}},
+		{
+			name: "TLS, and the certificate is another", listen: ":%s", serve: tls,
+			instead: []string{"TANDEM_TLS_CERT=" + other}, want: 1,
+		},
+		{
+			name: "TLS without the certificate", listen: ":%s", serve: tls,
+			instead: []string{"TANDEM_HEALTH_URL=https://127.0.0.1:%s"}, want: 1,
+		},
+		{
+			name: "TLS by a URL", listen: ":%s", serve: tls,
+			instead: []string{"TANDEM_HEALTH_URL=https://127.0.0.1:%s/livez", tls[0]},
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()

@@ -192,7 +192,8 @@ func TestWorkflowCommands(t *testing.T) {
 	for _, name := range []string{"Dockerfile", "docker-compose.yml", ".air.toml", "Makefile", "start_server.sh", "start_server.bat"} {
 		for _, variable := range regexp.MustCompile(`TANDEM_[A-Z_]*[A-Z]`).FindAllString(repositoryFile(t, name), -1) {
 			ofTests := slices.Contains([]string{
-				"TANDEM_CRASH_ROUNDS", "TANDEM_CHAOS_ROUNDS", "TANDEM_ORACLE_OPERATIONS", "TANDEM_ORACLE_SEED", "TANDEM_ABUSE",
+				"TANDEM_CRASH_ROUNDS", "TANDEM_CHAOS_ROUNDS",
+				"TANDEM_ORACLE_OPERATIONS", "TANDEM_ORACLE_SEED", "TANDEM_ABUSE",
 			}, variable)
 			if !ofTests && !strings.Contains(serve, "$"+variable) {
 				t.Errorf("%s: %s is no variable of serve", name, variable)

@@ -43,7 +43,8 @@ func TestControlCharactersOfAServiceAreInNoReport(t *testing.T) {
 	server := httptest.NewServer(mux)
 	defer server.Close()
 	report, err := load.Run(t.Context(), load.Config{
-		URL: server.URL, Phases: []string{load.PhaseSync, load.PhaseAsync}, Requests: 2, Concurrency: 1, Drain: time.Millisecond,
+		URL: server.URL, Phases: []string{load.PhaseSync, load.PhaseAsync},
+		Requests: 2, Concurrency: 1, Drain: time.Millisecond,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -72,9 +73,9 @@ func TestControlCharactersOfAServiceAreInNoReport(t *testing.T) {
 	}
 }
 
-// TestServiceThatIsNotTandem measures what a small FastAPI service does: it accepts with 200, writes times without a
-// zone, and signs nothing. Its callbacks hold the data, which is larger than what a receiver takes by default, and which
-// Python has escaped.
+// TestServiceThatIsNotTandem measures a small FastAPI service: it accepts with 200, writes times without
+// a zone, and signs nothing. Its callbacks repeat the data, escaped as Python does it, and so they are
+// larger than what a receiver takes by default.
 func TestServiceThatIsNotTandem(t *testing.T) {
 	t.Parallel()
 	naive := func() string { return time.Now().UTC().Format("2006-01-02T15:04:05.000000") }
@@ -93,7 +94,8 @@ func TestServiceThatIsNotTandem(t *testing.T) {
 			t.Error(err)
 		}
 		escaped := strings.ReplaceAll(string(asked.Data), "<", `\u003c`)
-		body := fmt.Sprintf(`{"request_id":"abc","status":"completed","result":%s,"processing_time_ms":1,"timestamp":%q}`, escaped, naive())
+		const form = `{"request_id":"abc","status":"completed","result":%s,"processing_time_ms":1,"timestamp":%q}`
+		body := fmt.Sprintf(form, escaped, naive())
 		sending.Go(func() {
 			response, err := http.Post(asked.CallbackURL, "application/json", strings.NewReader(body))
 			if err != nil {
@@ -117,7 +119,8 @@ func TestServiceThatIsNotTandem(t *testing.T) {
 		t.Fatal(err)
 	}
 	side, callbacks := report.Phases[0].Async, report.Phases[0].Callbacks
-	if side.Accepted != 4 || side.Completed != 4 || side.WorkFailed != 0 || callbacks.Delivered != 4 || callbacks.Malformed != 0 {
+	if side.Accepted != 4 || side.Completed != 4 || side.WorkFailed != 0 ||
+		callbacks.Delivered != 4 || callbacks.Malformed != 0 {
 		t.Errorf("%+v\n%+v", side, callbacks)
 	}
 	if offset := report.Target.ClockOffsetMS; offset > 60_000 || offset < -60_000 {
@@ -138,8 +141,10 @@ func TestSyncRunNamesNoCallback(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, text := range []string{table.String(), page.String()} {
-		if strings.Contains(text, "by callback to") || strings.Contains(text, "Results by") || strings.Contains(text, "Callback address") {
-			t.Errorf("a callback in a run without async:\n%.3000s", text)
+		for _, callback := range []string{"by callback to", "Results by", "Callback address"} {
+			if strings.Contains(text, callback) {
+				t.Errorf("%q in a run without async:\n%.3000s", callback, text)
+			}
 		}
 	}
 }

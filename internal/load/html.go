@@ -310,7 +310,8 @@ func settingsOf(r *Report) []fact {
 	}
 	if r.asksAsync() {
 		list = append(list, fact{"Results by", s.Completion}, fact{"Callback address", s.CallbackURL},
-			fact{"Receiver fails on purpose", showPercent(100 * s.SinkFailRate)}, fact{"Receiver delays by", showSeconds(s.SinkDelaySeconds)})
+			fact{"Receiver fails on purpose", showPercent(100 * s.SinkFailRate)},
+			fact{"Receiver delays by", showSeconds(s.SinkDelaySeconds)})
 	}
 	shown := list[:0]
 	for _, setting := range list {

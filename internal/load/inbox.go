@@ -274,7 +274,8 @@ func (b *inbox) landing(expected expectation, a *Arrival) landing {
 		processing: time.Duration(a.Callback.ProcessingTimeMS * float64(time.Millisecond)),
 		delivery:   a.At.Sub(a.Callback.Timestamp.Add(-b.offset)),
 		attempt:    a.Callback.Metadata.Attempt,
-		failed:     a.Callback.Type != tandem.EventCompleted && (a.Callback.Type != "" || a.Callback.Status != tandem.StatusCompleted),
+		failed: a.Callback.Type != tandem.EventCompleted &&
+			(a.Callback.Type != "" || a.Callback.Status != tandem.StatusCompleted),
 	}
 }
 

@@ -322,8 +322,12 @@ func (r *run) settings() Settings {
 // any. The function it returns closes it and waits until that has happened.
 func (r *run) openInbox(ctx context.Context) (func(), error) {
 	cfg := &r.cfg
-	// A callback may hold the data that was sent, which another JSON library has perhaps written with \u escapes.
-	inbox, err := newInbox(ReceiverConfig{Secret: cfg.Secret, Behaviour: cfg.Callback.Behaviour, MaxBody: defaultMaxBody + 6*int64(len(cfg.Data))}, cfg.Seed,
+	// A callback may hold the data that was sent, and another JSON library may write all of it as \u escapes,
+	// which are six bytes each.
+	receiver := ReceiverConfig{
+		Secret: cfg.Secret, Behaviour: cfg.Callback.Behaviour, MaxBody: defaultMaxBody + 6*int64(len(cfg.Data)),
+	}
+	inbox, err := newInbox(receiver, cfg.Seed,
 		func(at time.Time) time.Duration { return at.Sub(r.began) })
 	if err != nil {
 		return nil, err

@@ -39,7 +39,8 @@ default_pool_size = 40
 `, direct.Host, direct.Port, direct.User, folder, mode)
 	must(t, "configure PgBouncer", os.WriteFile(filepath.Join(folder, "ini"), []byte(configuration), 0o644))
 	// It ends when its standard input does, however this process ends.
-	cmd := exec.Command("sh", "-c", `"$1" "$2/ini" >"$2/log" 2>&1 & read -r _; kill -INT $!; wait; rm -rf "$2"`, "sh", program, folder)
+	cmd := exec.Command("sh", "-c", `"$1" "$2/ini" >"$2/log" 2>&1 & read -r _; kill -INT $!; wait; rm -rf "$2"`,
+		"sh", program, folder)
 	must(t, "give the folder away", unprivileged(cmd, folder))
 	alive, err := cmd.StdinPipe()
 	must(t, "make a pipe", err)
