@@ -105,8 +105,9 @@ type Request struct {
 	ErrorMessage     string          `json:"error_message,omitempty"`   // for people
 	Attempts         []Attempt       `json:"attempts,omitempty"`        // log of the callback, oldest first
 
-	// Owner is who the request counts for where work is shared out: its API key, or, where nobody is
-	// asked for one, OwnerNetwork and a number made of the caller's network. "" shares with everybody who has none.
+	// Owner is whose share of the capacity the request takes: its API key, or, on a server without
+	// keys, OwnerNetwork and a number made of the caller's network. Requests with "" have one share
+	// together.
 	Owner string `json:"-"`
 }
 

@@ -28,7 +28,7 @@ type Order struct {
 	Complexity  int             // MinComplexity..MaxComplexity
 	CallbackURL string          // Submit only
 	KeyID       string          // the API key that asks; "": nobody was asked for one
-	Owner       string          // who it counts for where work is shared out (see tandem.Request)
+	Owner       string          // whose share of the capacity it takes (see tandem.Request)
 }
 
 // Do does the work of an order while the caller waits, at most TaskTimeout from
@@ -71,7 +71,8 @@ func (e *Engine) Do(ctx context.Context, order Order) (tandem.Request, error) {
 	}
 	e.vitals.accepted(arrived)
 	if e.telling() {
-		e.tell("🚀 sync: committed, its caller waits", &r, "task", r.Task, "took", time.Since(arrived), "in_flight", e.gate.count())
+		e.tell("🚀 sync: committed, its caller waits", &r,
+			"task", r.Task, "took", time.Since(arrived), "in_flight", e.gate.count())
 	}
 	outcome := e.doWork(ctx, slots, task, &r)
 	if err := e.finish(&r, outcome); err != nil {
@@ -110,16 +111,16 @@ func (e *Engine) accept(r *tandem.Request) error {
 	return storeError("accept request", "", err)
 }
 
-// takeBack ends requests whose acceptance failed in a way that leaves open whether their rows are there, so that
-// none seems to be processing although its caller was refused. It waits for nothing.
+// takeBack ends requests whose acceptance failed but may have been committed all the same, so that
+// none seems to be processing although its caller was refused. It does not wait.
 func (e *Engine) takeBack(accepting context.Context, err error, lane store.Lane, requests ...*tandem.Request) {
 	if accepting.Err() == nil && !errors.Is(err, store.ErrUnsure) {
 		return
 	}
 	const code = tandem.FailedInterrupted
 	for _, r := range requests {
-		e.finishLater(store.Job{Lane: lane, Request: *r},
-			store.Next{Outcome: &store.Outcome{ErrorCode: code, ErrorMessage: failureMessage(code), CompletedAt: e.now()}})
+		interrupted := store.Outcome{ErrorCode: code, ErrorMessage: failureMessage(code), CompletedAt: e.now()}
+		e.finishLater(store.Job{Lane: lane, Request: *r}, store.Next{Outcome: &interrupted})
 	}
 }
 
@@ -129,7 +130,7 @@ func (e *Engine) finish(r *tandem.Request, o store.Outcome) error {
 	job, next := store.Job{Request: *r}, store.Next{Outcome: &o}
 	if err := e.cfg.Store.Finish(e.storing.wait(time.Now()), job, next); err != nil {
 		e.log.Error("store the result of a sync request", "request_id", r.ID, "err", err)
-		if tandem.CodeOf(err) == tandem.CodeNotFound { // it was accepted: other nodes took this one for dead
+		if tandem.CodeOf(err) == tandem.CodeNotFound { // it was accepted: other nodes declared this one dead
 			err = tandem.Errorf(tandem.CodeStoreUnavailable,
 				"The server was cut off from its database for so long that the request has been ended as interrupted; try again.")
 		} else {
@@ -145,11 +146,12 @@ func (e *Engine) finish(r *tandem.Request, o store.Outcome) error {
 	return nil
 }
 
-// finishLater goes on trying to commit how a request ended, whose caller is
-// told that the database does not take it: its row would seem to be processing until
+// finishLater goes on trying to commit how a request ended, after its caller got an
+// error from the database: its row would seem to be processing until
 // the next start. Run waits for it as for a Do, and what is not kept when the grace
-// period is over the next start finds interrupted. CodeNotFound ends it: an earlier try came through after all, or
-// the request was never accepted for certain, and then the store ends a row that is still to come.
+// period is over the next start finds interrupted. CodeNotFound ends it: an earlier attempt
+// succeeded after all, or the request was never accepted for certain, and then the store ends
+// a row that is still to come.
 func (e *Engine) finishLater(job store.Job, next store.Next) {
 	e.gate.stay()
 	go func() {
@@ -204,7 +206,8 @@ func (e *Engine) Submit(ctx context.Context, order Order) (tandem.Request, error
 	took := time.Since(arrived)
 	e.vitals.latency[latencyAccept].record(arrived.Add(took), took)
 	if e.telling() {
-		e.tell("📝 async: committed, the work goes to the background", &r, "task", r.Task, "took", took, "in_flight", e.gate.count())
+		e.tell("📝 async: committed, the work goes to the background", &r,
+			"task", r.Task, "took", took, "in_flight", e.gate.count())
 	}
 	return r, nil
 }

@@ -20,7 +20,7 @@ import (
 
 const (
 	computeIdle  = time.Minute // a compute process that has had no work for so long is ended
-	computeRetry = time.Minute // from a compute process that could not be started to the next try
+	computeRetry = time.Minute // from a compute process that could not be started to the next attempt
 	stderrTail   = 4 << 10     // of what a compute process wrote before it crashed, in bytes
 )
 
@@ -30,7 +30,7 @@ var errNoProcess = errors.New("no compute process")
 // computePool runs the built-in CPU-bound tasks in child processes of low priority, at most one for
 // each CPU slot. A low-priority thread of the server itself would not do: when the machine is busy
 // it is not scheduled, and the Go runtime, which stops all threads of a process for a moment now and
-// then, waits for it. A child process holds up nobody but itself, and a crash costs one request.
+// then, waits for it. A child process delays only itself, and a crash costs one request.
 //
 // The first computation starts the first process. A process is killed when its request is canceled or
 // past its deadline, when it has been idle for a minute, and by close; it ends by itself when its
@@ -123,7 +123,7 @@ func (p *computePool) compute(
 	}
 }
 
-// acquire returns a process that waits for work, for this caller alone. The error is
+// acquire returns an idle process, for this caller alone. The error is
 // errNoProcess, or the cause of ctx.
 func (p *computePool) acquire(ctx context.Context) (*computeProcess, error) {
 	process := p.take()
@@ -169,7 +169,7 @@ func (p *computePool) take() *computeProcess {
 		p.free = p.free[:last]
 		process.expiry.Stop()
 		select {
-		case <-process.exited: // somebody else ended it
+		case <-process.exited: // it was killed from outside
 		default:
 			return process
 		}
@@ -236,12 +236,12 @@ func (p *computePool) close() {
 	p.reaping.Wait()
 }
 
-// computeProcess is one child process. Whoever acquired it owns it; nobody else may use it.
+// computeProcess is one child process. Only the caller that acquired it may use it.
 type computeProcess struct {
 	cmd     *exec.Cmd
 	stdin   io.WriteCloser
-	answers chan computeAnswer // what it says: first that it is ready, then one answer for each order
-	ready   bool               // its first word has been read
+	answers chan computeAnswer // what it writes: first that it is ready, then one answer for each order
+	ready   bool               // its first answer has been read
 	killed  atomic.Bool        // by us
 	exited  chan struct{}      // closed when it has been reaped
 	err     error              // how it ended; may be read once exited is closed
@@ -284,7 +284,8 @@ func (p *computePool) start() (*computeProcess, error) {
 		}
 		process.err = err
 		if !process.killed.Load() {
-			p.log.Error("a compute process ended on its own", "pid", cmd.Process.Pid, "error", err, "stderr", stderr.String())
+			p.log.Error("a compute process ended on its own",
+				"pid", cmd.Process.Pid, "error", err, "stderr", stderr.String())
 		}
 		close(process.exited)
 		<-p.permits
@@ -293,7 +294,7 @@ func (p *computePool) start() (*computeProcess, error) {
 }
 
 // ask gives the process an order and waits for the answer, until ctx ends. A process that is not
-// healthy afterwards must be killed: it has ended, or still works on what nobody wants.
+// healthy afterwards must be killed: it has ended, or still works on an abandoned order.
 func (c *computeProcess) ask(ctx context.Context, order computeOrder) (answer computeAnswer, healthy bool, err error) {
 	line, err := json.Marshal(order)
 	if err != nil {

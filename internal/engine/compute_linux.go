@@ -16,9 +16,9 @@ const (
 	// it then gets a tenth to a fifth of what they do, and does not come to a standstill (decision 14).
 	computeNice = 5
 
-	// computeSlice is the turn that it asks for, the longest there is (sched_setattr(2), Linux 6.12; ignored before).
-	// Since Linux 6.6 a thread that wakes up takes the core from one with a longer turn, and otherwise
-	// waits for the end of that turn.
+	// computeSlice is the time slice that it requests, the longest there is (sched_setattr(2),
+	// Linux 6.12; ignored before). Since Linux 6.6 a thread that wakes up takes the core from one
+	// with a longer slice, and otherwise waits for the end of that slice.
 	computeSlice = 100 * time.Millisecond
 )
 
@@ -29,7 +29,9 @@ func lowerPriority() error {
 	if err == nil {
 		nice = min(int(now.Nice)+computeNice, 19)
 	}
-	attr := &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_BATCH, Nice: int32(nice), Runtime: uint64(computeSlice)}
+	attr := &unix.SchedAttr{
+		Size: unix.SizeofSchedAttr, Policy: unix.SCHED_BATCH, Nice: int32(nice), Runtime: uint64(computeSlice),
+	}
 	if unix.SchedSetAttr(0, attr, 0) == nil {
 		return nil
 	}

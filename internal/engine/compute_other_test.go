@@ -9,7 +9,9 @@ import (
 	"tandem/internal/engine"
 )
 
-// schedulingTask has nothing to tell outside Linux.
+// schedulingTask has nothing to report outside Linux.
 func schedulingTask() engine.Task {
-	return computing("scheduling", func(context.Context, json.RawMessage, int) (json.RawMessage, error) { return nil, nil })
+	return computing("scheduling", func(context.Context, json.RawMessage, int) (json.RawMessage, error) {
+		return nil, nil
+	})
 }

@@ -27,8 +27,8 @@ type computeAnswer struct {
 	Stack   string          `json:"stack,omitempty"`
 }
 
-// ServeCompute is a compute process: at low priority, it does what comes in until in ends, which is
-// also what happens when the server dies. The running work is given up then.
+// ServeCompute is a compute process: it runs the orders from in, at low priority, until in ends.
+// That also happens when the server dies, and cancels the running work.
 // It lowers the priority of its thread for good, so the program must end when it returns.
 func ServeCompute(in io.Reader, out io.Writer) error { return serveCompute(in, out, builtinTasks()) }
 

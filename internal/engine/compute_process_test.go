@@ -35,7 +35,9 @@ func computeProcess(t testing.TB) []string {
 }
 
 // computing is a task for compute processes.
-func computing(name string, run func(ctx context.Context, data json.RawMessage, complexity int) (json.RawMessage, error)) engine.Task {
+func computing(
+	name string, run func(ctx context.Context, data json.RawMessage, complexity int) (json.RawMessage, error),
+) engine.Task {
 	return engine.Builtin(engine.Task{Name: name, Lane: store.LaneCPU, Run: run})
 }
 
@@ -65,7 +67,8 @@ func computeTasks() []engine.Task {
 		}),
 		computing("hang", func(_ context.Context, data json.RawMessage, _ int) (json.RawMessage, error) {
 			var file string
-			if err := errors.Join(json.Unmarshal(data, &file), os.WriteFile(file, nil, 0o600)); err != nil { // it has begun
+			// The file shows that it has begun.
+			if err := errors.Join(json.Unmarshal(data, &file), os.WriteFile(file, nil, 0o600)); err != nil {
 				return nil, err
 			}
 			select {} // whatever its context says
@@ -172,7 +175,7 @@ func TestComputeProcessThatCrashes(t *testing.T) {
 	}
 }
 
-// Nobody notices that an idle process has died.
+// Callers do not notice that an idle process has died.
 func TestIdleComputeProcessThatWasKilled(t *testing.T) {
 	t.Parallel()
 	pool := newPool(t, computeProcess(t), 1)
@@ -224,7 +227,7 @@ func TestComputeProcessWhoseTaskFails(t *testing.T) {
 	}
 }
 
-// A caller who leaves frees the only slot at once, although its work never ends and obeys nobody.
+// A caller who leaves frees the only slot at once, although its work never ends and ignores cancellation.
 func TestCanceledComputeFreesItsSlot(t *testing.T) {
 	t.Parallel()
 	p := start(t, func(s *setup) {
@@ -304,7 +307,7 @@ func TestComputeProcessEndsWithItsInput(t *testing.T) {
 	}
 }
 
-// Where processes cannot be, the server computes by itself, and says so once.
+// Where processes cannot be started, the server computes by itself and logs that once.
 func TestComputeWithoutProcesses(t *testing.T) {
 	t.Parallel()
 	own, err := os.Executable()

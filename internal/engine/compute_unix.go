@@ -16,5 +16,5 @@ func lowerPriority() error {
 	return nil
 }
 
-// hasCPUQuota: quotas are control groups of Linux.
+// hasCPUQuota reports false: only control groups of Linux set quotas.
 func hasCPUQuota() bool { return false }

@@ -94,7 +94,8 @@ func (e *Engine) afterPost(r *tandem.Request, number int, result egress.Result, 
 // expire gives up a callback that is too old; nothing is sent.
 func (e *Engine) expire(r *tandem.Request, now time.Time) store.Next {
 	to, _ := e.cfg.Egress.Receiver(r.CallbackURL, r.KeyID) // no host where policy refuses the URL by now
-	e.log.Warn("callback expired", "request_id", r.ID, "host", to.Host, "attempts", r.CallbackAttempts, "max_age", e.cfg.Retry.MaxAge)
+	e.log.Warn("callback expired", "request_id", r.ID, "host", to.Host,
+		"attempts", r.CallbackAttempts, "max_age", e.cfg.Retry.MaxAge)
 	return store.Next{Verdict: store.Dead, Attempt: &tandem.Attempt{
 		Number:    r.CallbackAttempts,
 		StartedAt: now.UTC(),
@@ -103,12 +104,12 @@ func (e *Engine) expire(r *tandem.Request, now time.Time) store.Next {
 	}}
 }
 
-// noPlace says what comes next when the destination has no place now, or has been probed in vain. None of it is
-// an attempt.
+// noPlace says what comes next when the destination has no place now, or a probe of it has failed.
+// Neither counts as an attempt.
 func (e *Engine) noPlace(claiming context.Context, r *tandem.Request, err error, deadline time.Time) store.Next {
 	putOff, isPutOff := errors.AsType[*egress.PutOff](err)
 	switch {
-	case isPutOff && putOff.Held: // it stays where it is until there is room
+	case isPutOff && putOff.Held: // it stays parked until there is room
 		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, Destination: putOff.Destination, Parked: true}
 	case isPutOff:
 		return store.Next{

@@ -248,14 +248,15 @@ func TestDeliverParksWhileTheBreakerIsOpen(t *testing.T) {
 		t.Errorf("%+v, want Again without an attempt", next)
 	}
 	if !next.Parked || !strings.HasSuffix(rc.URL, next.Destination) || !next.At.IsZero() {
-		t.Errorf("parked is %v for %q until %v, want it parked for its destination until that can take it", next.Parked, next.Destination, next.At)
+		t.Errorf("parked is %v for %q until %v, want it parked for its destination until that can take it",
+			next.Parked, next.Destination, next.At)
 	}
 	if n := len(rc.deliveries()); n != 1 {
 		t.Errorf("%d callbacks, want 1: an open breaker sends nothing", n)
 	}
 }
 
-// A probe in vain keeps the breaker open and uses up no attempt; nor does trouble of our own.
+// A failed probe keeps the breaker open and uses up no attempt; nor does trouble of our own.
 func TestNoAttemptIsUsedUp(t *testing.T) {
 	t.Parallel()
 	dead := &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
@@ -275,16 +276,19 @@ func TestNoAttemptIsUsedUp(t *testing.T) {
 	}
 	for _, job := range []store.Job{refusing, broken} {
 		for range 5 { // more than there are attempts
-			next := p.Step(t.Context(), job) // a probe, or put off because it comes too early
+			next := p.Step(t.Context(), job) // a probe, or rescheduled because it comes too early
 			if next.Verdict != store.Again || next.Lane != store.LaneDeliver || next.Attempt != nil || !next.Parked {
 				t.Fatalf("%+v, want it parked without an attempt", next)
 			}
 			p.await("the breaker to be half-open", func() bool {
-				return !slices.ContainsFunc(p.Vitals().Destinations, func(d engine.Destination) bool { return d.State == "open" })
+				return !slices.ContainsFunc(p.Vitals().Destinations, func(d engine.Destination) bool {
+					return d.State == "open"
+				})
 			})
 		}
 	}
-	if next := p.Step(t.Context(), completed("http://hooks.example/", 1)); next.Verdict != store.Again || next.Attempt != nil {
+	next := p.Step(t.Context(), completed("http://hooks.example/", 1))
+	if next.Verdict != store.Again || next.Attempt != nil {
 		t.Errorf("the name server is dead: %+v, want Again without an attempt", next)
 	}
 }

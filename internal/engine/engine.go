@@ -33,8 +33,14 @@ import (
 )
 
 const (
-	maxSyncWaiters   = 8192             // sync orders that wait for a slot of one kind, at most half of them one owner's; more are refused at once
-	deliverJobs      = 8192             // callbacks dispatched by the store at once, at most half of them one owner's; most wait for their destination
+	// maxSyncWaiters bounds sync orders that wait for a slot of one kind, at most half of them one
+	// owner's; more are refused at once.
+	maxSyncWaiters = 8192
+
+	// deliverJobs bounds callbacks dispatched by the store at once, at most half of them one owner's;
+	// most wait for their destination.
+	deliverJobs = 8192
+
 	storeTimeout     = 10 * time.Second // for one commit that a caller waits for
 	finishPause      = time.Second      // between two tries to commit the end of a sync request that was not taken
 	maxDestinations  = 1000             // in Vitals
@@ -58,15 +64,19 @@ type Config struct {
 	Keys        *store.Keys     // whose secrets sign the others; nil: there are none, and Secrets do. The engine neither runs nor closes them
 	Nodes       *store.Nodes    // who shares the database of Store; nil: nobody
 	Tasks       []Task          // more tasks, beside the built-in ones
-	Workers     int             // slots for tasks that compute; the number of cores (see compute.go for where it is one less)
-	Compute     []string        // command line of a program that calls ServeCompute, for built-in tasks that compute; empty: they run in this process
+	Workers     int             // slots for tasks that compute; the number of cores, or one less (see compute.go)
 	IOWorkers   int             // slots for tasks that wait; 256
 	TaskTimeout time.Duration   // sync: from the order's arrival; async: from the start of its task; 30 s
 	Retry       Schedule        // when failed callbacks are tried again
 	External    External        // what submissions are passed on to
-	Retention   time.Duration   // finished requests older than this are deleted; 0: kept for ever
-	Grace       time.Duration   // how long Run lets running work finish once its ctx has ended; 20 s
-	Log         *slog.Logger    // slog.Default
+
+	// Compute is the command line of a program that calls ServeCompute, for built-in tasks that
+	// compute. Empty: they run in this process.
+	Compute []string
+
+	Retention time.Duration // finished requests older than this are deleted; 0: kept for ever
+	Grace     time.Duration // how long Run lets running work finish once its ctx has ended; 20 s
+	Log       *slog.Logger  // slog.Default
 
 	// SubmissionLog gets a line per submission; nil: there is none. The engine neither runs nor closes it.
 	SubmissionLog *SubmissionLog
@@ -193,7 +203,7 @@ func (e *Engine) Run(ctx context.Context) error {
 
 	err := group.Wait()
 	close(stopped)
-	e.compute.close() // nobody is left who computes
+	e.compute.close() // no computation is left
 	return errors.Join(err, grace.Wait())
 }
 
@@ -282,7 +292,8 @@ func (e *Engine) Draining() bool { return !e.gate.isOpen() }
 // TaskNames lists the tasks an order may name, sorted.
 func (e *Engine) TaskNames() []string { return slices.Sorted(maps.Keys(e.tasks)) }
 
-// tasksByName adds more to the built-in tasks, of which compute runs those that compute, or says which cannot be added.
+// tasksByName adds more to the built-in tasks, of which compute runs those that compute. The error
+// names the task that cannot be added.
 func tasksByName(compute *computePool, more []Task) (map[string]Task, error) {
 	tasks := make(map[string]Task)
 	for _, task := range append(builtinTasks(), more...) {

@@ -21,8 +21,8 @@ type report struct {
 	Open      []openBreaker     `json:"open"`
 }
 
-// openBreaker is a destination that a node has found failing. Times are relative: clocks differ. Nodes that do not
-// know schemes yet take it for both, and what they send has none.
+// openBreaker is a destination that a node has found failing. Times are relative: clocks differ.
+// Nodes of older releases know no schemes: they apply it to both, and what they send has none.
 type openBreaker struct {
 	Scheme    string `json:"scheme"`
 	Host      string `json:"host"`
@@ -52,7 +52,8 @@ func (e *Engine) tellNodes() []byte {
 	}
 	for _, d := range e.cfg.Egress.Found(maxTold) {
 		told.Open = append(told.Open, openBreaker{
-			Scheme: d.Scheme, Host: d.Host, Failures: d.FailureCount, FailedAgo: now.Sub(d.LastFailure).Milliseconds(), OpenFor: d.RetryAt.Sub(now).Milliseconds(),
+			Scheme: d.Scheme, Host: d.Host, Failures: d.FailureCount,
+			FailedAgo: now.Sub(d.LastFailure).Milliseconds(), OpenFor: d.RetryAt.Sub(now).Milliseconds(),
 		})
 	}
 	text, err := json.Marshal(told)

@@ -29,7 +29,7 @@ func TestNodesShareWhatTheyKnow(t *testing.T) {
 	var well atomic.Bool
 	rc := newReceiver(t, func(int, http.ResponseWriter, *http.Request) {
 		if !well.Load() {
-			panic(http.ErrAbortHandler) // no answer: an answer would be told to nobody
+			panic(http.ErrAbortHandler) // no answer: what an answer opens is not shared
 		}
 	})
 	destination := func(p *plant) engine.Destination {

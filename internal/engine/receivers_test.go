@@ -48,12 +48,16 @@ func TestHistoryOfHostileReceivers(t *testing.T) {
 		{"is broken", fault(tandemtest.Answer(500)), tandem.OutcomeHTTPError, 500, backoff, backoff * 3 / 2},
 		{"is not there", fault(tandemtest.Answer(404)), tandem.OutcomeHTTPError, 404, backoff, backoff * 3 / 2},
 		{"429", fault(tandemtest.Answer(429)), tandem.OutcomeThrottled, 429, backoff, backoff * 3 / 2},
-		{"429 with Retry-After", fault(tandemtest.Answer(429, "Retry-After: 2700")), tandem.OutcomeThrottled, 429, 45 * time.Minute, 45 * time.Minute * 3 / 2},
-		{"503 with Retry-After", fault(tandemtest.RetryAfter(2400)), tandem.OutcomeThrottled, 503, 40 * time.Minute, time.Hour},
+		{"429 with Retry-After", fault(tandemtest.Answer(429, "Retry-After: 2700")),
+			tandem.OutcomeThrottled, 429, 45 * time.Minute, 45 * time.Minute * 3 / 2},
+		{"503 with Retry-After", fault(tandemtest.RetryAfter(2400)),
+			tandem.OutcomeThrottled, 503, 40 * time.Minute, time.Hour},
 		{"503 with a date", fault(atADate), tandem.OutcomeThrottled, 503, 44 * time.Minute, 45 * time.Minute * 3 / 2},
 		{"Retry-After in the past", fault(tandemtest.Answer(503, "Retry-After: Sat, 31 Jan 2026 12:00:00 GMT")), tandem.OutcomeThrottled, 503, backoff, backoff * 3 / 2},
-		{"Retry-After too soon", fault(tandemtest.RetryAfter(1)), tandem.OutcomeThrottled, 503, backoff, backoff * 3 / 2},
-		{"Retry-After of a year", fault(tandemtest.RetryAfter(31_536_000)), tandem.OutcomeThrottled, 503, time.Hour, time.Hour * 3 / 2},
+		{"Retry-After too soon", fault(tandemtest.RetryAfter(1)),
+			tandem.OutcomeThrottled, 503, backoff, backoff * 3 / 2},
+		{"Retry-After of a year", fault(tandemtest.RetryAfter(31_536_000)),
+			tandem.OutcomeThrottled, 503, time.Hour, time.Hour * 3 / 2},
 		{"410", fault(tandemtest.Answer(410, "Retry-After: 60")), tandem.OutcomeGone, 410, never, never},
 		{"200, then a drip", fault(tandemtest.Drip), tandem.OutcomeDelivered, 200, never, never},
 		{"200, then a body without end", endlessBody, tandem.OutcomeDelivered, 200, never, never},
@@ -62,7 +66,8 @@ func TestHistoryOfHostileReceivers(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			p := start(t, func(s *setup) {
-				s.egress.Timeout, s.egress.ConnectTimeout = patience, patience // what the receiver does decides, however late
+				// Only what the receiver does counts, however late.
+				s.egress.Timeout, s.egress.ConnectTimeout = patience, patience
 				if tt.outcome == tandem.OutcomeTimeout {
 					s.egress.Timeout = 3 * time.Second // most of it for the connection
 				}

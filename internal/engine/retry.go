@@ -8,10 +8,10 @@ import (
 
 // Bounds of a schedule.
 const (
-	maxDelay      = 24 * time.Hour   // between two tries
+	maxDelay      = 24 * time.Hour   // between two attempts
 	maxRetryAfter = time.Hour        // what a receiver may ask for
-	maxAttempts   = 1000             // tries in all
-	maxLastTry    = 10 * time.Second // before the end, for the last attempt
+	maxAttempts   = 1000             // attempts in all
+	maxLastLead   = 10 * time.Second // from the last attempt to the deadline
 )
 
 // Schedule says when a callback that failed is tried again: after Backoff, twice
@@ -52,7 +52,7 @@ func (s Schedule) Validate() error {
 // Delay is how long to wait after the attempt with this number (1, 2, …) has failed. It is never less
 // than Backoff and never more than 24 hours. jitter is in [0, 1). A receiver's retryAfter, if it is
 // not 0, replaces the doubling; it is clamped to between Backoff and one hour. Jitter makes both
-// longer by up to a half: a receiver tells many callers at once when to come back.
+// longer by up to a half: a receiver may send many callers the same Retry-After.
 func (s Schedule) Delay(attempt int, jitter float64, retryAfter time.Duration) time.Duration {
 	delay := s.Backoff
 	if retryAfter > 0 {
@@ -71,13 +71,13 @@ func lengthen(delay time.Duration, jitter float64) time.Duration {
 }
 
 // next is when to try again what should be tried at the given time and no later than deadline, at
-// which it is given up. What would come too late gets a last attempt shortly before the deadline
+// which it is marked as failed. What would come too late gets a last attempt shortly before the deadline
 // instead, unless that is less than Backoff from now.
 func (s Schedule) next(now, at, deadline time.Time) time.Time {
 	if at.Before(deadline) {
 		return at
 	}
-	if last := deadline.Add(-min(maxLastTry, s.MaxAge/10)); !last.Before(now.Add(s.Backoff)) {
+	if last := deadline.Add(-min(maxLastLead, s.MaxAge/10)); !last.Before(now.Add(s.Backoff)) {
 		return last
 	}
 	return deadline

@@ -12,8 +12,8 @@ import (
 // never starves; the others go to sync, where somebody is waiting.
 const asyncEvery = 4
 
-// slots are the places for work of one kind, shared by sync and async. Each side has its own
-// queue, which serves its owners in turns.
+// slots are the concurrency slots for work of one kind, shared by sync and async. Each side has
+// its own queue, which serves its owners round-robin.
 type slots struct {
 	count     int // how many there are
 	maxInside int // how many sync orders may hold or wait for one

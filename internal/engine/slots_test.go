@@ -90,7 +90,7 @@ func TestSlotsBoundSyncOrders(t *testing.T) {
 		}
 	}
 	if !slots.Join("d") {
-		t.Error("the last place is refused")
+		t.Error("the tenth order is refused")
 	}
 	if slots.Join("e") {
 		t.Error("an eleventh order let in")

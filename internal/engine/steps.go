@@ -12,7 +12,7 @@ import (
 
 // In debug mode the log tells the life of a request in steps, each with a mark:
 //
-//	🚀 work begins          💾 it is committed        🌐 somebody else was called
+//	🚀 work begins          💾 it is committed        🌐 another service was called
 //	✅ work has ended well  ❌ it has failed         ⏳ waits for later
 //	📝 went to the background
 //

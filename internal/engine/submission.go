@@ -77,7 +77,7 @@ var errNotSaved = errors.New("the submission could not be saved")
 type Batch struct {
 	ID    string            // "": a single one
 	KeyID string            // the API key that asks; "": nobody was asked for one
-	Owner string            // who it counts for where work is shared out (see tandem.Request)
+	Owner string            // whose share of the capacity it takes (see tandem.Request)
 	Data  []json.RawMessage // JSON objects, checked by the caller
 }
 
@@ -116,7 +116,9 @@ func (e *Engine) submitOnce(slots *slots, batch Batch) ([]Submission, error) {
 	all := make([]Submission, len(batch.Data))
 	requests := make([]*tandem.Request, len(batch.Data))
 	for i, one := range batch.Data {
-		r, err := e.newRequest(tandem.ModeSync, Order{Task: tandem.TaskSubmission, Data: one, Complexity: MinComplexity, KeyID: batch.KeyID, Owner: batch.Owner})
+		r, err := e.newRequest(tandem.ModeSync, Order{
+			Task: tandem.TaskSubmission, Data: one, Complexity: MinComplexity, KeyID: batch.KeyID, Owner: batch.Owner,
+		})
 		if err != nil {
 			return nil, err
 		}
@@ -242,14 +244,16 @@ func (e *Engine) callExternal(ctx context.Context, r *tandem.Request) (next stor
 	again := Schedule{Backoff: submissionBackoff, MaxAge: submissionMaxAge}
 	result, err := e.exchange(ctx, r)
 	if putOff, ok := errors.AsType[*egress.PutOff](err); ok {
-		return store.Next{Verdict: store.Again, Lane: store.LaneIO, At: again.next(time.Now(), putOff.Until, deadline)}, false
+		at := again.next(time.Now(), putOff.Until, deadline)
+		return store.Next{Verdict: store.Again, Lane: store.LaneIO, At: at}, false
 	}
 	if err != nil || result.Interrupted {
 		return handBack(store.LaneIO), false
 	}
 	e.vitals.called(result.Outcome)
 	if result.PutOff != nil {
-		return store.Next{Verdict: store.Again, Lane: store.LaneIO, At: again.next(time.Now(), result.PutOff.Until, deadline)}, true
+		at := again.next(time.Now(), result.PutOff.Until, deadline)
+		return store.Next{Verdict: store.Again, Lane: store.LaneIO, At: at}, true
 	}
 	if e.telling() {
 		e.tell("🌐 external service: "+string(result.Outcome), r, "took", result.Duration, "status_code", result.StatusCode)
@@ -268,7 +272,8 @@ func (e *Engine) callExternal(ctx context.Context, r *tandem.Request) (next stor
 	case result.Outcome.Permanent():
 		return e.submissionFailed(r, o, "The external service may not be called."), true
 	}
-	at := again.next(ended, ended.Add(submissionDelay(ended.Add(skew).Sub(r.CreatedAt), rand.Float64(), result.RetryAfter)), deadline)
+	delay := submissionDelay(ended.Add(skew).Sub(r.CreatedAt), rand.Float64(), result.RetryAfter)
+	at := again.next(ended, ended.Add(delay), deadline)
 	e.log.Warn("external call not confirmed; it will be repeated", "request_id", r.ID, "outcome", result.Outcome,
 		"status_code", result.StatusCode, "error", result.Message, "at", at)
 	return store.Next{Verdict: store.Again, Lane: store.LaneIO, At: at}, true

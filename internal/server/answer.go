@@ -35,12 +35,14 @@ func (b *budget) take(client string, n int64) error {
 	case held > 0 && held+n > clientMemory:
 		return &tandem.Error{
 			Code: tandem.CodeRateLimited, RetryAfter: time.Second,
-			Message: "Earlier answers to this client, which it has not read yet, take up its share of memory. Read them, then try again after Retry-After.",
+			Message: "Earlier answers to this client, which it has not read yet, take up its share of memory. " +
+				"Read them, then try again after Retry-After.",
 		}
 	case b.total > 0 && b.total+n > answersMemory:
 		return &tandem.Error{
 			Code: tandem.CodeOverloaded, RetryAfter: time.Second,
-			Message: "Answers that are being read take up the memory that there is for them. Try again after Retry-After.",
+			Message: "Answers that are being read take up the memory that there is for them. " +
+				"Try again after Retry-After.",
 		}
 	}
 	b.add(client, n)
@@ -88,7 +90,7 @@ func holdResult(w http.ResponseWriter, r *http.Request, n int) {
 	rw.server.answers.force(rw.holder, rw.held)
 }
 
-// release gives back what hold has taken.
+// release returns the bytes that hold has taken.
 func (w *response) release() {
 	if w.held > 0 {
 		w.server.answers.force(w.holder, -w.held)
@@ -96,7 +98,7 @@ func (w *response) release() {
 	}
 }
 
-// clientName tells clients apart as the rate limit does: by API key, else by network.
+// clientName identifies a client as the rate limit does: by API key, else by network.
 func (s *server) clientName(r *http.Request) string {
 	if key := keyOf(r); key != "" {
 		return key
@@ -104,13 +106,14 @@ func (s *server) clientName(r *http.Request) string {
 	return limit.Network(s.client(r)).String()
 }
 
-// writePieces writes what does not fit into the buffers of net/http. The deadline moves with each piece, so that a
-// reader may take as long as it likes as long as it reads; one that does not read is cut off.
+// writePieces writes what does not fit into the buffers of net/http. The deadline moves with each
+// piece: a reader may be slow, but one that does not read is cut off.
 func (w *response) writePieces(p []byte) (written int, err error) {
 	control := http.NewResponseController(w.ResponseWriter)
 	for len(p) > 0 {
 		piece := p[:min(len(p), answerPiece)]
-		_ = control.SetWriteDeadline(time.Now().Add(w.server.cfg.readerTimeout)) // fails only where no connection is, in tests
+		// An error means that there is no connection, as in tests.
+		_ = control.SetWriteDeadline(time.Now().Add(w.server.cfg.readerTimeout))
 		n, err := w.ResponseWriter.Write(piece)
 		written += n
 		if err != nil {

@@ -29,7 +29,8 @@ func longHistory(t *testing.T, svc *service) {
 	for range 10 {
 		filling.Go(func() {
 			for range 100 {
-				if _, err := svc.engine.Do(t.Context(), engine.Order{Task: "echo", Complexity: 1, Data: data}); err != nil {
+				_, err := svc.engine.Do(t.Context(), engine.Order{Task: "echo", Complexity: 1, Data: data})
+				if err != nil {
 					t.Error(err)
 				}
 			}
@@ -38,7 +39,7 @@ func longHistory(t *testing.T, svc *service) {
 	filling.Wait()
 }
 
-// heap is how many bytes of Go objects live. Tests that run beside this one add some.
+// heap is how many bytes of Go objects live. Tests that run at the same time add some.
 func heap() int64 {
 	runtime.GC()
 	var m runtime.MemStats
@@ -46,7 +47,7 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// mostGrowth is what 64 MiB of answers may cost, with some room for what runs beside.
+// mostGrowth is what 64 MiB of answers may cost, with some room for other tests.
 const mostGrowth = 160 << 20
 
 // atMost bounds how long answers to many readers may take to begin, on a machine that is busy.
@@ -139,12 +140,16 @@ func (e *listEncoder) ask(t *testing.T, stream uint32) http2.HeadersFrameParam {
 		e.encoder = hpack.NewEncoder(&e.block)
 	}
 	e.block.Reset()
-	for _, f := range [][2]string{{":method", "GET"}, {":scheme", "https"}, {":authority", "localhost"}, {":path", "/requests?limit=300"}} {
+	for _, f := range [][2]string{
+		{":method", "GET"}, {":scheme", "https"}, {":authority", "localhost"}, {":path", "/requests?limit=300"},
+	} {
 		if err := e.encoder.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return http2.HeadersFrameParam{StreamID: stream, BlockFragment: bytes.Clone(e.block.Bytes()), EndHeaders: true, EndStream: true}
+	return http2.HeadersFrameParam{
+		StreamID: stream, BlockFragment: bytes.Clone(e.block.Bytes()), EndHeaders: true, EndStream: true,
+	}
 }
 
 func TestStreamsWithoutWindowHoldLittleMemory(t *testing.T) {
@@ -205,7 +210,9 @@ func TestLongListsAreWhole(t *testing.T) {
 	t.Parallel()
 	svc := start(t, nil)
 	longHistory(t, svc)
-	for _, query := range []string{"limit=1000", "limit=1000&offset=0", "limit=999", "limit=101", "limit=100", "limit=99&offset=5"} {
+	for _, query := range []string{
+		"limit=1000", "limit=1000&offset=0", "limit=999", "limit=101", "limit=100", "limit=99&offset=5",
+	} {
 		response, err := svc.Client().Get(svc.URL + "/requests?" + query) // the checking client is slow with so much
 		if err != nil {
 			t.Fatal(err)

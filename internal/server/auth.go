@@ -116,12 +116,12 @@ func keyOf(r *http.Request) string {
 	return ""
 }
 
-// networks is how many owners there are where nobody is asked for a key: callers share one by chance, so
-// that the queue knows a bounded number of them and no address is kept.
+// networks is how many owners there are on a server without API keys. A hash of the network picks
+// one, so that the queue has a bounded number of owners and no address is kept.
 const networks = 256
 
-// ownerOf is who a request counts for where work is shared out: the key that asks, or a number made of the network
-// that it comes from, which is the same on every node and after every start.
+// ownerOf is whose share of the capacity a request takes: that of its key, or of a number made of
+// the network that it comes from, which is the same on every node and after every start.
 func (s *server) ownerOf(r *http.Request) string {
 	if key := keyOf(r); key != "" {
 		return key

@@ -264,7 +264,8 @@ func diagnose(body []byte, cause error) error {
 	if err := walk(dec); err != nil {
 		if utf8.Valid(body) {
 			return tandem.Errorf(tandem.CodeInvalidInput,
-				"The body holds half a surrogate pair, such as \\ud83d without the \\ude00 that completes it%s.", position(err))
+				"The body holds half a surrogate pair, such as \\ud83d without the \\ude00 that completes it%s.",
+				position(err))
 		}
 		return tandem.Errorf(tandem.CodeInvalidInput, "The body holds text that is not UTF-8%s.", position(err))
 	}

@@ -66,7 +66,7 @@ func (c *Certificate) current(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return c.pair, nil
 }
 
-// Reload reads the files now, and says in the log what came of it.
+// Reload reads the files now and logs the outcome.
 func (c *Certificate) Reload() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

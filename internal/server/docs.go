@@ -37,14 +37,15 @@ var problemsHTML string
 var problemsPage = template.Must(template.New("problems").Parse(problemsHTML))
 
 //go:embed pages/docs.js pages/docs.css pages/tandem.css third_party/redoc/redoc.standalone.js.gz
-//go:embed third_party/swagger-ui/swagger-ui-bundle.js.gz third_party/swagger-ui/swagger-ui.css.gz third_party/swagger-ui/favicon-32x32.png
+//go:embed third_party/swagger-ui/swagger-ui-bundle.js.gz third_party/swagger-ui/swagger-ui.css.gz
+//go:embed third_party/swagger-ui/favicon-32x32.png
 var files embed.FS
 
 // asset is a file of the pages.
 type asset struct {
 	media  string
 	kept   func() ([]byte, error) // as it is in the binary
-	plain  func() ([]byte, error) // the same uncompressed: unpacked once, when somebody first needs it
+	plain  func() ([]byte, error) // the same uncompressed: unpacked once, on first use
 	zipped bool                   // kept is compressed with gzip
 }
 
@@ -146,7 +147,7 @@ func (s *server) handleDocument(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// allProblems is the page of every code, rendered when somebody first asks for it.
+// allProblems is the page of every code, rendered on the first request for it.
 var allProblems = sync.OnceValues(func() ([]byte, error) { return problemPage("Errors", "", kinds) })
 
 // handleProblems lists every code.

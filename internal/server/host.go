@@ -14,8 +14,8 @@ import (
 
 // ownHost lets through only requests whose Host names this server. A server without API keys trusts everyone who
 // reaches it, and a web page can reach it under a name of its own that it points at this machine (DNS rebinding). The
-// browser then believes that page and server are one origin, and only Host tells them apart. Nobody can point an
-// address elsewhere, so addresses always pass. So do requests without Host, which no browser sends.
+// browser then believes that page and server are one origin, and only Host shows the difference. An
+// address cannot be pointed elsewhere, so addresses always pass. So do requests without Host, which no browser sends.
 // base is the host of Config.BaseURL.
 func (s *server) ownHost(next http.Handler, base string) http.Handler {
 	if s.cfg.Keys != nil {
@@ -29,7 +29,8 @@ func (s *server) ownHost(next http.Handler, base string) http.Handler {
 	}
 	refuse := s.adapt(func(_ http.ResponseWriter, r *http.Request) error {
 		return tandem.Errorf(tandem.CodeHostNotAllowed,
-			"This server does not go by the name %q. The operator can allow it with --allowed-host.", shorten(hostName(r.Host)))
+			"This server does not go by the name %q. The operator can allow it with --allowed-host.",
+			shorten(hostName(r.Host)))
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		name := hostName(r.Host)
@@ -41,7 +42,7 @@ func (s *server) ownHost(next http.Handler, base string) http.Handler {
 	})
 }
 
-// ownForm is how names are compared: whatever their case, and with or without the final dot.
+// ownForm normalizes a name for comparison: lower case, without the final dot.
 func ownForm(name string) string { return strings.ToLower(strings.TrimSuffix(name, ".")) }
 
 // hostName is the name or the address in a Host header, without port and brackets.

@@ -69,6 +69,13 @@ func (s *service) well() {
 	}
 }
 
+// rawPost is a POST of JSON as it goes over the wire.
+func rawPost(path, body string) string {
+	return fmt.Sprintf(
+		"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
+		path, len(body), body)
+}
+
 const (
 	postHead = "POST /async HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 	closing  = "Connection: close\r\n"
@@ -101,7 +108,10 @@ func TestBadHTTP(t *testing.T) {
 		{"one header of 1 MB", postHead + "X-Large: " + megabyte + "\r\n\r\n", 431},
 		{"1 MB of headers", postHead + strings.Repeat("X-Many: "+megabyte[:1000]+"\r\n", 1000) + "\r\n", 431},
 		{"a path of 1 MB", "GET /" + megabyte + " HTTP/1.1\r\nHost: localhost\r\n\r\n", 431},
-		{"a query of 60 KB", "GET /requests?task=" + megabyte[:60_000] + " HTTP/1.1\r\nHost: localhost\r\n" + closing + "\r\n", 422},
+		{
+			"a query of 60 KB",
+			"GET /requests?task=" + megabyte[:60_000] + " HTTP/1.1\r\nHost: localhost\r\n" + closing + "\r\n", 422,
+		},
 
 		{"a negative length", postHead + "Content-Length: -1\r\n\r\n", 400},
 		{"a length that is no number", postHead + "Content-Length: many\r\n\r\n", 400},
@@ -130,20 +140,19 @@ func TestBadHTTP(t *testing.T) {
 func TestPipelining(t *testing.T) {
 	t.Parallel()
 	svc := start(t, nil)
-	post := func(path, body string) string {
-		return fmt.Sprintf("POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", path, len(body), body)
-	}
 	get := func(path, header string) string {
 		return "GET " + path + " HTTP/1.1\r\nHost: localhost\r\n" + header + "\r\n"
 	}
-	good := post("/async", `{"data":{"a":1},"task":"echo","callback_url":"`+svc.URL+`/test-callback"}`)
+	good := rawPost("/async", `{"data":{"a":1},"task":"echo","callback_url":"`+svc.URL+`/test-callback"}`)
 	for _, tt := range []struct {
 		name, text string
 		want       []int
 	}{
-		{"mixed", good + post("/async", `{`) + post("/sync", `{"data":{"a":1},"task":"sleep"}`) + post("/async", `{"data":{}}`) + get("/livez", closing),
+		{"mixed", good + rawPost("/async", `{`) + rawPost("/sync", `{"data":{"a":1},"task":"sleep"}`) +
+			rawPost("/async", `{"data":{}}`) + get("/livez", closing),
 			[]int{202, 400, 200, 400, 200}},
-		{"no more after a 413", post("/sync", `{"data":{"a":"`+strings.Repeat("x", 80_000)+`"}}`) + get("/livez", ""), []int{413}},
+		{"no more after a 413",
+			rawPost("/sync", `{"data":{"a":"`+strings.Repeat("x", 80_000)+`"}}`) + get("/livez", ""), []int{413}},
 		{"no more after what is no HTTP", get("/livez", "") + "nonsense\r\n\r\n" + get("/livez", ""), []int{200, 400}},
 		{"a hundred", strings.Repeat(good, 100) + get("/livez", closing), append(repeated(202, 100), 200)},
 	} {
@@ -224,8 +233,7 @@ func TestSlowloris(t *testing.T) {
 	svc.well()
 }
 
-// A client that closes its sending side has gone, as far as HTTP can tell: its
-// work is given up, and never fails for a reason of ours.
+// A client may close its sending side and still read the answer to a GET.
 func TestGetsOnHalfClosedConnectionsAreAnswered(t *testing.T) {
 	t.Parallel()
 	arrived := make(chan context.Context, 1)
@@ -242,7 +250,9 @@ func TestGetsOnHalfClosedConnectionsAreAnswered(t *testing.T) {
 		<-(<-arrived).Done()
 		return nil
 	}
-	for method, path := range map[string]string{"Requests": "/requests", "Request": "/requests/req_00000000000000000000000000000000", "Stats": "/stats"} {
+	for method, path := range map[string]string{
+		"Requests": "/requests", "Request": "/requests/req_00000000000000000000000000000000", "Stats": "/stats",
+	} {
 		svc.store.sabotage(method, noticed)
 		conn := svc.dial()
 		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n", path)
@@ -259,17 +269,21 @@ func TestGetsOnHalfClosedConnectionsAreAnswered(t *testing.T) {
 	}
 }
 
+// A client that closes its sending side has gone, as far as HTTP can tell: its sync work is
+// canceled, and never fails for a reason of ours. A 202 comes all the same.
 func TestHalfClosed(t *testing.T) {
 	t.Parallel()
 	svc := start(t, nil)
 	for _, path := range []string{"/sync", "/async"} {
 		body := `{"data":{"a":1},"task":"stuck","callback_url":"` + svc.URL + `/test-callback"}`
 		conn := svc.dial()
-		fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", path, len(body), body)
+		fmt.Fprint(conn, rawPost(path, body))
 		if err := conn.CloseWrite(); err != nil {
 			t.Fatal(err)
 		}
-		if codes, err := statuses(conn); err != nil || len(codes) > 1 || len(codes) == 1 && codes[0] >= 500 || path == "/async" && (len(codes) != 1 || codes[0] != http.StatusAccepted) {
+		codes, err := statuses(conn)
+		if err != nil || len(codes) > 1 || len(codes) == 1 && codes[0] >= 500 ||
+			path == "/async" && (len(codes) != 1 || codes[0] != http.StatusAccepted) {
 			t.Errorf("%s: answered %v (%v), want no 5xx, and a 202 from /async", path, codes, err)
 		}
 	}

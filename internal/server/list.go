@@ -119,8 +119,9 @@ func (s *server) writeList(w http.ResponseWriter, r *http.Request, filter store.
 	for part.Cursor != "" {
 		chunk, err := s.nextChunk(r.Context(), &part, p.last)
 		if err != nil {
-			s.log.ErrorContext(r.Context(), "read the rest of a list", "error", err, "x_request_id", w.Header().Get(headerRequestID))
-			panic(http.ErrAbortHandler) // half a list is out: the caller must see it break off
+			s.log.ErrorContext(r.Context(), "read the rest of a list",
+				"error", err, "x_request_id", w.Header().Get(headerRequestID))
+			panic(http.ErrAbortHandler) // a part has been sent: the caller must see that the list is not whole
 		}
 		if _, err := w.Write(chunk); err != nil { //nolint:gosec // JSON, with nosniff
 			return
@@ -129,8 +130,8 @@ func (s *server) writeList(w http.ResponseWriter, r *http.Request, filter store.
 	_, _ = w.Write([]byte("]\n")) // fails only when the caller has gone
 }
 
-// nextChunk renders the requests after part's cursor, up to the last of the page, and moves part on. Of what it has read
-// it keeps nothing: the reader may take its time.
+// nextChunk renders the requests after part's cursor, up to the last of the page, and moves part on.
+// It retains nothing that it has read, because the reader may be slow.
 func (s *server) nextChunk(ctx context.Context, part *store.Filter, last string) ([]byte, error) {
 	page, err := s.chunk(ctx, part, chunkRows)
 	if err != nil {

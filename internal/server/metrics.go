@@ -83,7 +83,7 @@ func classOf(status int) string {
 
 // handleMetrics answers in the format that the scraper asks for.
 func (s *server) handleMetrics() handler {
-	const metricsMemory = 256 << 10 // bytes that all figures take while they are written
+	const metricsMemory = 256 << 10 // bytes that all metrics take while they are written
 	scrape := promhttp.HandlerFor(s.meters.registry, promhttp.HandlerOpts{
 		ErrorLog:      slog.NewLogLogger(s.log.Handler(), slog.LevelError),
 		ErrorHandling: promhttp.ContinueOnError,
@@ -120,7 +120,7 @@ type reading struct {
 	nodes  int
 
 	waiting      store.Undelivered
-	waitingKnown bool // false: the store did not say
+	waitingKnown bool // false: the store could not be read
 }
 
 // figures is the collector of all of them.
@@ -158,7 +158,11 @@ func (f *figures) Collect(out chan<- prometheus.Metric) {
 	stats, err := s.cfg.Store.Stats(ctx)
 	at := time.Now()
 	lines, _ := s.cfg.Engine.SubmissionLogStats()
-	now := &reading{at, stats, s.cfg.Engine.Totals(), s.rateLimiting(at), s.tally, s.cfg.Engine.TaskNames(), lines, s.meters.inFlight.Load(), s.cfg.Connections.figures(), s.cfg.Nodes.Count(), store.Undelivered{}, false}
+	now := &reading{
+		at: at, store: stats, totals: s.cfg.Engine.Totals(), rate: s.rateLimiting(at), tally: s.tally,
+		tasks: s.cfg.Engine.TaskNames(), lines: lines, flying: s.meters.inFlight.Load(),
+		conns: s.cfg.Connections.figures(), nodes: s.cfg.Nodes.Count(),
+	}
 	lists := [][]figure{f.always, f.stored}
 	if err != nil {
 		s.log.Warn("read the store for /metrics", "error", err)
@@ -343,11 +347,15 @@ func figuresOfStore() []figure {
 				out.counter(now.store.Callback[status], string(status))
 			}
 		}},
-		{name: "tandem_callback_oldest_undelivered_seconds", help: "How long the undelivered callback that has waited longest has waited; 0 when none waits.", read: func(now *reading, out put) {
-			if now.waitingKnown {
-				out.age(now.at, now.waiting.Oldest)
-			}
-		}},
+		{
+			name: "tandem_callback_oldest_undelivered_seconds",
+			help: "How long the undelivered callback that has waited longest has waited; 0 when none waits.",
+			read: func(now *reading, out put) {
+				if now.waitingKnown {
+					out.age(now.at, now.waiting.Oldest)
+				}
+			},
+		},
 		{name: "tandem_callback_attempts_total", help: "Tries to deliver a callback since the database was made, by outcome.", labels: []string{"outcome"}, read: func(now *reading, out put) {
 			out.counter(now.store.Attempts[tandem.OutcomeDelivered], string(tandem.OutcomeDelivered))
 			for outcome, count := range now.store.Attempts {

@@ -107,7 +107,9 @@ func TestPanicIsAProblem(t *testing.T) {
 	if a.status != http.StatusInternalServerError || a.problem(t).Code != tandem.CodeInternal {
 		t.Errorf("%d %s", a.status, a.body)
 	}
-	if text := log.String(); !strings.Contains(text, "secret path") || !strings.Contains(text, "list.go") || !strings.Contains(text, "find-me") {
+	text := log.String()
+	if !strings.Contains(text, "secret path") || !strings.Contains(text, "list.go") ||
+		!strings.Contains(text, "find-me") {
 		t.Errorf("the log lacks the cause, the stack or the id: %s", text)
 	}
 	if a := svc.get("/livez"); a.status != http.StatusOK {
@@ -227,7 +229,9 @@ func TestCORS(t *testing.T) {
 			t.Errorf("%s %s with %q: %d, Vary %q, allowed %q", tt.method, tt.path, tt.origin, a.status, a.header.Get("Vary"), allowed)
 		}
 	}
-	preflight := svc.do(http.MethodOptions, "/async", "", "Origin: http://localhost:3000", "Access-Control-Request-Method: POST", "Access-Control-Request-Headers: content-type,idempotency-key,if-none-match,prefer,traceparent,tracestate")
+	preflight := svc.do(http.MethodOptions, "/async", "",
+		"Origin: http://localhost:3000", "Access-Control-Request-Method: POST",
+		"Access-Control-Request-Headers: content-type,idempotency-key,if-none-match,prefer,traceparent,tracestate")
 	if preflight.status/100 != 2 || preflight.header.Get("Access-Control-Allow-Origin") != "http://localhost:3000" ||
 		!strings.Contains(preflight.header.Get("Access-Control-Allow-Headers"), "content-type") {
 		t.Errorf("%d %v", preflight.status, preflight.header)
@@ -308,7 +312,7 @@ func (s *service) raw(text string) (*http.Response, error) {
 func TestSlowBodyEndsIn408(t *testing.T) {
 	t.Parallel()
 	svc := start(t, func(s *setup) { s.tune = func(h *http.Server) { h.ReadTimeout = 100 * time.Millisecond } })
-	response, err := svc.raw("POST /async HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{\"data\":")
+	response, err := svc.raw(postHead + "Content-Length: 1000\r\n\r\n{\"data\":")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -321,13 +325,13 @@ func TestLargeBodyIsNotRead(t *testing.T) {
 	t.Parallel()
 	svc := start(t, nil)
 	// 100 MB are promised and none are sent: only a server that does not read can answer.
-	response, err := svc.raw("POST /async HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100000000\r\n\r\n")
+	response, err := svc.raw(postHead + "Content-Length: 100000000\r\n\r\n")
 	if err != nil || response.StatusCode != http.StatusRequestEntityTooLarge || !response.Close {
 		t.Errorf("%v, %v", response, err)
 	}
 	// Chunked, so that the length is not known: it ends at the limit.
 	chunk := fmt.Sprintf("%x\r\n%s\r\n", 32<<10, strings.Repeat(" ", 32<<10))
-	response, err = svc.raw("POST /async HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n" + strings.Repeat(chunk, 4))
+	response, err = svc.raw(postHead + "Transfer-Encoding: chunked\r\n\r\n" + strings.Repeat(chunk, 4))
 	if err != nil || response.StatusCode != http.StatusRequestEntityTooLarge {
 		t.Errorf("%v, %v", response, err)
 	}
@@ -341,7 +345,9 @@ func TestBodyThatBreaksOff(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	if _, err := io.WriteString(conn, "POST /sync HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{\"data\":"); err != nil {
+	begun := "POST /sync HTTP/1.1\r\nHost: localhost\r\n" +
+		"Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{\"data\":"
+	if _, err := io.WriteString(conn, begun); err != nil {
 		t.Fatal(err)
 	}
 	if err := conn.(*net.TCPConn).CloseWrite(); err != nil { // half-closed: the answer can still come

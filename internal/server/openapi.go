@@ -160,7 +160,8 @@ func operation(registry huma.Registry, rt route) *huma.Operation {
 		media := &huma.MediaType{Schema: registry.Schema(reflect.TypeOf(rt.body), true, rt.id), Example: rt.ask}
 		op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/json": media}}
 	}
-	headers, problems := slices.Clone(rt.headers), append([]tandem.Code{tandem.CodeInternal, tandem.CodeHostNotAllowed}, rt.problems...)
+	headers := slices.Clone(rt.headers)
+	problems := append([]tandem.Code{tandem.CodeInternal, tandem.CodeHostNotAllowed}, rt.problems...)
 	op.Security = []map[string][]string{} // nothing is asked for
 	if scope := rt.access.scope(); scope != "" {
 		op.Security = []map[string][]string{{schemeKey: {string(scope)}}}
@@ -234,7 +235,7 @@ func addProblem(registry huma.Registry, op *huma.Operation, code tandem.Code, li
 	response.Content["application/problem+json"].Examples[string(code)] = &huma.Example{Summary: k.Title, Value: example}
 }
 
-// examplePath is a path of an operation as somebody may have asked for it.
+// examplePath is a path of an operation as a caller may have requested it.
 func examplePath(op *huma.Operation) string {
 	path := op.Path
 	for _, p := range op.Parameters {

@@ -102,7 +102,7 @@ func TestDocumentDescribesEverything(t *testing.T) {
 }
 
 // Tools such as Spectral check examples against their formats: braces are in no URI reference (RFC 3986, 2).
-func TestExamplesNamePathsThatSomebodyCanAskFor(t *testing.T) {
+func TestExamplesNamePathsThatCanBeRequested(t *testing.T) {
 	t.Parallel()
 	svc := start(t, nil)
 	instances := regexp.MustCompile(`"instance": "([^"]*)"`).FindAllStringSubmatch(svc.get("/openapi.json").body, -1)
@@ -119,7 +119,9 @@ func TestExamplesNamePathsThatSomebodyCanAskFor(t *testing.T) {
 // In demo mode the example of /async can be sent as it is, and its callback arrives.
 func TestTheExampleOfAsyncCallsOurOwnReceiver(t *testing.T) {
 	t.Parallel()
-	for base, want := range map[string]string{"http://127.0.0.1:8000/": "http://127.0.0.1:8000/test-callback", "": "https://example.com/hooks/tandem"} {
+	for base, want := range map[string]string{
+		"http://127.0.0.1:8000/": "http://127.0.0.1:8000/test-callback", "": "https://example.com/hooks/tandem",
+	} {
 		svc := start(t, func(s *setup) { s.server.BaseURL = base })
 		if text := svc.get("/openapi.yaml").body; !strings.Contains(text, "callback_url: "+want+"\n") {
 			t.Errorf("base %q: the document does not show %s", base, want)

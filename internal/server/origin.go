@@ -18,9 +18,12 @@ func (s *server) withCORS(next http.Handler) (http.Handler, error) {
 		return next, nil
 	}
 	middleware, err := cors.NewMiddleware(cors.Config{
-		Origins:         s.cfg.CORSOrigins,
-		Methods:         []string{http.MethodGet, http.MethodHead, http.MethodPost},
-		RequestHeaders:  []string{"Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Prefer", "traceparent", "tracestate", headerRequestID},
+		Origins: s.cfg.CORSOrigins,
+		Methods: []string{http.MethodGet, http.MethodHead, http.MethodPost},
+		RequestHeaders: []string{
+			"Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Prefer",
+			"traceparent", "tracestate", headerRequestID,
+		},
 		ResponseHeaders: []string{"ETag", "Location", "Link", "RateLimit", "RateLimit-Policy", "Retry-After", headerRequestID, "X-Process-Time"},
 	})
 	if err != nil {

@@ -10,9 +10,10 @@ import (
 
 const maxPrefix = 256 // bytes of an X-Forwarded-Prefix
 
-// prefix is the path under which the caller reaches this server; "" at the root of a host. A proxy that takes
-// a path such as /tandem away says so in X-Forwarded-Prefix, else --base-url does. Answers that name a path, in Location
-// or Link, put it in front. Pages and the OpenAPI document need nothing: their links are relative.
+// prefix is the path under which the caller reaches this server; "" at the root of a host. A proxy
+// that strips a path such as /tandem names it in X-Forwarded-Prefix; otherwise --base-url counts.
+// Answers that name a path, in Location or Link, put it in front. Pages and the OpenAPI document
+// need nothing: their links are relative.
 func (s *server) prefix(r *http.Request) string {
 	given := r.Header["X-Forwarded-Prefix"]
 	if len(given) != 1 {

@@ -27,7 +27,9 @@ func proxied(svc *service, path string, headers ...string) answer {
 func TestLinksOfPagesLeadSomewhereUnderAnyPath(t *testing.T) {
 	t.Parallel()
 	svc := start(t, nil)
-	for _, page := range []string{"/tandem/", "/tandem/docs", "/tandem/redoc", "/tandem/problems", "/tandem/problems/INTERNAL"} {
+	for _, page := range []string{
+		"/tandem/", "/tandem/docs", "/tandem/redoc", "/tandem/problems", "/tandem/problems/INTERNAL",
+	} {
 		here, err := url.Parse("http://example.com" + page)
 		if err != nil {
 			t.Fatal(err)
@@ -72,17 +74,17 @@ func TestLocationAndLinkFollowThePathOfTheProxy(t *testing.T) {
 		headers []string
 		want    string
 	}{
-		{"nothing said", nil, "", nil, ""},
-		{"a stranger says it", nil, "", []string{own + "/evil"}, ""},
-		{"a stranger says it beside a base", nil, "https://example.com/base", []string{own + "/evil"}, "/base"},
+		{"no prefix", nil, "", nil, ""},
+		{"an untrusted peer", nil, "", []string{own + "/evil"}, ""},
+		{"an untrusted peer and a base", nil, "https://example.com/base", []string{own + "/evil"}, "/base"},
 		{"a proxy", local, "", []string{own + "/tandem"}, "/tandem"},
 		{"a slash at the end", local, "", []string{own + "/a/b-c/"}, "/a/b-c"},
 		{"the root", local, "https://example.com/base", []string{own + "/"}, ""},
-		{"a proxy knows better than the base", local, "https://example.com/base", []string{own + "/tandem"}, "/tandem"},
+		{"a proxy overrides the base", local, "https://example.com/base", []string{own + "/tandem"}, "/tandem"},
 		{"a proxy without the header", local, "https://example.com/base/", nil, "/base"},
 		{"a base without path", nil, "https://example.com", nil, ""},
 		{"another host", local, "", []string{own + "//evil.example"}, ""},
-		{"an URL", local, "", []string{own + "https://evil.example"}, ""},
+		{"a URL", local, "", []string{own + "https://evil.example"}, ""},
 		{"no path", local, "", []string{own + "tandem"}, ""},
 		{"dots", local, "", []string{own + "/a/../b"}, ""},
 		{"the end of a link", local, "", []string{own + `/a>; rel="x`}, ""},
@@ -92,13 +94,15 @@ func TestLocationAndLinkFollowThePathOfTheProxy(t *testing.T) {
 		svc := start(t, func(s *setup) { s.server.TrustedProxies, s.server.BaseURL = tt.trusted, tt.base })
 		var location string
 		for range 2 {
-			a := svc.do(http.MethodPost, "/async", `{"data":{"a":1},"task":"echo","callback_url":"`+svc.URL+`/test-callback"}`, tt.headers...)
+			a := svc.do(http.MethodPost, "/async",
+				`{"data":{"a":1},"task":"echo","callback_url":"`+svc.URL+`/test-callback"}`, tt.headers...)
 			location = a.header.Get("Location")
 		}
 		if !strings.HasPrefix(location, tt.want+"/requests/req_") {
 			t.Errorf("%s: Location %s, want %s/requests/…", tt.name, location, tt.want)
 		}
-		if next := link(t, svc.do(http.MethodGet, "/requests?limit=1", "", tt.headers...)); !strings.HasPrefix(next, tt.want+"/requests?cursor=") {
+		next := link(t, svc.do(http.MethodGet, "/requests?limit=1", "", tt.headers...))
+		if !strings.HasPrefix(next, tt.want+"/requests?cursor=") {
 			t.Errorf("%s: Link %s, want %s/requests?…", tt.name, next, tt.want)
 		}
 	}
@@ -107,7 +111,9 @@ func TestLocationAndLinkFollowThePathOfTheProxy(t *testing.T) {
 func TestTheHostOfTheBaseURLIsAllowed(t *testing.T) {
 	t.Parallel()
 	svc := start(t, func(s *setup) { s.server.BaseURL = "https://Example.com:8443/tandem" })
-	for host, want := range map[string]int{"example.com": http.StatusOK, "other.example": http.StatusMisdirectedRequest} {
+	for host, want := range map[string]int{
+		"example.com": http.StatusOK, "other.example": http.StatusMisdirectedRequest,
+	} {
 		if a := svc.do(http.MethodGet, "/livez", "", "Host: "+host); a.status != want {
 			t.Errorf("%s: %d, want %d", host, a.status, want)
 		}
@@ -117,9 +123,11 @@ func TestTheHostOfTheBaseURLIsAllowed(t *testing.T) {
 func TestBaseURLsAreChecked(t *testing.T) {
 	t.Parallel()
 	for text, ok := range map[string]bool{
-		"": true, "https://example.com": true, "http://example.com:8000/": true, "https://example.com/a/b": true, "http://[::1]:8000/t": true,
-		"example.com": false, "/tandem": false, "ftp://example.com": false, "https://": false, "https://u:p@example.com": false,
-		"https://example.com/?a": false, "https://example.com/#a": false, "https://example.com/a/../b": false, "https://example.com//a": false,
+		"": true, "https://example.com": true, "http://example.com:8000/": true,
+		"https://example.com/a/b": true, "http://[::1]:8000/t": true,
+		"example.com": false, "/tandem": false, "ftp://example.com": false, "https://": false,
+		"https://u:p@example.com": false, "https://example.com/?a": false, "https://example.com/#a": false,
+		"https://example.com/a/../b": false, "https://example.com//a": false,
 	} {
 		if err := server.ValidBaseURL(text); (err == nil) != ok {
 			t.Errorf("%q: %v", text, err)

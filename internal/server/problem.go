@@ -36,7 +36,8 @@ var kinds = []kind{
 		"The body is empty, cut off, followed by something else, or not JSON (RFC 8259) at all.",
 		"Send one JSON object, for example {\"data\": {\"user\": 1}}. The detail names the byte at which reading stopped.", 0},
 	{tandem.CodeInvalidInput, http.StatusBadRequest, "The input cannot be used",
-		"The body is JSON, but data is {}, is nested too deeply, or the body repeats a name in one object or holds text that is not UTF-8 or half a surrogate pair.",
+		"The body is JSON, but data is {}, is nested too deeply, or the body repeats a name in one object " +
+			"or holds text that is not UTF-8 or half a surrogate pair.",
 		"Give data at least one member, keep its levels within --max-depth, and use every name once per object.", 0},
 	{tandem.CodeInvalidCallbackURL, http.StatusBadRequest, "The callback URL cannot be called",
 		"callback_url is no absolute http or https URL with a host, or it carries a user name or password.",
@@ -54,7 +55,8 @@ var kinds = []kind{
 		"The headers say that a browser sent this for a page of another origin (Sec-Fetch-Site, Origin), and that origin is not one that the operator has named.",
 		"Call from a program, or ask the operator for --cors-origin with the origin of your page.", 0},
 	{tandem.CodeHostNotAllowed, http.StatusMisdirectedRequest, "The server does not go by this name",
-		"The Host of the request is not a name of this server. A server without API keys answers to addresses, localhost and the names that it was given, " +
+		"The Host of the request is not a name of this server. A server without API keys answers to addresses, " +
+			"localhost and the names that it was given, " +
 			"so that no web page can reach it under a name of its own (DNS rebinding).",
 		"Call it by its address, or ask the operator for --allowed-host with the name.", 0},
 	{tandem.CodeUnauthenticated, http.StatusUnauthorized, "An API key is needed",
@@ -85,10 +87,14 @@ var kinds = []kind{
 		"The task ran past --task-timeout and was cancelled.",
 		"Ask for less at once, or use POST /async with a longer --task-timeout.", 0},
 	{tandem.CodeRateLimited, http.StatusTooManyRequests, "Too many requests from one client",
-		"This client has made as many POSTs as --rate-limit allows in one window of time, or as many GETs as --read-limit, or it does not read the answers that it has asked for. An API key is one client, wherever it calls from; without one, an IPv6 network /64 is one client; so is everybody behind one address.",
+		"This client has made as many POSTs as --rate-limit allows in one window of time, " +
+			"or as many GETs as --read-limit, or it does not read the answers that it has asked for. " +
+			"An API key is one client, wherever it calls from; without one, an IPv6 network /64 is one client; " +
+			"so is everybody behind one address.",
 		"Try again after Retry-After, and look at the RateLimit header to stay below. Behind a proxy of your own, the operator has to name it with --trusted-proxy.", time.Second},
 	{tandem.CodeOverloaded, http.StatusServiceUnavailable, "Every slot is taken",
-		"No slot came free before the deadline of this request, or answers that are being read take up the memory that there is for them.",
+		"No slot came free before the deadline of this request, " +
+			"or answers that are being read take up the memory that there is for them.",
 		"Try again after Retry-After, or use POST /async, which queues.", time.Second},
 	{tandem.CodeQueueFull, http.StatusServiceUnavailable, "The queue is full",
 		"As many requests as --max-queue allows are unfinished. Nothing was accepted.",

@@ -83,7 +83,7 @@ func TestPagesTakeNothingFromElsewhere(t *testing.T) {
 					t.Errorf("%s: %d, %d bytes", file, b.status, len(b.body))
 				}
 				if strings.Contains(b.body, "https://cdn.") {
-					t.Errorf("%s asks a stranger for something", file)
+					t.Errorf("%s loads something from a CDN", file)
 				}
 				if zipped := strings.HasPrefix(b.body, "\x1f\x8b"); zipped != (b.header.Get("Content-Encoding") == "gzip") || zipped && encoding != "gzip" {
 					t.Errorf("%s with %s: compressed %v, %v", file, encoding, zipped, b.header)

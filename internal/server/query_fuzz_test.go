@@ -38,7 +38,8 @@ func FuzzQuery(f *testing.F) {
 			t.Fatalf("let through %q: %v", raw, err)
 		}
 		for name, values := range query {
-			if len(values) != 1 || name != strings.ToLower(name) || strings.ToValidUTF8(values[0], "") != values[0] || strings.Contains(values[0], "\x00") {
+			if len(values) != 1 || name != strings.ToLower(name) ||
+				strings.ToValidUTF8(values[0], "") != values[0] || strings.Contains(values[0], "\x00") {
 				t.Fatalf("let through %q", raw)
 			}
 		}

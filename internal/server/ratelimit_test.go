@@ -211,7 +211,8 @@ func TestRateLimitComesBeforeTheBody(t *testing.T) {
 	svc := limitedTo(t, 1, func(s *setup) { s.tune = func(h *http.Server) { h.ReadTimeout = time.Hour } })
 	svc.post("/sync", `{"data":{"a":1},"task":"echo"}`)
 	for _, path := range []string{"/sync", "/async"} {
-		response, err := svc.raw("POST " + path + " HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: 100000000\r\n\r\n")
+		response, err := svc.raw("POST " + path + " HTTP/1.1\r\nHost: localhost\r\n" +
+			"Content-Type: text/plain\r\nContent-Length: 100000000\r\n\r\n")
 		if err != nil || response.StatusCode != http.StatusTooManyRequests {
 			t.Errorf("%s: %v, %v", path, response, err)
 		}
@@ -293,7 +294,8 @@ func TestRateLimitClients(t *testing.T) {
 			t.Parallel()
 			svc := limitedTo(t, 1, func(s *setup) { s.server.TrustedProxies = tt.trusted })
 			for i, lines := range [][]string{tt.a, tt.b} {
-				text := "POST /sync HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 30\r\nConnection: close\r\n"
+				text := "POST /sync HTTP/1.1\r\nHost: localhost\r\n" +
+					"Content-Type: application/json\r\nContent-Length: 30\r\nConnection: close\r\n"
 				for _, line := range lines {
 					text += "X-Forwarded-For: " + line + "\r\n"
 				}

@@ -51,14 +51,17 @@ func (s *server) routes() []route {
 			method: http.MethodPost, path: "/sync", handle: s.handleSync, access: forCallers, limited: true,
 			id: "sync", tag: tagWork, summary: "Do work and wait for the result",
 			description: "The request is recorded before its work starts. A caller that hangs up cancels the work.",
-			body:        syncOrder{}, ask: exampleOrder, status: http.StatusOK, reply: syncReply{}, example: exampleSync,
+			body:        syncOrder{}, ask: exampleOrder,
+			status: http.StatusOK, reply: syncReply{}, example: exampleSync,
 			problems: append(slices.Clone(orderProblems), tandem.CodeTaskFailed, tandem.CodeTaskTimeout, tandem.CodeOverloaded),
 		},
 		{
 			method: http.MethodPost, path: "/async", handle: s.handleAsync, access: forCallers, limited: true,
 			id: "async", tag: tagWork, summary: "Accept work and call back with the result",
 			description: "A 202 means that the request is committed to disk. The result is sent to callback_url, signed and retried; it arrives at least once.",
-			body:        asyncOrder{}, ask: s.exampleAsyncOrder(), status: http.StatusAccepted, reply: asyncReply{}, headers: []string{"Location", "Retry-After"}, example: exampleAsync,
+			body:        asyncOrder{}, ask: s.exampleAsyncOrder(),
+			status: http.StatusAccepted, reply: asyncReply{}, headers: []string{"Location", "Retry-After"},
+			example:   exampleAsync,
 			problems:  append(slices.Clone(orderProblems), tandem.CodeInvalidCallbackURL, tandem.CodeCallbackBlocked),
 			callbacks: callbackDoc(),
 		},
@@ -67,7 +70,9 @@ func (s *server) routes() []route {
 			id: "list-requests", tag: tagHistory, summary: "List requests, newest first",
 			description: "Without their attempts. A page ends early rather than growing beyond 8 MiB; the Link header with rel=\"next\" leads on, with all filters kept. Unknown parameters are refused.",
 			params:      listParams(), status: http.StatusOK, reply: []tandem.Request{}, headers: []string{"Link"},
-			problems: []tandem.Code{tandem.CodeInvalidCursor, tandem.CodeValidation, tandem.CodeStoreUnavailable, tandem.CodeOverloaded},
+			problems: []tandem.Code{
+				tandem.CodeInvalidCursor, tandem.CodeValidation, tandem.CodeStoreUnavailable, tandem.CodeOverloaded,
+			},
 		},
 		{
 			method: http.MethodGet, path: "/requests/{id}", handle: conditional(s.handleEntry, exactTag), access: forReaders, limited: true, tagged: true,
@@ -79,13 +84,15 @@ func (s *server) routes() []route {
 			method: http.MethodGet, path: "/stats", handle: conditional(s.handleStats, s.figuresTag), access: forAdmins, limited: true, tagged: true,
 			id: "stats", tag: tagService, summary: "Show figures about requests, callbacks, the queue and the process",
 			description: "The ETag covers the start of the process and every figure but rate_limiting.reads and, of system, timestamp, uptime_seconds, memory, goroutines and connections.",
-			status:      http.StatusOK, reply: statistics{}, problems: []tandem.Code{tandem.CodeStoreUnavailable, tandem.CodeOverloaded},
+			status:      http.StatusOK, reply: statistics{},
+			problems: []tandem.Code{tandem.CodeStoreUnavailable, tandem.CodeOverloaded},
 		},
 		{
 			method: http.MethodGet, path: "/nodes", handle: show(s.handleNodes), access: forAdmins, limited: true,
 			id: "list-nodes", tag: tagService, summary: "List the nodes that share the database, the longest there first",
 			description: "On SQLite there is one.",
-			status:      http.StatusOK, reply: []node{}, problems: []tandem.Code{tandem.CodeStoreUnavailable, tandem.CodeOverloaded},
+			status:      http.StatusOK, reply: []node{},
+			problems: []tandem.Code{tandem.CodeStoreUnavailable, tandem.CodeOverloaded},
 		},
 		{
 			method: http.MethodGet, path: "/metrics", handle: s.handleMetrics(), access: forAdmins, limited: true,
@@ -195,8 +202,9 @@ func (s *server) mux(routes []route) http.Handler {
 	return mux
 }
 
-// untilAnswered lets a GET go on when the caller has closed its side of the connection. A program that has said all it
-// has to say may do so and still read the answer, and net/http cannot tell it from one that has gone. HTTP/2 can.
+// untilAnswered lets a GET go on when the caller has closed its side of the connection. A program
+// that has sent everything may do so and still read the answer, and net/http cannot distinguish it
+// from one that has gone. HTTP/2 can.
 func untilAnswered(next handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		if r.ProtoMajor == 1 {

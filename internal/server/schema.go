@@ -8,7 +8,8 @@ import (
 	"tandem"
 )
 
-// rootDocs describes the types of package tandem, which knows nothing of OpenAPI.
+// rootDocs describes the types of package tandem, which knows nothing of OpenAPI, and members whose
+// descriptions are too long for a tag.
 // :: schema.property → description
 var rootDocs = map[string]string{
 	"Request.request_id":         "req_ and 32 hex digits; sortable by time",
@@ -37,7 +38,22 @@ var rootDocs = map[string]string{
 	"Attempt.status_code": "What the receiver answered",
 	"Attempt.outcome":     "How it ended",
 	"Attempt.error":       "For people",
-	"Attempt.next_at":     "When the next attempt was due; of the last one, when it is due now, postponed or not: absent if there is none, or it is under way",
+	"Attempt.next_at": "When the next attempt was due; of the last one, when it is due now, postponed or not: " +
+		"absent if there is none, or it is under way",
+
+	"CallbackService.domains": "Destination (host:port; scheme://host:port where it is called by both schemes) " +
+		"→ its circuit breaker, as this node knows it, and what waits for it, on all nodes; " +
+		"at most 1,000 that this node knows, failing ones first, and 1,000 that callbacks wait for, " +
+		"the longest wait first. Of a host that gives no answer all nodes know within seconds",
+	"Domain.state": "The worst, where answers 5xx have opened a breaker for single paths " +
+		"or API keys only",
+	"Domain.undelivered": "Callbacks, of all nodes, that have failed or been rescheduled and wait for it; " +
+		"up to 5 s old",
+	"Domain.undelivered_more": "There may be more than undelivered: counting stops at 50,000, " +
+		"shared among destinations",
+	"Domain.oldest_undelivered_at": "When the work of the first of them ended; null: none waits",
+
+	"SubmissionEntry.processing_time": "processingTime, for clients of the FastAPI service",
 
 	"FieldError.location": "body.complexity, query.limit, header.Content-Type",
 	"FieldError.message":  "What was expected",

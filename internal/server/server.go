@@ -43,8 +43,6 @@ type Config struct {
 	MaxData      int64          // bytes of `data`; 10,240; at most 16 MiB
 	MaxDepth     int            // levels of `data`; 10; at most 1,000
 	TaskTimeout  time.Duration  // 30 s; bounds how long an answer may take
-	BaseURL      string         // under which callers reach the server; its path goes before links unless a trusted proxy names another; "": unknown, and no path
-	AllowedHosts []string       // names that Host may carry beside addresses, localhost and that of BaseURL; Host is checked while Keys is nil
 	CORSOrigins  []string       // such as https://app.example.com; none: no CORS headers
 	RateLimit    limit.Quota    // of POST /sync, /async and submissions together, per client; zero: no limit
 	ReadLimit    limit.Quota    // of GETs that read data, per client; zero: no limit
@@ -54,6 +52,14 @@ type Config struct {
 	// Leaving is closed when the service is about to stop: from then on /readyz says 503 and every answer closes its
 	// connection, so that callers go elsewhere while all else is still served. nil: that is not told in advance.
 	Leaving <-chan struct{}
+
+	// BaseURL is where callers reach the server. Its path goes before links unless a trusted proxy
+	// names another. "": unknown, and no path.
+	BaseURL string
+
+	// AllowedHosts are names that Host may carry besides addresses, localhost and that of BaseURL.
+	// Host is checked while Keys is nil.
+	AllowedHosts []string
 
 	// TrustedProxies are the peers whose X-Forwarded-For and X-Forwarded-Prefix are believed; none.
 	TrustedProxies []netip.Prefix

@@ -61,7 +61,7 @@ type percentiles struct {
 
 // callbackService is about callbacks, whatever their request's work did.
 type callbackService struct {
-	Domains      map[string]domain        `json:"domains" doc:"Destination (host:port; scheme://host:port where it is called by both schemes) → its circuit breaker, as this node knows it, and what waits for it, on all nodes; at most 1,000 that this node knows, failing ones first, and 1,000 that callbacks wait for, the longest wait first. Of a host that gives no answer all nodes know within seconds"`
+	Domains      map[string]domain        `json:"domains"`
 	Global       globalCallbacks          `json:"global_stats"`
 	DeliveryRate float64                  `json:"delivery_rate" minimum:"0" maximum:"100" doc:"Percent of callbacks that ended that were delivered; 100 while none has ended"`
 	Attempts     map[tandem.Outcome]int64 `json:"attempts" doc:"Outcome → attempts"`
@@ -71,16 +71,16 @@ type callbackService struct {
 type domain struct {
 	Host            string     `json:"host" doc:"Its name or address, without the port"`
 	Scheme          string     `json:"scheme" enum:"http,https"`
-	State           string     `json:"state" enum:"closed,half-open,open" doc:"The worst, where answers 5xx have opened a breaker for single paths or API keys only"`
+	State           string     `json:"state" enum:"closed,half-open,open"`
 	FailureCount    int        `json:"failure_count" minimum:"0" doc:"In a row"`
 	LastFailureTime *time.Time `json:"last_failure_time" doc:"null: none is remembered"`
 	RetryAt         *time.Time `json:"retry_at" doc:"When an open breaker lets a probe pass; null unless open"`
 	InFlight        int        `json:"in_flight" minimum:"0" doc:"Exchanges of this node now"`
 	Waiting         int        `json:"waiting" minimum:"0" doc:"Calls of this node that wait for a place"`
 
-	Undelivered int64      `json:"undelivered" minimum:"0" doc:"Callbacks, of all nodes, that have failed or been put off and wait for it; up to 5 s old"`
-	More        bool       `json:"undelivered_more" doc:"There may be more than undelivered: counting stops at 50,000, shared among destinations"`
-	Oldest      *time.Time `json:"oldest_undelivered_at" doc:"When the work of the first of them ended; null: none waits"`
+	Undelivered int64      `json:"undelivered" minimum:"0"`
+	More        bool       `json:"undelivered_more"`
+	Oldest      *time.Time `json:"oldest_undelivered_at"`
 }
 
 // globalCallbacks sums up; the destinations are those listed, not all there ever were.
@@ -202,8 +202,8 @@ func callbackFigures(c *store.Stats, known []engine.Destination, waiting []store
 		}
 		wait := parked[d.Scheme+"://"+d.Host]
 		figures.Domains[name] = domain{
-			hostName(d.Host), d.Scheme, d.State, d.FailureCount, orNull(d.LastFailure), orNull(d.RetryAt), d.InFlight, d.Waiting,
-			wait.Count, wait.More, orNull(wait.Oldest),
+			hostName(d.Host), d.Scheme, d.State, d.FailureCount, orNull(d.LastFailure), orNull(d.RetryAt),
+			d.InFlight, d.Waiting, wait.Count, wait.More, orNull(wait.Oldest),
 		}
 		figures.Global.InFlight += d.InFlight
 		if d.State == "open" {
@@ -215,7 +215,9 @@ func callbackFigures(c *store.Stats, known []engine.Destination, waiting []store
 
 // merged adds the sites that callbacks wait for to the destinations that this node knows. It also returns what waits
 // for each, by site.
-func merged(known []engine.Destination, waiting []store.UndeliveredSite) ([]engine.Destination, map[string]store.UndeliveredSite) {
+func merged(
+	known []engine.Destination, waiting []store.UndeliveredSite,
+) ([]engine.Destination, map[string]store.UndeliveredSite) {
 	parked := make(map[string]store.UndeliveredSite, len(waiting))
 	seen := make(map[string]bool, len(known))
 	for _, d := range known {

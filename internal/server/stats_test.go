@@ -58,7 +58,8 @@ func TestStats(t *testing.T) {
 	}
 	domains := got["callback_service"]["domains"].(map[string]any)
 	host := strings.TrimPrefix(svc.URL, "http://")
-	if d, ok := domains[host].(map[string]any); !ok || d["host"] != "127.0.0.1" || d["state"] != "closed" || d["failure_count"] != 0.0 || d["retry_at"] != nil {
+	if d, ok := domains[host].(map[string]any); !ok || d["host"] != "127.0.0.1" || d["state"] != "closed" ||
+		d["failure_count"] != 0.0 || d["retry_at"] != nil {
 		t.Errorf("domains: %v", domains)
 	}
 	if global := got["callback_service"]["global_stats"].(map[string]any); global["sent"] != 1.0 || global["destinations"] != 1.0 {
@@ -98,7 +99,8 @@ func TestStatsShowTroubleWithADestination(t *testing.T) {
 	}
 }
 
-// What waits for a destination is shown with it, with how long it has waited, also by a process that has never called it.
+// What waits for a destination is shown with it, with how long it has waited, also by a process that
+// has never called it.
 func TestStatsShowWhatWaitsForADestination(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "tandem.db")
@@ -108,10 +110,12 @@ func TestStatsShowWhatWaitsForADestination(t *testing.T) {
 		d, _ := stats(t, svc)["callback_service"]["domains"].(map[string]any)["127.0.0.1:1"].(map[string]any)
 		oldest, _ := d["oldest_undelivered_at"].(string)
 		at, err := time.Parse(time.RFC3339Nano, oldest)
-		if d["host"] != "127.0.0.1" || d["scheme"] != "http" || d["undelivered"] != 2.0 || d["undelivered_more"] != false || err != nil || !at.Equal(ended) {
+		if d["host"] != "127.0.0.1" || d["scheme"] != "http" || d["undelivered"] != 2.0 ||
+			d["undelivered_more"] != false || err != nil || !at.Equal(ended) {
 			t.Errorf("two callbacks wait, the older one since %v: %v", ended, d)
 		}
-		if age := scrape(t, svc)["tandem_callback_oldest_undelivered_seconds"]; age <= 0 || age > time.Since(ended).Seconds() {
+		age := scrape(t, svc)["tandem_callback_oldest_undelivered_seconds"]
+		if age <= 0 || age > time.Since(ended).Seconds() {
 			t.Errorf("the oldest callback has waited for %v s, want about %v", age, time.Since(ended))
 		}
 	}

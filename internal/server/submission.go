@@ -72,7 +72,7 @@ type submissionEntry struct {
 	ReportedFirst     string    `json:"first_name" doc:"firstName, for clients of the FastAPI service"`
 	ReportedLast      string    `json:"last_name" doc:"lastName, for clients of the FastAPI service"`
 	ReportedMessage   string    `json:"message" doc:"For people, as POST /api/submit would say it now"`
-	ReportedTime      float64   `json:"processing_time" minimum:"0" doc:"processingTime, for clients of the FastAPI service"`
+	ReportedTime      float64   `json:"processing_time" minimum:"0"`
 	ReportedCreatedAt time.Time `json:"created_at" doc:"timestamp, for clients of the FastAPI service"`
 	LatestID          string    `json:"id,omitempty" doc:"submissionId; of latest_submission only"`
 	LatestName        string    `json:"name,omitempty" doc:"Both names; of latest_submission only"`
@@ -227,7 +227,7 @@ func (p person) thanks(external string) string {
 	}[external]
 }
 
-// roundSeconds rounds to microseconds, so that a time has no digits that nobody measured.
+// roundSeconds rounds to microseconds: a time has no digits beyond what was measured.
 func roundSeconds(s float64) float64 { return math.Round(s*1e6) / 1e6 }
 
 // externalOf says what the status of a submission means for its call.

@@ -577,20 +577,23 @@ func TestTheReportingPageOfTheFastAPIServiceFindsWhatItReads(t *testing.T) {
 	}
 	for _, entry := range []map[string]any{list.Submissions[0], figures.Latest} {
 		for theirs, ours := range map[string]string{
-			"submission_id": "submissionId", "first_name": "firstName", "last_name": "lastName", "processing_time": "processingTime", "created_at": "timestamp",
+			"submission_id": "submissionId", "first_name": "firstName", "last_name": "lastName",
+			"processing_time": "processingTime", "created_at": "timestamp",
 		} {
 			if entry[theirs] == nil || entry[theirs] != entry[ours] {
 				t.Errorf("%s is %v, %s is %v", theirs, entry[theirs], ours, entry[ours])
 			}
 		}
-		if message, _ := entry["message"].(string); !strings.Contains(message, "Ada Lovelace") || entry["batch_id"] == nil {
+		message, _ := entry["message"].(string)
+		if !strings.Contains(message, "Ada Lovelace") || entry["batch_id"] == nil {
 			t.Errorf("message %q, batch_id %v", message, entry["batch_id"])
 		}
 		if micros := entry["processingTime"].(float64) * 1e6; math.Abs(micros-math.Round(micros)) > 1e-6 {
-			t.Errorf("processingTime %v has digits that nobody measured", entry["processingTime"])
+			t.Errorf("processingTime %v has digits beyond microseconds", entry["processingTime"])
 		}
 	}
-	if figures.Latest["id"] != figures.Latest["submissionId"] || figures.Latest["name"] != "Ada Lovelace" || list.Submissions[0]["id"] != nil {
+	if figures.Latest["id"] != figures.Latest["submissionId"] || figures.Latest["name"] != "Ada Lovelace" ||
+		list.Submissions[0]["id"] != nil {
 		t.Errorf("id and name: %v", figures.Latest)
 	}
 }

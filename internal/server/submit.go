@@ -49,7 +49,8 @@ func (s *server) handleAsync(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	order.KeyID, order.Owner = keyOf(r), s.ownerOf(r)
-	accepted, err := s.cfg.Engine.Submit(context.WithoutCancel(r.Context()), order) // a half-closed connection gets its 202
+	// A half-closed connection gets its 202.
+	accepted, err := s.cfg.Engine.Submit(context.WithoutCancel(r.Context()), order)
 	if err != nil {
 		return err
 	}

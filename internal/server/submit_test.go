@@ -221,7 +221,8 @@ func TestHalfASurrogatePairIsNamed(t *testing.T) {
 		`{"data":{"a":"\ud83d\ud83d"}}`:   "half a surrogate pair",
 		"{\"data\":{\"a\":\"\xed\xa0\"}}": "not UTF-8",
 	} {
-		if p := svc.post("/sync", body).problem(t); p.Code != tandem.CodeInvalidInput || !strings.Contains(p.Detail, want) {
+		p := svc.post("/sync", body).problem(t)
+		if p.Code != tandem.CodeInvalidInput || !strings.Contains(p.Detail, want) {
 			t.Errorf("%s: %+v, want %q", body, p, want)
 		}
 	}

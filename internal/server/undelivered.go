@@ -11,8 +11,8 @@ import (
 // undeliveredFresh is how long an answer of the store about undelivered callbacks is used again.
 const undeliveredFresh = 5 * time.Second
 
-// undelivered remembers what the store last said about undelivered callbacks, for everyone who asks for /stats or
-// /metrics: the store counts up to 50,000 callbacks to answer.
+// undelivered caches the store's last answer about undelivered callbacks, for all requests of /stats
+// and /metrics: the store counts up to 50,000 callbacks to answer.
 type undelivered struct {
 	mu   sync.Mutex // guards the fields below; held while the store is asked, so that others wait for that answer
 	read time.Time  // monotonic
