@@ -14,8 +14,8 @@ import (
 const (
 	maxRefusals  = 10_000          // receivers that failed by their answers; the least recently used is forgotten
 	maxPath      = 256             // bytes of a path that distinguish receivers
-	maxTurns     = 64              // API keys that wait for a probe of one site
-	turnWait     = 4 * time.Second // for a call of the key whose turn it is to probe; then the next key may
+	maxTurns     = 64              // owners that wait for a probe of one site
+	turnWait     = 4 * time.Second // for a call of the owner whose turn it is to probe; then the next owner may
 	troubleSleep = 5 * time.Second // how long a site is left alone after trouble of our own
 )
 
@@ -27,33 +27,33 @@ type Site struct {
 
 // Receiver is who is called, and for whom: all that a call may be held back by. It is comparable.
 //
-// A failure of the site itself (no connection, no answer, no TLS) counts for all API keys. A 5xx answer
-// counts for the path of the key that got it, and for the whole key once several of its paths have
-// failed in a row: another key may call something else there that is well.
+// A failure of the site itself (no connection, no answer, no TLS) counts for all owners. A 5xx answer
+// counts for the path of the owner that got it, and for the whole owner once several of its paths have
+// failed in a row: another owner may call something else there that is well.
 type Receiver struct {
 	Site
-	Key  string // the API key that asked; "": none
-	Path string // of the URL, cut off after 256 bytes; "": all paths of the key
+	Owner string // tandem.Request.Owner: the API key that asked, or without keys the client
+	Path  string // of the URL, cut off after 256 bytes; "": all paths of the owner
 }
 
 // Receiver names who a callback goes to. Its errors are those of [Client.Check].
-func (c *Client) Receiver(rawURL, key string) (Receiver, error) {
+func (c *Client) Receiver(rawURL, owner string) (Receiver, error) {
 	t, err := c.parse(rawURL)
 	if err != nil {
 		return Receiver{}, err
 	}
-	return t.receiver(key), nil
+	return t.receiver(owner), nil
 }
 
 // String is the site as a URL has it.
 func (s Site) String() string { return s.Scheme + "://" + s.Host }
 
-// Room is how many rescheduled calls of an API key may be with a destination at the same time: none
+// Room is how many rescheduled calls of an owner may be with a destination at the same time: none
 // while a breaker holds them back, its probe is out, or too many wait already; one that may probe; else
 // a few more than there are places, so that each place is taken again at once. destination is a site,
 // or a site and a path.
-func (c *Client) Room(destination, key string) int {
-	r := Receiver{Key: key}
+func (c *Client) Room(destination, owner string) int {
+	r := Receiver{Owner: owner}
 	scheme, rest, _ := strings.Cut(destination, "://")
 	host := rest
 	if i := strings.IndexByte(rest, '/'); i >= 0 {
@@ -110,7 +110,7 @@ func (ci *circuit) until(d *destination, r Receiver, why error) time.Time {
 	case errors.Is(why, limit.ErrOpen):
 		return ci.Status().RetryAt
 	case errors.Is(why, errTurn):
-		return d.turns.at(r.Key, ci.Status().RetryAt)
+		return d.turns.at(r.Owner, ci.Status().RetryAt)
 	default:
 		return time.Now().Add(probePutOff)
 	}
@@ -125,8 +125,8 @@ type refusal struct {
 // The circuits that a call has to pass.
 const (
 	byTrouble = iota // our own
-	byKey            // answers to a key
-	byPath           // answers to a path of a key
+	byOwner          // answers to an owner
+	byPath           // answers to a path of an owner
 	byHost
 	circuits
 )
@@ -141,8 +141,8 @@ func (c *Client) circuitsLocked(d *destination, r Receiver) (all [circuits]*circ
 		all[byPath] = &path.circuit
 	}
 	r.Path = ""
-	if key, known := c.refusals.Peek(r); known {
-		all[byKey] = &key.circuit
+	if owner, known := c.refusals.Peek(r); known {
+		all[byOwner] = &owner.circuit
 	}
 	return all
 }
@@ -157,14 +157,14 @@ func (d *destination) heldBy(all [circuits]*circuit, r Receiver) (*circuit, erro
 			return ci, why
 		}
 	}
-	if len(d.turns.list) > 0 && time.Now().Before(d.turns.at(r.Key, d.host.Status().RetryAt)) {
+	if len(d.turns.list) > 0 && time.Now().Before(d.turns.at(r.Owner, d.host.Status().RetryAt)) {
 		return d.host, errTurn
 	}
 	return d.host, nil
 }
 
 // errTurn is why a call is rescheduled although it could probe.
-var errTurn = errors.New("another key's call is to probe the destination first")
+var errTurn = errors.New("another owner's call is to probe the destination first")
 
 // passLocked takes a pass of every circuit, or returns the one that holds the call back, and why.
 func (c *Client) passLocked(d *destination, r Receiver) (passes [circuits]limit.Pass, held *circuit, why error) {
@@ -178,7 +178,7 @@ func (c *Client) passLocked(d *destination, r Receiver) (passes [circuits]limit.
 		}
 	}
 	if passes[byHost].Probe {
-		d.turns.took(r.Key)
+		d.turns.took(r.Owner)
 	}
 	return passes, nil, nil
 }
@@ -193,8 +193,8 @@ func (c *Client) reportLocked(p *Place, result *Result) (failed *circuit) {
 		switch i {
 		case byPath:
 			ci = c.refusedLocked(ci, p.receiver, report)
-		case byKey:
-			ci, report = c.refusedKeyLocked(ci, p, report)
+		case byOwner:
+			ci, report = c.refusedOwnerLocked(ci, p, report)
 		}
 		if ci == nil {
 			continue
@@ -210,7 +210,7 @@ func (c *Client) reportLocked(p *Place, result *Result) (failed *circuit) {
 	}
 	switch status := d.host.Status(); {
 	case status.State == limit.StateOpen && !wasOpen:
-		d.turns.took(p.receiver.Key) // the keys that it has not failed for go first
+		d.turns.took(p.receiver.Owner) // the owners that it has not failed for go first
 	case status.State == limit.StateClosed:
 		d.turns.list = nil
 	}
@@ -220,7 +220,7 @@ func (c *Client) reportLocked(p *Place, result *Result) (failed *circuit) {
 // judgeLocked decides what the result of a call means for each of its circuits.
 func (c *Client) judgeLocked(p *Place, result *Result) (reports [circuits]limit.Report) {
 	all := func(trouble, host, answer limit.Report) [circuits]limit.Report {
-		return [circuits]limit.Report{byTrouble: trouble, byHost: host, byKey: answer, byPath: answer}
+		return [circuits]limit.Report{byTrouble: trouble, byHost: host, byOwner: answer, byPath: answer}
 	}
 	now := time.Now()
 	// A host that answers others is not dead because one of its paths hangs.
@@ -257,21 +257,21 @@ func (c *Client) refusedLocked(known *circuit, r Receiver, report limit.Report) 
 	return &found.circuit
 }
 
-// refusedKeyLocked is refusedLocked for all paths of a key. Of failures of one path in a row it counts
+// refusedOwnerLocked is refusedLocked for all paths of an owner. Of failures of one path in a row it counts
 // the first only.
-func (c *Client) refusedKeyLocked(known *circuit, p *Place, report limit.Report) (*circuit, limit.Report) {
+func (c *Client) refusedOwnerLocked(known *circuit, p *Place, report limit.Report) (*circuit, limit.Report) {
 	r := p.receiver
 	r.Path = ""
 	ci := c.refusedLocked(known, r, report)
 	if ci == nil {
 		return nil, report
 	}
-	key, _ := c.refusals.Peek(r)
-	if report == limit.Failure && key.lastPath == p.receiver.Path && !p.passes[byKey].Probe {
+	owner, _ := c.refusals.Peek(r)
+	if report == limit.Failure && owner.lastPath == p.receiver.Path && !p.passes[byOwner].Probe {
 		return ci, limit.Excluded
 	}
 	if report != limit.Excluded {
-		key.lastPath = p.receiver.Path
+		owner.lastPath = p.receiver.Path
 	}
 	return ci, report
 }
@@ -299,26 +299,26 @@ func (s *schedule) next(first time.Time, pace time.Duration, why error) time.Tim
 	return at
 }
 
-// turns are the API keys that wait for a half-open breaker to close, in the order in which they may
+// turns are the owners that wait for a half-open breaker to close, in the order in which they may
 // send its probe: those that have not probed yet first, then the one whose probe is longest ago.
 type turns struct{ list []turn }
 
 type turn struct {
-	key    string
+	owner  string
 	probed bool      // or its call has opened the breaker
 	retry  time.Time // the end of the open period for which one of its calls was scheduled
 }
 
-// at is when a key may probe a breaker that is half-open since retryAt.
-func (t *turns) at(key string, retryAt time.Time) time.Time {
-	position := slices.IndexFunc(t.list, func(other turn) bool { return other.key == key })
+// at is when an owner may probe a breaker that is half-open since retryAt.
+func (t *turns) at(owner string, retryAt time.Time) time.Time {
+	position := slices.IndexFunc(t.list, func(other turn) bool { return other.owner == owner })
 	if position < 0 {
 		position = t.newcomer()
 	}
 	return retryAt.Add(time.Duration(position) * turnWait)
 }
 
-// newcomer is the position of a key that has not probed yet.
+// newcomer is the position of an owner that has not probed yet.
 func (t *turns) newcomer() int {
 	if i := slices.IndexFunc(t.list, func(other turn) bool { return other.probed }); i >= 0 {
 		return i
@@ -326,16 +326,16 @@ func (t *turns) newcomer() int {
 	return len(t.list)
 }
 
-// enter has a key wait for its turn. It reports whether its call is the first in this open period: that
+// enter has an owner wait for its turn. It reports whether its call is the first in this open period: that
 // one comes back when it is its turn, and all others behind it.
-func (t *turns) enter(key string, retryAt time.Time) bool {
-	i := slices.IndexFunc(t.list, func(other turn) bool { return other.key == key })
+func (t *turns) enter(owner string, retryAt time.Time) bool {
+	i := slices.IndexFunc(t.list, func(other turn) bool { return other.owner == owner })
 	if i < 0 {
 		i = t.newcomer()
 		if i >= maxTurns {
 			return false
 		}
-		t.list = slices.Insert(t.list, i, turn{key: key})
+		t.list = slices.Insert(t.list, i, turn{owner: owner})
 		t.list = t.list[:min(len(t.list), maxTurns)]
 	}
 	first := !t.list[i].retry.Equal(retryAt)
@@ -343,11 +343,11 @@ func (t *turns) enter(key string, retryAt time.Time) bool {
 	return first
 }
 
-// took notes that a call of the key probes, or has opened the breaker. Keys before it have not come
+// took notes that a call of the owner probes, or has opened the breaker. Owners before it have not come
 // when it was their turn: they have nothing to send any more, or come back as new ones.
-func (t *turns) took(key string) {
-	if i := slices.IndexFunc(t.list, func(other turn) bool { return other.key == key }); i >= 0 {
+func (t *turns) took(owner string) {
+	if i := slices.IndexFunc(t.list, func(other turn) bool { return other.owner == owner }); i >= 0 {
 		t.list = slices.Delete(t.list, 0, i+1)
 	}
-	t.list = append(t.list[:min(len(t.list), maxTurns-1)], turn{key: key, probed: true})
+	t.list = append(t.list[:min(len(t.list), maxTurns-1)], turn{owner: owner, probed: true})
 }

@@ -78,14 +78,14 @@ type Place struct {
 }
 
 // Reserve waits for a place at the destination of rawURL, first come, first
-// served. key is the API key that the call is made for; "" is none. It returns a *PutOff when waiting
+// served. owner is who the call is made for (tandem.Request.Owner). It returns a *PutOff when waiting
 // here is not worth it: a breaker is open or half-open with its probe out, or too many wait already. It
 // returns ctx's cause when ctx ends.
 //
 // One destination may hold at most half of the waiting places that are still free, so
 // that a slow one never takes them all. A URL that Check would refuse by now gets a
 // place at once, and Post says blocked.
-func (c *Client) Reserve(ctx context.Context, rawURL, key string) (*Place, error) {
+func (c *Client) Reserve(ctx context.Context, rawURL, owner string) (*Place, error) {
 	place := &Place{client: c}
 	place.target, place.refused = c.parse(rawURL)
 	if place.refused != nil {
@@ -94,7 +94,7 @@ func (c *Client) Reserve(ctx context.Context, rawURL, key string) (*Place, error
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	place.receiver = place.target.receiver(key)
+	place.receiver = place.target.receiver(owner)
 
 	c.mu.Lock()
 	d, held := c.holdLocked(place.receiver.Site)
@@ -137,7 +137,7 @@ func (p *Place) granted(g grant) (*Place, error) {
 }
 
 // Destinations are what may have room once the exchange has ended, as [Client.Room] takes them: the
-// site and the path of the key's calls. They are "" if the URL is refused.
+// site and the path of the owner's calls. They are "" if the URL is refused.
 func (p *Place) Destinations() (site, path string) {
 	if p.dest == nil {
 		return "", ""
@@ -293,7 +293,7 @@ func (d *destination) waitLocked(concurrency int) time.Duration {
 
 // putOffLocked says when a call may come back to d; held is the circuit that holds it back, if any.
 // Rescheduled calls come back one after the other, at twice the pace that the destination has shown.
-// But the first call of each API key in an open period of the host comes back as soon as it may probe.
+// But the first call of each owner in an open period of the host comes back as soon as it may probe.
 func (c *Client) putOffLocked(d *destination, r Receiver, held *circuit, why error) *PutOff {
 	putOff := &PutOff{Until: c.backLocked(d, r, held, why), Reason: why.Error(), Destination: d.site.String()}
 	putOff.Held = errors.Is(why, limit.ErrOpen) || errors.Is(why, limit.ErrProbing)
@@ -316,8 +316,8 @@ func (c *Client) backLocked(d *destination, r Receiver, held *circuit, why error
 		jitter = probePutOff
 	}
 	if retryAt := held.Status().RetryAt; held == d.host && !errors.Is(why, limit.ErrProbing) &&
-		d.turns.enter(r.Key, retryAt) {
-		return d.turns.at(r.Key, retryAt).Add(time.Millisecond + rand.N(jitter))
+		d.turns.enter(r.Owner, retryAt) {
+		return d.turns.at(r.Owner, retryAt).Add(time.Millisecond + rand.N(jitter))
 	}
 	return held.later.next(first, max(pace, time.Millisecond), why).Add(rand.N(jitter))
 }
@@ -325,7 +325,7 @@ func (c *Client) backLocked(d *destination, r Receiver, held *circuit, why error
 // Destination is what is known of one site.
 type Destination struct {
 	Site
-	State        string    // closed, half-open or open: the worst of its breakers, those of keys and paths included
+	State        string    // closed, half-open or open: the worst of its breakers, those of owners and paths included
 	FailureCount int       // failures in a row, of the breaker that has most
 	LastFailure  time.Time // zero: none remembered
 	RetryAt      time.Time // when an open breaker lets a probe pass; zero unless open
@@ -380,7 +380,7 @@ func (c *Client) Breakers() map[string]int {
 }
 
 // Found returns at most limit destinations that the client has found failing itself: it opened the
-// breaker of the host, not another node. What single keys were answered is not published.
+// breaker of the host, not another node. What single owners were answered is not published.
 func (c *Client) Found(limit int) []Destination {
 	c.mu.Lock()
 	defer c.mu.Unlock()

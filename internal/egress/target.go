@@ -30,8 +30,8 @@ type target struct {
 	path string // as in Receiver
 }
 
-// receiver is whom a call for an API key goes to.
-func (t *target) receiver(key string) Receiver { return Receiver{t.site, key, t.path} }
+// receiver is whom a call for an owner goes to.
+func (t *target) receiver(owner string) Receiver { return Receiver{t.site, owner, t.path} }
 
 // parse reads a callback URL and judges what can be judged without a look-up. Its
 // errors are *tandem.Error with CodeInvalidCallbackURL or CodeCallbackBlocked.

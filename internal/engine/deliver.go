@@ -31,7 +31,7 @@ func (e *Engine) deliver(claiming context.Context, r *tandem.Request) store.Next
 		e.log.Warn("callback put off: its API key cannot be read", "request_id", r.ID, "err", err)
 		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: earlier(begun.Add(keysPutOff), deadline)}
 	}
-	place, err := e.cfg.Egress.Reserve(claiming, r.CallbackURL, r.KeyID)
+	place, err := e.cfg.Egress.Reserve(claiming, r.CallbackURL, r.Owner)
 	if err != nil {
 		return e.noPlace(claiming, r, err, deadline)
 	}
@@ -93,7 +93,7 @@ func (e *Engine) afterPost(r *tandem.Request, number int, result egress.Result, 
 
 // expire gives up a callback that is too old; nothing is sent.
 func (e *Engine) expire(r *tandem.Request, now time.Time) store.Next {
-	to, _ := e.cfg.Egress.Receiver(r.CallbackURL, r.KeyID) // no host where policy refuses the URL by now
+	to, _ := e.cfg.Egress.Receiver(r.CallbackURL, r.Owner) // no host where policy refuses the URL by now
 	e.log.Warn("callback expired", "request_id", r.ID, "host", to.Host,
 		"attempts", r.CallbackAttempts, "max_age", e.cfg.Retry.MaxAge)
 	return store.Next{Verdict: store.Dead, Attempt: &tandem.Attempt{

@@ -256,6 +256,26 @@ func TestDeliverParksWhileTheBreakerIsOpen(t *testing.T) {
 	}
 }
 
+// Answers 5xx to one client's callbacks hold back no other client's, on a server without API keys too.
+func TestBreakerIsOfTheOwner(t *testing.T) {
+	t.Parallel()
+	p := start(t, func(s *setup) {
+		s.idle = true
+		s.egress.BreakerFailures = 1
+	})
+	rc := newReceiver(t, status(http.StatusInternalServerError))
+	for _, step := range []struct {
+		owner string
+		sent  bool
+	}{{"net-1", true}, {"net-1", false}, {"net-2", true}, {"net-2", false}} {
+		job := completed(rc.URL, 0)
+		job.Request.Owner = step.owner
+		if next := p.Step(t.Context(), job); (next.Attempt != nil) != step.sent {
+			t.Errorf("%s: attempt %+v; want one is %v", step.owner, next.Attempt, step.sent)
+		}
+	}
+}
+
 // A failed probe keeps the breaker open and uses up no attempt; nor does trouble of our own.
 func TestNoAttemptIsUsedUp(t *testing.T) {
 	t.Parallel()

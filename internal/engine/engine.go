@@ -216,7 +216,7 @@ func (e *Engine) work(ctx context.Context) error {
 			store.LaneIO:      4 * e.slots[store.LaneIO].count,
 			store.LaneDeliver: deliverJobs,
 		},
-		Room:   func(destination, owner string) int { return e.cfg.Egress.Room(destination, tandem.KeyOf(owner)) },
+		Room:   e.cfg.Egress.Room,
 		MaxAge: e.cfg.Retry.MaxAge,
 	}
 	// A step obeys the engine's contexts instead of the store's: ctx while it has
