@@ -350,8 +350,23 @@ func (t *Target) describe(o Order) string {
 // inside are words that an answer to a stranger must not contain.
 var inside = regexp.MustCompile(`goroutine \d+ \[|\.go:\d+|runtime error|panic:|\bSQLITE_|\bsqlite3?\b|\bSQLSTATE\b|\bsyntax error at or near\b|/home/|/usr/|/var/lib/|[A-Z]:\\\\`)
 
-// secrets are what keys, signing secrets and passwords in URLs look like.
-var secrets = regexp.MustCompile(`whsec_[A-Za-z0-9+/]{8,}|\btdm_[A-Za-z0-9_-]{8,}|://[^/\s"@<>]+:[^/\s"@<>]+@`)
+// secrets are what signing secrets, keys and passwords in URLs look like. Each begins with plain text, which
+// is found quickly in long answers.
+var secrets = []*regexp.Regexp{
+	regexp.MustCompile(`whsec_[A-Za-z0-9+/]{8,}`),
+	regexp.MustCompile(`tdm_[A-Za-z0-9_-]{8,}`),
+	regexp.MustCompile(`://[^/\s"@<>]+:[^/\s"@<>]+@`),
+}
+
+// secretIn returns the beginning of a secret in a text; "" if there is none.
+func secretIn(text string) string {
+	for _, secret := range secrets {
+		if found := secret.FindString(text); found != "" {
+			return found[:6] // the shortest match is no shorter
+		}
+	}
+	return ""
+}
 
 // addresses are what only the inside of a network knows, and what dialers say.
 var addresses = regexp.MustCompile(`\b(?:10|127)(?:\.\d{1,3}){3}\b|` +
@@ -360,9 +375,11 @@ var addresses = regexp.MustCompile(`\b(?:10|127)(?:\.\d{1,3}){3}\b|` +
 
 // watch remembers answers that no deployment should give to anything.
 func (t *Target) watch(a Answer) {
-	whole := string(a.Body) + strings.Join(slices.Collect(flatten(a.Header)), "\n")
-	if found := secrets.FindString(whole); found != "" && a.order.Path != documentPath {
-		t.secrets = append(t.secrets, fmt.Sprintf("%s, with something that begins with %s", a, found[:6]))
+	if a.order.Path != documentPath { // which has examples
+		whole := string(a.Body) + strings.Join(slices.Collect(flatten(a.Header)), "\n")
+		if found := secretIn(whole); found != "" {
+			t.secrets = append(t.secrets, fmt.Sprintf("%s, with something that begins with %s", a, found))
+		}
 	}
 	if a.Status < http.StatusBadRequest {
 		return
