@@ -67,7 +67,7 @@ func pause(d time.Duration) { <-time.After(d) }
 
 // nodesKilled kills a node every few seconds, the leader of River's among them, and starts it again.
 func nodesKilled(t *testing.T, rounds int) {
-	c := newCluster(t, tandemtest.Postgres(t, tandemtest.Durable), nil)
+	c := newCluster(t, clusterDatabase(t), nil)
 	stop := c.callAll(t)
 	for i := range 3 * rounds {
 		m := c.members[rand.IntN(len(c.members))]
@@ -89,7 +89,7 @@ func nodesKilled(t *testing.T, rounds int) {
 // nodeStopped stops a process for longer than the others wait, and has it go on: what it says then
 // of the work that others have taken over is not heard.
 func nodeStopped(t *testing.T, rounds int) {
-	c := newCluster(t, tandemtest.Postgres(t, tandemtest.Durable), nil)
+	c := newCluster(t, clusterDatabase(t), nil)
 	stop := c.callAll(t)
 	for i := range rounds {
 		m := c.members[i%len(c.members)]
@@ -191,7 +191,7 @@ func databaseRestarted(t *testing.T, rounds int) {
 
 // connectionsKilled ends all connections of all nodes, again and again.
 func connectionsKilled(t *testing.T, rounds int) {
-	c := newCluster(t, tandemtest.Postgres(t, tandemtest.Durable), nil)
+	c := newCluster(t, clusterDatabase(t), nil)
 	stop := c.callAll(t)
 	killed := 0
 	for range 12 * rounds {
@@ -216,7 +216,7 @@ func connectionsKilled(t *testing.T, rounds int) {
 // networkCut cuts one node off from the database in every way there is: it refuses work and says so, and
 // recovers by itself.
 func networkCut(t *testing.T, rounds int) {
-	database := tandemtest.Postgres(t, tandemtest.Durable)
+	database := clusterDatabase(t)
 	network, throughCable := cabled(t, database)
 	c := newCluster(t, database, map[int]string{0: throughCable})
 	m := c.members[0]
@@ -302,7 +302,7 @@ func (c *cluster) awaitReady(t *testing.T) {
 
 // nodesReplaced replaces every node in turn, politely, behind a round robin that goes by /readyz: no call fails.
 func nodesReplaced(t *testing.T, rounds int) {
-	c := newCluster(t, tandemtest.Postgres(t, tandemtest.Durable), nil, "--drain-delay", "2s")
+	c := newCluster(t, clusterDatabase(t), nil, "--drain-delay", "2s")
 	b := newBalancer(t, c)
 	callers := newCrash(t, b.url, c.secret)
 	callers.load = crashLoad{async: 3, sync: 3, pause: 40 * time.Millisecond, order: func(dice *rand.Rand) map[string]any {

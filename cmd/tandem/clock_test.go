@@ -234,7 +234,7 @@ var skew = func() (seconds int64) {
 // minutes ago or hence, so every callback that this node sends would have to be sent again.
 func clockOff(t *testing.T, rounds int) {
 	skewed := buildSkewed(t)
-	c := newCluster(t, tandemtest.Postgres(t, tandemtest.Durable), nil, "--callback-max-age", "30m")
+	c := newCluster(t, clusterDatabase(t), nil, "--callback-max-age", "30m")
 	m := c.members[2]
 	m.binary = skewed
 	stop := c.callAll(t)

@@ -20,6 +20,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"tandem"
+	"tandem/internal/tandemtest"
 )
 
 const (
@@ -58,6 +59,18 @@ type member struct {
 
 	process *process
 	id      string // of the node that process is
+}
+
+// clusterDatabase is a durable database with tandem's schema, so that clusters which start at the same time
+// do not wait for each other's.
+func clusterDatabase(t *testing.T) string {
+	t.Helper()
+	return tandemtest.PostgresFrom(t, tandemtest.Durable, "migrated", func(url string) error {
+		if out, err := exec.Command(binary, "migrate", "--db", url).CombinedOutput(); err != nil {
+			return fmt.Errorf("migrate: %w\n%s", err, out)
+		}
+		return nil
+	})
 }
 
 // newCluster starts the nodes. Those of which via has a URL reach the database there.

@@ -108,7 +108,7 @@ func runDelays(t *testing.T, d delay, holds []time.Duration) {
 	if d.own {
 		database = tandemtest.NewPostgres(t, tandemtest.Durable).Database(t)
 	} else {
-		database = tandemtest.Postgres(t, tandemtest.Durable)
+		database = clusterDatabase(t)
 	}
 	network, throughCable := cabled(t, database)
 	c := &delayed{
