@@ -32,6 +32,7 @@ const (
 	CodeRateLimited        Code = "RATE_LIMITED"      // this client has asked too often
 	CodeOverloaded         Code = "OVERLOADED"        // no slot before the deadline
 	CodeQueueFull          Code = "QUEUE_FULL"        // --max-queue unfinished requests
+	CodeQuotaExceeded      Code = "QUOTA_EXCEEDED"    // --max-bytes-per-key of unfinished requests
 	CodeDraining           Code = "SHUTTING_DOWN"     // no new work is accepted
 	CodeStoreUnavailable   Code = "STORE_UNAVAILABLE" // the database does not take writes
 	CodeClientClosed       Code = "CLIENT_CLOSED"     // seen in logs only: the caller has gone

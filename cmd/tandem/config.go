@@ -61,6 +61,8 @@ type serveCommand struct {
 	Workers     int            `default:"0" env:"TANDEM_WORKERS" help:"Slots for work that computes; 0: one per core."`
 	IOWorkers   int            `default:"256" env:"TANDEM_IO_WORKERS" help:"Slots for work that waits."`
 	MaxQueue    int64          `default:"1000000" env:"TANDEM_MAX_QUEUE" help:"Unfinished requests on disk, beyond which POST answers 503."`
+	PerKey      int64          `name:"max-queue-per-key" default:"0" env:"TANDEM_MAX_QUEUE_PER_KEY" help:"Unfinished requests of one API key (without keys: of one client), beyond which POST answers 503; 0: a quarter of --max-queue."`
+	BytesPerKey int64          `name:"max-bytes-per-key" default:"0" placeholder:"BYTES" env:"TANDEM_MAX_BYTES_PER_KEY" help:"Data and results of those, beyond which POST answers 429; 0: any number."`
 	MaxData     int64          `default:"10240" placeholder:"BYTES" env:"TANDEM_MAX_DATA" help:"Largest data of a request, at most 16 MiB (default: ${default})."`
 	MaxDepth    int            `default:"10" env:"TANDEM_MAX_DEPTH" help:"Deepest nesting of data."`
 	TaskTimeout time.Duration  `default:"30s" env:"TANDEM_TASK_TIMEOUT" help:"Longest run of a task, and longest wait for a sync answer."`
@@ -341,6 +343,8 @@ func (c *serveCommand) validBounds() error {
 		{"workers", int64(c.Workers), 0, 10_000},
 		{"io-workers", int64(c.IOWorkers), 1, 10_000},
 		{"max-queue", c.MaxQueue, 1, 1_000_000_000},
+		{"max-queue-per-key", c.PerKey, 0, 1_000_000_000},
+		{"max-bytes-per-key", c.BytesPerKey, 0, 1 << 50},
 		{"max-data", c.MaxData, 1, 16 << 20},
 		{"max-depth", int64(c.MaxDepth), 1, 1_000},
 		{"max-connections", int64(c.MaxConnections), 1, 1_000_000},
@@ -350,6 +354,10 @@ func (c *serveCommand) validBounds() error {
 		if number.value < number.lo || number.value > number.hi {
 			return badArgument("", "--%s %d: want %d to %d", number.flag, number.value, number.lo, number.hi)
 		}
+	}
+	if c.BytesPerKey > 0 && c.BytesPerKey < c.MaxData {
+		return badArgument("", "--max-bytes-per-key %d: want 0, or at least --max-data, which is %d",
+			c.BytesPerKey, c.MaxData)
 	}
 	for _, bound := range []struct {
 		flag          string

@@ -133,7 +133,10 @@ func (c *serveCommand) parts(address net.Addr, log *slog.Logger) parts {
 		policy.Own = []netip.AddrPort{own}
 	}
 	return parts{
-		store:  store.Config{URL: c.DB, MaxQueue: c.MaxQueue},
+		store: store.Config{
+			URL: c.DB, MaxQueue: c.MaxQueue,
+			MaxPerOwner: cmp.Or(c.PerKey, max(c.MaxQueue/4, 1)), MaxBytesPerOwner: c.BytesPerKey,
+		},
 		egress: egress.Config{Policy: policy, Timeout: c.CallbackTimeout, HostConcurrency: c.CallbackHostConcurrency},
 		engine: engine.Config{
 			Workers:     c.Workers,

@@ -18,8 +18,8 @@ import (
 // oddly has a value for every flag of serve that is a number, a time, a list or an address, in a form
 // that one of flag, variable and file once refused.
 var oddly = map[string]string{
-	"workers": "1e0", "io-workers": "1_0", "max-queue": "1e6", "max-data": "1e4", "max-depth": " 12 ",
-	"max-connections":   "5e2",
+	"workers": "1e0", "io-workers": "1_0", "max-queue": "1e6", "max-queue-per-key": "1e5", "max-bytes-per-key": "1_0e6",
+	"max-data": "1e4", "max-depth": " 12 ", "max-connections": "5e2",
 	"callback-attempts": "4e0", "callback-host-concurrency": "2e1",
 	"task-timeout": "0d30s", "retention": "30d", "drain-delay": "0d", "external-timeout": "0d5s",
 	"callback-backoff": " 1s", "callback-timeout": "0d10s", "callback-max-age": "1d12h", "external-delay": "0d - 150ms",

@@ -97,8 +97,13 @@ var kinds = []kind{
 			"or answers that are being read take up the memory that there is for them.",
 		"Try again after Retry-After, or use POST /async, which queues.", time.Second},
 	{tandem.CodeQueueFull, http.StatusServiceUnavailable, "The queue is full",
-		"As many requests as --max-queue allows are unfinished. Nothing was accepted.",
+		"As many requests as --max-queue allows are unfinished, or as many of this API key (without one, of this " +
+			"client) as --max-queue-per-key allows. Nothing was accepted.",
 		"Try again after Retry-After.", 5 * time.Second},
+	{tandem.CodeQuotaExceeded, http.StatusTooManyRequests, "The key's unfinished requests hold too many bytes",
+		"The unfinished requests of this API key (without one, of this client) hold as many bytes of data and " +
+			"results as --max-bytes-per-key allows. Nothing was accepted.",
+		"Try again after Retry-After, when some of them have ended, or send less data.", 5 * time.Second},
 	{tandem.CodeDraining, http.StatusServiceUnavailable, "The server is starting or shutting down",
 		"At its start it takes no work yet. At its end it finishes or hands back what was accepted and takes nothing new.",
 		"Try again after Retry-After, on another node if there is one.", 5 * time.Second},

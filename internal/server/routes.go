@@ -41,7 +41,8 @@ type route struct {
 // What POST /sync and /async answer when something is wrong with the order.
 var orderProblems = []tandem.Code{
 	tandem.CodeInvalidJSON, tandem.CodeInvalidInput, tandem.CodeValidation, tandem.CodeTooLarge, tandem.CodeUnsupportedMedia,
-	tandem.CodeRequestTimeout, tandem.CodeQueueFull, tandem.CodeDraining, tandem.CodeStoreUnavailable,
+	tandem.CodeRequestTimeout, tandem.CodeQueueFull, tandem.CodeQuotaExceeded, tandem.CodeDraining,
+	tandem.CodeStoreUnavailable,
 }
 
 // routes is the table. /test-callback is in it only where it is served.

@@ -11,6 +11,12 @@ import (
 // FallSilent has a node give no sign of life, as if it were stopped, while it goes on with what it does.
 func (s *Postgres) FallSilent(yes bool) { s.silent.Store(yes) }
 
+// CountOwners reads what every owner has unfinished.
+func (s *Postgres) CountOwners(ctx context.Context) error {
+	_, err := s.used(ctx)
+	return err
+}
+
 // ExpireParked looks for parked callbacks that are older than maxAge.
 func (s *Postgres) ExpireParked(ctx context.Context, maxAge time.Duration) error {
 	return s.expireParked(ctx, maxAge)

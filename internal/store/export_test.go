@@ -92,3 +92,9 @@ func UndeliveredWithin(ctx context.Context, s Store, sites, counted int) (Undeli
 	}
 	return s.(*SQLite).undelivered(ctx, limits)
 }
+
+// CountOwners reads what every owner has unfinished.
+func (s *SQLite) CountOwners(ctx context.Context) error {
+	_, err := s.used(ctx)
+	return err
+}

@@ -207,7 +207,8 @@ func livePostgres(t *testing.T, address string) {
 		if err := s.SweepDeep(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if err := errors.Join(s.Reclaim(t.Context()), s.ExpireParked(t.Context(), time.Hour)); err != nil {
+		if err := errors.Join(s.Reclaim(t.Context()), s.ExpireParked(t.Context(), time.Hour),
+			s.CountOwners(t.Context())); err != nil {
 			t.Fatal(err)
 		}
 		mustUndelivered(t, s)

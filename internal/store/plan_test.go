@@ -273,6 +273,9 @@ func live(t *testing.T, path string, all *statements) {
 	}
 	mustUndelivered(t, s)
 	look(t, s)
+	if err := s.CountOwners(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	s.ShiftClock(-time.Hour)
 	accept(t, s, newSync(), store.LaneNone)
 	fill(t, s, all)

@@ -59,6 +59,7 @@ type Postgres struct {
 	callers   *callers
 	queues    *pgQueues
 	traces    traces
+	quotas    *quotas
 	capacity  atomic.Pointer[Capacity] // of Work; empty before
 
 	silent atomic.Bool // a fault point, false but in tests: no heartbeat, no sweep
@@ -96,6 +97,7 @@ func OpenPostgres(ctx context.Context, cfg Config) (_ *Postgres, err error) {
 		cfg: cfg, node: uuid.NewString(), accepts: newLineup(), results: newLineup(),
 		held: newHeldJobs(), callers: newCallers(), queues: newPgQueues(),
 	}
+	s.quotas = newQuotas(cfg, func() int64 { return s.value(counterUnfinished) }, s.used)
 	s.wakes.init()
 	s.capacity.Store(&Capacity{})
 	s.others.Store(&map[string]int64{})

@@ -400,11 +400,15 @@ func plain(text string) string {
 }
 
 // Accept commits new requests.
-func (s *Postgres) Accept(ctx context.Context, lane Lane, requests ...*tandem.Request) error {
+func (s *Postgres) Accept(ctx context.Context, lane Lane, requests ...*tandem.Request) (err error) {
+	if err := s.quotas.admit(ctx, lane, requests); err != nil {
+		return err
+	}
+	defer func() { s.quotas.release(ctx, lane, requests, err) }()
 	waiting := s.accepting.Add(int64(len(requests)))
 	defer s.accepting.Add(-int64(len(requests)))
 	if s.value(counterUnfinished)+waiting > s.cfg.MaxQueue {
-		return queueFull(s.cfg.MaxQueue)
+		return queueFull("of all callers", s.cfg.MaxQueue, "max-queue")
 	}
 	if s.away.Load() { // writers may be waiting for an answer, and this would wait for them
 		return unavailable(errAway)
@@ -434,7 +438,7 @@ func (s *Postgres) Accept(ctx context.Context, lane Lane, requests ...*tandem.Re
 		}
 	}}
 	held = s.callers.hold(lane, held)
-	err := s.await(ctx, s.accepts, o)
+	err = s.await(ctx, s.accepts, o)
 	if err != nil {
 		o.gone.Store(true)
 		s.callers.leave(held, ctx.Err() != nil || errors.Is(err, ErrUnsure))
@@ -442,12 +446,32 @@ func (s *Postgres) Accept(ctx context.Context, lane Lane, requests ...*tandem.Re
 	return err
 }
 
-func queueFull(limit int64) error {
-	return &tandem.Error{
-		Code:       tandem.CodeQueueFull,
-		Message:    fmt.Sprintf("%d requests are unfinished, which is all that --max-queue allows; try again later", limit),
-		RetryAfter: 5 * time.Second,
+// used reads what every owner has waiting or in work.
+func (s *Postgres) used(ctx context.Context) (map[string]used, error) {
+	size := "0"
+	if s.cfg.MaxBytesPerOwner > 0 {
+		size = "coalesce(sum(octet_length(data) + coalesce(octet_length(result), 0)), 0)::bigint"
 	}
+	var all map[string]used
+	err := s.reading(ctx, func(ctx context.Context) error {
+		rows, err := s.reads.Query(ctx, `
+			SELECT owner, count(*), `+size+`
+			FROM requests
+			WHERE job_id IS NOT NULL
+			GROUP BY owner`)
+		if err != nil {
+			return err
+		}
+		all = map[string]used{}
+		var owner string
+		var some used
+		_, err = pgx.ForEachRow(rows, []any{&owner, &some.requests, &some.bytes}, func() error {
+			all[owner] = some
+			return nil
+		})
+		return err
+	})
+	return all, err
 }
 
 // Finish commits what came of work that the caller of Accept did itself.

@@ -31,10 +31,14 @@ var migrations embed.FS
 
 // Config of a store. Zero fields take the defaults named.
 type Config struct {
-	URL      string       // ":memory:", a path, or "file:" and a path
-	MaxQueue int64        // unfinished requests on disk; beyond it Accept refuses; 1,000,000
-	Nodes    *Nodes       // filled in with who shares the database; nil: nobody asks
-	Log      *slog.Logger // slog.Default
+	URL      string // ":memory:", a path, or "file:" and a path
+	MaxQueue int64  // unfinished requests on disk; beyond it Accept refuses; 1,000,000
+	// Of one owner (tandem.Request.Owner). Beyond either Accept refuses.
+	MaxPerOwner      int64 // unfinished requests; 0: MaxQueue
+	MaxBytesPerOwner int64 // data and results of unfinished requests; 0: any number
+
+	Nodes *Nodes       // filled in with who shares the database; nil: nobody asks
+	Log   *slog.Logger // slog.Default
 
 	connect connector // nil but in tests that watch what is asked of the database
 }
@@ -81,6 +85,7 @@ type SQLite struct {
 
 	clock    clock
 	counters counters
+	quotas   *quotas
 	queue    queue
 }
 
@@ -110,6 +115,7 @@ func OpenSQLite(ctx context.Context, cfg Config) (*SQLite, error) {
 		trimming: make(chan struct{}, 1),
 	}
 	s.clock.right()
+	s.quotas = newQuotas(cfg, func() int64 { return s.counters.value(counterUnfinished) }, s.used)
 	s.queue.init(s)
 	if err := s.open(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open database %s: %w", cfg.URL, explain(err)), s.release())

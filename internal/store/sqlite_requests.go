@@ -14,15 +14,15 @@ import (
 )
 
 // Accept commits new requests.
-func (s *SQLite) Accept(ctx context.Context, lane Lane, requests ...*tandem.Request) error {
+func (s *SQLite) Accept(ctx context.Context, lane Lane, requests ...*tandem.Request) (err error) {
+	if err := s.quotas.admit(ctx, lane, requests); err != nil {
+		return err
+	}
+	defer func() { s.quotas.release(ctx, lane, requests, err) }()
 	waiting := s.accepting.Add(int64(len(requests)))
 	defer s.accepting.Add(-int64(len(requests)))
 	if s.counters.value(counterUnfinished)+waiting > s.cfg.MaxQueue {
-		return &tandem.Error{
-			Code:       tandem.CodeQueueFull,
-			Message:    fmt.Sprintf("%d requests are unfinished, which is all that --max-queue allows; try again later", s.cfg.MaxQueue),
-			RetryAfter: 5 * time.Second,
-		}
+		return queueFull("of all callers", s.cfg.MaxQueue, "max-queue")
 	}
 	items := make([]item, len(requests))
 	pending := 0
@@ -37,7 +37,7 @@ func (s *SQLite) Accept(ctx context.Context, lane Lane, requests ...*tandem.Requ
 		}
 	}
 	result := make(chan error, 1)
-	err := s.submit(ctx, &op{
+	err = s.submit(ctx, &op{
 		urgent:   pending > 0,
 		promised: true,
 		apply: func(tx *tx) error {
@@ -277,4 +277,39 @@ func logAttempt(tx *tx, seq int64, a *tandem.Attempt) error {
 	}
 	tx.count(groupAttempt+string(a.Outcome), 1)
 	return nil
+}
+
+// used reads what every owner has waiting or in work.
+func (s *SQLite) used(ctx context.Context) (map[string]used, error) {
+	size := "0" // the counts are in the indexes; sizes are not
+	if s.cfg.MaxBytesPerOwner > 0 {
+		size = "sum(length(data) + coalesce(length(result), 0))"
+	}
+	all := map[string]used{}
+	err := s.read(ctx, func(q querier) error {
+		rows, err := q.QueryContext(ctx, `
+			SELECT owner, count(*), `+size+`
+			FROM requests INDEXED BY requests_queue
+			WHERE lane IS NOT NULL AND waits_for IS NULL
+			GROUP BY lane, owner
+			UNION ALL
+			SELECT owner, count(*), `+size+`
+			FROM requests INDEXED BY requests_parked
+			WHERE waits_for IS NOT NULL
+			GROUP BY waits_for, owner`)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var owner string
+			var some used
+			if err := rows.Scan(&owner, &some.requests, &some.bytes); err != nil {
+				return err
+			}
+			all[owner] = all[owner].plus(some)
+		}
+		return rows.Err()
+	})
+	return all, err
 }

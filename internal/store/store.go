@@ -20,12 +20,12 @@ import (
 )
 
 // Store keeps requests. Its methods may be called from any number of goroutines.
-// Errors that a caller can act on are *tandem.Error: CodeQueueFull,
+// Errors that a caller can act on are *tandem.Error: CodeQueueFull, CodeQuotaExceeded,
 // CodeStoreUnavailable, CodeNotFound, CodeInvalidCursor.
 type Store interface {
 	History
 
-	// Accept commits new requests, all of them or none: pending in a lane that
+	// Accept commits new requests of one owner, all of them or none: pending in a lane that
 	// hands them out (async), or processing, because the caller does the work itself. Of the
 	// latter those in LaneNone are never handed out (sync), and those in another lane
 	// only if they are not finished within CallerLease, or found after a crash
