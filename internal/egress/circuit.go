@@ -67,7 +67,7 @@ func (c *Client) Room(destination, owner string) int {
 	if !known {
 		return room
 	}
-	if c.fullLocked(d) {
+	if c.fullLocked(d, owner) {
 		return 0
 	}
 	for _, ci := range c.circuitsLocked(d, r) {

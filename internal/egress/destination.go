@@ -1,7 +1,6 @@
 package egress
 
 import (
-	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -27,17 +26,17 @@ const (
 // destination is a site that calls go to. The client's mu guards its fields.
 type destination struct {
 	site     Site
-	host     *circuit      // opened when there is no connection, no TLS or no answer
-	trouble  *circuit      // opened by what hinders us ourselves
-	turns    turns         // who may probe host
-	answered time.Time     // when it last gave any answer; zero: never
-	inFlight int           // places given out; at most Config.HostConcurrency
-	queue    list.List     // of *waiter, the longest waiting in front
-	average  time.Duration // moving average of an exchange; 0: none yet
-	moved    time.Time     // when a place was last given back, or was first given out
-	busy     schedule      // of calls that find too many waiting
-	failing  time.Time     // since when nothing has been delivered, as logged; zero: not logged
-	warned   time.Time     // when the log last said so
+	host     *circuit             // opened when there is no connection, no TLS or no answer
+	trouble  *circuit             // opened by what hinders us ourselves
+	turns    turns                // who may probe host
+	answered time.Time            // when it last gave any answer; zero: never
+	inFlight int                  // places given out; at most Config.HostConcurrency
+	queue    limit.Turns[*waiter] // by owner
+	average  time.Duration        // moving average of an exchange; 0: none yet
+	moved    time.Time            // when a place was last given back, or was first given out
+	busy     schedule             // of calls that find too many waiting
+	failing  time.Time            // since when nothing has been delivered, as logged; zero: not logged
+	warned   time.Time            // when the log last said so
 }
 
 // waiter is a call of Reserve that waits.
@@ -77,13 +76,13 @@ type Place struct {
 	over     bool // given back
 }
 
-// Reserve waits for a place at the destination of rawURL, first come, first
-// served. owner is who the call is made for (tandem.Request.Owner). It returns a *PutOff when waiting
+// Reserve waits for a place at the destination of rawURL. owner is who the call is made for
+// (tandem.Request.Owner). Owners take turns, and the calls of one are served in order. It returns a *PutOff when waiting
 // here is not worth it: a breaker is open or half-open with its probe out, or too many wait already. It
 // returns ctx's cause when ctx ends.
 //
-// One destination may hold at most half of the waiting places that are still free, so
-// that a slow one never takes them all. A URL that Check would refuse by now gets a
+// One destination may hold at most half of the waiting places that are still free, and one
+// for each owner, so that a slow one never takes them all. A URL that Check would refuse by now gets a
 // place at once, and Post says blocked.
 func (c *Client) Reserve(ctx context.Context, rawURL, owner string) (*Place, error) {
 	place := &Place{client: c}
@@ -114,7 +113,7 @@ func (c *Client) Reserve(ctx context.Context, rawURL, owner string) (*Place, err
 		return nil, err
 	}
 	w := &waiter{receiver: place.receiver, granted: make(chan grant, 1)}
-	element := d.queue.PushBack(w)
+	d.queue.Push(owner, 1, w)
 	c.waiting++
 	c.mu.Unlock()
 
@@ -122,7 +121,7 @@ func (c *Client) Reserve(ctx context.Context, rawURL, owner string) (*Place, err
 	case g := <-w.granted:
 		return place.granted(g)
 	case <-ctx.Done():
-		c.leave(place, w, element)
+		c.leave(place, w)
 		return nil, context.Cause(ctx)
 	}
 }
@@ -236,7 +235,8 @@ func (c *Client) takeBackLocked(p *Place, result *Result) {
 	d.moved = time.Now()
 	c.destinations.Release(d.site)
 	for d.queue.Len() > 0 && d.inFlight < c.cfg.HostConcurrency {
-		w := d.queue.Remove(d.queue.Front()).(*waiter)
+		w, _ := d.queue.Peek(anyWaiter)
+		d.queue.Take()
 		c.waiting--
 		w.granted <- c.grantLocked(d, w.receiver)
 	}
@@ -244,7 +244,7 @@ func (c *Client) takeBackLocked(p *Place, result *Result) {
 
 // leave takes a call whose ctx ended out of the queue, or gives back what it was
 // granted in the same moment.
-func (c *Client) leave(p *Place, w *waiter, element *list.Element) {
+func (c *Client) leave(p *Place, w *waiter) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	select {
@@ -254,7 +254,7 @@ func (c *Client) leave(p *Place, w *waiter, element *list.Element) {
 			c.takeBackLocked(p, &Result{})
 		}
 	default:
-		p.dest.queue.Remove(element)
+		p.dest.queue.Remove(w.receiver.Owner, func(other *waiter) bool { return other == w })
 		c.waiting--
 		c.destinations.Release(p.dest.site)
 	}
@@ -269,16 +269,20 @@ func (c *Client) mayWaitLocked(d *destination, r Receiver) error {
 	if why != nil {
 		return c.putOffLocked(d, r, held, why)
 	}
-	if c.fullLocked(d) {
+	if c.fullLocked(d, r.Owner) {
 		return c.putOffLocked(d, r, nil, errBusy)
 	}
 	return nil
 }
 
-// fullLocked reports whether no more calls may wait for d.
-func (c *Client) fullLocked(d *destination) bool {
+// anyWaiter lets Peek return the first waiter.
+func anyWaiter(string, *waiter) bool { return true }
+
+// fullLocked reports whether no more calls of an owner may wait for d. Only calls of its own
+// keep the first one of an owner from waiting for its turn.
+func (c *Client) fullLocked(d *destination, owner string) bool {
 	free := c.cfg.MaxWaiting - c.waiting
-	return free < 1 || d.queue.Len() >= max(1, free/2)
+	return free < 1 || d.queue.Len() >= max(1, free/2) && d.queue.Waiting(owner) > 0
 }
 
 // errBusy is why a call is rescheduled although nothing holds it back.

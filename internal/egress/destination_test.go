@@ -43,9 +43,12 @@ type waiters struct {
 	errs   map[string]error
 }
 
-func (w *waiters) start(ctx context.Context, name, url string) {
+func (w *waiters) start(ctx context.Context, name, url string) { w.startFor(ctx, "", name, url) }
+
+// startFor is start for an API key.
+func (w *waiters) startFor(ctx context.Context, key, name, url string) {
 	go func() {
-		place, err := w.client.Reserve(ctx, url, "")
+		place, err := w.client.Reserve(ctx, url, key)
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.served = append(w.served, name)

@@ -36,6 +36,14 @@ type turn[T any] struct {
 // Len is how many values wait.
 func (t *Turns[T]) Len() int { return t.count }
 
+// Waiting is how many values of an owner wait.
+func (t *Turns[T]) Waiting(owner string) int {
+	if f := t.flows[owner]; f != nil {
+		return len(f.queue)
+	}
+	return 0
+}
+
 // Push appends a value of an owner. Its cost, at least 1, is compared with those of others.
 func (t *Turns[T]) Push(owner string, cost int, value T) {
 	if t.flows == nil {
