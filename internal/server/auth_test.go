@@ -24,8 +24,13 @@ import (
 // withKeys is a service that asks for API keys, and its keys.
 func withKeys(t testing.TB, change func(*setup)) (*service, *store.Keys) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "tandem.db")
-	keys, err := store.OpenKeys(t.Context(), store.KeysConfig{URL: path, Create: true, Log: slog.New(slog.DiscardHandler)})
+	return withKeysIn(t, filepath.Join(t.TempDir(), "tandem.db"), change)
+}
+
+// withKeysIn is withKeys with a database of the test's choice.
+func withKeysIn(t testing.TB, url string, change func(*setup)) (*service, *store.Keys) {
+	t.Helper()
+	keys, err := store.OpenKeys(t.Context(), store.KeysConfig{URL: url, Create: true, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,7 +40,7 @@ func withKeys(t testing.TB, change func(*setup)) (*service, *store.Keys) {
 		}
 	})
 	svc := start(t, func(s *setup) {
-		s.store.URL, s.server.Keys, s.engine.Keys = path, keys, keys
+		s.store.URL, s.server.Keys, s.engine.Keys = url, keys, keys
 		if change != nil {
 			change(s)
 		}

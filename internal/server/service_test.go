@@ -36,8 +36,8 @@ const goldenDocument = "../../api/openapi.yaml"
 // patience bounds every wait of these tests.
 const patience = 20 * time.Second
 
-// service is the real thing on a free port: SQLite in memory, an engine that runs
-// and the API in front of them.
+// service is the real thing on a free port: a database (SQLite in memory if the test names no other), an engine that
+// runs and the API in front of them.
 type service struct {
 	*httptest.Server
 	t      testing.TB
@@ -51,7 +51,10 @@ type setup struct {
 	engine engine.Config
 	server server.Config
 	store  store.Config
+	egress egress.Config
 	tune   func(*http.Server)
+
+	deliveries int // callbacks that are dispatched at once; 0: as many as the engine asks for
 }
 
 // start runs a service until the test ends.
@@ -62,20 +65,21 @@ func start(t testing.TB, change func(*setup)) *service {
 		store:  store.Config{URL: ":memory:", Log: quiet},
 		engine: engine.Config{Workers: 2, Tasks: testTasks(), Grace: 100 * time.Millisecond, Log: quiet},
 		server: server.Config{Mode: "demo", TestCallback: true, Log: quiet},
+		egress: egress.Config{Policy: egress.Policy{AllowPrivate: true, AnyPort: true}, Log: quiet},
 		tune:   func(*http.Server) {},
 	}
 	if change != nil {
 		change(&s)
 	}
-	sqlite, err := store.OpenSQLite(t.Context(), s.store)
+	kept, err := store.Open(t.Context(), s.store)
 	if err != nil {
 		t.Fatal(err)
 	}
-	strangers, err := egress.New(egress.Config{Policy: egress.Policy{AllowPrivate: true, AnyPort: true}, Log: quiet})
+	strangers, err := egress.New(s.egress)
 	if err != nil {
 		t.Fatal(err)
 	}
-	faulty := &faultyStore{Store: sqlite}
+	faulty := &faultyStore{Store: kept, deliveries: s.deliveries}
 	s.engine.Store, s.engine.Egress = faulty, strangers
 	if s.engine.Secrets == nil {
 		s.engine.Secrets = []tandem.Secret{tandem.NewSecret()}
@@ -109,7 +113,7 @@ func start(t testing.TB, change func(*setup)) *service {
 			t.Errorf("run the engine: %v", err)
 		}
 		strangers.Close()
-		if err := sqlite.Close(); err != nil {
+		if err := kept.Close(); err != nil {
 			t.Errorf("close the store: %v", err)
 		}
 	})
@@ -154,6 +158,16 @@ type faultyStore struct {
 	store.Store
 	mu    sync.Mutex
 	fault map[string]func() error // :: method → what it does instead
+
+	deliveries int // as in setup
+}
+
+// Work dispatches no more callbacks at once than the test wants.
+func (f *faultyStore) Work(ctx context.Context, capacity store.Capacity, step store.Step) error {
+	if f.deliveries > 0 {
+		capacity.Jobs[store.LaneDeliver] = f.deliveries
+	}
+	return f.Store.Work(ctx, capacity, step)
 }
 
 // sabotage makes a method fail, or panic, from now on.
