@@ -5,7 +5,8 @@
 //
 // It promises to be safe to run against production: one request at a time, at most [Config].Rate a
 // second and [Config].MaxRequests in all; nothing is deleted; the work that it asks for is a handful of
-// `echo` tasks and a few submissions; Retry-After is honoured. What a stranger or a foreign page must not
+// `echo` tasks and a few submissions, and at the full level at most 40 `compute` tasks, which take turns with
+// those of others; Retry-After is honoured. What a stranger or a foreign page must not
 // do is tried with empty bodies and ids that nobody has. Callback URLs that a deployment must refuse are
 // submitted for the refusal; where one is accepted all the same, the check stops after a few. A check that
 // cannot be decided says so and is no pass.

@@ -212,6 +212,8 @@ func tenantDoubles() []double {
 				a.Body, _ = json.Marshal(page)
 			}
 		}},
+		{check: "tenant-fairness", name: "one queue for all", level: audit.LevelFull,
+			before: sees(func(*http.Request) bool { return true })},
 	}
 }
 

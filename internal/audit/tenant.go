@@ -35,6 +35,14 @@ func tenantChecks() []Check {
 			Level: LevelQuick,
 			Needs: both, Remediation: fix, Run: checkForeignLists(isSubmissions),
 		},
+		{
+			ID: "tenant-fairness", Group: GroupTenants,
+			Title: "Nobody waits until all of another's work is done",
+			Level: LevelFull, Needs: append(both, NeedReceiver),
+			Remediation: "hand out a key per tenant, and let the proxy pass each caller's own on: keys take turns, " +
+				"and no flag of tandem changes that. Else report it as SECURITY.md says",
+			Run: checkFairness,
+		},
 	}
 }
 
