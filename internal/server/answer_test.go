@@ -54,7 +54,7 @@ const mostGrowth = 160 << 20
 const atMost = 5 * time.Minute
 
 // stuckReader asks and reads the status only.
-func stuckReader(t *testing.T, address net.Addr, path string) (conn *net.TCPConn, status string) {
+func stuckReader(t *testing.T, address net.Addr, path string, buffer int) (conn *net.TCPConn, status string) {
 	t.Helper()
 	dialed, err := net.Dial("tcp", address.String())
 	if err != nil {
@@ -63,7 +63,7 @@ func stuckReader(t *testing.T, address net.Addr, path string) (conn *net.TCPConn
 	}
 	conn = dialed.(*net.TCPConn)
 	first := make([]byte, len("HTTP/1.1 200"))
-	err = errors.Join(conn.SetReadBuffer(4096), conn.SetDeadline(time.Now().Add(atMost)))
+	err = errors.Join(conn.SetReadBuffer(buffer), conn.SetDeadline(time.Now().Add(atMost)))
 	if err == nil {
 		_, err = fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", path)
 	}
@@ -87,7 +87,7 @@ func TestReadersThatDoNotReadHoldLittleMemory(t *testing.T) {
 	var asking sync.WaitGroup
 	for range 90 {
 		asking.Go(func() {
-			conn, status := stuckReader(t, svc.Listener.Addr(), "/requests?limit=1000")
+			conn, status := stuckReader(t, svc.Listener.Addr(), "/requests?limit=1000", 4096)
 			mu.Lock()
 			defer mu.Unlock()
 			conns = append(conns, conn)
@@ -115,7 +115,8 @@ func TestReadersThatDoNotReadAreCutOff(t *testing.T) {
 	t.Parallel()
 	svc := start(t, func(s *setup) { s.server = server.WithReaderTimeout(s.server, 50*time.Millisecond) })
 	longHistory(t, svc)
-	conn, status := stuckReader(t, svc.Listener.Addr(), "/requests?limit=1000")
+	const window = 128 << 10 // of at least a segment; else the kernel waits for 100 s before it sends what it holds
+	conn, status := stuckReader(t, svc.Listener.Addr(), "/requests?limit=1000", window)
 	defer conn.Close()
 	if status != "200" {
 		t.Fatal(status)
