@@ -185,9 +185,9 @@ func (h *handout) skip(err error) error {
 	return nil
 }
 
-// handBack puts a job that was not done back into its lane.
+// handBack puts a job that was not done back into its lane. A callback that was parked stays so.
 func (h *handout) handBack(job int64, lane Lane, it *pgItem, delay time.Duration) error {
-	next := Next{Verdict: Again, Lane: lane}
+	next := Next{Verdict: Again, Lane: lane, Destination: it.queue.destination, Parked: it.queue.destination != ""}
 	if delay > 0 {
 		next.At = time.Now().Add(delay)
 	}

@@ -425,7 +425,10 @@ func (q *queue) job(l *lane, it *item) (next *item, freed [2]string) {
 	after, err := does.apply(&job)
 	if err != nil {
 		s.cfg.Log.Error("a job ended against the rules; it stays in the queue", "error", err)
-		does = Next{Verdict: Again, Lane: l.name, At: time.Now().Add(lookInterval)}
+		does = Next{
+			Verdict: Again, Lane: l.name, At: time.Now().Add(lookInterval),
+			Destination: it.parked, Parked: it.parked != "",
+		}
 		if after, err = does.apply(&job); err != nil { // never: a job may always be rescheduled
 			q.later(l)
 			return nil, freed
