@@ -18,6 +18,8 @@ var (
 	workLane = rapid.SampledFrom([]store.Lane{store.LaneCPU, store.LaneIO})
 	tasks    = rapid.SampledFrom([]string{"echo", "compute", "sleep"})
 	keys     = rapid.SampledFrom([]string{"", "key_a", "key_b"})
+	networks = rapid.SampledFrom([]string{"net-1", "net-2"})
+	owners   = []string{"key_a", "key_b", "net-1", "net-2"}
 	batches  = rapid.SampledFrom([]string{"", "batch_a", "batch_b", "batch_c"})
 	texts    = rapid.SampledFrom([]string{"", "no", "größer als 💥", "it's \"quoted\"\n\\ %s $1 ?"})
 	failures = rapid.SampledFrom([]string{
@@ -37,6 +39,9 @@ var (
 	}
 )
 
+// oneIn is true about once in n times: rapid draws what is in the middle of a range less often than its ends.
+func oneIn(t *rapid.T, n int, what string) bool { return rapid.IntRange(0, n-1).Draw(t, what) == n/2 }
+
 func drawDocument(t *rapid.T) json.RawMessage {
 	return documents[rapid.IntRange(0, len(documents)-1).Draw(t, "document")]
 }
@@ -51,7 +56,26 @@ func (w *world) pick(t *rapid.T, match func(*row) bool) *row {
 }
 
 // soon reports whether a row has a job that is dispatched, now or in a moment.
-func (w *world) soon(r *row) bool { return r.queued() && time.Until(r.due) < 10*time.Second }
+func (w *world) soon(r *row) bool {
+	return r.queued() && time.Until(r.due) < 10*time.Second &&
+		(r.parked == "" || w.rooms.room(r.parked, r.request.Owner) > 0)
+}
+
+// pickSoon draws a row that has a job soon, if possible one that need not be waited for.
+func (w *world) pickSoon(t *rapid.T, match func(*row) bool) *row {
+	fast := func(r *row) bool { return match(r) && w.fast(r) }
+	if w.model.count(fast) > 0 {
+		return w.pick(t, fast)
+	}
+	return w.pick(t, func(r *row) bool { return match(r) && w.soon(r) })
+}
+
+// fast reports whether a row has a job soon that is likely to be dispatched at once.
+func (w *world) fast(r *row) bool { return w.soon(r) && w.operations >= r.slowUntil }
+
+// slowly notes that a job is not dispatched for a second. That is counted in operations: a sequence that fails is done
+// again, and must then go the same way.
+func (w *world) slowly(r *row) { r.slowUntil = w.operations + 100 }
 
 func (w *world) someNode(t *rapid.T) int {
 	if len(w.subjects[0].nodes) == 1 {
@@ -107,10 +131,14 @@ func (w *world) drawWith(t *rapid.T, id string, mode tandem.Mode) *tandem.Reques
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &tandem.Request{
+	r := &tandem.Request{
 		ID: id, Mode: mode, Task: tasks.Draw(t, "task"), Status: tandem.StatusPending, KeyID: keys.Draw(t, "key"),
 		Data: drawDocument(t), Complexity: rapid.IntRange(1, 10).Draw(t, "complexity"), CreatedAt: created,
 	}
+	if r.Owner = r.KeyID; r.Owner == "" {
+		r.Owner = networks.Draw(t, "network")
+	}
+	return r
 }
 
 // drawAsync is one with a callback, as a rule.

@@ -19,7 +19,7 @@ import (
 // model is a store in memory, as plain as can be: a table of rows, gone through from the
 // beginning for every question. It is for one goroutine.
 type model struct {
-	capacity int64           // unfinished requests
+	limits   store.Config    // MaxQueue, MaxPerOwner and MaxBytesPerOwner
 	rows     map[string]*row // :: id → row
 	counters store.Stats     // what grows only; stats adds the gauges, which it counts in the rows
 	secret   *tandem.Secret
@@ -33,14 +33,20 @@ type row struct {
 	asked   time.Time  // when that was said
 	leased  bool       // its caller works on it: it is not dispatched
 	node    int        // where it was accepted
+	parked  string     // the destination that its callback is parked for; "": it is not
+
+	// Since when it is parked, and when its destination last had room for it.
+	parkedAt, roomAt time.Time
+
+	slowUntil int // the operation before which its job is not likely to be dispatched
 
 	// The times that the store itself took: it is known only that they are not before these.
 	startedFrom, completedFrom time.Time
 }
 
 // newModel is empty.
-func newModel(capacity int64) *model {
-	return &model{capacity: capacity, rows: map[string]*row{}, counters: store.Stats{
+func newModel(limits store.Config) *model {
+	return &model{limits: limits, rows: map[string]*row{}, counters: store.Stats{
 		Requests: map[tandem.Mode]int64{}, Ended: map[tandem.Status]int64{},
 		Callback: map[tandem.CallbackStatus]int64{}, Failures: map[string]int64{},
 		Attempts: map[tandem.Outcome]int64{}, Work: map[tandem.Mode]store.WorkTime{},
@@ -75,10 +81,45 @@ func (m *model) sorted(match func(*row) bool) []*row {
 
 func (m *model) count(match func(*row) bool) int64 { return int64(len(m.sorted(match))) }
 
+func (m *model) unfinished() int64 { return m.count(func(r *row) bool { return !r.over() }) }
+
+// due are the rows that are dispatched now, whatever has room.
+func (m *model) due(match func(*row) bool) []*row {
+	return m.sorted(func(r *row) bool {
+		return r.queued() && r.parked == "" && !r.due.After(time.Now()) && match(r)
+	})
+}
+
+// full is how requests are refused because there are too many, by the rules of quotas and of the whole queue. Results
+// count as well, but a store may not know of those of the last seconds.
+func (m *model) full(results bool, requests ...*tandem.Request) answer {
+	var bytes int64
+	for _, r := range requests {
+		bytes += int64(len(r.Data))
+	}
+	mine := m.sorted(func(r *row) bool { return r.lane != store.LaneNone && r.request.Owner == requests[0].Owner })
+	for _, r := range mine {
+		bytes += int64(len(r.request.Data))
+		if results {
+			bytes += int64(len(r.request.Result))
+		}
+	}
+	n := int64(len(requests))
+	switch limit := m.limits; {
+	case limit.MaxPerOwner > 0 && int64(len(mine))+n > limit.MaxPerOwner:
+		return answer(tandem.CodeQueueFull)
+	case limit.MaxBytesPerOwner > 0 && bytes > limit.MaxBytesPerOwner:
+		return answer(tandem.CodeQuotaExceeded)
+	case m.unfinished()+n > limit.MaxQueue:
+		return answer(tandem.CodeQueueFull)
+	}
+	return done
+}
+
 // accept adds requests, all or none, and returns how it refuses them.
 func (m *model) accept(node int, lane store.Lane, requests ...*tandem.Request) answer {
-	if m.count(func(r *row) bool { return !r.over() })+int64(len(requests)) > m.capacity {
-		return answer(tandem.CodeQueueFull)
+	if full := m.full(true, requests...); full != done {
+		return full
 	}
 	seen := map[string]bool{}
 	for _, r := range requests {
@@ -154,9 +195,12 @@ func (m *model) step(r *row, next store.Next) {
 	default:
 		m.called(r, next.Verdict == store.Done)
 	}
-	r.lane, r.due = store.LaneNone, time.Time{}
+	r.lane, r.due, r.parked = store.LaneNone, time.Time{}, ""
 	if next.Verdict == store.Again {
 		r.lane, r.due = next.Lane, next.At
+		if next.Parked && next.Lane == store.LaneDeliver {
+			r.parked = next.Destination
+		}
 	}
 	if next.Attempt != nil {
 		m.attempted(r, *next.Attempt)
@@ -299,14 +343,14 @@ func (m *model) page(f store.Filter, after string) (page []tandem.Request, next 
 // stats are the counters, and the gauges as the rows have them.
 func (m *model) stats() store.Stats {
 	s := m.counters
-	s.Now, s.Queue, s.Capacity = map[tandem.Status]int64{}, map[store.Lane]int64{}, m.capacity
+	s.Now, s.Queue, s.Capacity = map[tandem.Status]int64{}, map[store.Lane]int64{}, m.limits.MaxQueue
 	for _, status := range []tandem.Status{tandem.StatusPending, tandem.StatusProcessing} {
 		s.Now[status] = m.count(func(r *row) bool { return r.request.Status == status })
 	}
 	for _, lane := range store.Lanes {
 		s.Queue[lane] = m.count(func(r *row) bool { return r.lane == lane })
 	}
-	s.Unfinished = m.count(func(r *row) bool { return !r.over() })
+	s.Unfinished = m.unfinished()
 	s.Submissions.Kept = m.count(func(r *row) bool { return r.request.Task == tandem.TaskSubmission })
 	return s
 }

@@ -16,10 +16,12 @@ import (
 // operation is one kind of thing that is done.
 type operation struct {
 	name   string
-	weight int                                   // how often, relative to the others
-	always bool                                  // there is nothing to refuse
-	rare   bool                                  // it takes seconds, so it may be missing in a short run
-	run    func(w *world, t *rapid.T) (a answer) // skips t when there is nothing to do it with
+	weight int  // how often, relative to the others
+	always bool // there is nothing to refuse
+	rare   bool // it takes seconds, so it may be missing in a short run
+
+	// run skips t when there is nothing to do it with, and before it draws anything: otherwise rapid ends sequences early.
+	run func(w *world, t *rapid.T) (a answer)
 }
 
 var cut = &operation{name: "cut a node off", weight: 1, rare: true, always: true, run: cutOff}
@@ -40,6 +42,8 @@ var operations = []*operation{
 	{name: "end a callback", weight: 8, run: endCallback},
 	{name: "try a callback in vain", weight: 5, run: failCallback},
 	{name: "reschedule a callback", weight: 3, run: rescheduleCallback},
+	{name: "park a callback", weight: 5, run: parkCallback},
+	{name: "fill or free a destination", weight: 3, always: true, run: fillOrFree},
 	{name: "look up a request", weight: 4, run: lookUp},
 	{name: "list requests", weight: 6, run: list},
 	{name: "list the next page", weight: 6, run: listNext},
@@ -86,7 +90,7 @@ func (c *Counts) Check(t testing.TB) {
 	defer c.mu.Unlock()
 	t.Logf("%d operations in %d sequences", c.Operations, c.SequencesBegun)
 	for _, o := range operations {
-		t.Logf("%-24s %7d done %7d refused", o.name, c.done[o.name], c.refused[o.name])
+		t.Logf("%-26s %7d done %7d refused", o.name, c.done[o.name], c.refused[o.name])
 		if c.done[o.name] == 0 || c.refused[o.name] == 0 && !o.always {
 			t.Errorf("%q was done %d times and refused %d times: the run says too little",
 				o.name, c.done[o.name], c.refused[o.name])
@@ -137,9 +141,10 @@ func (w *world) settle(t *rapid.T) {
 
 func (w *world) accept(t *rapid.T, lane store.Lane, requests ...*tandem.Request) answer {
 	const enough = 40 // unfinished, where nothing bounds them
-	most := min(w.setting.MaxQueue, enough)
-	if w.model.count(func(r *row) bool { return !r.over() }) >= most &&
-		(most == enough || rapid.IntRange(0, 3).Draw(t, "although it is full") > 0) {
+	switch full := w.model.full(true, requests...); {
+	case w.setting.MaxQueue > enough && w.model.unfinished() >= enough,
+		full == answer(tandem.CodeQuotaExceeded) && w.model.full(false, requests...) == done,
+		full != done && rapid.IntRange(0, 3).Draw(t, "although it is full") > 0:
 		t.SkipNow()
 	}
 	return w.acceptAt(t, w.someNode(t), lane, requests...)
@@ -186,13 +191,16 @@ func acceptSeveral(w *world, t *rapid.T) answer {
 	if rapid.IntRange(0, 9).Draw(t, "twice") == 0 {
 		requests[len(requests)-1].ID = requests[0].ID
 	}
+	for _, r := range requests { // of one owner
+		r.KeyID, r.Owner = requests[0].KeyID, requests[0].Owner
+	}
 	return w.accept(t, store.LaneIO, requests...)
 }
 
 func finishSync(w *world, t *rapid.T) answer {
 	r := w.pick(t, func(r *row) bool { return r.answering() && !r.leased })
 	job, next := store.Job{Lane: r.lane, Request: r.request}, w.drawDone(t)
-	if rapid.IntRange(0, 9).Draw(t, "against the rules") == 0 {
+	if oneIn(t, 10, "against the rules") {
 		next = store.Next{Verdict: store.Again} // it is in no queue
 	}
 	return w.finish(t, job, next)
@@ -201,7 +209,7 @@ func finishSync(w *world, t *rapid.T) answer {
 func finishSubmission(w *world, t *rapid.T) answer {
 	r := w.pick(t, func(r *row) bool { return r.leased })
 	job, next := store.Job{Lane: r.lane, Request: r.request}, w.drawDone(t)
-	if rapid.IntRange(0, 9).Draw(t, "against the rules") == 0 {
+	if oneIn(t, 6, "against the rules") {
 		next.Verdict, next.Lane = store.Again, store.LaneDeliver // nobody is to be called
 	}
 	return w.finish(t, job, next)
@@ -210,7 +218,7 @@ func finishSubmission(w *world, t *rapid.T) answer {
 func rescheduleSubmission(w *world, t *rapid.T) answer {
 	r := w.pick(t, func(r *row) bool { return r.leased })
 	next := store.Next{Verdict: store.Again, Lane: r.lane, At: w.drawDue(t)}
-	if rapid.IntRange(0, 5).Draw(t, "how") == 0 {
+	if rapid.IntRange(0, 3).Draw(t, "how") == 0 {
 		next.Lane = store.LaneCPU
 	}
 	return w.finish(t, store.Job{Lane: r.lane, Request: r.request}, next)
@@ -219,13 +227,15 @@ func rescheduleSubmission(w *world, t *rapid.T) answer {
 // finishTwice is a caller that finishes a request too late, or one that is not its own. The model knows
 // whether that is accepted.
 func finishTwice(w *world, t *rapid.T) answer {
-	if rapid.IntRange(0, 3).Draw(t, "how") > 0 {
-		r := w.pick(t, func(r *row) bool { return !r.answering() && r.lane == store.LaneNone })
+	late := func(r *row) bool { return !r.answering() && r.lane == store.LaneNone }
+	own := func(r *row) bool { return r.answering() && !r.leased }
+	if n := w.model.count(late); w.model.count(own) == 0 || n > 0 && rapid.IntRange(0, 3).Draw(t, "how") > 0 {
+		r := w.pick(t, late)
 		job := store.Job{Request: r.request}
 		job.Request.Status, job.Request.CallbackStatus = tandem.StatusProcessing, ""
 		return w.finish(t, job, w.drawDone(t))
 	}
-	r := w.pick(t, func(r *row) bool { return r.answering() && !r.leased })
+	r := w.pick(t, own)
 	job := store.Job{Request: r.request}
 	w.finish(t, job, w.drawDone(t))
 	if a := w.finish(t, job, w.drawDone(t)); a == done {
@@ -235,29 +245,30 @@ func finishTwice(w *world, t *rapid.T) answer {
 }
 
 func beginWork(w *world, t *rapid.T) answer {
-	w.start(t, w.pick(t, func(r *row) bool {
-		return w.soon(r) && r.lane != store.LaneDeliver && !w.started[r.request.ID]
-	}))
+	w.start(t, w.pickSoon(t, func(r *row) bool { return r.lane != store.LaneDeliver && !w.started[r.request.ID] }))
 	return done
 }
 
 func working(w *world, t *rapid.T) *row {
-	return w.pick(t, func(r *row) bool { return w.soon(r) && r.lane != store.LaneDeliver })
+	return w.pickSoon(t, func(r *row) bool { return r.lane != store.LaneDeliver })
 }
 
 func calling(w *world, t *rapid.T) *row {
-	return w.pick(t, func(r *row) bool { return w.soon(r) && r.lane == store.LaneDeliver })
+	return w.pickSoon(t, func(r *row) bool { return r.lane == store.LaneDeliver })
 }
 
 func endWork(w *world, t *rapid.T) answer {
 	r := working(w, t)
 	next := w.drawDone(t)
 	calls := r.request.CallbackStatus != ""
-	if rapid.IntRange(0, 19).Draw(t, "against the rules") == 0 {
+	if oneIn(t, 12, "against the rules") {
 		calls = !calls
 	}
 	if calls {
 		next.Verdict, next.Lane, next.At = store.Again, store.LaneDeliver, w.drawDue(t)
+		if rapid.IntRange(0, 5).Draw(t, "parked") == 0 {
+			w.drawParked(t, &next)
+		}
 	}
 	return w.step(t, r, next)
 }
@@ -265,7 +276,7 @@ func endWork(w *world, t *rapid.T) answer {
 func rescheduleWork(w *world, t *rapid.T) answer {
 	r := working(w, t)
 	next := store.Next{Verdict: store.Again, Lane: r.lane, At: w.drawDue(t)}
-	if rapid.IntRange(0, 9).Draw(t, "against the rules") == 0 {
+	if oneIn(t, 10, "against the rules") {
 		next.Lane = store.LaneDeliver
 	}
 	return w.step(t, r, next)
@@ -292,7 +303,7 @@ func failCallback(w *world, t *rapid.T) answer {
 		Attempt: w.drawAttempt(t, r, failed.Draw(t, "outcome")),
 	}
 	next.Attempt.NextAt = time.Now().UTC().Truncate(micro)
-	if rapid.IntRange(0, 14).Draw(t, "against the rules") == 0 {
+	if oneIn(t, 8, "against the rules") {
 		next.Lane = store.LaneIO
 	}
 	return w.step(t, r, next)
@@ -301,7 +312,7 @@ func failCallback(w *world, t *rapid.T) answer {
 func rescheduleCallback(w *world, t *rapid.T) answer {
 	r := calling(w, t)
 	next := store.Next{Verdict: store.Again, Lane: r.lane, At: w.drawDue(t)}
-	if rapid.IntRange(0, 9).Draw(t, "against the rules") == 0 {
+	if oneIn(t, 4, "against the rules") {
 		next.Lane = store.LaneNone
 	}
 	return w.step(t, r, next)
@@ -309,7 +320,7 @@ func rescheduleCallback(w *world, t *rapid.T) answer {
 
 func lookUp(w *world, t *rapid.T) answer {
 	id := w.drawID(t)
-	if rapid.Bool().Draw(t, "there") {
+	if len(w.model.rows) > 0 && rapid.Bool().Draw(t, "there") {
 		id = w.pick(t, func(*row) bool { return true }).request.ID
 	}
 	w.each(t, w.someNode(t), func(_ *subject, n *node) error { return w.compareWhole(n, id) })

@@ -35,8 +35,8 @@ var workers = []struct {
 	{"sqlite", 60, crashing},
 	{"all stores", 9, allStores},
 	{"all stores", 9, allStores},
-	{"all stores", 9, allStores},
-	{"all stores", 9, allStores},
+	{"queue quota", 9, queueQuota},
+	{"bytes quota", 9, bytesQuota},
 }
 
 // TestOracle does the same random operations on the model, on SQLite and on PostgreSQL, and compares what they
@@ -94,9 +94,21 @@ func allStores(t testing.TB, _ int) storetest.Setting {
 	}
 }
 
-func open(url string) func(int64) (store.Store, error) {
-	return func(maxQueue int64) (store.Store, error) {
-		cfg := store.Config{URL: url, MaxQueue: maxQueue, Log: slog.New(slog.DiscardHandler)}
+func queueQuota(t testing.TB, sequence int) storetest.Setting {
+	s := allStores(t, sequence)
+	s.MaxPerOwner = 7
+	return s
+}
+
+func bytesQuota(t testing.TB, sequence int) storetest.Setting {
+	s := allStores(t, sequence)
+	s.MaxBytesPerOwner = 20_000
+	return s
+}
+
+func open(url string) func(store.Config) (store.Store, error) {
+	return func(cfg store.Config) (store.Store, error) {
+		cfg.URL, cfg.Log = url, slog.New(slog.DiscardHandler)
 		return store.Open(context.Background(), cfg)
 	}
 }
@@ -115,10 +127,10 @@ func postgres(t testing.TB, nodes int) storetest.Database {
 	var lines []*line // a node each
 	return storetest.Database{
 		Name: "nodes", Nodes: nodes, Shared: true,
-		Open: func(maxQueue int64) (store.Store, error) {
+		Open: func(limits store.Config) (store.Store, error) {
 			l, url := newLine(t, url)
 			lines = append(lines, l)
-			return open(url)(maxQueue)
+			return open(url)(limits)
 		},
 		Cut: func(node int, cut bool) { lines[node].set(cut) },
 	}
@@ -143,7 +155,7 @@ func file(t testing.TB) storetest.Database {
 	path := func() string { return filepath.Join(folder, fmt.Sprintf("tandem%d.db", crashes)) }
 	return storetest.Database{
 		Name: "file",
-		Open: func(maxQueue int64) (store.Store, error) { return open(path())(maxQueue) },
+		Open: func(limits store.Config) (store.Store, error) { return open(path())(limits) },
 		Crash: func() error {
 			before := path()
 			crashes++

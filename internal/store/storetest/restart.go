@@ -24,7 +24,8 @@ func (w *world) mayRestart(t *rapid.T) int {
 // that is for one process only.
 func restart(w *world, t *rapid.T) answer {
 	k := w.mayRestart(t)
-	if rapid.IntRange(0, 2).Draw(t, "while it is open") == 0 {
+	own := func(s *subject) bool { return !s.Volatile && !s.Shared }
+	if slices.ContainsFunc(w.subjects, own) && rapid.Bool().Draw(t, "while it is open") {
 		return openTwice(w, t)
 	}
 	w.restarts++
@@ -44,32 +45,27 @@ func restart(w *world, t *rapid.T) answer {
 }
 
 func openTwice(w *world, t *rapid.T) answer {
-	tried := false
 	w.each(t, 0, func(s *subject, _ *node) error {
 		if s.Volatile || s.Shared {
 			return nil
 		}
-		tried = true
-		second, err := s.Open(w.setting.MaxQueue)
+		second, err := s.Open(w.model.limits)
 		if err == nil {
 			return fmt.Errorf("two have it open; %w", errOrNone(second.Close()))
 		}
 		return nil
 	})
-	if !tried {
-		t.SkipNow()
-	}
 	return answer("somebody has it open")
 }
 
 // crash ends the only process without a word.
 func crash(w *world, t *rapid.T) answer {
-	w.mayRestart(t)
 	for _, s := range w.subjects {
 		if s.Crash == nil && !s.Volatile {
 			t.SkipNow()
 		}
 	}
+	w.mayRestart(t)
 	w.restarts++
 	w.ended(0, func(*heldJob) bool { return true })
 	w.each(t, 0, func(s *subject, n *node) error {
@@ -101,6 +97,12 @@ func (w *world) ended(k int, its func(*heldJob) bool) {
 		}
 	}
 	w.model.ended(k, now)
+	if len(w.subjects[0].nodes) > 1 {
+		return // another node may hold what is parked
+	}
+	for _, r := range w.model.sorted(func(r *row) bool { return r.parked != "" }) {
+		w.parked(r)
+	}
 }
 
 // reopen opens a node to replace one that has ended.
@@ -109,7 +111,7 @@ func (w *world) reopen(s *subject, k int) error {
 		s.gone, s.nodes = true, nil
 		return nil
 	}
-	n, err := s.open(w.setting.MaxQueue)
+	n, err := s.open(w.model.limits, w.rooms)
 	if err != nil {
 		return err
 	}

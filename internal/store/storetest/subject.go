@@ -16,8 +16,8 @@ import (
 type Database struct {
 	Name string
 
-	// Open opens a store on it, as one node of those that share it.
-	Open func(maxQueue int64) (store.Store, error)
+	// Open opens a store on it, as one node of those that share it. limits are those of the setting.
+	Open func(limits store.Config) (store.Store, error)
 
 	// Crash leaves of the database what a crash of its only process would have left: Open opens
 	// that from then on. The store of before is still open, and is not asked anything. nil: a crash
@@ -49,6 +49,7 @@ type subject struct {
 // node is an open store, and those of its jobs that wait for the oracle to say what comes of them.
 type node struct {
 	number int // in the order of opening
+	rooms  *rooms
 	store  store.Store
 	end    func() error // ends Work, for which all jobs are released, and closes the store; once
 
@@ -70,25 +71,28 @@ type heldJob struct {
 }
 
 // allLanes lets every job be dispatched when it is due, so that it is known which are.
-func allLanes() store.Capacity {
+func allLanes(rooms *rooms) store.Capacity {
 	jobs := map[store.Lane]int{}
 	for _, lane := range store.Lanes {
 		jobs[lane] = 1000
 	}
-	return store.Capacity{Jobs: jobs}
+	return store.Capacity{Jobs: jobs, Room: rooms.room}
 }
 
 // open opens a store and has it dispatch jobs.
-func (s *subject) open(maxQueue int64) (*node, error) {
-	opened, err := s.Open(maxQueue)
+func (s *subject) open(limits store.Config, rooms *rooms) (*node, error) {
+	opened, err := s.Open(limits)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", s.Name, err)
 	}
-	n := &node{number: s.opened, store: opened, arrived: make(chan struct{}, 1), held: map[string]*heldJob{}}
+	n := &node{
+		number: s.opened, rooms: rooms, store: opened,
+		arrived: make(chan struct{}, 1), held: map[string]*heldJob{},
+	}
 	s.opened++
 	ctx, stop := context.WithCancel(context.Background())
-	stopped := make(chan error, 1)                                  // what Work returned
-	go func() { stopped <- opened.Work(ctx, allLanes(), n.step) }() // end waits for it
+	stopped := make(chan error, 1)                                       // what Work returned
+	go func() { stopped <- opened.Work(ctx, allLanes(rooms), n.step) }() // end waits for it
 	n.end = sync.OnceValue(func() error {
 		stop()
 		n.releaseAll()
@@ -100,7 +104,7 @@ func (s *subject) open(maxQueue int64) (*node, error) {
 // step holds a job until the oracle says what comes of it.
 func (n *node) step(_ context.Context, job store.Job) store.Next {
 	h := &heldJob{Job: job, node: n, at: time.Now(), next: make(chan store.Next, 1)}
-	back := store.Next{Verdict: store.Again, Lane: job.Lane}
+	back := n.rooms.back(job)
 	n.mu.Lock()
 	switch {
 	case n.ending:
@@ -143,7 +147,7 @@ func (n *node) releaseAll() {
 	n.ending = true
 	n.mu.Unlock()
 	for _, h := range n.forget() {
-		h.next <- store.Next{Verdict: store.Again, Lane: h.Lane}
+		h.next <- n.rooms.back(h.Job)
 	}
 }
 
@@ -212,7 +216,7 @@ func answerOf(err error) answer {
 	case errors.Is(err, store.ErrExists):
 		return exists
 	case code == tandem.CodeNotFound, code == tandem.CodeInvalidCursor,
-		code == tandem.CodeQueueFull, code == tandem.CodeStoreUnavailable:
+		code == tandem.CodeQueueFull, code == tandem.CodeQuotaExceeded, code == tandem.CodeStoreUnavailable:
 		return answer(code)
 	default:
 		return anError

@@ -23,6 +23,9 @@ type Setting struct {
 	MaxQueue  int64 // 0: so many that it is never reached
 	Restarts  int   // how often a node may end and start again, in one sequence
 	Cut       bool  // one node is cut off, once
+
+	// As in store.Config; 0: none. With several nodes they are not exact.
+	MaxPerOwner, MaxBytesPerOwner int64
 }
 
 const endless = 1_000_000
@@ -40,17 +43,19 @@ type world struct {
 	model    *model
 	subjects []*subject
 	counts   *Counts
+	rooms    *rooms
 
-	base     time.Time // of the times in ids, and of those that the oracle makes up
-	made     int       // ids
-	moments  int       // times
-	checks   int
-	restarts int
-	cut      bool                 // a node was cut off
-	leases   map[string]time.Time // :: id → when it was accepted for its caller
-	started  map[string]bool      // ids of the jobs whose work has begun
-	seen     map[*heldJob]bool    // jobs that were found right
-	cursors  []cursor
+	base       time.Time // of the times in ids, and of those that the oracle makes up
+	made       int       // ids
+	moments    int       // times
+	checks     int
+	restarts   int
+	operations int
+	cut        bool                 // a node was cut off
+	leases     map[string]time.Time // :: id → when it was accepted for its caller
+	started    map[string]bool      // ids of the jobs whose work has begun
+	seen       map[*heldJob]bool    // jobs that were found right
+	cursors    []cursor
 }
 
 // cursor is where a page of the history ended, as each subject says it.
@@ -65,7 +70,10 @@ func newWorld(setting Setting, counts *Counts) (*world, error) {
 		setting.MaxQueue = endless
 	}
 	w := &world{
-		setting: setting, model: newModel(setting.MaxQueue), counts: counts,
+		setting: setting, counts: counts, rooms: newRooms(),
+		model: newModel(store.Config{
+			MaxQueue: setting.MaxQueue, MaxPerOwner: setting.MaxPerOwner, MaxBytesPerOwner: setting.MaxBytesPerOwner,
+		}),
 		base:   time.Now().UTC().Add(-time.Hour).Truncate(time.Second),
 		leases: map[string]time.Time{}, started: map[string]bool{}, seen: map[*heldJob]bool{},
 	}
@@ -73,7 +81,7 @@ func newWorld(setting Setting, counts *Counts) (*world, error) {
 		s := &subject{Database: d}
 		w.subjects = append(w.subjects, s)
 		for range max(d.Nodes, 1) {
-			n, err := s.open(setting.MaxQueue)
+			n, err := s.open(w.model.limits, w.rooms)
 			if err != nil {
 				return nil, errors.Join(err, w.end())
 			}
@@ -102,6 +110,7 @@ func (w *world) do(t *rapid.T, o *operation) {
 	w.keepLeases(t)
 	w.counts.add(o, o.run(w, t))
 	w.checks++
+	w.operations++
 	w.compare(t)
 }
 
@@ -171,6 +180,11 @@ func (w *world) compareAll(s *subject, n *node) error {
 	if s.Shared && w.checks%rarely != 0 {
 		return nil
 	}
+	if w.checks%rarely == 0 {
+		if err := w.compareUndelivered(n); err != nil {
+			return err
+		}
+	}
 	all := store.Filter{Limit: 1000}
 	page, err := n.store.Requests(context.Background(), all)
 	if err != nil {
@@ -201,6 +215,9 @@ func (w *world) compareJobs(s *subject) error {
 		if early := r.due.Sub(h.at); early > r.tolerance(h.at) {
 			return fmt.Errorf("%s was dispatched %v before it was due", id, early)
 		}
+		if !r.hadRoom(s) {
+			return fmt.Errorf("%s is parked for %s, which had no room since, and was dispatched", id, r.parked)
+		}
 		want := r.request
 		want.Attempts = nil
 		if r.lane == store.LaneDeliver {
@@ -226,8 +243,8 @@ func (r *row) String() string {
 	if r == nil {
 		return "no such request"
 	}
-	return fmt.Sprintf("%s, callback %q, lane %q, due %v, its caller's %t",
-		r.request.Status, r.request.CallbackStatus, r.lane, r.due, r.leased)
+	return fmt.Sprintf("%s, callback %q, lane %q, due %v, parked for %q, its caller's %t",
+		r.request.Status, r.request.CallbackStatus, r.lane, r.due, r.parked, r.leased)
 }
 
 func (w *world) compareRows(want, got []tandem.Request) error {
@@ -309,7 +326,7 @@ func (w *world) compareStats(n *node, want store.Stats) error {
 	if got.Unavailable != nil {
 		return fmt.Errorf("unavailable: %w", got.Unavailable)
 	}
-	due := w.model.sorted(func(r *row) bool { return r.queued() && !r.due.After(time.Now()) })
+	due := w.model.due(func(*row) bool { return true })
 	if oldest := got.OldestDue; !oldest.IsZero() && (len(due) == 0 || oldest.After(time.Now())) {
 		return fmt.Errorf("a job has waited since %v, and %d are due", oldest, len(due))
 	}
@@ -403,8 +420,10 @@ func (w *world) step(t *rapid.T, r *row, next store.Next) answer {
 	want := w.model.stepped(r, next)
 	if want != done { // it returns to its lane
 		r.due = time.Now().Add(refusedDelay)
+		w.slowly(r)
 		w.model.released(r)
 	}
+	w.parked(r)
 	w.each(t, 0, func(s *subject, _ *node) error {
 		h := held[s]
 		delete(w.seen, h)
