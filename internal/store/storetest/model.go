@@ -83,10 +83,11 @@ func (m *model) count(match func(*row) bool) int64 { return int64(len(m.sorted(m
 
 func (m *model) unfinished() int64 { return m.count(func(r *row) bool { return !r.over() }) }
 
-// due are the rows that are dispatched now, whatever has room.
+// due are the rows that may be due now and are not parked.
 func (m *model) due(match func(*row) bool) []*row {
+	now := time.Now()
 	return m.sorted(func(r *row) bool {
-		return r.queued() && r.parked == "" && !r.due.After(time.Now()) && match(r)
+		return r.queued() && r.parked == "" && r.due.Sub(now) <= r.tolerance(now) && match(r)
 	})
 }
 
