@@ -32,7 +32,8 @@ var workers = []struct {
 	setting func(t testing.TB, sequence int) storetest.Setting
 }{
 	{"nodes", 4, nodes},
-	{"sqlite", 60, crashing},
+	{"sqlite", 30, crashing},
+	{"sqlite", 30, crashing},
 	{"all stores", 9, allStores},
 	{"all stores", 9, allStores},
 	{"queue quota", 9, queueQuota},
