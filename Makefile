@@ -73,12 +73,12 @@ soak: ## run server and generator in turn for SOAK_DURATION (10m) each: memory, 
 abuse: ## slow clients, 100,000 fuzzed requests and a million addresses against the real binary (docs/security-figures.md)
 	TANDEM_ABUSE=full go test ./cmd/tandem -run TestAbuse -parallel 1 -timeout 60m -count=1 -v
 
-bench: ## the figures of docs/performance.md beside what was asked (10 minutes, on a quiet machine), then every package
+bench: ## the figures of docs/performance.md beside what was asked (15 minutes, on a quiet machine), then every package
 	go test -run '^$$' -bench . -skip Postgres -benchtime 1x -v -timeout 30m ./cmd/tandem
 	go test -run '^$$' -bench . -benchmem ./internal/...
 
-bench-postgres: ## the figures with PostgreSQL, a throwaway one on this machine (2 to 4 minutes)
-	go test -run '^$$' -bench Postgres -benchtime 1x -v -timeout 15m ./cmd/tandem
+bench-postgres: ## the figures with PostgreSQL, a throwaway one on this machine (8 minutes; SNAPSHOT_DURATION=10m: 17)
+	go test -run '^$$' -bench Postgres -benchtime 1x -v -timeout 30m ./cmd/tandem
 
 fuzz: ## every native fuzz target for FUZZTIME (20s) each
 	@grep -rnoE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' . | sed -E 's|^(.*)/[^/]+:[0-9]+:func |\1 |' | \

@@ -177,6 +177,8 @@ func BenchmarkPostgres(b *testing.B) {
 	b.Run("lag", postgresLag)
 	b.Run("history", postgresHistory)
 	b.Run("idle", postgresIdle)
+	b.Run("dead receiver", postgresDeadReceiver)
+	b.Run("held snapshot", postgresHeldSnapshot)
 }
 
 // postgresThroughput: accepts and full cycles per second, and what each costs.

@@ -77,8 +77,8 @@ type Place struct {
 }
 
 // Reserve waits for a place at the destination of rawURL. owner is who the call is made for
-// (tandem.Request.Owner). Owners take turns, and the calls of one are served in order. It returns a *PutOff when waiting
-// here is not worth it: a breaker is open or half-open with its probe out, or too many wait already. It
+// (tandem.Request.Owner). Owners take turns, and the calls of one are served in order. It returns a *PutOff
+// when waiting here is not worth it: a breaker is open or half-open with its probe out, or too many wait already. It
 // returns ctx's cause when ctx ends.
 //
 // One destination may hold at most half of the waiting places that are still free, and one

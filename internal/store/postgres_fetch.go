@@ -130,7 +130,7 @@ func (e *fetchExecutor) fetch(ctx context.Context, lane Lane, most int) (*riverd
 		rows.Close()
 		if err = errors.Join(err, rows.Err()); err == nil {
 			for _, it := range items { // the oldest first
-				it.ticket = e.gate.enter(lane, it.request.Owner, it.size)
+				it.permit = e.gate.enter(lane, it.request.Owner, it.size)
 			}
 			e.store.held.add(jobs, items)
 			if len(items) > 0 {

@@ -25,11 +25,11 @@ type gateLane struct {
 	capacity int
 	running  int
 	owners   map[string]int // :: owner → its part of running; owners without any are forgotten
-	waiting  limit.Turns[*ticket]
+	waiting  limit.Turns[*permit]
 }
 
-// ticket is a job at the gate.
-type ticket struct {
+// permit is a job at the gate.
+type permit struct {
 	lane  Lane
 	owner string
 	size  int64
@@ -48,8 +48,8 @@ func newGate(capacity Capacity) *gate {
 }
 
 // enter queues a job of an owner.
-func (g *gate) enter(lane Lane, owner string, size int) *ticket {
-	t := &ticket{lane: lane, owner: owner, size: int64(size), open: make(chan struct{})}
+func (g *gate) enter(lane Lane, owner string, size int) *permit {
+	t := &permit{lane: lane, owner: owner, size: int64(size), open: make(chan struct{})}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.lanes[lane].waiting.Push(owner, 1+size/jobBytes, t)
@@ -58,11 +58,11 @@ func (g *gate) enter(lane Lane, owner string, size int) *ticket {
 }
 
 // withdraw takes a job back that was not let go; false: it was.
-func (g *gate) withdraw(t *ticket) bool {
+func (g *gate) withdraw(t *permit) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	l := g.lanes[t.lane]
-	if !l.waiting.Remove(t.owner, func(other *ticket) bool { return other == t }) {
+	if !l.waiting.Remove(t.owner, func(other *permit) bool { return other == t }) {
 		return false
 	}
 	if g.next == l {
@@ -73,7 +73,7 @@ func (g *gate) withdraw(t *ticket) bool {
 }
 
 // stepped gives back the slot of a job whose step has returned.
-func (g *gate) stepped(t *ticket) {
+func (g *gate) stepped(t *permit) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	l := g.lanes[t.lane]
@@ -83,7 +83,7 @@ func (g *gate) stepped(t *ticket) {
 }
 
 // ended gives back the bytes of a job whose result is committed.
-func (g *gate) ended(t *ticket) {
+func (g *gate) ended(t *permit) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.bytes -= t.size
@@ -109,7 +109,7 @@ func (g *gate) admitAllLocked() {
 
 func (g *gate) admitLocked(l *gateLane) {
 	for l.running < l.capacity {
-		t, ok := l.waiting.Peek(func(owner string, t *ticket) bool {
+		t, ok := l.waiting.Peek(func(owner string, t *permit) bool {
 			return mayRun(l.capacity, l.running, l.owners[owner]) && mayHold(g.budget, g.bytes, g.held[owner], t.size)
 		})
 		if !ok || g.next != nil && g.next != l {

@@ -124,9 +124,9 @@ func (h *handout) Work(_ context.Context, job *river.Job[jobArgs]) error {
 	lane := Lane(job.Queue)
 	it := h.store.held.item(job.ID)
 	select {
-	case <-it.ticket.open:
+	case <-it.permit.open:
 	case <-h.stopping:
-		if h.gate.withdraw(it.ticket) {
+		if h.gate.withdraw(it.permit) {
 			return h.handBack(job.ID, lane, it, 0)
 		}
 	}
@@ -135,9 +135,9 @@ func (h *handout) Work(_ context.Context, job *river.Job[jobArgs]) error {
 
 // run does a job that the gate has let go.
 func (h *handout) run(job int64, lane Lane, it *pgItem) error {
-	ticket := it.ticket
-	defer h.gate.ended(ticket)
-	stepped := sync.OnceFunc(func() { h.gate.stepped(ticket) })
+	permit := it.permit
+	defer h.gate.ended(permit)
+	stepped := sync.OnceFunc(func() { h.gate.stepped(permit) })
 	defer stepped()
 	select {
 	case <-h.stopping:
@@ -234,7 +234,7 @@ type pgItem struct {
 	due     time.Time // by the clock of the database
 	size    int       // bytes of data or result that the job will hold
 	loaded  bool      // request has them
-	ticket  *ticket
+	permit  *permit
 }
 
 // requestOf reads the request of a job with what the job needs, however large; nil: it has another job by now, or is gone.

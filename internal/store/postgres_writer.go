@@ -378,9 +378,9 @@ func (s *Postgres) value(name string) int64 {
 
 // wakes are the lanes whose nodes are to be told that there is work: now, or soon.
 type wakes struct {
-	mu   sync.Mutex
-	at   map[wake]struct{} // at most maxWakes
-	poke chan struct{}
+	mu     sync.Mutex
+	at     map[wake]struct{} // at most maxWakes
+	notify chan struct{}
 }
 
 // wake is a moment in steps of wakeStep since the epoch.
@@ -397,7 +397,7 @@ const (
 )
 
 func (k *wakes) init() {
-	k.at, k.poke = map[wake]struct{}{}, make(chan struct{}, 1)
+	k.at, k.notify = map[wake]struct{}{}, make(chan struct{}, 1)
 }
 
 // add has a lane's nodes woken after a while.
@@ -414,7 +414,7 @@ func (k *wakes) add(lane Lane, delay time.Duration) {
 		k.at[at] = struct{}{}
 	}
 	k.mu.Unlock()
-	poke(k.poke)
+	notify(k.notify)
 }
 
 // wakeAll has the nodes of every lane woken.
@@ -473,7 +473,7 @@ func (s *Postgres) announce(ctx context.Context) {
 		}
 		select {
 		case <-ctx.Done():
-		case <-s.wakes.poke:
+		case <-s.wakes.notify:
 		case <-timer.C:
 		}
 	}

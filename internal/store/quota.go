@@ -141,7 +141,8 @@ func (q *quotas) exceeded(owner string, want used) error {
 		return &tandem.Error{
 			Code: tandem.CodeQuotaExceeded,
 			Message: fmt.Sprintf("unfinished requests of %s may hold %d bytes of data and results "+
-				"(--max-bytes-per-key): they hold %d, and this would add %d; try again later", who, q.limit.bytes, has.bytes, want.bytes),
+				"(--max-bytes-per-key): they hold %d, and this would add %d; try again later",
+				who, q.limit.bytes, has.bytes, want.bytes),
 			RetryAfter: 5 * time.Second,
 		}
 	default:

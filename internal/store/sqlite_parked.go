@@ -105,11 +105,11 @@ func (q *queue) parkLocked(it *item, now time.Time) {
 	case !it.due.After(now):
 		g.more = true
 		if d := p.destinations[it.parked]; g.ready == 0 && d.dispatched < p.room(it.parked, it.request.Owner) {
-			poke(q.wake)
+			notify(q.wake)
 		}
 	case g.nextDue.IsZero() || it.due.Before(g.nextDue):
 		g.nextDue = it.due
-		poke(q.wake)
+		notify(q.wake)
 	}
 }
 
@@ -149,7 +149,7 @@ func (q *queue) dispatchLocked(d *destination) {
 	}
 	for owner, g := range d.groups {
 		if g.more && d.dispatched < p.room(d.name, owner) {
-			poke(q.wake)
+			notify(q.wake)
 			return
 		}
 	}
@@ -192,7 +192,7 @@ func (q *queue) refillParked(ctx context.Context) (time.Time, error) {
 	defer q.mu.Unlock()
 	l.gone = nil
 	if len(wanted) == groupsPerLook {
-		poke(q.wake)
+		notify(q.wake)
 	}
 	q.startLocked(l)
 	return next, err

@@ -254,7 +254,7 @@ func (q *queue) pushLocked(it *item) {
 	if it.due.After(now) {
 		if l.nextDue.IsZero() || it.due.Before(l.nextDue) {
 			l.nextDue = it.due
-			poke(q.wake)
+			notify(q.wake)
 		}
 		return
 	}
@@ -314,11 +314,11 @@ func (q *queue) startLocked(l *lane) {
 		q.jobs.Add(1)
 		go q.run(l, it)
 		if l.low(sh) {
-			poke(q.wake)
+			notify(q.wake)
 		}
 	}
 	if l.capacity > 0 && l.ready.Len() <= maxReady/4 && (l.unread || q.parked.pressed) {
-		poke(q.wake)
+		notify(q.wake)
 	}
 }
 
@@ -474,7 +474,7 @@ func (q *queue) later(l *lane) {
 	if at := q.store.clock.now().Add(lookInterval); l.nextDue.IsZero() || at.Before(l.nextDue) {
 		l.nextDue = at
 	}
-	poke(q.wake)
+	notify(q.wake)
 }
 
 // settle commits a result, and tries again for as long as the database does
@@ -525,5 +525,5 @@ func (q *queue) forget() {
 		l.unread, l.nextDue = true, time.Time{}
 	}
 	q.parked.unlisted = true
-	poke(q.wake)
+	notify(q.wake)
 }

@@ -170,7 +170,7 @@ func (s *SQLite) write() {
 		s.commitAll(batch)
 		over := s.counters.value(counterRows)-s.counters.value(counterUnfinished) > memoryRows
 		if s.memory && (over || commits%256 == 0) { // now and then also for its size in bytes
-			poke(s.trimming)
+			notify(s.trimming)
 		}
 	}
 }
@@ -198,7 +198,7 @@ func (s *SQLite) commitAll(batch []*op) {
 	calm := !s.queue.inBurst()
 	s.pressure.Store(s.pressure.Load() - s.pressure.Load()/pressureCommits + int64(urgent))
 	if calm && s.queue.inBurst() {
-		poke(s.queue.wake) // to see it end
+		notify(s.queue.wake) // to see it end
 	}
 	err := s.commit(batch)
 	if err != nil && len(batch) > 1 && !errors.Is(err, errLocked) && !errors.Is(err, errMoved) {
@@ -350,11 +350,11 @@ func (s *SQLite) note(err error) {
 		s.cfg.Log.Error("the database does not take writes; new requests are refused until it does", "error", explain(err))
 	}
 	s.failure.Store(&err)
-	poke(s.failing)
+	notify(s.failing)
 }
 
-// poke leaves a token in a channel of capacity one.
-func poke(c chan struct{}) {
+// notify leaves a token in a channel of capacity one.
+func notify(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
