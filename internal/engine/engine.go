@@ -268,9 +268,11 @@ func (e *Engine) retain(ctx context.Context) error {
 // retainOnce logs what goes wrong instead of returning it: the next run tries again.
 func (e *Engine) retainOnce(ctx context.Context, now time.Time) {
 	n, err := e.cfg.Store.Retain(ctx, now.Add(e.cfg.Nodes.Skew()-e.cfg.Retention))
-	if err != nil {
-		e.log.Error("delete old requests", "err", err)
-	} else if n > 0 {
+	switch {
+	case errors.Is(err, store.ErrMoved): // which the store has logged
+	case err != nil:
+		e.log.Error("delete old requests", "error", err)
+	case n > 0:
 		e.log.Info("deleted old requests", "count", n, "older_than", e.cfg.Retention)
 	}
 }

@@ -81,8 +81,8 @@ func (d *databaseFile) remember() error {
 	return nil
 }
 
-// errMoved says that what is written is in no file that the next start would find.
-var errMoved = errors.New("the database was moved away under the running server")
+// ErrMoved says that what is written is in no file that the next start would find. A store logs it once.
+var ErrMoved = errors.New("the database was moved away under the running server")
 
 // moved returns an error unless every file is still where it was. It looks at names and opens nothing.
 func (d *databaseFile) moved() error {
@@ -97,7 +97,7 @@ func (d *databaseFile) moved() error {
 			continue
 		}
 		return fmt.Errorf("%w: %s: %w; put it back under this name, "+
-			"or stop the server, restore a backup and start it again", errMoved, known.path, err)
+			"or stop the server, restore a backup and start it again", ErrMoved, known.path, err)
 	}
 	return nil
 }

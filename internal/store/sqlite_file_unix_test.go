@@ -3,11 +3,13 @@
 package store_test
 
 import (
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"tandem"
 	"tandem/internal/store"
@@ -51,6 +53,9 @@ func TestDatabaseFileThatMoves(t *testing.T) {
 				if tandem.CodeOf(err) != tandem.CodeStoreUnavailable {
 					t.Errorf("a request was accepted: %v, want %s", err, tandem.CodeStoreUnavailable)
 				}
+			}
+			if _, err := s.Retain(t.Context(), time.Now()); !errors.Is(err, store.ErrMoved) {
+				t.Errorf("retention: %v, want %v, which its caller need not log", err, store.ErrMoved)
 			}
 			if got := log.count("level=ERROR"); got != 1 || !strings.Contains(log.String(), path) {
 				t.Errorf("%d lines of level ERROR, want one that names %s:\n%s", got, path, log)

@@ -203,7 +203,7 @@ func (s *SQLite) Work(ctx context.Context, capacity Capacity, step Step) error {
 	for ctx.Err() == nil {
 		next, err := q.look(ctx)
 		if err != nil && ctx.Err() == nil {
-			if !errors.Is(err, errMoved) { // which the writer has logged
+			if !errors.Is(err, ErrMoved) { // which the writer has logged
 				s.cfg.Log.Error("refill the queue; trying again in a second", "error", err)
 			}
 			next = time.Time{}

@@ -201,7 +201,7 @@ func (s *SQLite) commitAll(batch []*op) {
 		notify(s.queue.wake) // to see it end
 	}
 	err := s.commit(batch)
-	if err != nil && len(batch) > 1 && !errors.Is(err, errLocked) && !errors.Is(err, errMoved) {
+	if err != nil && len(batch) > 1 && !errors.Is(err, errLocked) && !errors.Is(err, ErrMoved) {
 		for _, o := range batch {
 			alone := []*op{o}
 			s.report(alone, s.commit(alone))
@@ -249,7 +249,7 @@ func (s *SQLite) moved() error {
 
 // lost returns an error while the files are known to have been moved away.
 func (s *SQLite) lost() error {
-	if failure := s.failure.Load(); failure != nil && errors.Is(*failure, errMoved) {
+	if failure := s.failure.Load(); failure != nil && errors.Is(*failure, ErrMoved) {
 		return *failure
 	}
 	return nil
