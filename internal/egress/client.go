@@ -125,7 +125,7 @@ func New(cfg Config) (*Client, error) {
 		dialer:       dialer,
 		destinations: limit.NewKeyed[Site, *destination](cfg.MaxDestinations),
 		refusals:     limit.NewKeyed[Receiver, *refusal](maxRefusals),
-		good:         goodURLs{targets: make(map[string]target)},
+		good:         goodURLs{targets: make(map[string]*target)},
 	}
 	// HTTP/1.1 only: net/http leaves HTTP/2 off for a dialer of our own.
 	c.transport = &http.Transport{
@@ -188,7 +188,7 @@ func (p *Place) Post(ctx context.Context, header http.Header, body []byte) (resu
 	if p.refused != nil {
 		p.client.refuse(&result, p.refused, "")
 	} else {
-		p.client.exchange(ctx, &p.target, header, body, &result)
+		p.client.exchange(ctx, p.target, header, body, &result)
 	}
 	result.Duration = time.Since(result.StartedAt)
 	return result

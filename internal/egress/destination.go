@@ -68,7 +68,7 @@ func (p *PutOff) Error() string {
 // to the goroutine that reserved it.
 type Place struct {
 	client   *Client
-	target   target
+	target   *target // shared, not to be changed; nil if refused
 	receiver Receiver
 	refused  error // what Check says of the URL now; then there is no destination
 	dest     *destination

@@ -35,22 +35,22 @@ func (t *target) receiver(owner string) Receiver { return Receiver{t.site, owner
 
 // parse reads a callback URL and judges what can be judged without a look-up. Its
 // errors are *tandem.Error with CodeInvalidCallbackURL or CodeCallbackBlocked.
-func (p *Policy) parse(raw string) (target, error) {
+func (p *Policy) parse(raw string) (*target, error) {
 	u, err := parseURL(raw)
 	if err != nil {
-		return target{}, unusable(err)
+		return nil, unusable(err)
 	}
 	host, addr, err := canonicalHost(u.Hostname())
 	if err != nil {
-		return target{}, unusable(err)
+		return nil, unusable(err)
 	}
 	port, err := portOf(u)
 	if err != nil {
-		return target{}, unusable(err)
+		return nil, unusable(err)
 	}
-	t := target{site: Site{u.Scheme, net.JoinHostPort(host, strconv.Itoa(int(port)))}}
+	t := &target{site: Site{u.Scheme, net.JoinHostPort(host, strconv.Itoa(int(port)))}}
 	if verdict := p.judgeHost(host, addr, port); !verdict.Allows() {
-		return target{}, &tandem.Error{
+		return nil, &tandem.Error{
 			Code: tandem.CodeCallbackBlocked, Message: blockedText,
 			Err: &Refused{Target: t.site.Host, Verdict: verdict},
 		}
@@ -75,12 +75,12 @@ const maxGoodURLs = 256
 // goodURLs remembers what was made of URLs that may be called: most callers have one or
 // two, and every request asks twice. What is made of a URL depends on the policy alone, which never changes.
 type goodURLs struct {
-	mu      sync.Mutex        // guards targets
-	targets map[string]target // :: URL → target; at most maxGoodURLs
+	mu      sync.Mutex         // guards targets
+	targets map[string]*target // :: URL → target; at most maxGoodURLs
 }
 
 // parse is that of the policy, with a memory.
-func (c *Client) parse(raw string) (target, error) {
+func (c *Client) parse(raw string) (*target, error) {
 	c.good.mu.Lock()
 	t, known := c.good.targets[raw]
 	c.good.mu.Unlock()
@@ -89,7 +89,7 @@ func (c *Client) parse(raw string) (target, error) {
 	}
 	t, err := c.policy.parse(raw)
 	if err != nil {
-		return target{}, err
+		return nil, err
 	}
 	c.good.mu.Lock()
 	defer c.good.mu.Unlock()
