@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,54 +50,18 @@ type commandLine struct {
 
 // serveCommand is the configuration of serve. A value comes from its flag, else
 // from its TANDEM_ variable, else from ENVIRONMENT=production (mode) or DEBUG=true (debug),
-// else from the file named by --config, else it is the default.
+// else from the file named by --config, else from the preset of the mode, else it is the default.
+//
+// Flags stand in the order in which --help and docs/configuration.md list them; kong takes groups and texts from
+// the tags. A flag with tags named after the modes has a preset. TestConfigurationPage compares the page.
 type serveCommand struct {
-	Mode   string     `enum:"demo,production" default:"demo" env:"TANDEM_MODE" help:"demo (everything in memory, private callbacks allowed) or production."`
-	Listen string     `placeholder:"HOST:PORT" env:"TANDEM_LISTEN" help:"Address to listen on (demo: 127.0.0.1:8000, production: :8000)."`
-	DB     string     `name:"db" placeholder:"URL" env:"TANDEM_DB" help:"Database: a file, file:PATH, postgres://…, or :memory: (demo: :memory:, production: file:tandem.db)."`
-	Config configFile `placeholder:"FILE" env:"TANDEM_CONFIG" help:"YAML file with the long names of these flags as keys."`
-	Debug  bool       `env:"TANDEM_DEBUG" help:"Log the steps of every request, for people; they show what was submitted."`
-	NoAuth bool       `env:"TANDEM_NO_AUTH" help:"Production without API keys: whoever reaches the port may use it and see everything."`
-
-	Workers     int            `default:"0" env:"TANDEM_WORKERS" help:"Slots for work that computes; 0: one per core."`
-	IOWorkers   int            `default:"256" env:"TANDEM_IO_WORKERS" help:"Slots for work that waits."`
-	MaxQueue    int64          `default:"1000000" env:"TANDEM_MAX_QUEUE" help:"Unfinished requests on disk, beyond which POST answers 503."`
-	PerKey      int64          `name:"max-queue-per-key" default:"0" env:"TANDEM_MAX_QUEUE_PER_KEY" help:"Unfinished requests of one API key (without keys: of one client), beyond which POST answers 503; 0: a quarter of --max-queue."`
-	BytesPerKey int64          `name:"max-bytes-per-key" default:"0" placeholder:"BYTES" env:"TANDEM_MAX_BYTES_PER_KEY" help:"Data and results of those, beyond which POST answers 429; 0: any number."`
-	MaxData     int64          `default:"10240" placeholder:"BYTES" env:"TANDEM_MAX_DATA" help:"Largest data of a request, at most 16 MiB (default: ${default})."`
-	MaxDepth    int            `default:"10" env:"TANDEM_MAX_DEPTH" help:"Deepest nesting of data."`
-	TaskTimeout time.Duration  `default:"30s" env:"TANDEM_TASK_TIMEOUT" help:"Longest run of a task, and longest wait for a sync answer."`
-	RateLimit   string         `placeholder:"CALLS/WINDOW|off" env:"TANDEM_RATE_LIMIT" help:"POSTs that one client may make in any window of time (demo: off, production: 50/60s)."`
-	ReadLimit   string         `placeholder:"CALLS/WINDOW|off" env:"TANDEM_READ_LIMIT" help:"GETs of data that one client may make in any window of time (demo: off, production: 600/60s)."`
-	AllowedHost []string       `placeholder:"HOST" env:"TANDEM_ALLOWED_HOST" help:"Names by which a server without API keys may be called, besides addresses, localhost and the hosts of --listen and --base-url."`
-	BaseURL     string         `name:"base-url" placeholder:"URL" env:"TANDEM_BASE_URL" help:"URL under which callers reach the server, such as https://example.com/tandem: its host is allowed, and its path goes before the links of answers."`
-	CORSOrigin  []string       `name:"cors-origin" placeholder:"URL" env:"TANDEM_CORS_ORIGIN" help:"Origins whose pages may call the API (demo: http://localhost:3000, http://127.0.0.1:3000)."`
-	Retention   time.Duration  `default:"720h" env:"TANDEM_RETENTION" help:"Finished requests older than this are deleted; 0: never."`
-	DrainDelay  *time.Duration `placeholder:"TIME" env:"TANDEM_DRAIN_DELAY" help:"After the signal to stop: how long only /readyz changes, so that a load balancer can turn away first (postgres://: 5s, else 0s)."`
-
-	ExternalURL     string        `placeholder:"URL" env:"TANDEM_EXTERNAL_URL" help:"Service that every submission is passed on to (default: one is simulated)."`
-	ExternalDelay   string        `default:"70ms-150ms" placeholder:"TIME|FROM-TO" env:"TANDEM_EXTERNAL_DELAY" help:"How long the simulated service takes (default: ${default})."`
-	ExternalTimeout time.Duration `default:"5s" env:"TANDEM_EXTERNAL_TIMEOUT" help:"Time for one call of the service; what is not confirmed by then is tried again."`
-
-	SubmissionLog string `placeholder:"FILE" env:"TANDEM_SUBMISSION_LOG" help:"File that gets a JSON line per submission: ids and times, names only with --debug. Rotated at 64 MiB."`
-
-	TrustedProxy []netip.Prefix `placeholder:"CIDR" env:"TANDEM_TRUSTED_PROXY" help:"Proxies whose X-Forwarded-For says who the client is, and whose X-Forwarded-Prefix says under which path they serve."`
-
-	MaxConnections  int    `default:"10000" env:"TANDEM_MAX_CONNECTIONS" help:"Open connections; beyond it those that wait are closed for new ones. One address may have a quarter."`
-	TLSCert         string `placeholder:"FILE" env:"TANDEM_TLS_CERT" help:"Certificate (PEM, with its chain): serve HTTPS and HTTP/2. A renewed one is taken up within a second."`
-	TLSKey          string `placeholder:"FILE" env:"TANDEM_TLS_KEY" help:"The key of --tls-cert (PEM)."`
-	SecurityContact string `placeholder:"mailto:ADDRESS|URL" env:"TANDEM_SECURITY_CONTACT" help:"Whom to tell of a vulnerability, for /.well-known/security.txt."`
-
-	CallbackAttempts        int            `default:"3" env:"TANDEM_CALLBACK_ATTEMPTS" help:"Tries per callback."`
-	CallbackBackoff         time.Duration  `default:"1s" env:"TANDEM_CALLBACK_BACKOFF" help:"Wait before the second try; doubled for each further one."`
-	CallbackTimeout         time.Duration  `default:"10s" env:"TANDEM_CALLBACK_TIMEOUT" help:"Time for one whole try."`
-	CallbackMaxAge          time.Duration  `default:"24h" env:"TANDEM_CALLBACK_MAX_AGE" help:"Give a callback up this long after its work ended."`
-	CallbackHostConcurrency int            `default:"10" env:"TANDEM_CALLBACK_HOST_CONCURRENCY" help:"Callbacks to one scheme, host and port at a time."`
-	AllowCallbackCIDR       []netip.Prefix `name:"allow-callback-cidr" placeholder:"CIDR" env:"TANDEM_ALLOW_CALLBACK_CIDR" help:"Private addresses that callbacks may go to."`
-	AllowCallbackHost       []string       `placeholder:"HOST" env:"TANDEM_ALLOW_CALLBACK_HOST" help:"Names whose private addresses callbacks may go to."`
-	AllowCallbackPort       []uint16       `placeholder:"PORT" env:"TANDEM_ALLOW_CALLBACK_PORT" help:"Ports that callbacks may go to, besides 80 and 443 (demo: any)."`
-
-	SigningSecret string `placeholder:"whsec_…|@FILE" env:"TANDEM_SIGNING_SECRET" help:"Signs callbacks. Default: made at the first start, kept in the database, printed once."`
+	serverFlags        `group:"Server:"`
+	storageFlags       `group:"Storage:"`
+	workFlags          `group:"Work:"`
+	callbackFlags      `group:"Callbacks:"`
+	securityFlags      `group:"Security:"`
+	observabilityFlags `group:"Observability:"`
+	sampleFlags        `group:"Sample application (submissions):"`
 
 	givenDB string // DB, before a file that it names was read
 
@@ -107,6 +72,106 @@ type serveCommand struct {
 	delay [2]time.Duration // ExternalDelay, read: the shortest and the longest
 }
 
+// serverFlags say how the server is reached.
+type serverFlags struct {
+	Mode           string         `enum:"demo,production" default:"demo" env:"TANDEM_MODE" help:"Preset: demo (in memory, no API keys, private callbacks allowed) or production."`
+	Config         configFile     `placeholder:"FILE" env:"TANDEM_CONFIG" help:"YAML file whose keys are the long names of these flags."`
+	Listen         string         `placeholder:"HOST:PORT" demo:"127.0.0.1:8000" production:":8000" env:"TANDEM_LISTEN" help:"Address to listen on."`
+	BaseURL        string         `name:"base-url" placeholder:"URL" env:"TANDEM_BASE_URL" help:"URL that callers use (default: that of --listen), such as https://example.com/tandem. Its host is allowed, and links in answers start with its path."`
+	TLSCert        string         `placeholder:"FILE" env:"TANDEM_TLS_CERT" help:"Certificate with its chain (PEM): serve HTTPS and HTTP/2. A renewed file is loaded within a second, without a restart."`
+	TLSKey         string         `placeholder:"FILE" env:"TANDEM_TLS_KEY" help:"Private key of --tls-cert (PEM)."`
+	MaxConnections int            `default:"10000" env:"TANDEM_MAX_CONNECTIONS" help:"Open connections. At the limit a new one replaces the one idle longest. One address may hold a quarter."`
+	DrainDelay     *time.Duration `placeholder:"TIME" env:"TANDEM_DRAIN_DELAY" help:"After SIGTERM, keep serving this long while /readyz answers 503, so that load balancers stop sending (default: 5s on PostgreSQL, else 0s)."`
+}
+
+// storageFlags say where requests are kept, for how long, and how many.
+type storageFlags struct {
+	DB          string        `name:"db" placeholder:"URL" demo:":memory:" production:"file:tandem.db" env:"TANDEM_DB" help:"Database: a path, file:PATH, postgres://USER@HOST/DATABASE, a psql connection string (host=… dbname=…) or :memory:. @FILE reads it from a file. Nodes may share one PostgreSQL."`
+	Retention   time.Duration `default:"30d" env:"TANDEM_RETENTION" help:"Delete finished requests older than this; 0: never."`
+	MaxQueue    int64         `default:"1000000" env:"TANDEM_MAX_QUEUE" help:"Unfinished requests in the database. At the limit POST returns 503."`
+	PerKey      int64         `name:"max-queue-per-key" default:"0" env:"TANDEM_MAX_QUEUE_PER_KEY" help:"Unfinished requests of one API key (without keys: of one client). At the limit POST returns 503 to that key; 0: a quarter of --max-queue."`
+	BytesPerKey int64         `name:"max-bytes-per-key" default:"0" placeholder:"BYTES" env:"TANDEM_MAX_BYTES_PER_KEY" help:"Data and results of the unfinished requests of one API key. At the limit POST returns 429 QUOTA_EXCEEDED to that key; 0: no limit."`
+}
+
+// workFlags bound the work and what it is given.
+type workFlags struct {
+	Workers     int           `default:"0" env:"TANDEM_WORKERS" help:"Concurrency slots for CPU-bound work; 0: one per core."`
+	IOWorkers   int           `default:"256" env:"TANDEM_IO_WORKERS" help:"Concurrency slots for work that waits."`
+	TaskTimeout time.Duration `default:"30s" env:"TANDEM_TASK_TIMEOUT" help:"Timeout of one run of a task, and of a sync caller's wait."`
+	MaxData     int64         `default:"10240" placeholder:"BYTES" env:"TANDEM_MAX_DATA" help:"Largest data of a request, at most 16 MiB (default: ${default})."`
+	MaxDepth    int           `default:"10" env:"TANDEM_MAX_DEPTH" help:"Deepest nesting of data."`
+}
+
+// callbackFlags say where callbacks may go, how they are retried and who signs them.
+type callbackFlags struct {
+	CallbackAttempts        int            `default:"3" env:"TANDEM_CALLBACK_ATTEMPTS" help:"Attempts per callback."`
+	CallbackBackoff         time.Duration  `default:"1s" env:"TANDEM_CALLBACK_BACKOFF" help:"Wait before the second attempt. It doubles with each further one, with jitter."`
+	CallbackTimeout         time.Duration  `default:"10s" env:"TANDEM_CALLBACK_TIMEOUT" help:"Timeout of one attempt."`
+	CallbackMaxAge          time.Duration  `default:"24h" env:"TANDEM_CALLBACK_MAX_AGE" help:"Give up on a callback this long after its work ended."`
+	CallbackHostConcurrency int            `default:"10" env:"TANDEM_CALLBACK_HOST_CONCURRENCY" help:"Concurrent callbacks to one scheme, host and port."`
+	AllowCallbackCIDR       []netip.Prefix `name:"allow-callback-cidr" placeholder:"CIDR" env:"TANDEM_ALLOW_CALLBACK_CIDR" help:"Private addresses that callbacks may reach."`
+	AllowCallbackHost       []string       `placeholder:"HOST" env:"TANDEM_ALLOW_CALLBACK_HOST" help:"Host names whose private addresses callbacks may reach."`
+	AllowCallbackPort       []uint16       `placeholder:"PORT" env:"TANDEM_ALLOW_CALLBACK_PORT" help:"Ports that callbacks may reach besides 80 and 443 (demo: any)."`
+	SigningSecret           string         `placeholder:"whsec_…|@FILE" env:"TANDEM_SIGNING_SECRET" help:"Secret that signs callbacks. Default: generated at the first start, kept in the database, printed once."`
+}
+
+// securityFlags say who may call, and how often.
+type securityFlags struct {
+	NoAuth          bool           `env:"TANDEM_NO_AUTH" help:"Production without API keys: anyone who reaches the port may use it and read everything."`
+	RateLimit       string         `placeholder:"CALLS/WINDOW|off" demo:"off" production:"50/60s" env:"TANDEM_RATE_LIMIT" help:"POSTs of one client in any window of time."`
+	ReadLimit       string         `placeholder:"CALLS/WINDOW|off" demo:"off" production:"600/60s" env:"TANDEM_READ_LIMIT" help:"GETs of data (history, submissions, /stats, /metrics) of one client in any window of time."`
+	TrustedProxy    []netip.Prefix `placeholder:"CIDR" env:"TANDEM_TRUSTED_PROXY" help:"Proxies whose X-Forwarded-For names the client and whose X-Forwarded-Prefix names the path they serve."`
+	AllowedHost     []string       `placeholder:"HOST" env:"TANDEM_ALLOWED_HOST" help:"Host headers accepted without API keys, besides addresses, localhost and the hosts of --listen and --base-url. Others get 421."`
+	CORSOrigin      []string       `name:"cors-origin" placeholder:"URL" demo:"http://localhost:3000,http://127.0.0.1:3000" env:"TANDEM_CORS_ORIGIN" help:"Origins whose pages may call the API."`
+	SecurityContact string         `placeholder:"mailto:ADDRESS|URL" env:"TANDEM_SECURITY_CONTACT" help:"Where to report vulnerabilities, for /.well-known/security.txt."`
+}
+
+// observabilityFlags say what is logged. Metrics are always on.
+type observabilityFlags struct {
+	Debug bool `env:"TANDEM_DEBUG" help:"Log the steps of every request, including submitted data, for people."`
+}
+
+// sampleFlags belong to the submissions.
+type sampleFlags struct {
+	ExternalURL     string        `placeholder:"URL" env:"TANDEM_EXTERNAL_URL" help:"Service that receives every submission (default: a simulated one). Private addresses are allowed, metadata addresses never."`
+	ExternalDelay   string        `default:"70ms-150ms" placeholder:"TIME|FROM-TO" env:"TANDEM_EXTERNAL_DELAY" help:"Response time of the simulated service (default: ${default})."`
+	ExternalTimeout time.Duration `default:"5s" env:"TANDEM_EXTERNAL_TIMEOUT" help:"Timeout of one call to the service. An unconfirmed submission is answered as pending and retried for 24 hours."`
+	SubmissionLog   string        `placeholder:"FILE" env:"TANDEM_SUBMISSION_LOG" help:"Log with one JSON line per submission: ids and times, names only with --debug. Rotated at 64 MiB."`
+}
+
+// newParser builds the parser of the command line.
+func newParser(grammar *commandLine, options ...kong.Option) (*kong.Kong, error) {
+	return kong.New(grammar, append(options,
+		kong.Name("tandem"),
+		kong.Description("One engine, two ways to ask it for work: wait for the answer (sync), or be called back (async)."),
+		kong.Resolvers(kong.ResolverFunc(resolve)),
+		valueTypes(),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}),
+		kong.ValueFormatter(describe),
+	)...)
+}
+
+// describe is the text of a flag in --help: its meaning, its presets, its variable.
+func describe(value *kong.Value) string {
+	if byMode := presets(value.Tag, "%s: %s"); byMode != nil {
+		shown := *value
+		shown.Help = strings.TrimSuffix(value.Help, ".") + " (" + strings.Join(byMode, ", ") + ")."
+		value = &shown
+	}
+	return kong.DefaultHelpValueFormatter(value)
+}
+
+// presets lists the presets of a flag, each formatted with its mode and its value; a mode without one has "off".
+func presets(tag *kong.Tag, format string) []string {
+	if !tag.Has(modeDemo) {
+		return nil
+	}
+	return []string{
+		fmt.Sprintf(format, modeDemo, tag.Get(modeDemo)),
+		fmt.Sprintf(format, modeProduction, cmp.Or(tag.Get(modeProduction), "off")),
+	}
+}
+
 // dispatch reads the command line and runs its command.
 func dispatch(ctx context.Context, args []string, t *terminal) error {
 	var grammar commandLine
@@ -114,14 +179,9 @@ func dispatch(ctx context.Context, args []string, t *terminal) error {
 	if len(args) == 0 {
 		args, out = []string{"--help"}, t.err
 	}
-	parser, err := kong.New(&grammar,
-		kong.Name("tandem"),
-		kong.Description("One engine, two ways to ask it for work: wait for the answer (sync), or be called back (async)."),
+	parser, err := newParser(&grammar,
 		kong.Writers(out, t.err),
 		kong.Exit(func(int) { helped = true }), // only --help asks for it; main alone ends the process
-		kong.Resolvers(kong.ResolverFunc(resolve)),
-		valueTypes(),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}),
 	)
 	if err != nil {
 		return fmt.Errorf("build the command line: %w", err)
@@ -224,21 +284,11 @@ func (c *serveCommand) AfterApply(parsed *kong.Context) error {
 	return c.Config.check(parsed.Selected().Flags)
 }
 
-// Validate fills in what depends on the mode and refuses what cannot work;
+// Validate fills in what depends on other flags and refuses what cannot work;
 // kong calls it.
-func (c *serveCommand) Validate() error {
-	production := c.Mode == modeProduction
-	if c.Listen == "" {
-		c.Listen = "127.0.0.1:8000"
-		if production {
-			c.Listen = ":8000"
-		}
-	}
-	if c.DB == "" {
-		c.DB = ":memory:"
-		if production {
-			c.DB = "file:tandem.db"
-		}
+func (c *serveCommand) Validate(parsed *kong.Context) error {
+	if err := c.applyPresets(parsed.Selected().Flags); err != nil {
+		return err
 	}
 	c.givenDB = c.DB
 	if err := readDatabase("db", &c.DB); err != nil {
@@ -249,21 +299,6 @@ func (c *serveCommand) Validate() error {
 		if store.IsPostgres(c.DB) {
 			*c.DrainDelay = 5 * time.Second
 		}
-	}
-	if c.RateLimit == "" {
-		c.RateLimit = "off"
-		if production {
-			c.RateLimit = "50/60s"
-		}
-	}
-	if c.ReadLimit == "" {
-		c.ReadLimit = "off"
-		if production {
-			c.ReadLimit = "600/60s"
-		}
-	}
-	if len(c.CORSOrigin) == 0 && !production {
-		c.CORSOrigin = []string{"http://localhost:3000", "http://127.0.0.1:3000"}
 	}
 	if err := validAddress(c.Listen); err != nil {
 		return badArgument("", "--listen %s: %w", c.Listen, err)
@@ -307,6 +342,20 @@ func (c *serveCommand) Validate() error {
 	}
 	if c.secret, err = readSecret(c.SigningSecret); err != nil {
 		return badArgument("tandem prints a fresh one at the first start without --signing-secret", "--signing-secret: %w", err)
+	}
+	return nil
+}
+
+// applyPresets sets what was given nowhere to the preset of the mode.
+func (c *serveCommand) applyPresets(flags []*kong.Flag) error {
+	for _, flag := range flags {
+		preset := flag.Tag.Get(c.Mode)
+		if preset == "" || !flag.Target.IsZero() {
+			continue
+		}
+		if err := flag.Parse(kong.Scan().PushTyped(preset, kong.FlagValueToken), flag.Target); err != nil {
+			return fmt.Errorf("preset of --%s: %w", flag.Name, err)
+		}
 	}
 	return nil
 }

@@ -28,8 +28,8 @@ import (
 // patience is how long a test waits for anything.
 const patience = 30 * time.Second
 
-// binary is the real tandem, built once by TestMain; tests run it, and nothing
-// in this package calls its code directly.
+// binary is the real tandem, built once by TestMain; tests run it. Only TestConfigurationPage, which reads
+// the flags, calls the code of this package directly.
 var binary string
 
 func TestMain(m *testing.M) {
