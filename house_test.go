@@ -1,6 +1,7 @@
 package tandem_test
 
 import (
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -75,8 +76,8 @@ func sourceFiles(t *testing.T, suffix string) []string {
 	return found
 }
 
-// TestReadmeBeginsWithTwoCommands: a newcomer types these, and .ci/run runs what stands here.
-func TestReadmeBeginsWithTwoCommands(t *testing.T) {
+// TestReadmeBeginsWithCommands: a newcomer types these, and .ci/run runs the first two.
+func TestReadmeBeginsWithCommands(t *testing.T) {
 	t.Parallel()
 	readme := readFile(t, "README.md")
 	before, after, found := strings.Cut(readme, "\n```sh\n")
@@ -84,8 +85,16 @@ func TestReadmeBeginsWithTwoCommands(t *testing.T) {
 		t.Fatal("the first section of the README does not begin with a block of commands")
 	}
 	block, _, _ := strings.Cut(after, "```")
-	if diff := cmp.Diff("go run ./cmd/tandem demo\ngo test ./...\n", block); diff != "" {
+	if diff := cmp.Diff("go run ./cmd/tandem demo\ngo test ./...\ngo run ./cmd/tandem serve\n", block); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestReadmeIsShort: the README is an introduction; details belong under docs.
+func TestReadmeIsShort(t *testing.T) {
+	t.Parallel()
+	if words := len(strings.Fields(readFile(t, "README.md"))); words > 1300 {
+		t.Errorf("the README has %d words, want at most 1300", words)
 	}
 }
 
@@ -138,15 +147,17 @@ func TestThreatsNameWhatExists(t *testing.T) {
 	}
 }
 
-// TestReadmeGuarantees: every guarantee names the tests that prove it, and they exist.
-func TestReadmeGuarantees(t *testing.T) {
+// TestGuarantees: every guarantee names the tests that prove it, and they exist. The README has the same sentences.
+func TestGuarantees(t *testing.T) {
 	t.Parallel()
 	tests := testNames(t)
-	guarantees := rows(section(t, readFile(t, "README.md"), "Guarantees"))
+	guarantees := rows(readFile(t, "docs/guarantees.md"))
 	if len(guarantees) != 6 {
 		t.Errorf("%d guarantees, want 6", len(guarantees))
 	}
+	var list strings.Builder
 	for _, row := range guarantees {
+		fmt.Fprintf(&list, "%s. %s ", row[0], row[1])
 		names := namedTest.FindAllStringSubmatch(row[len(row)-1], -1)
 		if len(names) == 0 {
 			t.Errorf("guarantee %s names no test", row[0])
@@ -157,18 +168,22 @@ func TestReadmeGuarantees(t *testing.T) {
 			}
 		}
 	}
+	numbered, _, _ := strings.Cut(strings.TrimSpace(section(t, readFile(t, "README.md"), "Guarantees")), "\n\n")
+	if diff := cmp.Diff(strings.Fields(list.String()), strings.Fields(numbered)); diff != "" {
+		t.Errorf("guarantees (-docs/guarantees.md +README):\n%s", diff)
+	}
 }
 
-// TestReadmeConfiguration: the README lists the flags of `serve`, all of them and no others. Each
+// TestConfigurationListsEveryFlag: docs/configuration.md lists the flags of `serve`, all of them and no others. Each
 // flag has a variable, from whose name its own follows.
-func TestReadmeConfiguration(t *testing.T) {
+func TestConfigurationListsEveryFlag(t *testing.T) {
 	t.Parallel()
 	var flags, listed []string
 	variable := regexp.MustCompile(`\benv:"TANDEM_(\w+)"`)
 	for _, match := range variable.FindAllStringSubmatch(readFile(t, "cmd/tandem/config.go"), -1) {
 		flags = append(flags, "--"+strings.ToLower(strings.ReplaceAll(match[1], "_", "-")))
 	}
-	for _, row := range rows(section(t, readFile(t, "README.md"), "Configuration")) {
+	for _, row := range rows(section(t, readFile(t, "docs/configuration.md"), "Flags")) {
 		if flag := strings.Trim(row[0], "`"); strings.HasPrefix(flag, "--") {
 			listed = append(listed, flag)
 		}
@@ -176,7 +191,7 @@ func TestReadmeConfiguration(t *testing.T) {
 	slices.Sort(flags)
 	slices.Sort(listed)
 	if diff := cmp.Diff(flags, listed); diff != "" {
-		t.Errorf("flags in the README (-code +README):\n%s", diff)
+		t.Errorf("flags in docs/configuration.md (-code +page):\n%s", diff)
 	}
 }
 

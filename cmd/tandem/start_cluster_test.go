@@ -20,14 +20,15 @@ import (
 	"tandem/internal/tandemtest"
 )
 
-// TestStartCluster starts three nodes as `make cluster` does, pastes what the README and the script itself say, kills a
+// TestStartCluster starts three nodes as `make cluster` does, pastes what docs/scaling.md and the script itself say, kills a
 // node, and ends all of it with Ctrl-C: nothing stays behind.
 func TestStartCluster(t *testing.T) {
 	t.Parallel()
 	tandemtest.Postgres(t, tandemtest.Volatile) // skips where there is none
-	readme := regexp.MustCompile("(?s)```sh\nmake cluster[^\n]*\n(curl .*?)```").FindStringSubmatch(repositoryFile(t, "README.md"))
-	if readme == nil || !strings.Contains(repositoryFile(t, "Makefile"), "\n\t@./start_cluster.sh\n") {
-		t.Fatal("the README or the Makefile has no cluster")
+	page := regexp.MustCompile("(?s)```sh\nmake cluster[^\n]*\n(curl .*?)```").
+		FindStringSubmatch(repositoryFile(t, "docs/scaling.md"))
+	if page == nil || !strings.Contains(repositoryFile(t, "Makefile"), "\n\t@./start_cluster.sh\n") {
+		t.Fatal("docs/scaling.md or the Makefile has no cluster")
 	}
 	script := filepath.Join(t.TempDir(), "start_cluster.sh")
 	if err := errors.Join(
@@ -54,7 +55,7 @@ func TestStartCluster(t *testing.T) {
 	_, own, _ := strings.Cut(said, "what came of it:\n")
 	own, _, _ = strings.Cut(own, "\nKill one")
 	there := strings.NewReplacer(":8001", fmt.Sprint(":", first), ":8002", fmt.Sprint(":", first+1), ":8003", fmt.Sprint(":", first+2))
-	for _, lines := range []string{own, there.Replace(readme[1])} {
+	for _, lines := range []string{own, there.Replace(page[1])} {
 		ids := regexp.MustCompile(`"request_id":"(\w+)"`).FindAllStringSubmatch(paste(t, lines), -1)
 		if len(ids) != 2 || ids[0][1] != ids[1][1] {
 			t.Errorf("asked one node and read from another: %v", ids)
