@@ -142,7 +142,7 @@ func TestSubmissionLogGone(t *testing.T) {
 	submit()
 	submit()
 	counted(1, 2)
-	warned := regexp.MustCompile(`"msg":"submission log: lines were dropped","lines":[12],"path":"[^"]+","err":"open [^"]+: no such file or directory"`)
+	warned := regexp.MustCompile(`"msg":"submission log: lines were dropped","lines":[12],"path":"[^"]+","error":"open [^"]+: no such file or directory"`)
 	if err := poll("a warning", func() error {
 		if !warned.MatchString(p.stderr.String()) {
 			return errors.New(p.stderr.String())

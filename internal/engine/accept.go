@@ -129,7 +129,7 @@ func (e *Engine) takeBack(accepting context.Context, err error, lane store.Lane,
 func (e *Engine) finish(r *tandem.Request, o store.Outcome) error {
 	job, next := store.Job{Request: *r}, store.Next{Outcome: &o}
 	if err := e.cfg.Store.Finish(e.storing.wait(time.Now()), job, next); err != nil {
-		e.log.Error("store the result of a sync request", "request_id", r.ID, "err", err)
+		e.log.Error("store the result of a sync request", "request_id", r.ID, "error", err)
 		if tandem.CodeOf(err) == tandem.CodeNotFound { // it was accepted: other nodes declared this one dead
 			err = tandem.Errorf(tandem.CodeStoreUnavailable,
 				"The server was cut off from its database for so long that the request has been ended as interrupted; try again.")

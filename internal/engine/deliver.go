@@ -28,7 +28,7 @@ func (e *Engine) deliver(claiming context.Context, r *tandem.Request) store.Next
 		return e.expire(r, begun.Add(skew))
 	}
 	if err := e.cfg.Keys.LookUp(e.working, r.KeyID); err != nil { // signed by another secret it would be refused
-		e.log.Warn("callback put off: its API key cannot be read", "request_id", r.ID, "err", err)
+		e.log.Warn("callback put off: its API key cannot be read", "request_id", r.ID, "error", err)
 		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: earlier(begun.Add(keysPutOff), deadline)}
 	}
 	place, err := e.cfg.Egress.Reserve(claiming, r.CallbackURL, r.Owner)
@@ -125,7 +125,7 @@ func (e *Engine) noPlace(claiming context.Context, r *tandem.Request, err error,
 
 // unsendable gives up a callback that no try could send. The reason goes to the log only.
 func (e *Engine) unsendable(r *tandem.Request, number int, at time.Time, err error) store.Next {
-	e.log.Error("callback cannot be sent", "request_id", r.ID, "err", err)
+	e.log.Error("callback cannot be sent", "request_id", r.ID, "error", err)
 	return store.Next{Verdict: store.Dead, Attempt: &tandem.Attempt{
 		Number: number, StartedAt: at, Outcome: tandem.OutcomeBlocked, Error: "The callback cannot be sent.",
 	}}

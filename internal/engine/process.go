@@ -83,7 +83,7 @@ func (e *Engine) process(ctx context.Context, task Task, r *tandem.Request) stor
 	case tandem.FailedTask:
 		o.ErrorMessage = shorten(err.Error(), maxErrorMessage)
 	case tandem.FailedPanic:
-		e.log.Error("task panicked", "request_id", r.ID, "task", task.Name, "err", err)
+		e.log.Error("task panicked", "request_id", r.ID, "task", task.Name, "error", err)
 		o.ErrorMessage = failureMessage(o.ErrorCode)
 	default:
 		o.ErrorMessage = failureMessage(o.ErrorCode)

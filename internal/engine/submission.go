@@ -200,7 +200,7 @@ func (e *Engine) finishSubmission(s *Submission, next store.Next) {
 	r := &s.Request
 	err := e.cfg.Store.Finish(e.storing.wait(time.Now()), store.Job{Lane: store.LaneIO, Request: *r}, next)
 	if err != nil {
-		e.log.Error("store what came of a submission; its call will be repeated", "request_id", r.ID, "err", err)
+		e.log.Error("store what came of a submission; its call will be repeated", "request_id", r.ID, "error", err)
 	}
 	if err != nil || next.Outcome == nil {
 		r.Status = tandem.StatusPending

@@ -135,7 +135,7 @@ func (l *SubmissionLog) Run(ctx context.Context) {
 		dropped := l.dropped.Load()
 		attrs := []any{"lines", dropped - told, "path", l.cfg.Path}
 		if failure := l.failure.Swap(nil); failure != nil {
-			attrs = append(attrs, "err", *failure)
+			attrs = append(attrs, "error", *failure)
 		}
 		l.cfg.Log.Warn("submission log: lines were dropped", attrs...)
 		told, last = dropped, time.Now()
