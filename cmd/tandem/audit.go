@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 
 	"tandem"
 	"tandem/internal/audit"
+	"tandem/internal/term"
 )
 
 const (
@@ -92,18 +94,17 @@ func (c *auditCommand) Run(ctx context.Context, t *terminal) error {
 		return err
 	}
 	defer files.close()
-	live := newView(t.err, false)
+	progress := term.NewProgress(t.err, false)
 	c.config.Progress = func(doing string) {
 		switch {
-		case live.live:
-			fmt.Fprintf(live.out.raw, "\r  %.60s\x1b[K", doing)
-			live.drawn = true
+		case progress.Live():
+			progress.Show(term.Step{Name: doing, Share: -1})
 		case strings.HasPrefix(doing, "waiting"):
 			fmt.Fprintln(t.err, doing)
 		}
 	}
 	report, runErr := c.audit(ctx)
-	live.wipe()
+	progress.Wipe()
 	if report == nil {
 		return runErr
 	}
@@ -111,10 +112,11 @@ func (c *auditCommand) Run(ctx context.Context, t *terminal) error {
 	if c.JSON == "-" {
 		out = t.err
 	}
-	if screen := newView(out, false); screen.color {
-		fmt.Fprint(out.raw, table(report, screen))
+	width := cmp.Or(min(out.Columns(), auditWidth), auditWidth)
+	if out.Color() {
+		fmt.Fprint(out.Raw(), report.Table(width, paint))
 	} else {
-		fmt.Fprint(out, table(report, screen))
+		fmt.Fprint(out, report.Table(width, nil))
 	}
 	if err := files.write(t.out, report); err != nil {
 		return err
@@ -125,17 +127,8 @@ func (c *auditCommand) Run(ctx context.Context, t *terminal) error {
 	return c.verdict(report)
 }
 
-// table lays a report out for where it goes.
-func table(report *audit.Report, screen *view) string {
-	if !screen.live {
-		return report.Table(auditWidth, nil)
-	}
-	var paint func(audit.Outcome, string) string
-	if screen.color {
-		paint = func(outcome audit.Outcome, word string) string { return auditColors[outcome] + word + "\x1b[0m" }
-	}
-	return report.Table(min(screen.width(), auditWidth), paint)
-}
+// paint colours the word for an outcome.
+func paint(outcome audit.Outcome, word string) string { return auditColors[outcome] + word + "\x1b[0m" }
 
 // auditColors begin the colour of an outcome's word.
 // :: outcome → escape sequence
@@ -201,14 +194,16 @@ func (c *auditCommand) verdict(report *audit.Report) error {
 
 // list prints the table of checks.
 func (c *auditCommand) list(t *terminal) {
+	var rows [][]string
 	var group audit.Group
 	for _, check := range audit.Checks() {
 		if check.Group != group {
 			group = check.Group
-			t.printf("%s\n", group)
+			rows = append(rows, []string{string(group)})
 		}
-		t.printf("  %-26s%-7s%s\n", check.ID, check.Level, check.Title)
+		rows = append(rows, []string{"  " + check.ID, string(check.Level), check.Title})
 	}
+	t.table(nil, rows)
 }
 
 // auditFiles are the files that a report goes to, opened before anything is asked: one that cannot

@@ -10,64 +10,62 @@ import (
 
 	"tandem"
 	"tandem/internal/store"
+	"tandem/internal/term"
 )
 
 // banner is what serve says when it is ready: where it listens, what it keeps, what
 // it allows, and what to type next. Plain text, at most 80 columns but for long values.
 func (c *serveCommand) banner(address net.Addr, s *service, program string) string {
-	var b strings.Builder
-	line := func(name, format string, args ...any) {
-		fmt.Fprintf(&b, "  %-10s %s\n", name, fmt.Sprintf(format, args...))
-	}
+	var p term.Page
 	base := c.ownURL(address)
-	fmt.Fprintf(&b, "tandem %s, %s mode\n\n", tandem.Version, c.Mode)
-	line("listening", "%s  (docs: %s/docs)", base, base)
+	p.Linef("tandem %s, %s mode\n", tandem.Version, c.Mode)
+	p.Factf("listening", "%s  (docs: %s/docs)", base, base)
 	if store.Memory(c.DB) {
-		line("database", "in memory: nothing survives a stop, a 202 included")
+		p.Factf("database", "in memory: nothing survives a stop, a 202 included")
 	} else {
-		line("database", "%s: a 202 is on disk", redact(c.DB))
+		p.Factf("database", "%s: a 202 is on disk", redact(c.DB))
 	}
 	if c.ExternalURL != "" {
-		line("external", "%s gets every submission", redact(c.ExternalURL))
+		p.Factf("external", "%s gets every submission", redact(c.ExternalURL))
 	} else {
-		line("external", "simulated for submissions; --external-url names a real one")
+		p.Factf("external", "simulated for submissions; --external-url names a real one")
 	}
 	if !c.quota.IsZero() {
-		line("limit", "%d POSTs per client in any %d s", c.quota.Calls, c.quota.Window/time.Second)
+		p.Factf("limit", "%d POSTs per client in any %d s", c.quota.Calls, c.quota.Window/time.Second)
 	}
 	if !c.reads.IsZero() {
-		line("limit", "%d GETs of data per client in any %d s", c.reads.Calls, c.reads.Window/time.Second)
+		p.Factf("limit", "%d GETs of data per client in any %d s", c.reads.Calls, c.reads.Window/time.Second)
 	}
 	if len(c.TrustedProxy) > 0 {
-		line("proxies", "%s say who the client is", strings.TrimSpace(join(" ", c.TrustedProxy)))
+		p.Factf("proxies", "%s say who the client is", strings.TrimSpace(join(" ", c.TrustedProxy)))
 	}
 	for _, allowed := range c.allowed() {
-		line("allowed", "%s", allowed)
+		p.Factf("allowed", "%s", allowed)
 	}
 	if c.asksForKeys() {
-		line("keys", "%s; tandem keys lists, makes and revokes them", plural(s.keys.Count(), "API key"))
+		p.Factf("keys", "%s; tandem keys lists, makes and revokes them", plural(s.keys.Count(), "API key"))
 	}
 	switch production := c.Mode == modeProduction; {
 	case production && c.NoAuth:
-		line("WARNING", "--no-auth: whoever reaches this port can use it, and sees")
-		line("", "everybody's requests, /stats and /metrics")
+		p.Factf("WARNING", "--no-auth: whoever reaches this port can use it, and sees")
+		p.Factf("", "everybody's requests, /stats and /metrics")
 	case !production && !onlyThisMachine(address):
-		line("WARNING", "others reach this port, and can have private addresses called")
+		p.Factf("WARNING", "others reach this port, and can have private addresses called")
 	}
 	if store.PlainText(c.DB) {
-		line("WARNING", "what is said to the database may travel unencrypted; add")
-		line("", "sslmode=verify-full and sslrootcert=FILE to its URL")
+		p.Factf("WARNING", "what is said to the database may travel unencrypted; add")
+		p.Factf("", "sslmode=verify-full and sslrootcert=FILE to its URL")
 	}
 	if s.made {
 		if store.Memory(c.DB) {
-			line("secret", "signs callbacks until the next start")
+			p.Factf("secret", "signs callbacks until the next start")
 		} else {
-			line("secret", "signs callbacks; kept in the database, shown this once")
+			p.Factf("secret", "signs callbacks; kept in the database, shown this once")
 		}
-		fmt.Fprintf(&b, "\nreceive callbacks and verify them:\n%s\n", sinkLines(program, s.secret))
+		p.Linef("\nreceive callbacks and verify them:\n%s", sinkLines(program, s.secret))
 	}
-	fmt.Fprintf(&b, "\n%s\n", c.tryIt(base))
-	return b.String()
+	p.Linef("\n%s", c.tryIt(base))
+	return p.String()
 }
 
 // sinkLines receive and verify what a secret signs. It is no argument: those every user of the machine can read.

@@ -15,7 +15,7 @@ type computeCommand struct{}
 // send them to its children as well, whose work may finish during the drain.
 func (*computeCommand) Run(t *terminal) error {
 	signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	return engine.ServeCompute(t.in, t.out.raw)
+	return engine.ServeCompute(t.in, t.out.Raw())
 }
 
 // computeProcess is the command line of a computeCommand; nil: none can be started.

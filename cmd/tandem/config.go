@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -23,6 +22,7 @@ import (
 	"tandem/internal/limit"
 	"tandem/internal/server"
 	"tandem/internal/store"
+	"tandem/internal/term"
 )
 
 // The modes.
@@ -192,7 +192,7 @@ func dispatch(ctx context.Context, args []string, t *terminal) error {
 		return &failure{code: exitBadArgument, err: errors.New("no command"), silent: true}
 	case helped:
 		return nil
-	case err != nil && errors.Is(err, out.err()):
+	case err != nil && errors.Is(err, out.Err()):
 		return err // the help could not be printed
 	case err != nil:
 		return badCommandLine(err)
@@ -479,7 +479,7 @@ func readSecret(text string) (tandem.Secret, error) {
 	return tandem.ParseSecret(text)
 }
 
-// redact hides the password and the parameters of a URL that goes to a screen or a log.
+// redact hides the password and the parameters of a URL, or of a database named by keywords.
 func redact(text string) string {
 	if shown := store.Shown(text); shown != "" {
 		return shown
@@ -487,13 +487,5 @@ func redact(text string) string {
 	if !strings.Contains(text, "://") {
 		return text // a path
 	}
-	address, err := url.Parse(text)
-	if err != nil {
-		scheme, _, _ := strings.Cut(text, ":")
-		return scheme + ":[redacted]"
-	}
-	if address.RawQuery != "" {
-		address.RawQuery = "redacted"
-	}
-	return address.Redacted()
+	return term.RedactURL(text)
 }

@@ -3,13 +3,13 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"text/tabwriter"
+	"strconv"
 	"time"
 
 	"tandem"
 	"tandem/internal/load"
 	"tandem/internal/store"
+	"tandem/internal/term"
 )
 
 // copyCommand moves what is in a file to PostgreSQL.
@@ -50,9 +50,9 @@ const goesOn = "the same command goes on from where this one was stopped"
 
 // Run copies, compares, and says what is next.
 func (c *copyCommand) Run(ctx context.Context, t *terminal) error {
-	progress := newCopyView(newView(t.err, c.Plain))
-	report, err := store.Copy(ctx, store.CopyConfig{From: c.From, To: c.To, Progress: progress.show})
-	progress.view.wipe()
+	progress := term.NewProgress(t.err, c.Plain)
+	report, err := store.Copy(ctx, store.CopyConfig{From: c.From, To: c.To, Progress: showCopy(progress)})
+	progress.Wipe()
 	if ctx.Err() != nil {
 		return &failure{code: asFailure(context.Cause(ctx)).code, err: context.Cause(ctx), hint: goesOn}
 	}
@@ -81,39 +81,34 @@ func printCopied(t *terminal, report *store.CopyReport) {
 	if report.Resumed > 0 {
 		t.printf("%d requests were in the target already, from a copy that was interrupted\n", report.Resumed)
 	}
-	table := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	rows := [][]string{{"source", "target"}}
 	line := func(name string, source, target int64) {
-		fmt.Fprintf(table, "%d\t%d\t  %s\t\n", source, target, name)
+		rows = append(rows, []string{strconv.FormatInt(source, 10), strconv.FormatInt(target, 10), name})
 	}
-	fmt.Fprintf(table, "source\ttarget\t  \t\n")
 	for _, status := range tandem.Statuses {
 		line(string(status), report.Source.Requests[status], report.Target.Requests[status])
 	}
 	line("attempts", report.Source.Attempts, report.Target.Attempts)
 	line("API keys", report.Source.Keys, report.Target.Keys)
-	table.Flush() //nolint:errcheck // as t.printf
+	t.table([]int{1, 1}, rows)
 	t.printf("source sha256:%s\ntarget sha256:%s\n", report.Source.SHA256, report.Target.SHA256)
 }
 
-// copyView shows a copy as view shows the phases of a load.
-type copyView struct {
-	view  *view
-	phase store.CopyPhase
-	began time.Time // the phase
-	first int64     // what was done when it began
-}
-
-func newCopyView(v *view) *copyView { return &copyView{view: v} }
-
-// show is store.CopyConfig.Progress.
-func (v *copyView) show(p store.CopyProgress) {
-	now := time.Now()
-	if p.Phase != v.phase {
-		v.phase, v.began, v.first = p.Phase, now, p.Done
+// showCopy is a store.CopyConfig.Progress, which shows a copy as the phases of a load.
+func showCopy(progress *term.Progress) func(store.CopyProgress) {
+	var phase store.CopyPhase
+	var began time.Time // the phase
+	var first int64     // what was done when it began
+	show := showLoad(progress)
+	return func(p store.CopyProgress) {
+		now := time.Now()
+		if p.Phase != phase {
+			phase, began, first = p.Phase, now, p.Done
+		}
+		elapsed := now.Sub(began)
+		show(load.Progress{
+			Phase: string(p.Phase), Elapsed: elapsed, Planned: max(p.Total, 1), Sent: p.Done, Done: p.Over,
+			PerSecond: float64(p.Done-first) / max(elapsed.Seconds(), 0.001),
+		})
 	}
-	elapsed := now.Sub(v.began)
-	v.view.show(load.Progress{
-		Phase: string(p.Phase), Elapsed: elapsed, Planned: max(p.Total, 1), Sent: p.Done, Done: p.Over,
-		PerSecond: float64(p.Done-v.first) / max(elapsed.Seconds(), 0.001),
-	})
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime"
-	"strings"
 	"time"
 
 	"tandem"
@@ -78,7 +77,7 @@ func (c *demoCommand) Run(ctx context.Context, t *terminal) error {
 	t.printf("tandem demo: the same work, asked for both ways (about 20 seconds)\n\n")
 	t.printf("  server   %s, database in memory, %s\n", server.url, plural(cores, "core"))
 	t.printf("  callers  %d, each sends its next request when the last is answered\n", demoCallers)
-	var summary []string
+	var summary [][]string
 	for i, act := range acts {
 		t.printf("\n%d. %s\n\n", i+1, act.title)
 		config := act.config(server.url, secret)
@@ -106,13 +105,13 @@ func (c *demoCommand) Run(ctx context.Context, t *terminal) error {
 		if err := verdict(ctx, report); err != nil {
 			return demoFailure(err)
 		}
-		line := fmt.Sprintf("  %-20s %s", act.short, inShort(report.Comparison))
+		summary = append(summary, []string{"  " + act.short, inShort(report.Comparison)})
 		if config.Requests < act.requests {
-			line += fmt.Sprintf("\n  %-20s (on a busy machine)", "")
+			summary = append(summary, []string{"", "(on a busy machine)"})
 		}
-		summary = append(summary, line+"\n")
 	}
-	t.printf("\nIn short, with async:\n%s", strings.Join(summary, ""))
+	t.printf("\nIn short, with async:\n")
+	t.table([]int{-21}, summary)
 	t.printf("\nNext: %s serve\nand open http://127.0.0.1:8000/docs\n", t.program)
 	return nil
 }

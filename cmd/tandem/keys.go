@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"tandem"
@@ -106,7 +105,7 @@ func (c *keysCreateCommand) create(ctx context.Context, keys *store.Keys, t *ter
 		t.notef("its callbacks are signed with a secret of its own; receive them and verify:")
 		t.notef("%s", sinkLines(t.program, made.Secret))
 	}
-	if err := cmp.Or(t.out.err(), t.err.err()); err != nil {
+	if err := cmp.Or(t.out.Err(), t.err.Err()); err != nil {
 		_, revoking := keys.Revoke(ctx, made.Key.ID)
 		return made, errors.Join(fmt.Errorf("show the token of key %q, which is revoked again: %w", c.Name, err), revoking)
 	}
@@ -116,7 +115,7 @@ func (c *keysCreateCommand) create(ctx context.Context, keys *store.Keys, t *ter
 // once shows a secret, and uses it when all of that could be written.
 func (t *terminal) once(show func(), use func() error) error {
 	show()
-	if err := cmp.Or(t.out.err(), t.err.err()); err != nil {
+	if err := cmp.Or(t.out.Err(), t.err.Err()); err != nil {
 		return fmt.Errorf("nothing was changed: %w", err)
 	}
 	err := use()
@@ -159,13 +158,13 @@ func (c *keysListCommand) Run(ctx context.Context, all *keysCommand, t *terminal
 			return err
 		}
 		now := time.Now()
-		table := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(table, "ID\tNAME\tSCOPES\tSTATE\tCREATED\tEXPIRES\tLAST USED")
+		rows := [][]string{{"ID", "NAME", "SCOPES", "STATE", "CREATED", "EXPIRES", "LAST USED"}}
 		for _, key := range list {
-			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", key.ID, key.Name, strings.Join(texts(key.Scopes), ","), stateOf(key, now),
-				dateOf(key.CreatedAt, "-"), dateOf(key.ExpiresAt, "never"), dateOf(key.LastUsedAt, "never"))
+			rows = append(rows, []string{key.ID, key.Name, strings.Join(texts(key.Scopes), ","), stateOf(key, now),
+				dateOf(key.CreatedAt, "-"), dateOf(key.ExpiresAt, "never"), dateOf(key.LastUsedAt, "never")})
 		}
-		return table.Flush()
+		t.table(nil, rows)
+		return nil
 	})
 }
 

@@ -6,16 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
 
-	"golang.org/x/term"
-
 	"tandem"
 	"tandem/internal/load"
+	"tandem/internal/term"
 )
 
 // Run puts the service under load and says what came of it. Whether the files of
@@ -72,16 +70,13 @@ func validity(report *load.Report, verdict error) error {
 
 // outline says what is about to happen.
 func (c *loadCommand) outline() string {
-	var b strings.Builder
-	line := func(name, format string, args ...any) {
-		fmt.Fprintf(&b, "  %-10s %s\n", name, fmt.Sprintf(format, args...))
-	}
-	fmt.Fprintf(&b, "tandem load, %s mode\n\n", c.mode())
+	var p term.Page
+	p.Linef("tandem load, %s mode\n", c.mode())
 	own := ""
 	if c.ownServer() {
 		own = ", started for this run, database in memory"
 	}
-	line("service", "%s%s", redact(c.config.URL), own)
+	p.Factf("service", "%s%s", redact(c.config.URL), own)
 	amount := fmt.Sprintf("%d requests", c.config.Requests)
 	if c.config.Duration > 0 {
 		amount = c.config.Duration.Round(time.Millisecond).String()
@@ -96,14 +91,14 @@ func (c *loadCommand) outline() string {
 			pace = fmt.Sprintf("%v to %v per second (open loop)", c.config.RampFrom, c.config.Rate)
 		}
 	}
-	line("load", "%s in each phase, %s", amount, pace)
-	line("phases", "%s", strings.Join(c.config.Phases, ", "))
+	p.Factf("load", "%s in each phase, %s", amount, pace)
+	p.Factf("phases", "%s", strings.Join(c.config.Phases, ", "))
 	async := func(phase string) bool { return phase != load.PhaseSync }
 	if c.config.Callback.Poll && slices.ContainsFunc(c.config.Phases, async) {
-		line("results", "polled from /requests/{id}: no callback can reach us")
+		p.Factf("results", "polled from /requests/{id}: no callback can reach us")
 	}
-	b.WriteByte('\n')
-	return b.String()
+	p.Linef("")
+	return p.String()
 }
 
 // explain adds what to do about a run that could not take place.
@@ -121,10 +116,10 @@ func (c *loadCommand) explain(err error) error {
 
 // measure runs a configuration with its progress in view.
 func measure(ctx context.Context, t *terminal, config load.Config, plain bool) (*load.Report, error) {
-	v := newView(t.out, plain)
-	config.Progress = v.show
+	progress := term.NewProgress(t.out, plain)
+	config.Progress = showLoad(progress)
 	report, err := load.Run(ctx, config)
-	v.wipe()
+	progress.Wipe()
 	if err != nil {
 		return nil, err
 	}
@@ -174,14 +169,13 @@ func verdict(ctx context.Context, report *load.Report) error {
 // waits Ctrl-C ends the process at once.
 func confirm(t *terminal, what, otherwise string) error {
 	refused := badArgument(otherwise, "%s", what)
-	stdin, ok := t.in.(*os.File)
-	if !ok || !term.IsTerminal(int(stdin.Fd())) {
+	if !term.IsTerminal(t.in) {
 		return refused
 	}
 	t.printf("%s.\nGo ahead? [y/N] ", what)
 	var answer string
 	t.unguarded(func() {
-		answer, _ = bufio.NewReader(io.LimitReader(stdin, 100)).ReadString('\n')
+		answer, _ = bufio.NewReader(io.LimitReader(t.in, 100)).ReadString('\n')
 	})
 	if answer := strings.ToLower(strings.TrimSpace(answer)); answer != "y" && answer != "yes" {
 		return refused

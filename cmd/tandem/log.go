@@ -5,12 +5,13 @@ import (
 	"context"
 	"io"
 	"log/slog"
-	"os"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 	"unicode"
+
+	"tandem/internal/term"
 )
 
 // newLogger writes JSON for machines; lines for people when one watches, or debugs. A line that cannot be
@@ -20,10 +21,10 @@ func newLogger(w io.Writer, debug bool) *slog.Logger {
 	if debug {
 		level = slog.LevelDebug
 	}
-	if debug || isTerminal(w) {
-		return slog.New(newConsole(&plain{w}, level))
+	if debug || term.IsTerminal(w) {
+		return slog.New(newConsole(term.Escape(w), level))
 	}
-	return slog.New(slog.NewJSONHandler(&plain{w}, &slog.HandlerOptions{Level: level, ReplaceAttr: withUnits}))
+	return slog.New(slog.NewJSONHandler(term.Escape(w), &slog.HandlerOptions{Level: level, ReplaceAttr: withUnits}))
 }
 
 // withUnits writes durations as 5s, which JSON has as a number of nanoseconds.
@@ -32,17 +33,6 @@ func withUnits(_ []string, a slog.Attr) slog.Attr {
 		a.Value = slog.StringValue(a.Value.Duration().String())
 	}
 	return a
-}
-
-// isTerminal reports whether w is a character device; nothing else than the
-// form of the log depends on it.
-func isTerminal(w io.Writer) bool {
-	file, ok := fileOf(w)
-	if !ok {
-		return false
-	}
-	info, err := file.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
 // console is a log for people: the time of day, the level if it is a warning or

@@ -27,6 +27,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"tandem/internal/term"
 )
 
 // The exit codes besides 0. An interruption has 128 and the number of its signal.
@@ -46,17 +48,17 @@ func run(args []string, stdout, stderr io.Writer) int {
 	defer signals.stop()
 	unsetEmptyVariables()
 	t := &terminal{
-		in: os.Stdin, out: newOutput("standard output", stdout), err: newOutput("standard error", stderr),
+		in: os.Stdin, out: term.NewOutput("standard output", stdout), err: term.NewOutput("standard error", stderr),
 		program: invocation(args[0]), halt: signals.second, unguarded: signals.suspended,
 	}
 	err := dispatch(ctx, args[1:], t)
 	if err == nil {
-		err = cmp.Or(t.out.err(), t.err.err())
+		err = cmp.Or(t.out.Err(), t.err.Err())
 	}
 	if err == nil {
 		return 0
 	}
-	if broken := t.out.err(); errors.Is(broken, syscall.EPIPE) && errors.Is(err, broken) {
+	if broken := t.out.Err(); errors.Is(broken, syscall.EPIPE) && errors.Is(err, broken) {
 		return exitCannotRun // the reader has left, as head(1) does, and knows
 	}
 	failure := asFailure(err)
@@ -82,7 +84,7 @@ func unsetEmptyVariables() {
 // terminal is what a command has of the world outside.
 type terminal struct {
 	in        io.Reader
-	out, err  *output
+	out, err  *term.Output
 	program   string          // how to call tandem once more, in lines that are meant to be pasted
 	halt      <-chan struct{} // closed by the second signal: stop at once
 	unguarded func(func())    // calls a function during which a signal ends the process, as it does by default
@@ -106,6 +108,13 @@ func invocation(name string) string {
 
 // printf writes to standard output, which remembers whether that worked.
 func (t *terminal) printf(format string, args ...any) { fmt.Fprintf(t.out, format, args...) }
+
+// table writes rows to standard output, laid out as [term.Page.Table] does.
+func (t *terminal) table(widths []int, rows [][]string) {
+	var p term.Page
+	p.Table(widths, rows)
+	t.printf("%s", &p)
+}
 
 // warnf writes a warning to standard error, one line.
 func (t *terminal) warnf(format string, args ...any) {

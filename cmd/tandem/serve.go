@@ -21,7 +21,7 @@ import (
 // Run serves until a signal comes. A clean drain is exit code 0, which is what
 // service managers expect of a service they stop; a drain cut short by a second signal is not.
 func (c *serveCommand) Run(ctx context.Context, t *terminal) error {
-	log := newLogger(t.err.raw, c.Debug)
+	log := newLogger(t.err.Raw(), c.Debug)
 	hangups := make(chan os.Signal, 1) // from here on SIGHUP ends nothing
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)
@@ -54,7 +54,7 @@ func (c *serveCommand) Run(ctx context.Context, t *terminal) error {
 	}
 	t.printf("%s", c.banner(address, tandem, t.program))
 	c.warnOfDescriptors(log)
-	if err := t.out.err(); err != nil {
+	if err := t.out.Err(); err != nil {
 		log.Warn(unseenBanner(tandem, c.DB), "error", err)
 	}
 	reloading, stopReloading := context.WithCancel(context.WithoutCancel(ctx))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 
 	"tandem"
 	"tandem/internal/load"
+	"tandem/internal/term"
 )
 
 // Bounds of the sink: it faces strangers.
@@ -76,7 +78,7 @@ func (c *sinkCommand) Run(ctx context.Context, t *terminal) error {
 			printing.Lock()
 			defer printing.Unlock()
 			t.printf("%s\n", arrivalLine(a))
-			if t.out.err() != nil {
+			if t.out.Err() != nil {
 				stop()
 			}
 		},
@@ -124,7 +126,7 @@ func arrivalLine(a load.Arrival) string {
 	if a.Status == 0 {
 		answer = "none"
 	}
-	return fmt.Sprintf("%s %s, signature %s, answer %s", a.At.Format("15:04:05.000"), what, printableText(signature), answer)
+	return fmt.Sprintf("%s %s, signature %s, answer %s", a.At.Format("15:04:05.000"), what, term.Clean(signature, sinkFieldWidth), answer)
 }
 
 // countsLine sums up.
@@ -133,27 +135,9 @@ func countsLine(c load.Counts) string {
 		c.Received, c.Delivered, c.Duplicates, c.BadSignature, c.Malformed, c.Misbehaved)
 }
 
-// printable makes a stranger's text safe for a terminal: one word, no control
-// or escape characters, bounded. An empty text shows as -.
+// printable is the text of a stranger as one word; "-" for none.
 func printable(text string) string {
-	if text == "" {
-		return "-"
-	}
-	return strings.ReplaceAll(printableText(text), " ", "_")
-}
-
-// printableText is printable for a sentence.
-func printableText(text string) string {
-	runes := []rune(strings.ToValidUTF8(text, "�"))
-	if len(runes) > sinkFieldWidth {
-		runes = append(runes[:sinkFieldWidth:sinkFieldWidth], '…')
-	}
-	for i, r := range runes {
-		if !strconv.IsPrint(r) {
-			runes[i] = '�'
-		}
-	}
-	return string(runes)
+	return strings.ReplaceAll(cmp.Or(term.Clean(text, sinkFieldWidth), "-"), " ", "_")
 }
 
 // listen opens a TCP address; its error is one clear line.

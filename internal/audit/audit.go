@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"tandem"
+	"tandem/internal/term"
 )
 
 // Level says how much is asked.
@@ -129,7 +130,7 @@ type DialFunc = func(ctx context.Context, network, address string) (net.Conn, er
 // Validate reports what cannot be audited, as something a user can fix.
 func (cfg Config) Validate() error {
 	if _, err := parseBase(cfg.URL); err != nil {
-		return fmt.Errorf("url %s: %w", redactURL(cfg.URL), err)
+		return fmt.Errorf("url %s: %w", term.RedactURL(cfg.URL), err)
 	}
 	if cfg.Level != "" && cfg.Level != LevelQuick && cfg.Level != LevelFull {
 		return fmt.Errorf("level %q: want %s or %s", cfg.Level, LevelQuick, LevelFull)
@@ -139,7 +140,7 @@ func (cfg Config) Validate() error {
 	}
 	if cfg.CallbackURL != "" {
 		if _, err := parseBase(cfg.CallbackURL); err != nil {
-			return fmt.Errorf("callback URL %s: %w", redactURL(cfg.CallbackURL), err)
+			return fmt.Errorf("callback URL %s: %w", term.RedactURL(cfg.CallbackURL), err)
 		}
 	}
 	for _, key := range []string{cfg.APIKey, cfg.SecondKey, cfg.AdminKey} {

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"tandem/internal/term"
 )
 
 // Schema names the form of the JSON report. A change that breaks readers gets another number.
@@ -197,32 +199,31 @@ func (r *Report) Table(width int, paint func(Outcome, string) string) string {
 	if paint == nil {
 		paint = func(_ Outcome, word string) string { return word }
 	}
-	width = max(width, 40)
-	var b strings.Builder
+	p := term.Page{Width: max(width, 40)}
 	for _, group := range r.groups() {
-		fmt.Fprintf(&b, "%s\n", strings.ReplaceAll(string(group), "-", " "))
+		p.Linef("%s", strings.ReplaceAll(string(group), "-", " "))
 		for _, entry := range r.Findings {
 			if entry.Group == group {
-				entry.write(&b, width, paint)
+				entry.write(&p, paint)
 			}
 		}
-		b.WriteByte('\n')
+		p.Linef("")
 	}
 	if r.Summary.Fail > 0 {
-		b.WriteString("How to fix what failed\n")
+		p.Linef("How to fix what failed")
 		for _, entry := range r.Findings {
 			if entry.Outcome == Fail {
-				b.WriteString("  " + entry.ID + "\n")
-				writeWrapped(&b, "    ", entry.Remediation, width)
+				p.Linef("  %s", entry.ID)
+				p.Paragraph("    ", entry.Remediation)
 			}
 		}
-		b.WriteByte('\n')
+		p.Linef("")
 	}
-	writeWrapped(&b, "", r.summary(), width)
+	p.Paragraph("", r.summary())
 	if r.Summary.Undecided > 0 {
-		writeWrapped(&b, "", "An undecided check is no pass: it says above what it needs.", width)
+		p.Paragraph("", "An undecided check is no pass: it says above what it needs.")
 	}
-	return b.String()
+	return p.String()
 }
 
 // summary is the last line but one.
@@ -233,61 +234,17 @@ func (r *Report) summary() string {
 }
 
 // write adds the lines of one check: outcome, id and title, and the evidence below.
-func (e *Entry) write(b *strings.Builder, width int, paint func(Outcome, string) string) {
+func (e *Entry) write(p *term.Page, paint func(Outcome, string) string) {
 	mark := marks[e.Outcome]
-	b.WriteString("  " + paint(e.Outcome, mark) + strings.Repeat(" ", outcomeWidth-len(mark)))
-	indent := 2 + outcomeWidth
-	if width < 80 { // no room for three columns
-		b.WriteString(e.ID + "\n")
-		writeWrapped(b, strings.Repeat(" ", 4), e.Title, width)
+	lead, indent := "  "+paint(e.Outcome, mark)+strings.Repeat(" ", outcomeWidth-len(mark)), 2+outcomeWidth
+	if p.Width < 80 { // no room for three columns
 		indent = 4
+		p.Linef("%s%s", lead, e.ID)
+		p.Paragraph(strings.Repeat(" ", indent), e.Title)
 	} else {
-		lines := wrap(e.Title, width-indent-idWidth)
-		fmt.Fprintf(b, "%-*s%s\n", idWidth, e.ID, lines[0])
-		for _, line := range lines[1:] {
-			b.WriteString(strings.Repeat(" ", indent+idWidth) + line + "\n")
-		}
+		p.Paragraph(fmt.Sprintf("%s%-*s", lead, idWidth, e.ID), e.Title)
 	}
 	for _, line := range e.Evidence {
-		for i, part := range wrap(line, width-indent-2) {
-			lead := "  "
-			if i == 0 {
-				lead = "· "
-			}
-			b.WriteString(strings.Repeat(" ", indent) + lead + part + "\n")
-		}
+		p.Paragraph(strings.Repeat(" ", indent)+"· ", line)
 	}
-}
-
-// writeWrapped adds a text, indented.
-func writeWrapped(b *strings.Builder, indent, text string, width int) {
-	for _, line := range wrap(text, width-len(indent)) {
-		b.WriteString(indent + line + "\n")
-	}
-}
-
-// wrap breaks a text at its spaces, and words that are too long anywhere. There is at least one line.
-func wrap(text string, width int) []string {
-	width = max(width, 10)
-	var lines []string
-	var line []rune
-	for word := range strings.FieldsSeq(text) {
-		runes := []rune(word)
-		if len(line) > 0 && len(line)+1+len(runes) > width {
-			lines = append(lines, string(line))
-			line = nil
-		}
-		if len(line) > 0 {
-			line = append(line, ' ')
-		}
-		line = append(line, runes...)
-		for len(line) > width {
-			lines = append(lines, string(line[:width]))
-			line = line[width:]
-		}
-	}
-	if len(line) > 0 || lines == nil {
-		lines = append(lines, string(line))
-	}
-	return lines
 }

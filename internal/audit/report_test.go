@@ -6,6 +6,7 @@ import (
 	"encoding/xml"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -80,9 +81,12 @@ func TestTable(t *testing.T) {
 	if strings.Contains(table, "lower it") {
 		t.Error("it says how to fix what passed")
 	}
-	painted := sampleReport().Table(100, func(outcome audit.Outcome, word string) string { return "<" + string(outcome) + ">" + word })
-	if !strings.Contains(painted, "  <fail>FAIL       headers-nosniff") {
-		t.Errorf("the outcome is not painted, or columns moved:\n%s", painted)
+	painted := sampleReport().Table(100, func(_ audit.Outcome, word string) string { return "\x1b[1;31m" + word + "\x1b[0m" })
+	if !strings.Contains(painted, "  \x1b[1;31mFAIL\x1b[0m       headers-nosniff") {
+		t.Errorf("the outcome is not painted:\n%s", painted)
+	}
+	if diff := cmp.Diff(table, regexp.MustCompile(`\x1b\[[0-9;]*m`).ReplaceAllString(painted, "")); diff != "" {
+		t.Errorf("paint moves columns (-plain +painted):\n%s", diff)
 	}
 }
 

@@ -17,9 +17,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 
 	"tandem"
+	"tandem/internal/term"
 )
 
 const (
@@ -503,31 +503,8 @@ func (t *Target) redact(text string) string {
 	return text
 }
 
-// redactURL shows an address without password and query.
-func redactURL(text string) string {
-	address, err := url.Parse(text)
-	if err != nil {
-		return "[unreadable]"
-	}
-	if address.RawQuery != "" {
-		address.RawQuery = "redacted"
-	}
-	return oneLine(address.Redacted())
-}
-
-// oneLine makes a stranger's text safe for a terminal: printable, on one line, bounded.
-func oneLine(text string) string {
-	runes := []rune(strings.ToValidUTF8(text, "\uFFFD"))
-	if len(runes) > shownText {
-		runes = append(runes[:shownText:shownText], '…')
-	}
-	for i, r := range runes {
-		if !unicode.IsPrint(r) {
-			runes[i] = '\uFFFD'
-		}
-	}
-	return string(runes)
-}
+// oneLine makes a stranger's text safe to show, in the evidence.
+func oneLine(text string) string { return term.Clean(text, shownText) }
 
 // nested is a JSON object that many levels deep.
 func nested(levels int) string {

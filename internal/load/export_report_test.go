@@ -6,7 +6,6 @@ var (
 	Compare     = compare
 	MetricNames = metricNames
 	DescribeRun = describeRun
-	Wrap        = wrap
 	Starved     = starved
 )
 

@@ -3,10 +3,7 @@ package load
 import (
 	"fmt"
 	"math"
-	"regexp"
 	"strconv"
-	"strings"
-	"unicode"
 )
 
 // This file writes figures for people: three digits that count, and the unit
@@ -18,11 +15,11 @@ func (m Metric) show() string {
 	case UnitMilliseconds:
 		return showMS(m.Value)
 	case UnitPerSecond:
-		return showNumber(m.Value) + "/s"
+		return ShowNumber(m.Value) + "/s"
 	case UnitPercent:
 		return showPercent(m.Value)
 	case UnitMegabytes:
-		return showNumber(m.Value) + " MB"
+		return ShowNumber(m.Value) + " MB"
 	case UnitCores:
 		return strconv.FormatFloat(m.Value, 'f', 2, 64)
 	default:
@@ -36,18 +33,18 @@ func showMS(ms float64) string {
 	case size == 0:
 		return "0 ms"
 	case size < 0.0995:
-		return showNumber(ms*1000) + " µs"
+		return ShowNumber(ms*1000) + " µs"
 	case size < 999.5:
-		return showNumber(ms) + " ms"
+		return ShowNumber(ms) + " ms"
 	case size < 99_950:
-		return showNumber(ms/1000) + " s"
+		return ShowNumber(ms/1000) + " s"
 	default:
-		return showNumber(ms/60_000) + " min"
+		return ShowNumber(ms/60_000) + " min"
 	}
 }
 
-// showNumber writes three digits, or all before the point.
-func showNumber(n float64) string {
+// ShowNumber writes a number with three digits, or with all before the point.
+func ShowNumber(n float64) string {
 	switch size := math.Abs(n); {
 	case size == 0:
 		return "0"
@@ -103,34 +100,11 @@ func showBytes(n int64) string {
 	case n < 1000:
 		return showCount(n) + " B"
 	case n < 1e6:
-		return showNumber(float64(n)/1e3) + " kB"
+		return ShowNumber(float64(n)/1e3) + " kB"
 	default:
-		return showNumber(float64(n)/1e6) + " MB"
+		return ShowNumber(float64(n)/1e6) + " MB"
 	}
 }
 
 // showSeconds writes a time that is given in seconds.
 func showSeconds(seconds float64) string { return showMS(seconds * 1000) }
-
-// unit matches the blank between a number and its unit.
-var unit = regexp.MustCompile(`(\d) (ms|µs|s|min|kB|MB|B|%)\b`)
-
-// together puts a blank that breaks no line between each number and its unit.
-func together(text string) string { return unit.ReplaceAllString(text, "$1\u00a0$2") }
-
-// plain takes what would steer a terminal out of a stranger's text, and bounds its length.
-func plain(text string) string {
-	const most = 600
-	var clean strings.Builder
-	for i, r := range text {
-		if i >= most {
-			clean.WriteString("…")
-			break
-		}
-		if !unicode.IsPrint(r) {
-			r = '·'
-		}
-		clean.WriteRune(r)
-	}
-	return clean.String()
-}

@@ -3,9 +3,6 @@ package load_test
 import (
 	"strings"
 	"testing"
-	"unicode/utf8"
-
-	"pgregory.net/rapid"
 
 	"tandem/internal/load"
 )
@@ -70,30 +67,4 @@ func TestDescribeRun(t *testing.T) {
 			t.Errorf("%q, want it to say %q", got, want)
 		}
 	}
-}
-
-// TestWrap: no line is longer than there is room, and no letter is lost.
-func TestWrap(t *testing.T) {
-	t.Parallel()
-	rapid.Check(t, func(t *rapid.T) {
-		text := rapid.StringOfN(rapid.SampledFrom([]rune("ab ö×  ")), 0, 200, -1).Draw(t, "text")
-		room := rapid.IntRange(1, 30).Draw(t, "room")
-		var lines []string
-		for line := range load.Wrap(text, room) {
-			if n := utf8.RuneCountInString(line); n == 0 || n > room || strings.Trim(line, " ") != line {
-				t.Fatalf("line %q for a room of %d", line, room)
-			}
-			lines = append(lines, line)
-		}
-		if got, want := strings.ReplaceAll(strings.Join(lines, ""), " ", ""), strings.ReplaceAll(text, " ", ""); got != want {
-			t.Fatalf("%q became %q", want, got)
-		}
-		for i := 1; i < len(lines); i++ {
-			word, _, _ := strings.Cut(lines[i], " ")
-			whole := strings.Contains(" "+text+" ", " "+word+" ")
-			if whole && utf8.RuneCountInString(lines[i-1])+1+utf8.RuneCountInString(word) <= room && strings.Contains(text, lines[i-1]+" "+word) {
-				t.Fatalf("%q had room for %q", lines[i-1], word)
-			}
-		}
-	})
 }

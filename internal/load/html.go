@@ -9,6 +9,8 @@ import (
 	"io"
 	"math"
 	"strings"
+
+	"tandem/internal/term"
 )
 
 // pageFiles are what the HTML report is made of.
@@ -79,7 +81,7 @@ func WriteHTML(w io.Writer, r *Report) error {
 	if err != nil {
 		return fmt.Errorf("write HTML: %w", err)
 	}
-	layout, err := template.New("report.html").Funcs(template.FuncMap{"together": together}).ParseFS(pageFiles, "page/report.html")
+	layout, err := template.New("report.html").Funcs(template.FuncMap{"together": term.NoBreak}).ParseFS(pageFiles, "page/report.html")
 	if err != nil {
 		return fmt.Errorf("write HTML: %w", err)
 	}
@@ -277,7 +279,7 @@ func merged(side *Side, from, n int) (sum Step, ok bool) {
 	return sum, true
 }
 
-func showPerSecond(n int64, seconds int) string { return showNumber(float64(n) / float64(seconds)) }
+func showPerSecond(n int64, seconds int) string { return ShowNumber(float64(n) / float64(seconds)) }
 
 // worst is empty when nothing arrived.
 func worst(ms float64) string {
@@ -293,10 +295,10 @@ func settingsOf(r *Report) []fact {
 	list := []fact{
 		{"Mode", r.Mode},
 		{"Requests per phase", showCount(s.Requests)},
-		{"Seconds per phase", showNumber(s.DurationSeconds)},
+		{"Seconds per phase", ShowNumber(s.DurationSeconds)},
 		{"Concurrency", showCount(int64(s.Concurrency))},
-		{"Rate per second", showNumber(s.RatePerSecond)},
-		{"Ramp from, per second", showNumber(s.RampFromPerSecond)},
+		{"Rate per second", ShowNumber(s.RatePerSecond)},
+		{"Ramp from, per second", ShowNumber(s.RampFromPerSecond)},
 		{"Warm-up", showSeconds(s.WarmupSeconds)},
 		{"Sync share of the mixed phase", showPercent(100 * s.SyncRatio)},
 		{"Task", s.Task},

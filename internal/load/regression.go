@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"tandem/internal/term"
 )
 
 // NamedReport is a report and the file it came from.
@@ -262,27 +264,29 @@ var settings = []struct {
 
 // WriteComparisons writes the comparison for people, as plain text of at most 78 columns.
 func WriteComparisons(w io.Writer, c *Comparisons) error {
-	var t table
+	t := term.Page{Width: tableWidth}
 	for i, versus := range c.Against {
 		if i > 0 {
-			t.linef("")
+			t.Linef("")
 		}
-		t.paragraph("", fmt.Sprintf("%s (%s) against %s (%s)", versus.Name, runs(versus.Runs), c.Base, runs(c.Runs)))
-		t.linef("\n%-32s%10s%10s%7s%11s", "", "base", "new", "ratio", "spread")
+		t.Paragraph("", fmt.Sprintf("%s (%s) against %s (%s)", versus.Name, runs(versus.Runs), c.Base, runs(c.Runs)))
+		lines := [][]string{{"", "base", "new", "ratio", "spread"}}
 		for _, change := range versus.Changes {
-			t.linef("%-32s%10s%10s%7s%11s  %s", change.Metric, change.show(change.Base), change.show(change.New),
-				showRatio(change.Ratio), change.spread(), change.verdict())
+			lines = append(lines, []string{change.Metric, change.show(change.Base), change.show(change.New),
+				showRatio(change.Ratio), change.spread(), change.verdict()})
 		}
-		t.linef("")
-		t.paragraph("", versus.meaning(c.Runs))
+		t.Linef("")
+		t.Table([]int{-32, 8, 8, 5, 9}, lines)
+		t.Linef("")
+		t.Paragraph("", versus.meaning(c.Runs))
 	}
 	var worse []string
 	for _, change := range c.Regressions() {
 		worse = append(worse, fmt.Sprintf("%s: %s instead of %s%s", change.Metric, change.show(change.New), change.show(change.Base), change.best()))
 	}
-	t.list("Worse than allowed", worse)
-	t.list("What makes the runs unlike each other", c.Warnings)
-	if _, err := io.WriteString(w, t.text.String()); err != nil {
+	t.List("Worse than allowed", worse)
+	t.List("What makes the runs unlike each other", c.Warnings)
+	if _, err := io.WriteString(w, t.String()); err != nil {
 		return fmt.Errorf("write comparison: %w", err)
 	}
 	return nil

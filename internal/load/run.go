@@ -16,11 +16,13 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"tandem/internal/term"
 )
 
 const (
 	maxNotes        = 10                     // kinds of errors of which the report quotes the first
-	maxNote         = 300                    // bytes of such a quotation
+	maxNote         = 300                    // characters of such a quotation, and of any text of the service
 	latestLag       = 10 * time.Millisecond  // of the generator itself, p99, in a run that is valid
 	tolerableLag    = time.Millisecond       // the same, below which it is never too much
 	lagOfResponse   = 0.1                    // the same, as a part of the median response time
@@ -57,7 +59,7 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 	r := &run{cfg: cfg, began: time.Now(), service: newService(&cfg), notes: make(map[string]string)}
 	r.report = &Report{
 		Schema: SchemaVersion, Tool: cfg.Tool, StartedAt: r.began.UTC(), Mode: cfg.Mode,
-		Target:   Target{URL: redact(cfg.URL)},
+		Target:   Target{URL: term.RedactURL(cfg.URL)},
 		Settings: r.settings(),
 	}
 	defer r.service.close()
@@ -184,7 +186,7 @@ func (r *run) lookUp(ctx context.Context, callbacks *Callbacks, missing []string
 		if err != nil || found.Status == "" {
 			found.Status = "unknown"
 		}
-		callbacks.MissingByStatus[plain(found.Status)]++
+		callbacks.MissingByStatus[term.Clean(found.Status, maxNote)]++
 	}
 }
 
@@ -196,7 +198,7 @@ func (r *run) note(a answer) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, known := r.notes[a.category]; !known && len(r.notes) < maxNotes {
-		r.notes[a.category] = plain(strings.ToValidUTF8(a.detail[:min(len(a.detail), maxNote)], ""))
+		r.notes[a.category] = term.Clean(a.detail, maxNote)
 	}
 }
 
@@ -452,14 +454,4 @@ func sharesMachine(ctx context.Context, raw string) bool {
 		}
 	}
 	return false
-}
-
-// redact takes out of a URL what may be secret.
-func redact(raw string) string {
-	u, err := url.Parse(raw)
-	if err != nil {
-		return ""
-	}
-	u.RawQuery, u.Fragment = "", ""
-	return u.Redacted()
 }

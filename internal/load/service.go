@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"tandem/internal/term"
 )
 
 const (
@@ -128,7 +130,7 @@ func (s *service) probe(ctx context.Context, target *Target) error {
 				"give the base URL of the API, such as http://127.0.0.1:8000",
 			}
 		}
-		target.Version = plain(health.Version)
+		target.Version = term.Clean(health.Version, maxNote)
 		if best >= 0 && trip >= best {
 			continue
 		}
@@ -149,7 +151,7 @@ func (s *service) probe(ctx context.Context, target *Target) error {
 		} `json:"system"`
 	}
 	if status, _, body, err := s.get(ctx, "/stats"); err == nil && status == http.StatusOK && json.Unmarshal(body, &stats) == nil {
-		target.Mode = plain(stats.System.Mode)
+		target.Mode = term.Clean(stats.System.Mode, maxNote)
 	}
 	_, err := s.vitals(ctx)
 	target.MetricsRead = err == nil

@@ -6,31 +6,28 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"unicode/utf8"
+
+	"tandem/internal/term"
 )
 
-// The shape of the table: a label and three columns, 78 characters wide.
-const (
-	tableWidth  = 78
-	labelWidth  = 30
-	columnWidth = 16
-)
+// tableWidth is the width of a text for people, in columns.
+const tableWidth = 78
 
 // WriteTable writes the report for people, as plain text of at most 78 columns.
 func WriteTable(w io.Writer, r *Report) error {
-	t := table{metrics: byName(r)}
+	t := table{Page: term.Page{Width: tableWidth}, metrics: byName(r)}
 	t.head(r)
 	t.comparison("Side against side", [2]string{"sync", "async"})
 	t.comparison(mixedTitle(r), [2]string{"mixed.sync", "mixed.async"})
-	t.list("What went wrong", failures(r))
+	t.List("What went wrong", failures(r))
 	findings, choices := sentences(r.Insights)
-	t.list("What the figures say", findings)
-	t.list("When to choose which", choices)
+	t.List("What the figures say", findings)
+	t.List("When to choose which", choices)
 	t.thresholds(r)
-	t.list("What a reader has to know", r.Warnings)
-	t.linef("")
-	t.paragraph("", describeGenerator(r))
-	if _, err := io.WriteString(w, t.text.String()); err != nil {
+	t.List("What a reader has to know", r.Warnings)
+	t.Linef("")
+	t.Paragraph("", describeGenerator(r))
+	if _, err := io.WriteString(w, t.String()); err != nil {
 		return fmt.Errorf("write table: %w", err)
 	}
 	return nil
@@ -38,71 +35,23 @@ func WriteTable(w io.Writer, r *Report) error {
 
 // table is the text as it grows.
 type table struct {
-	text    strings.Builder
+	term.Page
 	metrics map[string]Metric
-}
-
-// linef writes one line without blanks at its end.
-func (t *table) linef(format string, args ...any) {
-	t.text.WriteString(strings.TrimRight(fmt.Sprintf(format, args...), " ") + "\n")
-}
-
-// heading begins a section.
-func (t *table) heading(text string) {
-	t.linef("\n%s\n%s", text, strings.Repeat("─", utf8.RuneCountInString(text)))
-}
-
-// paragraph writes a text behind a mark, broken at blanks.
-func (t *table) paragraph(mark, text string) {
-	room := tableWidth - utf8.RuneCountInString(mark)
-	for line := range wrap(together(plain(text)), room) {
-		t.linef("%s%s", mark, strings.ReplaceAll(line, "\u00a0", " "))
-		mark = strings.Repeat(" ", utf8.RuneCountInString(mark))
-	}
-}
-
-// wrap yields the lines of a text, each as long as it may be. A word that is longer than a line is cut.
-func wrap(text string, room int) func(func(string) bool) {
-	return func(yield func(string) bool) {
-		line := ""
-		for word := range strings.FieldsFuncSeq(text, func(r rune) bool { return r == ' ' }) {
-			for runes := []rune(word); len(runes) > room; runes = []rune(word) {
-				if line != "" && !yield(line) || !yield(string(runes[:room])) {
-					return
-				}
-				line, word = "", string(runes[room:])
-			}
-			switch {
-			case line == "":
-				line = word
-			case utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) <= room:
-				line += " " + word
-			default:
-				if !yield(line) {
-					return
-				}
-				line = word
-			}
-		}
-		if line != "" {
-			yield(line)
-		}
-	}
 }
 
 // head says what was done to whom, and first of all whether it counts.
 func (t *table) head(r *Report) {
 	if r.Interrupted {
-		t.paragraph("INTERRUPTED: ", interruptedText)
+		t.Paragraph("INTERRUPTED: ", interruptedText)
 	}
 	if !r.Valid {
-		t.paragraph("INVALID: ", invalidText(r))
+		t.Paragraph("INVALID: ", invalidText(r))
 	}
 	if r.Interrupted || !r.Valid {
-		t.linef("")
+		t.Linef("")
 	}
 	for _, fact := range facts(r) {
-		t.paragraph(fmt.Sprintf("%-10s", fact.Name), fact.Text)
+		t.Paragraph(fmt.Sprintf("%-10s", fact.Name), fact.Text)
 	}
 }
 
@@ -168,9 +117,9 @@ func describeRun(r *Report) string {
 	}
 	switch {
 	case s.RatePerSecond > 0 && s.RampFromPerSecond > 0:
-		text += fmt.Sprintf(", from %s to %s a second (open loop, at most %s at once)", showNumber(s.RampFromPerSecond), showNumber(s.RatePerSecond), showCount(int64(s.Concurrency)))
+		text += fmt.Sprintf(", from %s to %s a second (open loop, at most %s at once)", ShowNumber(s.RampFromPerSecond), ShowNumber(s.RatePerSecond), showCount(int64(s.Concurrency)))
 	case s.RatePerSecond > 0:
-		text += fmt.Sprintf(", %s a second (open loop, at most %s at once)", showNumber(s.RatePerSecond), showCount(int64(s.Concurrency)))
+		text += fmt.Sprintf(", %s a second (open loop, at most %s at once)", ShowNumber(s.RatePerSecond), showCount(int64(s.Concurrency)))
 	default:
 		text += fmt.Sprintf(", %s at a time (closed loop: the next is sent when one is answered)", showCount(int64(s.Concurrency)))
 	}
@@ -338,31 +287,23 @@ func (t *table) comparison(title string, prefixes [2]string) {
 	columns := func(f figures) []string {
 		switch {
 		case !other:
-			return []string{f.Sync}
+			return []string{f.Label, f.Sync}
 		case !one:
-			return []string{f.Async}
+			return []string{f.Label, f.Async}
 		default:
-			return []string{f.Sync, f.Async, f.Versus}
+			return []string{f.Label, f.Sync, f.Async, f.Versus}
 		}
 	}
-	t.heading(title)
-	t.linef("%s", cells("", columns(figures{Sync: "sync", Async: "async", Versus: "async is"})))
+	t.Heading(title)
+	lines := [][]string{columns(figures{Sync: "sync", Async: "async", Versus: "async is"})}
 	for _, group := range sideBySide(t.metrics, prefixes) {
-		t.linef("%s", group.Heading)
+		lines = append(lines, []string{group.Heading})
 		for _, row := range group.Rows {
-			t.linef("%s", cells("  "+row.Label, columns(row)))
+			row.Label = "  " + row.Label
+			lines = append(lines, columns(row))
 		}
 	}
-}
-
-// cells writes a label and columns, aligned to the right.
-func cells(label string, columns []string) string {
-	var line strings.Builder
-	fmt.Fprintf(&line, "%-*s", labelWidth, label)
-	for _, column := range columns {
-		fmt.Fprintf(&line, " %*s", columnWidth-1, column)
-	}
-	return line.String()
+	t.Table([]int{-30, 14, 14, 14}, lines)
 }
 
 // versus says in two words what async makes of sync's figure.
@@ -380,7 +321,7 @@ func versus(sync, async Metric) string {
 	case waiting:
 		return showTimes(ratio) + " later"
 	case ratio < 1:
-		return showNumber(ratio) + "× as much"
+		return ShowNumber(ratio) + "× as much"
 	default:
 		return showTimes(ratio) + " as much"
 	}
@@ -442,29 +383,18 @@ func sentences(insights []Insight) (findings, choices []string) {
 	return findings, choices
 }
 
-// list writes a section of points; none, no section.
-func (t *table) list(title string, texts []string) {
-	if len(texts) == 0 {
-		return
-	}
-	t.heading(title)
-	for _, text := range texts {
-		t.paragraph("  • ", text)
-	}
-}
-
 // thresholds says which bounds were kept.
 func (t *table) thresholds(r *Report) {
 	if len(r.Thresholds) == 0 {
 		return
 	}
-	t.heading("Thresholds")
+	t.Heading("Thresholds")
 	for _, threshold := range r.Thresholds {
 		verdict := "FAILED  "
 		if threshold.Pass {
 			verdict = "kept    "
 		}
-		t.paragraph("  "+verdict, threshold.Expression+" ("+threshold.Shown()+")")
+		t.Paragraph("  "+verdict, threshold.Expression+" ("+threshold.Shown()+")")
 	}
 }
 

@@ -1,4 +1,4 @@
-package main
+package term
 
 import (
 	"os"
@@ -6,9 +6,9 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// drawable has the console interpret escape codes, which old ones do not do of
-// themselves, and reports whether it will.
-func drawable(file *os.File) bool {
+// interpretsEscapes asks the console to interpret escape sequences, which old ones do only when asked,
+// and reports whether it does.
+func interpretsEscapes(file *os.File) bool {
 	console := windows.Handle(file.Fd())
 	var mode uint32
 	if err := windows.GetConsoleMode(console, &mode); err != nil {

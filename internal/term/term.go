@@ -1,0 +1,39 @@
+// Package term writes for people at a terminal: tables and wrapped text ([Page]), progress ([Progress]), and
+// text of strangers that is safe to show ([Output], [Escape], [Clean], [RedactURL]).
+package term
+
+import (
+	"net/url"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Clean makes the text of a stranger safe to show: printable, on one line, at most so many characters long.
+func Clean(text string, most int) string {
+	var clean strings.Builder
+	for _, r := range text {
+		if most--; most < 0 {
+			clean.WriteRune('…')
+			break
+		}
+		if !unicode.IsPrint(r) {
+			r = utf8.RuneError
+		}
+		clean.WriteRune(r)
+	}
+	return clean.String()
+}
+
+// RedactURL hides the password and the query of a URL.
+func RedactURL(text string) string {
+	address, err := url.Parse(text)
+	if err != nil {
+		scheme, _, _ := strings.Cut(text, ":")
+		return scheme + ":[redacted]"
+	}
+	if address.RawQuery != "" {
+		address.RawQuery = "redacted"
+	}
+	return address.Redacted()
+}
