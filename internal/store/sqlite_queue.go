@@ -224,6 +224,9 @@ func (s *SQLite) Work(ctx context.Context, capacity Capacity, step Step) error {
 				s.cfg.Log.Error("trim the in-memory database", "error", err)
 			}
 		case <-timer.C:
+			if s.memory { // few large rows may be too much, too: the writer asks by their number
+				notify(s.trimming)
+			}
 		}
 	}
 	q.mu.Lock()
