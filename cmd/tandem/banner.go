@@ -47,7 +47,7 @@ func (c *serveCommand) banner(address net.Addr, s *service, program string) stri
 	}
 	switch production := c.Mode == modeProduction; {
 	case production && c.NoAuth:
-		p.Factf("WARNING", "--no-auth: whoever reaches this port can use it, and sees")
+		p.Factf("WARNING", "--no-auth: anyone who reaches this port can use it, and sees")
 		p.Factf("", "everybody's requests, /stats and /metrics")
 	case !production && !onlyThisMachine(address):
 		p.Factf("WARNING", "others reach this port, and can have private addresses called")
@@ -124,7 +124,7 @@ func (c *serveCommand) firstKey(program string) string {
 		db = " --db " + redact(c.givenDB)
 	}
 	return program + " keys create --name admin --scopes submit,read,admin" + db +
-		"\n      and start again; or serve with --no-auth, and whoever reaches the port may use it"
+		"\n      and start again; or serve with --no-auth, and anyone who reaches the port may use it"
 }
 
 // tryIt is a command line that works when pasted.

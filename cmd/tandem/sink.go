@@ -126,7 +126,8 @@ func arrivalLine(a load.Arrival) string {
 	if a.Status == 0 {
 		answer = "none"
 	}
-	return fmt.Sprintf("%s %s, signature %s, answer %s", a.At.Format("15:04:05.000"), what, term.Clean(signature, sinkFieldWidth), answer)
+	return fmt.Sprintf("%s %s, signature %s, answer %s",
+		a.At.Format("15:04:05.000"), what, term.Clean(signature, sinkFieldWidth), answer)
 }
 
 // countsLine sums up.

@@ -59,7 +59,7 @@ func authChecks() []Check {
 			ID: "auth-scopes", Group: GroupAuth,
 			Title: "A caller's key does not read what is the operator's",
 			Level: LevelQuick, Needs: []Need{NeedKey},
-			Remediation: "hand out keys without the scope admin (`tandem keys create --scopes submit,read`)",
+			Remediation: "issue keys without the scope admin (`tandem keys create --scopes submit,read`)",
 			Run:         checkScopes,
 		},
 		{

@@ -14,7 +14,7 @@ import (
 
 func tenantChecks() []Check {
 	both := []Need{NeedKey, NeedSecondKey}
-	const fix = "hand out a key per tenant, without the scope admin; " +
+	const fix = "issue a key per tenant, without the scope admin; " +
 		"let no proxy answer one caller with what it kept for another"
 	return []Check{
 		{
@@ -39,7 +39,7 @@ func tenantChecks() []Check {
 			ID: "tenant-fairness", Group: GroupTenants,
 			Title: "Nobody waits until all of another's work is done",
 			Level: LevelFull, Needs: append(both, NeedReceiver),
-			Remediation: "hand out a key per tenant, and let the proxy pass each caller's own on: keys take turns, " +
+			Remediation: "issue a key per tenant, and let the proxy pass each caller's own on: keys take turns, " +
 				"and no flag of tandem changes that. Else report it as SECURITY.md says",
 			Run: checkFairness,
 		},

@@ -28,7 +28,7 @@ func (e *Engine) deliver(claiming context.Context, r *tandem.Request) store.Next
 		return e.expire(r, begun.Add(skew))
 	}
 	if err := e.cfg.Keys.LookUp(e.working, r.KeyID); err != nil { // signed by another secret it would be refused
-		e.log.Warn("callback put off: its API key cannot be read", "request_id", r.ID, "error", err)
+		e.log.Warn("callback rescheduled: its API key cannot be read", "request_id", r.ID, "error", err)
 		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: earlier(begun.Add(keysPutOff), deadline)}
 	}
 	place, err := e.cfg.Egress.Reserve(claiming, r.CallbackURL, r.Owner)

@@ -275,7 +275,8 @@ func (e exchange) rates() chart {
 	if e.async != nil {
 		add("async: accepted", "accept", e.async, e.asyncPhase.SendSeconds, func(s Step) int64 { return s.Accepted })
 		add("async: completed", "result", e.async, e.asyncPhase.WallSeconds, func(s Step) int64 { return s.Completed })
-		c.Caption = addSentence(c.Caption, "Async accepted "+ShowNumber(e.async.AcceptedPerSecond)+" and completed "+ShowNumber(e.async.CompletedPerSecond)+" a second")
+		c.Caption = addSentence(c.Caption, "Async accepted "+ShowNumber(e.async.AcceptedPerSecond)+
+			" and completed "+ShowNumber(e.async.CompletedPerSecond)+" a second")
 	}
 	low, high := math.Inf(1), 0.0
 	for _, line := range c.Lines {

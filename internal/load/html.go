@@ -81,7 +81,8 @@ func WriteHTML(w io.Writer, r *Report) error {
 	if err != nil {
 		return fmt.Errorf("write HTML: %w", err)
 	}
-	layout, err := template.New("report.html").Funcs(template.FuncMap{"together": term.NoBreak}).ParseFS(pageFiles, "page/report.html")
+	layout, err := template.New("report.html").Funcs(template.FuncMap{"together": term.NoBreak}).
+		ParseFS(pageFiles, "page/report.html")
 	if err != nil {
 		return fmt.Errorf("write HTML: %w", err)
 	}

@@ -117,9 +117,11 @@ func describeRun(r *Report) string {
 	}
 	switch {
 	case s.RatePerSecond > 0 && s.RampFromPerSecond > 0:
-		text += fmt.Sprintf(", from %s to %s a second (open loop, at most %s at once)", ShowNumber(s.RampFromPerSecond), ShowNumber(s.RatePerSecond), showCount(int64(s.Concurrency)))
+		text += fmt.Sprintf(", from %s to %s a second (open loop, at most %s at once)",
+			ShowNumber(s.RampFromPerSecond), ShowNumber(s.RatePerSecond), showCount(int64(s.Concurrency)))
 	case s.RatePerSecond > 0:
-		text += fmt.Sprintf(", %s a second (open loop, at most %s at once)", ShowNumber(s.RatePerSecond), showCount(int64(s.Concurrency)))
+		text += fmt.Sprintf(", %s a second (open loop, at most %s at once)",
+			ShowNumber(s.RatePerSecond), showCount(int64(s.Concurrency)))
 	default:
 		text += fmt.Sprintf(", %s at a time (closed loop: the next is sent when one is answered)", showCount(int64(s.Concurrency)))
 	}
