@@ -8,7 +8,7 @@ import (
 // Outcome says how one attempt to deliver a callback ended.
 type Outcome string
 
-// The outcomes of an attempt. Only those that a receiver can mend by itself are
+// The outcomes of an attempt. Only those that a receiver can repair by itself are
 // tried again; [Outcome.Permanent] tells.
 const (
 	OutcomeDelivered Outcome = "delivered"     // 2xx

@@ -180,7 +180,8 @@ func TestConfigurationListsEveryFlag(t *testing.T) {
 	t.Parallel()
 	var flags, listed []string
 	variable := regexp.MustCompile(`\benv:"TANDEM_(\w+)"`)
-	for _, match := range variable.FindAllStringSubmatch(readFile(t, "cmd/tandem/config.go"), -1) {
+	code := readFile(t, "internal/app/config.go") + readFile(t, "cmd/tandem/config.go")
+	for _, match := range variable.FindAllStringSubmatch(code, -1) {
 		flags = append(flags, "--"+strings.ToLower(strings.ReplaceAll(match[1], "_", "-")))
 	}
 	for _, row := range rows(section(t, readFile(t, "docs/configuration.md"), "Flags")) {

@@ -43,8 +43,8 @@ var Statuses = []Status{
 // :: status → statuses it may become
 var transitions = map[Status][]Status{
 	StatusPending: {StatusProcessing},
-	// back to pending: handed back by a shutdown, found running after a crash, or,
-	// a submission, put off because the external service did not answer well.
+	// back to pending: released by a shutdown, found running after a crash, or
+	// to be run again because it was not done.
 	StatusProcessing:     {StatusPending, StatusCompleted, StatusFailed},
 	StatusCompleted:      {StatusCallbackSent, StatusCallbackFailed},
 	StatusCallbackSent:   {},
@@ -68,10 +68,6 @@ const (
 	CallbackFailed  CallbackStatus = "failed"  // given up
 )
 
-// TaskSubmission is the task of a request that came as a submission (POST
-// /api/submit). No order can name it.
-const TaskSubmission = "submission"
-
 // Reasons a request failed, as its ErrorCode in the history. They are stable.
 const (
 	FailedTask         = "task_failed"   // the task returned an error
@@ -92,7 +88,7 @@ type Request struct {
 	CallbackStatus   CallbackStatus  `json:"callback_status,omitempty"` // async only
 	Data             json.RawMessage `json:"input_data"`                // the caller's JSON object, as received
 	Complexity       int             `json:"complexity"`                // 1..10
-	BatchID          string          `json:"batch_id,omitempty"`        // submissions that came together
+	BatchID          string          `json:"batch_id,omitempty"`        // of requests that came together
 	KeyID            string          `json:"key_id,omitempty"`          // the API key that asked for it; "" where nobody is asked for one
 	Result           json.RawMessage `json:"result,omitempty"`          // what the task returned
 	ProcessingTimeMS float64         `json:"processing_time_ms"`        // time in the task, milliseconds; 0 until it ended
@@ -104,6 +100,9 @@ type Request struct {
 	ErrorCode        string          `json:"error_code,omitempty"`      // one of the Failed… constants
 	ErrorMessage     string          `json:"error_message,omitempty"`   // for people
 	Attempts         []Attempt       `json:"attempts,omitempty"`        // log of the callback, oldest first
+
+	// Runs is how many runs of the work have used up an attempt; 0 once it has ended.
+	Runs int `json:"-"`
 
 	// Owner is whose share of the capacity the request takes: its API key, or, on a server without
 	// keys, OwnerNetwork and a number made of the caller's network. Requests with "" have one share

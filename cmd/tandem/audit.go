@@ -16,7 +16,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"tandem"
+	"tandem/internal/app"
 	"tandem/internal/audit"
+	"tandem/internal/receiver"
 	"tandem/internal/term"
 )
 
@@ -54,10 +56,10 @@ func (c *auditCommand) Validate() error {
 	}
 	c.config = audit.Config{URL: c.URL, Level: c.Level, Only: c.Only, CallbackURL: c.CallbackURL, Tool: "tandem/" + tandem.Version + " audit"}
 	if c.Receiver != "" {
-		if err := validAddress(c.Receiver); err != nil {
+		if err := app.ValidAddress(c.Receiver); err != nil {
 			return badArgument("", "--receiver %s: %w", c.Receiver, err)
 		}
-		c.config.Receiver = audit.NewReceiver()
+		c.config.Receiver = new(receiver.Hooks)
 		if c.CallbackURL == "" {
 			c.config.CallbackURL = "http://" + c.Receiver // until the port is known
 		}
@@ -140,16 +142,16 @@ func (c *auditCommand) audit(ctx context.Context) (*audit.Report, error) {
 	if c.Receiver == "" {
 		return audit.Run(ctx, c.config)
 	}
-	listener, err := listen(ctx, c.Receiver)
+	listener, err := app.Listen(ctx, c.Receiver)
 	if err != nil {
 		return nil, err
 	}
 	if c.CallbackURL == "" {
-		c.config.CallbackURL = baseURL(listener.Addr())
+		c.config.CallbackURL = "http://" + app.LocalHost(listener.Addr())
 	}
 	listeners := []net.Listener{listener}
 	if host, _, err := net.SplitHostPort(c.Receiver); err == nil {
-		other, err := listen(ctx, net.JoinHostPort(host, "0"))
+		other, err := app.Listen(ctx, net.JoinHostPort(host, "0"))
 		if err != nil {
 			return nil, errors.Join(err, listener.Close())
 		}
@@ -161,7 +163,7 @@ func (c *auditCommand) audit(ctx context.Context) (*audit.Report, error) {
 	var g errgroup.Group
 	for _, at := range listeners {
 		g.Go(func() error {
-			return serveHTTP(receiving, c.config.Receiver, netutil.LimitListener(at, auditConnections))
+			return receiver.Serve(receiving, netutil.LimitListener(at, auditConnections), c.config.Receiver)
 		})
 	}
 	report, err := audit.Run(ctx, c.config)

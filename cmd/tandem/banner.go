@@ -4,20 +4,20 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
 	"tandem"
+	"tandem/internal/app"
 	"tandem/internal/store"
 	"tandem/internal/term"
 )
 
 // banner is what serve says when it is ready: where it listens, what it keeps, what
 // it allows, and what to type next. Plain text, at most 80 columns but for long values.
-func (c *serveCommand) banner(address net.Addr, s *service, program string) string {
+func (c *serveCommand) banner(s *app.Service, program string) string {
 	var p term.Page
-	base := c.ownURL(address)
+	base := s.URL
 	p.Linef("tandem %s, %s mode\n", tandem.Version, c.Mode)
 	p.Factf("listening", "%s  (docs: %s/docs)", base, base)
 	if store.Memory(c.DB) {
@@ -30,11 +30,12 @@ func (c *serveCommand) banner(address net.Addr, s *service, program string) stri
 	} else {
 		p.Factf("external", "simulated for submissions; --external-url names a real one")
 	}
-	if !c.quota.IsZero() {
-		p.Factf("limit", "%d POSTs per client in any %d s", c.quota.Calls, c.quota.Window/time.Second)
+	if !c.config.RateLimit.IsZero() {
+		p.Factf("limit", "%d POSTs per client in any %d s", c.config.RateLimit.Calls, c.config.RateLimit.Window/time.Second)
 	}
-	if !c.reads.IsZero() {
-		p.Factf("limit", "%d GETs of data per client in any %d s", c.reads.Calls, c.reads.Window/time.Second)
+	if !c.config.ReadLimit.IsZero() {
+		p.Factf("limit", "%d GETs of data per client in any %d s", c.config.ReadLimit.Calls,
+			c.config.ReadLimit.Window/time.Second)
 	}
 	if len(c.TrustedProxy) > 0 {
 		p.Factf("proxies", "%s say who the client is", strings.TrimSpace(join(" ", c.TrustedProxy)))
@@ -42,27 +43,27 @@ func (c *serveCommand) banner(address net.Addr, s *service, program string) stri
 	for _, allowed := range c.allowed() {
 		p.Factf("allowed", "%s", allowed)
 	}
-	if c.asksForKeys() {
-		p.Factf("keys", "%s; tandem keys lists, makes and revokes them", plural(s.keys.Count(), "API key"))
+	if c.config.AsksForKeys() {
+		p.Factf("keys", "%s; tandem keys lists, makes and revokes them", plural(s.Keys.Count(), "API key"))
 	}
-	switch production := c.Mode == modeProduction; {
+	switch production := c.Mode == app.Production; {
 	case production && c.NoAuth:
 		p.Factf("WARNING", "--no-auth: anyone who reaches this port can use it, and sees")
 		p.Factf("", "everybody's requests, /stats and /metrics")
-	case !production && !onlyThisMachine(address):
+	case !production && !onlyThisMachine(s.Addr):
 		p.Factf("WARNING", "others reach this port, and can have private addresses called")
 	}
 	if store.PlainText(c.DB) {
 		p.Factf("WARNING", "what is said to the database may travel unencrypted; add")
 		p.Factf("", "sslmode=verify-full and sslrootcert=FILE to its URL")
 	}
-	if s.made {
+	if s.NewSecret {
 		if store.Memory(c.DB) {
 			p.Factf("secret", "signs callbacks until the next start")
 		} else {
 			p.Factf("secret", "signs callbacks; kept in the database, shown this once")
 		}
-		p.Linef("\nreceive callbacks and verify them:\n%s", sinkLines(program, s.secret))
+		p.Linef("\nreceive callbacks and verify them:\n%s", sinkLines(program, s.Secret))
 	}
 	p.Linef("\n%s", c.tryIt(base))
 	return p.String()
@@ -76,10 +77,10 @@ func sinkLines(program string, secret tandem.Secret) string {
 // allowed lists what the configuration permits beyond the strict policy.
 func (c *serveCommand) allowed() []string {
 	anyRate := ""
-	if c.quota.IsZero() {
+	if c.config.RateLimit.IsZero() {
 		anyRate = ", without rate limit"
 	}
-	if c.Mode == modeDemo {
+	if c.Mode == app.Demo {
 		return []string{
 			"callbacks to private addresses, any port; no metadata services",
 			"/test-callback, a receiver to try callbacks with",
@@ -129,9 +130,9 @@ func (c *serveCommand) firstKey(program string) string {
 
 // tryIt is a command line that works when pasted.
 func (c *serveCommand) tryIt(base string) string {
-	if c.Mode != modeDemo {
+	if c.Mode != app.Demo {
 		key := ""
-		if c.asksForKeys() {
+		if c.config.AsksForKeys() {
 			key = " \\\n  -H \"Authorization: Bearer $TANDEM_API_KEY\""
 		}
 		return fmt.Sprintf(`try it:
@@ -142,27 +143,4 @@ curl -X POST %s/sync -H 'Content-Type: application/json'%s \
 curl -X POST %s/async -H 'Content-Type: application/json' \
   -d '{"data":{"n":1},"callback_url":"%s/test-callback"}'
 curl '%s/requests?limit=1'`, base, base, base)
-}
-
-// ownURL is how a program on this machine reaches the server.
-func (c *serveCommand) ownURL(address net.Addr) string {
-	base := baseURL(address)
-	if c.TLSCert != "" {
-		base = "https" + strings.TrimPrefix(base, "http")
-	}
-	return base
-}
-
-// baseURL is how a program on this machine reaches the address: a name for the
-// unspecified one, brackets around IPv6.
-func baseURL(address net.Addr) string {
-	tcp, ok := address.(*net.TCPAddr)
-	if !ok {
-		return "http://" + address.String()
-	}
-	host := tcp.IP.String()
-	if tcp.IP.IsUnspecified() {
-		host = "localhost"
-	}
-	return "http://" + net.JoinHostPort(host, strconv.Itoa(tcp.Port))
 }

@@ -66,7 +66,7 @@ func cabled(t *testing.T, database string) (*cable, string) {
 	return network, parsed.String()
 }
 
-// set breaks or mends it.
+// set breaks or repairs it.
 func (c *cable) set(state wear) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

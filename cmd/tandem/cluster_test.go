@@ -316,7 +316,7 @@ func (c *cluster) awaitTakeover(t *testing.T, name, node string, died time.Time)
 			case before == 0 && processing, job == before && job != 0:
 				return nil
 			case job != 0 && job == successor[id] && !running:
-				return nil // handed out anew, and nobody has begun
+				return nil // dispatched anew, and nobody has begun
 			}
 			delete(left, id)
 			last = now

@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -17,18 +15,9 @@ import (
 	"github.com/alecthomas/kong"
 
 	"tandem"
-	"tandem/internal/egress"
-	"tandem/internal/engine"
-	"tandem/internal/limit"
-	"tandem/internal/server"
+	"tandem/internal/app"
 	"tandem/internal/store"
 	"tandem/internal/term"
-)
-
-// The modes.
-const (
-	modeDemo       = "demo"
-	modeProduction = "production"
 )
 
 // commandLine is the grammar of the command line.
@@ -50,80 +39,51 @@ type commandLine struct {
 
 // serveCommand is the configuration of serve. A value comes from its flag, else
 // from its TANDEM_ variable, else from ENVIRONMENT=production (mode) or DEBUG=true (debug),
-// else from the file named by --config, else from the preset of the mode, else it is the default.
+// else from the file named by --config, else from the preset of the mode.
 //
 // Flags stand in the order in which --help and docs/configuration.md list them; kong takes groups and texts from
-// the tags. A flag with tags named after the modes has a preset. TestConfigurationPage compares the page.
+// the tags, and takePresets defaults from [app.Preset]. TestConfigurationPage compares the page.
 type serveCommand struct {
-	serverFlags        `group:"Server:"`
-	storageFlags       `group:"Storage:"`
-	workFlags          `group:"Work:"`
-	callbackFlags      `group:"Callbacks:"`
-	securityFlags      `group:"Security:"`
+	modeFlags          `group:"Server:"`
+	app.Reach          `group:"Server:"`
+	app.Storage        `group:"Storage:"`
+	app.Work           `group:"Work:"`
+	app.Callbacks      `group:"Callbacks:"`
+	secretFlags        `group:"Callbacks:"`
+	accessFlags        `group:"Security:"`
+	app.Security       `group:"Security:"`
 	observabilityFlags `group:"Observability:"`
 	sampleFlags        `group:"Sample application (submissions):"`
 
-	givenDB string // DB, before a file that it names was read
-
-	secret tandem.Secret // SigningSecret, read; zero: the database's
-	quota  limit.Quota   // RateLimit, read
-	reads  limit.Quota   // ReadLimit, read
-
-	delay [2]time.Duration // ExternalDelay, read: the shortest and the longest
+	presets map[*kong.Flag]preset // those in which the modes differ
+	config  app.Config            // what all flags say, checked
+	givenDB string                // DB, before a file that it names was read
 }
 
-// serverFlags say how the server is reached.
-type serverFlags struct {
-	Mode           string         `enum:"demo,production" default:"demo" env:"TANDEM_MODE" help:"Preset: demo (in memory, no API keys, private callbacks allowed) or production."`
-	Config         configFile     `placeholder:"FILE" env:"TANDEM_CONFIG" help:"YAML file whose keys are the long names of these flags."`
-	Listen         string         `placeholder:"HOST:PORT" demo:"127.0.0.1:8000" production:":8000" env:"TANDEM_LISTEN" help:"Address to listen on."`
-	BaseURL        string         `name:"base-url" placeholder:"URL" env:"TANDEM_BASE_URL" help:"URL that callers use (default: that of --listen), such as https://example.com/tandem. Its host is allowed, and links in answers start with its path."`
-	TLSCert        string         `placeholder:"FILE" env:"TANDEM_TLS_CERT" help:"Certificate with its chain (PEM): serve HTTPS and HTTP/2. A renewed file is loaded within a second, without a restart."`
-	TLSKey         string         `placeholder:"FILE" env:"TANDEM_TLS_KEY" help:"Private key of --tls-cert (PEM)."`
-	MaxConnections int            `default:"10000" env:"TANDEM_MAX_CONNECTIONS" help:"Open connections. At the limit a new one replaces the one idle longest. One address may hold a quarter."`
-	DrainDelay     *time.Duration `placeholder:"TIME" env:"TANDEM_DRAIN_DELAY" help:"After SIGTERM, keep serving this long while /readyz answers 503, so that load balancers stop sending (default: 5s on PostgreSQL, else 0s)."`
+// preset is the text of a flag's value in each mode.
+type preset struct{ demo, production string }
+
+// text puts both into a format; a mode that sets nothing has "off".
+func (p preset) text(format string) string {
+	return fmt.Sprintf(format, p.demo, cmp.Or(p.production, "off"))
 }
 
-// storageFlags say where requests are kept, for how long, and how many.
-type storageFlags struct {
-	DB          string        `name:"db" placeholder:"URL" demo:":memory:" production:"file:tandem.db" env:"TANDEM_DB" help:"Database: a path, file:PATH, postgres://USER@HOST/DATABASE, a psql connection string (host=… dbname=…) or :memory:. @FILE reads it from a file. Nodes may share one PostgreSQL."`
-	Retention   time.Duration `default:"30d" env:"TANDEM_RETENTION" help:"Delete finished requests older than this; 0: never."`
-	MaxQueue    int64         `default:"1000000" env:"TANDEM_MAX_QUEUE" help:"Unfinished requests in the database. At the limit POST returns 503."`
-	PerKey      int64         `name:"max-queue-per-key" default:"0" env:"TANDEM_MAX_QUEUE_PER_KEY" help:"Unfinished requests of one API key (without keys: of one client). At the limit POST returns 503 to that key; 0: a quarter of --max-queue."`
-	BytesPerKey int64         `name:"max-bytes-per-key" default:"0" placeholder:"BYTES" env:"TANDEM_MAX_BYTES_PER_KEY" help:"Data and results of the unfinished requests of one API key. At the limit POST returns 429 QUOTA_EXCEEDED to that key; 0: no limit."`
+// modeFlags say where the other values come from.
+type modeFlags struct {
+	Mode   string     `enum:"demo,production" default:"demo" env:"TANDEM_MODE" help:"Preset: demo (in memory, no API keys, private callbacks allowed) or production."`
+	Config configFile `placeholder:"FILE" env:"TANDEM_CONFIG" help:"YAML file whose keys are the long names of these flags."`
 }
 
-// workFlags bound the work and what it is given.
-type workFlags struct {
-	Workers     int           `default:"0" env:"TANDEM_WORKERS" help:"Concurrency slots for CPU-bound work; 0: one per core."`
-	IOWorkers   int           `default:"256" env:"TANDEM_IO_WORKERS" help:"Concurrency slots for work that waits."`
-	TaskTimeout time.Duration `default:"30s" env:"TANDEM_TASK_TIMEOUT" help:"Timeout of one run of a task, and of a sync caller's wait."`
-	MaxData     int64         `default:"10240" placeholder:"BYTES" env:"TANDEM_MAX_DATA" help:"Largest data of a request, at most 16 MiB (default: ${default})."`
-	MaxDepth    int           `default:"10" env:"TANDEM_MAX_DEPTH" help:"Deepest nesting of data."`
+// secretFlags say who signs callbacks.
+type secretFlags struct {
+	SigningSecret string `placeholder:"whsec_…|@FILE" env:"TANDEM_SIGNING_SECRET" help:"Secret that signs callbacks. Default: generated at the first start, kept in the database, printed once."`
 }
 
-// callbackFlags say where callbacks may go, how they are retried and who signs them.
-type callbackFlags struct {
-	CallbackAttempts        int            `default:"3" env:"TANDEM_CALLBACK_ATTEMPTS" help:"Attempts per callback."`
-	CallbackBackoff         time.Duration  `default:"1s" env:"TANDEM_CALLBACK_BACKOFF" help:"Wait before the second attempt. It doubles with each further one, with jitter."`
-	CallbackTimeout         time.Duration  `default:"10s" env:"TANDEM_CALLBACK_TIMEOUT" help:"Timeout of one attempt."`
-	CallbackMaxAge          time.Duration  `default:"24h" env:"TANDEM_CALLBACK_MAX_AGE" help:"Give up on a callback this long after its work ended."`
-	CallbackHostConcurrency int            `default:"10" env:"TANDEM_CALLBACK_HOST_CONCURRENCY" help:"Concurrent callbacks to one scheme, host and port."`
-	AllowCallbackCIDR       []netip.Prefix `name:"allow-callback-cidr" placeholder:"CIDR" env:"TANDEM_ALLOW_CALLBACK_CIDR" help:"Private addresses that callbacks may reach."`
-	AllowCallbackHost       []string       `placeholder:"HOST" env:"TANDEM_ALLOW_CALLBACK_HOST" help:"Host names whose private addresses callbacks may reach."`
-	AllowCallbackPort       []uint16       `placeholder:"PORT" env:"TANDEM_ALLOW_CALLBACK_PORT" help:"Ports that callbacks may reach besides 80 and 443 (demo: any)."`
-	SigningSecret           string         `placeholder:"whsec_…|@FILE" env:"TANDEM_SIGNING_SECRET" help:"Secret that signs callbacks. Default: generated at the first start, kept in the database, printed once."`
-}
-
-// securityFlags say who may call, and how often.
-type securityFlags struct {
-	NoAuth          bool           `env:"TANDEM_NO_AUTH" help:"Production without API keys: anyone who reaches the port may use it and read everything."`
-	RateLimit       string         `placeholder:"CALLS/WINDOW|off" demo:"off" production:"50/60s" env:"TANDEM_RATE_LIMIT" help:"POSTs of one client in any window of time."`
-	ReadLimit       string         `placeholder:"CALLS/WINDOW|off" demo:"off" production:"600/60s" env:"TANDEM_READ_LIMIT" help:"GETs of data (history, submissions, /stats, /metrics) of one client in any window of time."`
-	TrustedProxy    []netip.Prefix `placeholder:"CIDR" env:"TANDEM_TRUSTED_PROXY" help:"Proxies whose X-Forwarded-For names the client and whose X-Forwarded-Prefix names the path they serve."`
-	AllowedHost     []string       `placeholder:"HOST" env:"TANDEM_ALLOWED_HOST" help:"Host headers accepted without API keys, besides addresses, localhost and the hosts of --listen and --base-url. Others get 421."`
-	CORSOrigin      []string       `name:"cors-origin" placeholder:"URL" demo:"http://localhost:3000,http://127.0.0.1:3000" env:"TANDEM_CORS_ORIGIN" help:"Origins whose pages may call the API."`
-	SecurityContact string         `placeholder:"mailto:ADDRESS|URL" env:"TANDEM_SECURITY_CONTACT" help:"Where to report vulnerabilities, for /.well-known/security.txt."`
+// accessFlags say who may call, and how often.
+type accessFlags struct {
+	NoAuth    bool   `env:"TANDEM_NO_AUTH" help:"Production without API keys: anyone who reaches the port may use it and read everything."`
+	RateLimit string `placeholder:"CALLS/WINDOW|off" env:"TANDEM_RATE_LIMIT" help:"POSTs of one client in any window of time."`
+	ReadLimit string `placeholder:"CALLS/WINDOW|off" env:"TANDEM_READ_LIMIT" help:"GETs of data (history, submissions, /stats, /metrics) of one client in any window of time."`
 }
 
 // observabilityFlags say what is logged. Metrics are always on.
@@ -134,9 +94,44 @@ type observabilityFlags struct {
 // sampleFlags belong to the submissions.
 type sampleFlags struct {
 	ExternalURL     string        `placeholder:"URL" env:"TANDEM_EXTERNAL_URL" help:"Service that receives every submission (default: a simulated one). Private addresses are allowed, metadata addresses never."`
-	ExternalDelay   string        `default:"70ms-150ms" placeholder:"TIME|FROM-TO" env:"TANDEM_EXTERNAL_DELAY" help:"Response time of the simulated service (default: ${default})."`
-	ExternalTimeout time.Duration `default:"5s" env:"TANDEM_EXTERNAL_TIMEOUT" help:"Timeout of one call to the service. An unconfirmed submission is answered as pending and retried for 24 hours."`
+	ExternalDelay   string        `placeholder:"TIME|FROM-TO" env:"TANDEM_EXTERNAL_DELAY" help:"Response time of the simulated service (default: ${default})."`
+	ExternalTimeout time.Duration `env:"TANDEM_EXTERNAL_TIMEOUT" help:"Timeout of one call to the service. An unconfirmed submission is answered as pending and retried for 24 hours."`
 	SubmissionLog   string        `placeholder:"FILE" env:"TANDEM_SUBMISSION_LOG" help:"Log with one JSON line per submission: ids and times, names only with --debug. Rotated at 64 MiB."`
+}
+
+// fill sets the flags to a configuration.
+func (c *serveCommand) fill(cfg app.Config) {
+	c.Mode = cfg.Mode
+	c.Reach, c.Storage, c.Work, c.Callbacks, c.Security = cfg.Reach, cfg.Storage, cfg.Work, cfg.Callbacks, cfg.Security
+	c.RateLimit, c.ReadLimit = cfg.RateLimit.String(), cfg.ReadLimit.String()
+	c.ExternalDelay = fmt.Sprintf("%v-%v", cfg.ExternalDelay[0], cfg.ExternalDelay[1])
+	c.ExternalTimeout = cfg.ExternalTimeout
+}
+
+// read makes a configuration of the flags, and reads those that are texts or name files.
+func (c *serveCommand) read() (cfg app.Config, err error) {
+	cfg = app.Preset(c.Mode)
+	c.givenDB = c.DB
+	if err := readDatabase("db", &c.DB); err != nil {
+		return cfg, err
+	}
+	cfg.Reach, cfg.Storage, cfg.Work, cfg.Callbacks, cfg.Security = c.Reach, c.Storage, c.Work, c.Callbacks, c.Security
+	cfg.NoAuth, cfg.Debug, cfg.SubmissionLog = c.NoAuth, c.Debug, c.SubmissionLog
+	cfg.ExternalURL, cfg.ExternalTimeout = c.ExternalURL, c.ExternalTimeout
+	if cfg.ExternalDelay, err = parseDelay(c.ExternalDelay); err != nil {
+		return cfg, badArgument("", "--external-delay %s: %w", c.ExternalDelay, err)
+	}
+	if cfg.RateLimit, err = parseQuota(c.RateLimit); err != nil {
+		return cfg, badArgument("", "--rate-limit %s: %w", c.RateLimit, err)
+	}
+	if cfg.ReadLimit, err = parseQuota(c.ReadLimit); err != nil {
+		return cfg, badArgument("", "--read-limit %s: %w", c.ReadLimit, err)
+	}
+	if cfg.SigningSecret, err = readSecret(c.SigningSecret); err != nil {
+		return cfg, badArgument("tandem prints a fresh one at the first start without --signing-secret",
+			"--signing-secret: %w", err)
+	}
+	return cfg, nil
 }
 
 // newParser builds the parser of the command line.
@@ -146,30 +141,46 @@ func newParser(grammar *commandLine, options ...kong.Option) (*kong.Kong, error)
 		kong.Description("One engine, two ways to ask it for work: wait for the answer (sync), or be called back (async)."),
 		kong.Resolvers(kong.ResolverFunc(resolve)),
 		valueTypes(),
+		kong.PostBuild(grammar.Serve.takePresets),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}),
-		kong.ValueFormatter(describe),
+		kong.ValueFormatter(grammar.Serve.describe),
 	)...)
 }
 
+// takePresets gives the flags of serve the defaults and the presets that app has for them.
+func (c *serveCommand) takePresets(k *kong.Kong) error {
+	commands := k.Model.Children
+	flags := commands[slices.IndexFunc(commands, func(n *kong.Node) bool { return n.Name == "serve" })].Flags
+	valuesOf := func(mode string) map[string]string { // :: flag → text
+		c.fill(app.Preset(mode))
+		values := map[string]string{}
+		for _, flag := range flags {
+			values[flag.Name] = textOf(flag.Target)
+		}
+		return values
+	}
+	demo, production := valuesOf(app.Demo), valuesOf(app.Production)
+	c.presets = map[*kong.Flag]preset{}
+	for _, flag := range flags {
+		switch p := (preset{demo[flag.Name], production[flag.Name]}); {
+		case flag.HasDefault: // the mode itself
+		case p.demo != p.production:
+			c.presets[flag] = p
+		case p.demo != "":
+			flag.Default, flag.HasDefault = p.demo, true
+		}
+	}
+	return nil
+}
+
 // describe is the text of a flag in --help: its meaning, its presets, its variable.
-func describe(value *kong.Value) string {
-	if byMode := presets(value.Tag, "%s: %s"); byMode != nil {
+func (c *serveCommand) describe(value *kong.Value) string {
+	if p, ok := c.presets[value.Flag]; ok {
 		shown := *value
-		shown.Help = strings.TrimSuffix(value.Help, ".") + " (" + strings.Join(byMode, ", ") + ")."
+		shown.Help = strings.TrimSuffix(value.Help, ".") + p.text(" (demo: %s, production: %s).")
 		value = &shown
 	}
 	return kong.DefaultHelpValueFormatter(value)
-}
-
-// presets lists the presets of a flag, each formatted with its mode and its value; a mode without one has "off".
-func presets(tag *kong.Tag, format string) []string {
-	if !tag.Has(modeDemo) {
-		return nil
-	}
-	return []string{
-		fmt.Sprintf(format, modeDemo, tag.Get(modeDemo)),
-		fmt.Sprintf(format, modeProduction, cmp.Or(tag.Get(modeProduction), "off")),
-	}
 }
 
 // dispatch reads the command line and runs its command.
@@ -255,8 +266,8 @@ func resolve(parsed *kong.Context, parent *kong.Path, flag *kong.Flag) (any, err
 	}
 	switch parent.Command.Name + " " + flag.Name {
 	case "serve mode":
-		if strings.EqualFold(os.Getenv("ENVIRONMENT"), modeProduction) {
-			return modeProduction, nil
+		if strings.EqualFold(os.Getenv("ENVIRONMENT"), app.Production) {
+			return app.Production, nil
 		}
 	case "serve debug":
 		if debug, err := strconv.ParseBool(os.Getenv("DEBUG")); err == nil && debug {
@@ -284,64 +295,17 @@ func (c *serveCommand) AfterApply(parsed *kong.Context) error {
 	return c.Config.check(parsed.Selected().Flags)
 }
 
-// Validate fills in what depends on other flags and refuses what cannot work;
-// kong calls it.
+// Validate makes a configuration of the flags and refuses what cannot work; kong calls it.
 func (c *serveCommand) Validate(parsed *kong.Context) error {
-	if err := c.applyPresets(parsed.Selected().Flags); err != nil {
-		return err
+	err := c.applyPresets(parsed.Selected().Flags)
+	if err == nil {
+		c.config, err = c.read()
 	}
-	c.givenDB = c.DB
-	if err := readDatabase("db", &c.DB); err != nil {
-		return err
+	if err == nil {
+		err = c.config.Validate()
 	}
-	if c.DrainDelay == nil {
-		c.DrainDelay = new(time.Duration)
-		if store.IsPostgres(c.DB) {
-			*c.DrainDelay = 5 * time.Second
-		}
-	}
-	if err := validAddress(c.Listen); err != nil {
-		return badArgument("", "--listen %s: %w", c.Listen, err)
-	}
-	if c.asksForKeys() && store.Memory(c.DB) {
-		return badArgument("name a file with --db, or serve with --no-auth", "--db :memory: has no API keys, and production mode asks for them")
-	}
-	if err := c.validBounds(); err != nil {
-		return err
-	}
-	if err := c.validCallbacks(); err != nil {
-		return err
-	}
-	if err := c.validExternal(); err != nil {
-		return err
-	}
-	if err := server.ValidBaseURL(c.BaseURL); err != nil {
-		return badArgument("", "--base-url %s: %w", c.BaseURL, err)
-	}
-	if err := server.ValidHosts(c.AllowedHost); err != nil {
-		return badArgument("", "--allowed-host %w", err)
-	}
-	if err := server.ValidOrigins(c.CORSOrigin); err != nil {
-		return badArgument("an origin is a scheme, a host and perhaps a port: https://app.example.com", "--cors-origin: %w", err)
-	}
-	if err := server.ValidProxies(c.TrustedProxy); err != nil {
-		return badArgument("name the addresses of your proxies only", "--trusted-proxy %w", err)
-	}
-	var err error
-	if c.quota, err = parseQuota(c.RateLimit); err != nil {
-		return badArgument("", "--rate-limit %s: %w", c.RateLimit, err)
-	}
-	if c.reads, err = parseQuota(c.ReadLimit); err != nil {
-		return badArgument("", "--read-limit %s: %w", c.ReadLimit, err)
-	}
-	if err := server.ValidContact(c.SecurityContact); err != nil {
-		return badArgument("", "--security-contact %s: %w", c.SecurityContact, err)
-	}
-	if (c.TLSCert == "") != (c.TLSKey == "") {
-		return badArgument("", "--tls-cert and --tls-key: one needs the other")
-	}
-	if c.secret, err = readSecret(c.SigningSecret); err != nil {
-		return badArgument("tandem prints a fresh one at the first start without --signing-secret", "--signing-secret: %w", err)
+	if err != nil {
+		return asFailure(err)
 	}
 	return nil
 }
@@ -349,19 +313,20 @@ func (c *serveCommand) Validate(parsed *kong.Context) error {
 // applyPresets sets what was given nowhere to the preset of the mode.
 func (c *serveCommand) applyPresets(flags []*kong.Flag) error {
 	for _, flag := range flags {
-		preset := flag.Tag.Get(c.Mode)
-		if preset == "" || !flag.Target.IsZero() {
+		p := c.presets[flag]
+		value := p.demo
+		if c.Mode == app.Production {
+			value = p.production
+		}
+		if value == "" || !flag.Target.IsZero() {
 			continue
 		}
-		if err := flag.Parse(kong.Scan().PushTyped(preset, kong.FlagValueToken), flag.Target); err != nil {
+		if err := flag.Parse(kong.Scan().PushTyped(value, kong.FlagValueToken), flag.Target); err != nil {
 			return fmt.Errorf("preset of --%s: %w", flag.Name, err)
 		}
 	}
 	return nil
 }
-
-// asksForKeys reports whether callers need an API key.
-func (c *serveCommand) asksForKeys() bool { return c.Mode == modeProduction && !c.NoAuth }
 
 // readDatabase takes the URL of a database, the value of a flag, out of the file that it names, if it does, and
 // refuses a kind of database that there is not.
@@ -379,86 +344,6 @@ func readDatabase(flag string, db *string) error {
 	scheme, _, ok := strings.Cut(*db, "://")
 	if ok && scheme != "file" && !store.IsPostgres(*db) {
 		return badArgument("a database is file:tandem.db, a path, :memory:, or postgres://…", "--%s %s: unknown kind of database", flag, redact(*db))
-	}
-	return nil
-}
-
-// validBounds checks the numbers.
-func (c *serveCommand) validBounds() error {
-	for _, number := range []struct {
-		flag          string
-		value, lo, hi int64
-	}{
-		{"workers", int64(c.Workers), 0, 10_000},
-		{"io-workers", int64(c.IOWorkers), 1, 10_000},
-		{"max-queue", c.MaxQueue, 1, 1_000_000_000},
-		{"max-queue-per-key", c.PerKey, 0, 1_000_000_000},
-		{"max-bytes-per-key", c.BytesPerKey, 0, 1 << 50},
-		{"max-data", c.MaxData, 1, 16 << 20},
-		{"max-depth", int64(c.MaxDepth), 1, 1_000},
-		{"max-connections", int64(c.MaxConnections), 1, 1_000_000},
-		{"callback-attempts", int64(c.CallbackAttempts), 1, 1_000},
-		{"callback-host-concurrency", int64(c.CallbackHostConcurrency), 1, 10_000},
-	} {
-		if number.value < number.lo || number.value > number.hi {
-			return badArgument("", "--%s %d: want %d to %d", number.flag, number.value, number.lo, number.hi)
-		}
-	}
-	if c.BytesPerKey > 0 && c.BytesPerKey < c.MaxData {
-		return badArgument("", "--max-bytes-per-key %d: want 0, or at least --max-data, which is %d",
-			c.BytesPerKey, c.MaxData)
-	}
-	for _, bound := range []struct {
-		flag          string
-		value, lo, hi time.Duration
-	}{
-		{"task-timeout", c.TaskTimeout, time.Millisecond, day},
-		{"retention", c.Retention, 0, 100 * 365 * day},
-		{"drain-delay", *c.DrainDelay, 0, time.Hour},
-		{"callback-backoff", c.CallbackBackoff, time.Millisecond, day},
-		{"callback-timeout", c.CallbackTimeout, time.Millisecond, time.Hour},
-		{"callback-max-age", c.CallbackMaxAge, time.Millisecond, 365 * day},
-	} {
-		if bound.value < bound.lo || bound.value > bound.hi {
-			return badArgument("", "--%s %v: want %v to %v", bound.flag, bound.value, bound.lo, bound.hi)
-		}
-	}
-	return nil
-}
-
-// validCallbacks asks those who use the flags about callbacks whether they can.
-func (c *serveCommand) validCallbacks() error {
-	if slices.Contains(c.AllowCallbackPort, 0) {
-		return badArgument("", "--allow-callback-port 0: want 1 to 65535")
-	}
-	if _, err := egress.NewDialer(c.policy(), 0, nil); err != nil {
-		return badArgument("--allow-callback-host takes a name such as hooks.example.com, --allow-callback-cidr addresses such as 10.0.0.0/8", "%w", err)
-	}
-	if err := c.schedule().Validate(); err != nil {
-		return badArgument("", "%w", err)
-	}
-	return nil
-}
-
-// policy says where callbacks may go, our own address aside.
-func (c *serveCommand) policy() egress.Policy {
-	demo := c.Mode == modeDemo
-	return egress.Policy{AllowPrivate: demo, AnyPort: demo, Ports: c.AllowCallbackPort, CIDRs: c.AllowCallbackCIDR, Hosts: c.AllowCallbackHost}
-}
-
-// schedule says when a failed callback is tried again.
-func (c *serveCommand) schedule() engine.Schedule {
-	return engine.Schedule{Attempts: c.CallbackAttempts, Backoff: c.CallbackBackoff, MaxAge: c.CallbackMaxAge}
-}
-
-// validAddress checks HOST:PORT without looking a name up.
-func validAddress(address string) error {
-	_, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return errors.New("want HOST:PORT, such as 127.0.0.1:8000 or :8000")
-	}
-	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
-		return errors.New("want a port from 0 (any free one) to 65535")
 	}
 	return nil
 }

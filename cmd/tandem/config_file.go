@@ -12,7 +12,9 @@ import (
 	"strings"
 
 	"github.com/alecthomas/kong"
-	"gopkg.in/yaml.v3"
+	"go.yaml.in/yaml/v3"
+
+	"tandem/internal/term"
 )
 
 // configFile is the file of --config: long flag names and their values. A value is kept as the text
@@ -144,24 +146,7 @@ func (f *configFile) check(flags []*kong.Flag) error {
 	return nil
 }
 
-// typos counts the keystrokes between a name and a flag's (Levenshtein). Capitals and _ for - are none.
+// typos counts the keystrokes between a name and a flag's. Capitals and _ for - are none.
 func typos(name, flag string) int {
-	name = strings.ReplaceAll(strings.ToLower(name), "_", "-")
-	row := make([]int, len(flag)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(name) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(flag) {
-			change := diagonal
-			if name[i] != flag[j] {
-				change++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(flag)]
+	return term.Typos(strings.ReplaceAll(strings.ToLower(name), "_", "-"), flag)
 }

@@ -11,6 +11,8 @@ import (
 
 	"github.com/alecthomas/kong"
 	"github.com/google/go-cmp/cmp"
+
+	"tandem/internal/app"
 )
 
 var update = flag.Bool("update", false, "rewrite docs/configuration.md")
@@ -20,7 +22,8 @@ var update = flag.Bool("update", false, "rewrite docs/configuration.md")
 func TestConfigurationPage(t *testing.T) {
 	t.Parallel()
 	const path = "../../docs/configuration.md"
-	parser, err := newParser(&commandLine{})
+	var grammar commandLine
+	parser, err := newParser(&grammar)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,7 +34,8 @@ func TestConfigurationPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	page := string(text)
-	for name, table := range map[string]string{"modes": modeTable(serve.Flags), "flags": flagTables(serve.Flags)} {
+	for name, table := range map[string]string{"modes": modeTable(serve.Flags, grammar.Serve.presets),
+		"flags": flagTables(serve.Flags, grammar.Serve.presets)} {
 		before, rest, begins := strings.Cut(page, "<!-- generated: "+name+" -->\n")
 		_, after, ends := strings.Cut(rest, "<!-- end -->\n")
 		if !begins || !ends {
@@ -51,19 +55,19 @@ func TestConfigurationPage(t *testing.T) {
 }
 
 // modeTable lists the flags that have presets.
-func modeTable(flags []*kong.Flag) string {
+func modeTable(flags []*kong.Flag, presets map[*kong.Flag]preset) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "| flag | %s | %s |\n|---|---|---|\n", modeDemo, modeProduction)
+	fmt.Fprintf(&b, "| flag | %s | %s |\n|---|---|---|\n", app.Demo, app.Production)
 	for _, f := range flags {
-		if values := presets(f.Tag, "%[2]s"); values != nil {
-			fmt.Fprintf(&b, "| `--%s` | `%s` | `%s` |\n", f.Name, values[0], values[1])
+		if p, ok := presets[f]; ok {
+			b.WriteString("| `--" + f.Name + p.text("` | `%s` | `%s` |\n"))
 		}
 	}
 	return b.String()
 }
 
 // flagTables lists all flags, a table for each group.
-func flagTables(flags []*kong.Flag) string {
+func flagTables(flags []*kong.Flag, presets map[*kong.Flag]preset) string {
 	var b strings.Builder
 	group := ""
 	for _, f := range flags {
@@ -76,16 +80,17 @@ func flagTables(flags []*kong.Flag) string {
 				strings.TrimSuffix(group, ":"))
 		}
 		fmt.Fprintf(&b, "| `--%s` | `%s` | %s | %s |\n", f.Name, strings.Join(f.Envs, "`, `"),
-			defaultOf(f), meaning(f))
+			defaultOf(f, presets), meaning(f))
 	}
 	return b.String() + "\n"
 }
 
 // defaultOf is the cell of a flag's default; empty: there is none, or the meaning names it.
-func defaultOf(f *kong.Flag) string {
-	switch values := presets(f.Tag, "%s: `%s`"); {
-	case values != nil:
-		return strings.Join(values, "<br>")
+func defaultOf(f *kong.Flag, presets map[*kong.Flag]preset) string {
+	p, ok := presets[f]
+	switch {
+	case ok:
+		return p.text("demo: `%s`<br>production: `%s`")
 	case f.IsBool():
 		return "off"
 	case f.HasDefault:

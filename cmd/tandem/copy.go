@@ -45,8 +45,8 @@ func (c *copyCommand) Validate() error {
 	}
 }
 
-// goesOn is what to do about a copy that has ended early.
-const goesOn = "the same command goes on from where this one was stopped"
+// again is what to do about a copy that has ended early.
+const again = "the same command empties the target and begins anew; until it has ended well no server starts on it"
 
 // Run copies, compares, and says what is next.
 func (c *copyCommand) Run(ctx context.Context, t *terminal) error {
@@ -54,16 +54,19 @@ func (c *copyCommand) Run(ctx context.Context, t *terminal) error {
 	report, err := store.Copy(ctx, store.CopyConfig{From: c.From, To: c.To, Progress: showCopy(progress)})
 	progress.Wipe()
 	if ctx.Err() != nil {
-		return &failure{code: asFailure(context.Cause(ctx)).code, err: context.Cause(ctx), hint: goesOn}
+		return &failure{code: asFailure(context.Cause(ctx)).code, err: context.Cause(ctx), hint: again}
+	}
+	if report.Removed != "" {
+		t.printf("an unfinished copy of %s was in the target, which was emptied\n", report.Removed)
 	}
 	if report.Source.Requests != nil {
 		printCopied(t, &report)
 	}
 	switch {
 	case errors.Is(err, store.ErrDiffers):
-		return &failure{code: exitCheckFailed, err: err, hint: "drop the target, create it anew and copy again; until then no server starts on it"}
+		return &failure{code: exitCheckFailed, err: err, hint: again}
 	case err != nil && report.Begun:
-		return &failure{code: exitCannotRun, err: err, hint: goesOn}
+		return &failure{code: exitCannotRun, err: err, hint: again}
 	case err != nil:
 		return err
 	case !report.Over.IsZero():
@@ -78,9 +81,6 @@ func (c *copyCommand) Run(ctx context.Context, t *terminal) error {
 
 // printCopied shows what is on both sides.
 func printCopied(t *terminal, report *store.CopyReport) {
-	if report.Resumed > 0 {
-		t.printf("%d requests were in the target already, from a copy that was interrupted\n", report.Resumed)
-	}
 	rows := [][]string{{"source", "target"}}
 	line := func(name string, source, target int64) {
 		rows = append(rows, []string{strconv.FormatInt(source, 10), strconv.FormatInt(target, 10), name})
@@ -98,17 +98,15 @@ func printCopied(t *terminal, report *store.CopyReport) {
 func showCopy(progress *term.Progress) func(store.CopyProgress) {
 	var phase store.CopyPhase
 	var began time.Time // the phase
-	var first int64     // what was done when it began
 	show := showLoad(progress)
 	return func(p store.CopyProgress) {
-		now := time.Now()
 		if p.Phase != phase {
-			phase, began, first = p.Phase, now, p.Done
+			phase, began = p.Phase, time.Now()
 		}
-		elapsed := now.Sub(began)
+		elapsed := time.Since(began)
 		show(load.Progress{
 			Phase: string(p.Phase), Elapsed: elapsed, Planned: max(p.Total, 1), Sent: p.Done, Done: p.Over,
-			PerSecond: float64(p.Done-first) / max(elapsed.Seconds(), 0.001),
+			PerSecond: float64(p.Done) / max(elapsed.Seconds(), 0.001),
 		})
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -21,7 +20,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"tandem"
-	"tandem/internal/load"
+	"tandem/internal/receiver"
 	"tandem/internal/tandemtest"
 )
 
@@ -33,7 +32,7 @@ func TestCopyKilled(t *testing.T) {
 	called := map[string]int{} // :: request id → callbacks; guarded by mu
 	from := filepath.Join(t.TempDir(), "tandem.db")
 	secret := tandem.NewSecret()
-	receiver, err := load.NewReceiver(load.ReceiverConfig{Secret: secret, OnArrival: func(a load.Arrival) {
+	callbacks, err := receiver.New(receiver.Config{Secret: secret, OnArrival: func(a receiver.Arrival) {
 		mu.Lock()
 		defer mu.Unlock()
 		called[a.ID]++
@@ -41,7 +40,7 @@ func TestCopyKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	hooks := httptest.NewServer(receiver)
+	hooks := httptest.NewServer(callbacks)
 	t.Cleanup(hooks.Close)
 
 	p := start(t, nil, "serve", "--listen", "127.0.0.1:0", "--db", from)
@@ -58,35 +57,46 @@ func TestCopyKilled(t *testing.T) {
 		promised = append(promised, askAsync(t, p.url, hooks.URL))
 	}
 	p.kill()
-	addHistory(t, from, 60_000)
+	addHistory(t, from, 2_000)
 
 	to := tandemtest.Postgres(t, tandemtest.Durable)
 	named := "@" + filepath.Join(t.TempDir(), "database")
 	if err := os.WriteFile(named[1:], []byte(to), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	migrated := start(t, nil, "migrate", "--db", named)
+	if code := migrated.exitCode(t); code != 0 {
+		t.Fatalf("migrate: exit code %d\n%s", code, migrated.stderr.String())
+	}
 	arguments := []string{"copy", "--from", "file:" + from, "--to", named}
+	beforeKeys(t, to, `PERFORM pg_sleep(3600)`)
 	killed := start(t, nil, arguments...)
-	awaitMark(t, to, killed)
+	awaitRequests(t, to, killed, 2_000)
 	killed.kill()
+	execTarget(t, to, `
+		SELECT pg_terminate_backend(pid)
+		FROM pg_stat_activity
+		WHERE datname = current_database() AND pid <> pg_backend_pid()`)
 	refused := start(t, nil, "serve", "--listen", "127.0.0.1:0", "--db", to)
-	if code := refused.exitCode(t); code != 1 || !strings.Contains(refused.stderr.String(), "a copy into this database is not finished; run `tandem copy --from file:"+from) {
+	if code := refused.exitCode(t); code != 1 || !strings.Contains(refused.stderr.String(),
+		"a copy into this database is not finished; run `tandem copy --from file:"+from) {
 		t.Errorf("serve in between: exit code %d\n%s", code, refused.stderr.String())
 	}
-	const oldest = ` WHERE id = (SELECT id FROM requests ORDER BY id LIMIT 1)`
-	execTarget(t, to, `UPDATE requests SET complexity = 2`+oldest)
+	beforeKeys(t, to, `UPDATE requests SET complexity = 2 WHERE id = (SELECT id FROM requests ORDER BY id LIMIT 1)`)
 	differs := start(t, nil, arguments...)
-	if code := differs.exitCode(t); code != 3 || !strings.Contains(differs.stderr.String(), "the target differs from the source") {
-		t.Errorf("copy of a target that was changed: exit code %d\n%s", code, differs.stderr.String())
+	if code := differs.exitCode(t); code != 3 ||
+		!strings.Contains(differs.stderr.String(), "the target differs from the source") {
+		t.Errorf("copy into a target that changes: exit code %d\n%s", code, differs.stderr.String())
 	}
-	execTarget(t, to, `UPDATE requests SET complexity = 1`+oldest)
+	execTarget(t, to, `DROP FUNCTION before_keys CASCADE`)
 	again := start(t, nil, arguments...)
 	if code := again.exitCode(t); code != 0 {
 		t.Fatalf("copy once more: exit code %d\n%s%s", code, again.stdout.String(), again.stderr.String())
 	}
 	out := again.stdout.String()
 	for _, want := range []string{
-		`^\d+ requests were in the target already, from a copy that was interrupted\n`, `(?m)^ *600\d\d +600\d\d +callback_sent *$`,
+		`^an unfinished copy of file:\S+ was in the target, which was emptied\n`,
+		`(?m)^ *20\d\d +20\d\d +callback_sent *$`,
 		`(?m)^source sha256:[0-9a-f]{64}$`, `(?m)^both sides are the same$`, `(?m)^next: tandem serve --db ` + regexp.QuoteMeta(named) + `,`, `(?m)^do not serve file:`,
 	} {
 		if !regexp.MustCompile(want).MatchString(out) {
@@ -109,7 +119,7 @@ func TestCopyKilled(t *testing.T) {
 	if err != nil {
 		t.Errorf("%v\n%s", err, target.stderr.String())
 	}
-	if counts := receiver.Counts(); counts.BadSignature+counts.Malformed > 0 {
+	if counts := callbacks.Counts(); counts.BadSignature+counts.Malformed > 0 {
 		t.Errorf("callbacks with a bad signature or body: %+v", counts)
 	}
 	if strings.Contains(target.stdout.String(), "whsec_") {
@@ -139,7 +149,7 @@ func execFile(t *testing.T, path, statement string, args ...any) {
 	}
 }
 
-// addHistory adds requests that have ended, from a while ago, so that a copy takes its time.
+// addHistory adds requests that have ended, from a while ago, with their result.
 func addHistory(t *testing.T, path string, requests int) {
 	t.Helper()
 	execFile(t, path, `
@@ -178,15 +188,24 @@ func execTarget(t *testing.T, to, statement string) {
 		t.Fatal(err)
 	}
 	defer conn.Close(context.Background())
-	if tag, err := conn.Exec(t.Context(), statement); err != nil || tag.RowsAffected() != 1 {
-		t.Fatalf("%s, %v: %s", tag, err, statement)
+	if _, err := conn.Exec(t.Context(), statement); err != nil {
+		t.Fatalf("%v: %s", err, statement)
 	}
 }
 
-// awaitMark waits until a copy has begun and is not over.
-func awaitMark(t *testing.T, to string, p *process) {
+// beforeKeys has the target do something when all requests are copied and API keys are about to be.
+func beforeKeys(t *testing.T, to, statement string) {
 	t.Helper()
-	err := poll("the copy to have begun", func() error {
+	execTarget(t, to, `
+		CREATE OR REPLACE FUNCTION before_keys() RETURNS trigger LANGUAGE plpgsql AS
+		$$ BEGIN `+statement+`; RETURN NULL; END $$;
+		CREATE OR REPLACE TRIGGER before_keys BEFORE INSERT ON keys EXECUTE FUNCTION before_keys()`)
+}
+
+// awaitRequests waits until a copy has written so many requests.
+func awaitRequests(t *testing.T, to string, p *process, requests int) {
+	t.Helper()
+	err := poll("the requests", func() error {
 		select {
 		case <-p.exited:
 			t.Fatalf("it ended too early: %v\n%s", p.err, p.stderr.String())
@@ -197,10 +216,10 @@ func awaitMark(t *testing.T, to string, p *process) {
 			return err
 		}
 		defer conn.Close(context.Background())
-		var copied int64
-		err = conn.QueryRow(t.Context(), `SELECT (value::json ->> 'requests')::bigint FROM settings WHERE name = 'copy'`).Scan(&copied)
-		if err == nil && copied == 0 {
-			err = errors.New("nothing was copied yet")
+		var copied int
+		err = conn.QueryRow(t.Context(), `SELECT count(*) FROM requests`).Scan(&copied)
+		if err == nil && copied < requests {
+			err = fmt.Errorf("%d were copied", copied)
 		}
 		return err
 	})

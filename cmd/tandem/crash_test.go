@@ -24,7 +24,7 @@ import (
 	_ "modernc.org/sqlite"
 
 	"tandem"
-	"tandem/internal/load"
+	"tandem/internal/receiver"
 )
 
 // crashPatience is long because computing has a low priority, and other tests may want the machine.
@@ -42,7 +42,7 @@ type crashLoad struct {
 type crash struct {
 	url      string // of the server, in all rounds
 	callback string // of the receiver
-	receiver *load.Receiver
+	receiver *receiver.Receiver
 	client   *http.Client
 	load     crashLoad
 
@@ -142,7 +142,7 @@ func newCrash(t *testing.T, url string, secret tandem.Secret) *crash {
 		called:   map[string]int{},
 	}
 	var err error
-	c.receiver, err = load.NewReceiver(load.ReceiverConfig{Secret: secret, OnArrival: func(a load.Arrival) {
+	c.receiver, err = receiver.New(receiver.Config{Secret: secret, OnArrival: func(a receiver.Arrival) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.called[a.ID]++

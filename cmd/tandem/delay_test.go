@@ -25,6 +25,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"tandem"
+	"tandem/internal/keys"
 	"tandem/internal/store"
 	"tandem/internal/tandemtest"
 )
@@ -267,15 +268,15 @@ func (c *delayed) callMore(t *testing.T, database string) (stop func()) {
 			c.submit(m, `{"submissions":[`+strings.Join(slices.Repeat([]string{adaBody}, batchEntries), ",")+`]}`)
 		})
 	}
-	keys, err := store.OpenKeys(t.Context(), store.KeysConfig{URL: database, Log: slog.New(slog.DiscardHandler)})
+	k, err := keys.Open(t.Context(), store.HandleConfig{URL: database, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	every(200*time.Millisecond, func() { c.changeKeys(t, keys) })
+	every(200*time.Millisecond, func() { c.changeKeys(t, k) })
 	stop = sync.OnceFunc(func() {
 		close(quit)
 		callers.Wait()
-		if err := keys.Close(); err != nil {
+		if err := k.Close(); err != nil {
 			t.Errorf("close the keys: %v", err)
 		}
 	})
@@ -334,7 +335,7 @@ func (c *delayed) submit(m *member, body string) {
 }
 
 // changeKeys makes a key and revokes the one before.
-func (c *delayed) changeKeys(t *testing.T, keys *store.Keys) {
+func (c *delayed) changeKeys(t *testing.T, k *keys.Keys) {
 	fateOf := func(err error) fate {
 		switch {
 		case err == nil:
@@ -349,7 +350,7 @@ func (c *delayed) changeKeys(t *testing.T, keys *store.Keys) {
 	c.mu.Lock()
 	n := len(c.keys)
 	c.mu.Unlock()
-	_, err := keys.Create(context.Background(), store.NewKey{Name: name(n), Scopes: []tandem.Scope{tandem.ScopeRead}})
+	_, err := k.Create(context.Background(), keys.NewKey{Name: name(n), Scopes: []tandem.Scope{tandem.ScopeRead}})
 	c.mu.Lock()
 	c.keys[name(n)] = &delayedKey{made: fateOf(err)}
 	before := c.keys[name(n-1)]
@@ -357,10 +358,10 @@ func (c *delayed) changeKeys(t *testing.T, keys *store.Keys) {
 	if before == nil || before.made != done {
 		return
 	}
-	_, err = keys.Revoke(context.Background(), name(n-1))
+	_, err = k.Revoke(context.Background(), name(n-1))
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if before.revoked = fateOf(err); errors.Is(err, store.ErrNoKey) {
+	if before.revoked = fateOf(err); errors.Is(err, keys.ErrNotFound) {
 		t.Errorf("%s was made, and cannot be found: %v", name(n-1), err)
 	}
 }

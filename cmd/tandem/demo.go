@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tandem"
+	"tandem/internal/app"
 	"tandem/internal/load"
 )
 
@@ -98,7 +99,7 @@ func (c *demoCommand) Run(ctx context.Context, t *terminal) error {
 		if err := files[i].write(report); err != nil {
 			return err
 		}
-		if err := load.WriteTable(t.out, report); err != nil {
+		if err := load.WriteText(t.out, report); err != nil {
 			return err
 		}
 		files[i].name(t)
@@ -195,7 +196,7 @@ func demoFailure(err error) error {
 // config is the act as a run of the load generator.
 func (a act) config(server string, secret tandem.Secret) load.Config {
 	return load.Config{
-		URL: server, Mode: modeDemo, Tool: "tandem " + tandem.Version,
+		URL: server, Mode: app.Demo, Tool: "tandem " + tandem.Version,
 		Phases: a.phases, Requests: a.requests, Concurrency: demoCallers, SyncRatio: 0.5,
 		Task: a.task, Complexity: a.amount,
 		Callback: load.CallbackConfig{Listen: "127.0.0.1:0"},

@@ -190,7 +190,7 @@ func TestDemo(t *testing.T) { //nolint:paralleltest // see above
 		`(?m)^1\. Work that waits: `,
 		`(?m)^  sync +2400 requests +\d+\.\d s$`,
 		`(?m)^  async +2400 requests +\d+\.\d s$`,
-		`(?m)^  half of the callers within( +[\d.]+ m?s){2} `,
+		`(?m)^  p50 \(half of the callers\)( +[\d.]+ m?s){2} `,
 		`(?m)^  completed per second( +[\d.,]+/s){2} `,
 		`(?m)^  delivered +2,400$`,
 		`(?m)^  missing +0$`,

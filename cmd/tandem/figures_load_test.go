@@ -66,8 +66,8 @@ func securityRun(b *testing.B, mode string) map[string]float64 {
 	db, key := filepath.Join(b.TempDir(), "tandem.db"), ""
 	args := []string{"serve", "--listen", "127.0.0.1:0", "--mode", mode, "--db", db, "--callback-host-concurrency", "64"}
 	if mode == "production" { // with a key, which is looked up, kept with the request, and signs for it
-		key, _ = keys(b, db, "create", "--plain", "--name", "load", "--scopes", "submit,read,admin")
-		text, _ := keys(b, db, "rotate-signing", "--plain", "load", "--overlap", "0s")
+		key, _ = tandemKeys(b, db, "create", "--plain", "--name", "load", "--scopes", "submit,read,admin")
+		text, _ := tandemKeys(b, db, "rotate-signing", "--plain", "load", "--overlap", "0s")
 		if secret, err = tandem.ParseSecret(text); err != nil {
 			b.Fatal(err)
 		}

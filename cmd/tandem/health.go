@@ -14,6 +14,8 @@ import (
 	"os"
 	"slices"
 	"time"
+
+	"tandem/internal/app"
 )
 
 // healthCommand asks a server whether it is well. Without --url it finds the server by the server's own
@@ -28,7 +30,7 @@ type healthCommand struct {
 
 // Validate refuses what cannot be asked; kong calls it.
 func (c *healthCommand) Validate() error {
-	if err := validAddress(c.Listen); err != nil {
+	if err := app.ValidAddress(c.Listen); err != nil {
 		return badArgument("", "--listen %s: %w", c.Listen, err)
 	}
 	if c.URL == "" {

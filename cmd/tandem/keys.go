@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tandem"
+	"tandem/internal/keys"
 	"tandem/internal/store"
 )
 
@@ -34,12 +35,12 @@ func (c *keysCommand) Validate() error {
 }
 
 // open opens the keys.
-func (c *keysCommand) open(ctx context.Context, create bool) (*store.Keys, error) {
-	return store.OpenKeys(ctx, store.KeysConfig{URL: c.DB, Create: create})
+func (c *keysCommand) open(ctx context.Context, create bool) (*keys.Keys, error) {
+	return keys.Open(ctx, store.HandleConfig{URL: c.DB, Create: create})
 }
 
 // with opens the keys for f.
-func (c *keysCommand) with(ctx context.Context, f func(*store.Keys) error) error {
+func (c *keysCommand) with(ctx context.Context, f func(*keys.Keys) error) error {
 	keys, err := c.open(ctx, false)
 	if err != nil {
 		return err
@@ -66,8 +67,8 @@ func (c *keysCreateCommand) Validate() error {
 	return nil
 }
 
-func (c *keysCreateCommand) key(now time.Time) store.NewKey {
-	n := store.NewKey{Name: c.Name, Scopes: c.Scopes}
+func (c *keysCreateCommand) key(now time.Time) keys.NewKey {
+	n := keys.NewKey{Name: c.Name, Scopes: c.Scopes}
 	if c.Expires > 0 {
 		n.ExpiresAt = now.Add(c.Expires)
 	}
@@ -92,7 +93,7 @@ func (c *keysCreateCommand) Run(ctx context.Context, all *keysCommand, t *termin
 
 // create makes the key and shows its token and secret, so a token that was shown is valid even if the command is
 // killed in the middle. A key whose token could not be shown is revoked: nobody could use it.
-func (c *keysCreateCommand) create(ctx context.Context, keys *store.Keys, t *terminal) (store.Made, error) {
+func (c *keysCreateCommand) create(ctx context.Context, keys *keys.Keys, t *terminal) (keys.Made, error) {
 	made, err := keys.Create(ctx, c.key(time.Now()))
 	if err != nil {
 		return made, err
@@ -126,8 +127,8 @@ func (t *terminal) once(show func(), use func() error) error {
 }
 
 // findKey finds a key that is not revoked by its id or name.
-func findKey(ctx context.Context, keys *store.Keys, which string) (tandem.Key, error) {
-	list, err := keys.List(ctx)
+func findKey(ctx context.Context, all *keys.Keys, which string) (tandem.Key, error) {
+	list, err := all.List(ctx)
 	if err != nil {
 		return tandem.Key{}, err
 	}
@@ -136,12 +137,12 @@ func findKey(ctx context.Context, keys *store.Keys, which string) (tandem.Key, e
 			return key, nil
 		}
 	}
-	return tandem.Key{}, store.ErrNoKey
+	return tandem.Key{}, keys.ErrNotFound
 }
 
 // nameTaken adds what to do about a name that is taken.
 func nameTaken(err error) error {
-	if !errors.Is(err, store.ErrKeyExists) {
+	if !errors.Is(err, keys.ErrExists) {
 		return err
 	}
 	return &failure{code: exitCannotRun, err: err, hint: "choose another name; `tandem keys rotate` gives a key a new token, `tandem keys revoke` frees its name"}
@@ -152,7 +153,7 @@ type keysListCommand struct{}
 
 // Run prints a table.
 func (c *keysListCommand) Run(ctx context.Context, all *keysCommand, t *terminal) error {
-	return all.with(ctx, func(keys *store.Keys) error {
+	return all.with(ctx, func(keys *keys.Keys) error {
 		list, err := keys.List(ctx)
 		if err != nil {
 			return err
@@ -175,7 +176,7 @@ type keysRevokeCommand struct {
 
 // Run ends it.
 func (c *keysRevokeCommand) Run(ctx context.Context, all *keysCommand, t *terminal) error {
-	return all.with(ctx, func(keys *store.Keys) error {
+	return all.with(ctx, func(keys *keys.Keys) error {
 		key, err := keys.Revoke(ctx, c.Key)
 		if err != nil {
 			return unknownKey(err)
@@ -197,7 +198,7 @@ func (c *keysRotateCommand) Validate() error { return validLifetime("overlap", c
 
 // Run prints the new token.
 func (c *keysRotateCommand) Run(ctx context.Context, all *keysCommand, t *terminal) error {
-	return all.with(ctx, func(keys *store.Keys) error {
+	return all.with(ctx, func(keys *keys.Keys) error {
 		key, err := findKey(ctx, keys, c.Key)
 		if err != nil {
 			return unknownKey(fmt.Errorf("rotate key %q: %w", c.Key, err))
@@ -227,7 +228,7 @@ func (c *keysRotateSigningCommand) Validate() error { return validLifetime("over
 
 // Run prints the new secret.
 func (c *keysRotateSigningCommand) Run(ctx context.Context, all *keysCommand, t *terminal) error {
-	return all.with(ctx, func(keys *store.Keys) error {
+	return all.with(ctx, func(keys *keys.Keys) error {
 		key, err := findKey(ctx, keys, c.Key)
 		if err != nil {
 			return unknownKey(fmt.Errorf("rotate the signing secret of key %q: %w", c.Key, err))
@@ -247,7 +248,7 @@ func (c *keysRotateSigningCommand) Run(ctx context.Context, all *keysCommand, t 
 
 // unknownKey adds where to look.
 func unknownKey(err error) error {
-	if !errors.Is(err, store.ErrNoKey) {
+	if !errors.Is(err, keys.ErrNotFound) {
 		return err
 	}
 	return &failure{code: exitCannotRun, err: err, hint: "tandem keys list shows them"}

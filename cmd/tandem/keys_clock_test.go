@@ -20,10 +20,10 @@ func TestKeysWithClockOff(t *testing.T) {
 			t.Parallel()
 			db := tandemtest.Postgres(t, tandemtest.Volatile)
 			setClock(t, db, off)
-			first, hints := keys(t, db, "create", "--name", "ci", "--scopes", "submit,read", "--expires", "1h")
+			first, hints := tandemKeys(t, db, "create", "--name", "ci", "--scopes", "submit,read", "--expires", "1h")
 			before := regexp.MustCompile(`whsec_\S+`).FindString(hints)
-			second, _ := keys(t, db, "rotate", "ci", "--overlap", "1h")
-			after, _ := keys(t, db, "rotate-signing", "ci", "--overlap", "1h")
+			second, _ := tandemKeys(t, db, "rotate", "ci", "--overlap", "1h")
+			after, _ := tandemKeys(t, db, "rotate-signing", "ci", "--overlap", "1h")
 			receiver := newCallbacks(t)
 			p := startServe(t, "--mode", "production", "--db", db, "--drain-delay", "0s", "--allow-callback-cidr", "127.0.0.0/8", "--allow-callback-port", receiver.port)
 			for name, token := range map[string]string{"replaced": first, "new": second} {

@@ -46,7 +46,7 @@ func TestKeysOfAllNodes(t *testing.T) {
 	}
 	exposed["a start without keys"] = early.stderr.String()
 
-	admin, hints := keys(t, db, "create", "--name", "admin", "--scopes", "admin")
+	admin, hints := tandemKeys(t, db, "create", "--name", "admin", "--scopes", "admin")
 	exposed["keys create"] = hints
 	receiver := newCallbacks(t)
 	var nodes []*process
@@ -60,7 +60,7 @@ func TestKeysOfAllNodes(t *testing.T) {
 			eventually(t, p, key, want)
 		}
 	}
-	first, hints := keys(t, db, "create", "--name", "ci", "--scopes", "submit,read")
+	first, hints := tandemKeys(t, db, "create", "--name", "ci", "--scopes", "submit,read")
 	secret := regexp.MustCompile(`whsec_\S+`).FindString(hints)
 	everywhere(first, http.StatusOK)
 	for i, p := range nodes {
@@ -68,10 +68,10 @@ func TestKeysOfAllNodes(t *testing.T) {
 			t.Errorf("node %d accepted a request whose callback does not verify with the secret of its key", i)
 		}
 	}
-	second, _ := keys(t, db, "rotate", "ci")
+	second, _ := tandemKeys(t, db, "rotate", "ci")
 	everywhere(first, http.StatusUnauthorized)
 	everywhere(second, http.StatusOK)
-	rotated, _ := keys(t, db, "rotate-signing", "ci", "--overlap", "0")
+	rotated, _ := tandemKeys(t, db, "rotate-signing", "ci", "--overlap", "0")
 	err := poll("a callback with the new signature", func() error {
 		if !receiver.deliver(t, nodes[0], second).verifies(rotated) {
 			return errors.New("the old one")
@@ -81,7 +81,7 @@ func TestKeysOfAllNodes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	keys(t, db, "revoke", "ci")
+	tandemKeys(t, db, "revoke", "ci")
 	everywhere(second, http.StatusUnauthorized)
 
 	for i, p := range nodes {
@@ -100,7 +100,7 @@ func TestKeysOfAllNodes(t *testing.T) {
 			t.Errorf("node %d said:\n%s", i, banner)
 		}
 	}
-	exposed["keys list"], _ = keys(t, db, "list")
+	exposed["keys list"], _ = tandemKeys(t, db, "list")
 	if used := regexp.MustCompile(`(?m)^key_\S+ +ci .*`).FindString(exposed["keys list"]); !strings.Contains(used, "revoked") || strings.HasSuffix(strings.TrimSpace(used), "never") {
 		t.Errorf("its last use is not recorded: %s", used)
 	}

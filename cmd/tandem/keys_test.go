@@ -20,12 +20,13 @@ import (
 	"time"
 
 	"tandem"
+	"tandem/internal/keys"
 	"tandem/internal/store"
 	"tandem/internal/tandemtest"
 )
 
-// keys runs `tandem keys` on a database and returns what it prints, without white space around it.
-func keys(t testing.TB, db string, args ...string) (stdout, stderr string) {
+// tandemKeys runs `tandem keys` on a database and returns what it prints, without white space around it.
+func tandemKeys(t testing.TB, db string, args ...string) (stdout, stderr string) {
 	t.Helper()
 	var out, errs bytes.Buffer
 	cmd := exec.Command(binary, append([]string{"keys", "--db", db}, args...)...)
@@ -140,17 +141,17 @@ func TestKeysWhileServing(t *testing.T) {
 	t.Parallel()
 	receiver := newCallbacks(t)
 	db := filepath.Join(t.TempDir(), "tandem.db")
-	admin, _ := keys(t, db, "create", "--plain", "--name", "admin", "--scopes", "admin")
+	admin, _ := tandemKeys(t, db, "create", "--plain", "--name", "admin", "--scopes", "admin")
 	p := startServe(t, "--mode", "production", "--db", db, "--debug", "--rate-limit", "off", "--read-limit", "off",
 		"--allow-callback-cidr", "127.0.0.0/8", "--allow-callback-port", receiver.port)
 
-	first, hints := keys(t, db, "create", "--name", "ci", "--scopes", "submit,read")
+	first, hints := tandemKeys(t, db, "create", "--name", "ci", "--scopes", "submit,read")
 	secret := regexp.MustCompile(`whsec_\S+`).FindString(hints)
 	eventually(t, p, first, http.StatusOK)
 	if !receiver.deliver(t, p, first).verifies(secret) {
 		t.Error("a callback does not verify with the secret that was shown")
 	}
-	rotated, _ := keys(t, db, "rotate-signing", "ci", "--overlap", "1h")
+	rotated, _ := tandemKeys(t, db, "rotate-signing", "ci", "--overlap", "1h")
 	err := poll("a callback with the new signature", func() error {
 		got := receiver.deliver(t, p, first)
 		if !got.verifies(secret) {
@@ -165,13 +166,13 @@ func TestKeysWhileServing(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	second, _ := keys(t, db, "rotate", "ci")
+	second, _ := tandemKeys(t, db, "rotate", "ci")
 	eventually(t, p, first, http.StatusUnauthorized)
 	eventually(t, p, second, http.StatusOK)
 	if _, own := ask(t, http.MethodGet, p.url+"/requests", second, ""); !strings.Contains(own, `"status"`) {
 		t.Errorf("after a rotation its requests are not there: %s", own)
 	}
-	keys(t, db, "revoke", "ci")
+	tandemKeys(t, db, "revoke", "ci")
 	eventually(t, p, second, http.StatusUnauthorized)
 
 	exposed := map[string]string{"standard output": p.stdout.String(), "the log": p.stderr.String()}
@@ -179,7 +180,7 @@ func TestKeysWhileServing(t *testing.T) {
 		_, exposed["GET "+path] = ask(t, http.MethodGet, p.url+path, admin, "")
 		_, exposed["GET "+path+" with a revoked key"] = ask(t, http.MethodGet, p.url+path, second, "")
 	}
-	exposed["keys list"], _ = keys(t, db, "list")
+	exposed["keys list"], _ = tandemKeys(t, db, "list")
 	p.signal(t, terminate)
 	if code := p.exitCode(t); code != 0 {
 		t.Errorf("exit code %d", code)
@@ -195,7 +196,9 @@ func TestKeysWhileServing(t *testing.T) {
 			}
 		}
 	}
-	if used := regexp.MustCompile(`(?m)^key_\S+ +admin .*`).FindString(firstOf(keys(t, db, "list"))); strings.HasSuffix(strings.TrimSpace(used), "never") {
+	list := firstOf(tandemKeys(t, db, "list"))
+	used := regexp.MustCompile(`(?m)^key_\S+ +admin .*`).FindString(list)
+	if strings.HasSuffix(strings.TrimSpace(used), "never") {
 		t.Errorf("its last use is not recorded: %s", used)
 	}
 }
@@ -207,7 +210,7 @@ func firstOf(stdout, _ string) string { return stdout }
 func TestKeysCrash(t *testing.T) {
 	t.Parallel()
 	db := filepath.Join(t.TempDir(), "tandem.db")
-	keys(t, db, "create", "--plain", "--name", "first", "--scopes", "read")
+	tandemKeys(t, db, "create", "--plain", "--name", "first", "--scopes", "read")
 	tokens := map[string]string{} // :: name → what was printed before the end
 	killed := 0
 	for n := range 40 {
@@ -228,7 +231,7 @@ func TestKeysCrash(t *testing.T) {
 	if killed == 0 {
 		t.Error("none was killed: the test shows nothing")
 	}
-	opened, err := store.OpenKeys(t.Context(), store.KeysConfig{URL: db})
+	opened, err := keys.Open(t.Context(), store.HandleConfig{URL: db})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -282,10 +285,10 @@ func auditWithKeys(t *testing.T, db string) {
 	t.Helper()
 	var env []string
 	for name, variable := range map[string]string{"one": "TANDEM_API_KEY", "two": "TANDEM_SECOND_API_KEY"} {
-		token, _ := keys(t, db, "create", "--plain", "--name", name, "--scopes", "submit,read")
+		token, _ := tandemKeys(t, db, "create", "--plain", "--name", name, "--scopes", "submit,read")
 		env = append(env, variable+"="+token)
 	}
-	admin, _ := keys(t, db, "create", "--plain", "--name", "admin", "--scopes", "admin")
+	admin, _ := tandemKeys(t, db, "create", "--plain", "--name", "admin", "--scopes", "admin")
 	p := startServe(t, "--mode", "production", "--db", db, "--rate-limit", "1000/60s")
 	audit := start(t, append(env, "TANDEM_ADMIN_KEY="+admin), "audit", "--url", p.url, "--json", "-",
 		"--only", "auth-required,auth-wrong-key,auth-headers,auth-challenge,auth-key-in-url,auth-scopes,"+

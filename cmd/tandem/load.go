@@ -15,10 +15,12 @@ import (
 	"time"
 
 	"tandem"
+	"tandem/internal/app"
 	"tandem/internal/load"
+	"tandem/internal/receiver"
 )
 
-// The modes of a load run, besides modeDemo and modeProduction.
+// The modes of a load run, besides app.Demo and app.Production.
 const modeBalanced = "balanced"
 
 const (
@@ -80,9 +82,9 @@ type loadCommand struct {
 func (c *loadCommand) mode() string {
 	switch {
 	case c.DemoMode:
-		return modeDemo
+		return app.Demo
 	case c.ProductionMode:
-		return modeProduction
+		return app.Production
 	default:
 		return modeBalanced
 	}
@@ -155,7 +157,7 @@ func (c *loadCommand) validBounds() error {
 
 // validCombination refuses flags that contradict each other.
 func (c *loadCommand) validCombination() error {
-	receiver := c.CallbackPort != 0 || c.SinkFailRate != 0 || c.SinkDelay != 0
+	receives := c.CallbackPort != 0 || c.SinkFailRate != 0 || c.SinkDelay != 0
 	switch {
 	case c.DemoMode && c.ProductionMode:
 		return badArgument("", "--demo-mode and --production-mode contradict each other")
@@ -165,7 +167,7 @@ func (c *loadCommand) validCombination() error {
 		return badArgument("only production mode asks", "--yes: nothing is asked without --production-mode")
 	case c.Ramp != "" && c.Rate != 0:
 		return badArgument("--ramp 10:500 ends at 500 per second", "--ramp and --rate contradict each other")
-	case c.ProductionMode && c.CallbackURL == "" && receiver:
+	case c.ProductionMode && c.CallbackURL == "" && receives:
 		return badArgument("--callback-url names an address at which the service reaches the receiver",
 			"--callback-port and --sink-…: production mode has no receiver without --callback-url, it polls")
 	case c.CallbackURL != "" && c.ownServer():
@@ -196,8 +198,8 @@ func (c *loadCommand) fillIn() {
 		on429       string
 	}{
 		modeBalanced:   {500, 20, "", load.On429Count},
-		modeDemo:       {6000, 64, "sleep", load.On429Count},
-		modeProduction: {safeRequests, safeConcurrency, "", load.On429Respect},
+		app.Demo:       {6000, 64, "sleep", load.On429Count},
+		app.Production: {safeRequests, safeConcurrency, "", load.On429Respect},
 	}[c.mode()]
 	if c.Requests == 0 && (c.Duration == 0 || c.ProductionMode) {
 		c.Requests = defaults.requests
@@ -231,7 +233,7 @@ func (c *loadCommand) read() (load.Config, error) {
 		Callback: load.CallbackConfig{
 			PublicURL: c.CallbackURL,
 			Poll:      c.ProductionMode && c.CallbackURL == "",
-			Behaviour: load.Behaviour{FailRate: c.SinkFailRate, Delay: c.SinkDelay},
+			Behaviour: receiver.Behaviour{FailRate: c.SinkFailRate, Delay: c.SinkDelay},
 		},
 	}
 	if !config.Callback.Poll {

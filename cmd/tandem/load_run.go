@@ -48,7 +48,7 @@ func (c *loadCommand) Run(ctx context.Context, t *terminal) error {
 	if err := reports.write(report); err != nil {
 		return err
 	}
-	if err := load.WriteTable(t.out, report); err != nil {
+	if err := load.WriteText(t.out, report); err != nil {
 		return err
 	}
 	reports.name(t)

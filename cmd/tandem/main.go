@@ -2,7 +2,7 @@
 // or afterwards with a signed callback.
 //
 // Each command has a file of its own; config.go reads flags, environment and
-// configuration file; service.go puts the parts together. Nothing but main ends the process.
+// configuration file; package app puts the parts together. Nothing but main ends the process.
 // Exit codes:
 //
 //	0        ok; for serve and sink, also a clean stop after SIGINT or SIGTERM
@@ -28,6 +28,7 @@ import (
 	"syscall"
 	"time"
 
+	"tandem/internal/app"
 	"tandem/internal/term"
 )
 
@@ -140,11 +141,18 @@ func badArgument(hint, format string, args ...any) error {
 	return &failure{code: exitBadArgument, err: fmt.Errorf(format, args...), hint: hint}
 }
 
-// asFailure finds the exit code of err: its own, that of the signal that caused
+// asFailure finds the exit code of err: its own, that of its kind, that of the signal that caused
 // it, or 1.
 func asFailure(err error) *failure {
 	if failed, ok := errors.AsType[*failure](err); ok {
 		return failed
+	}
+	if ours, ok := errors.AsType[*app.Error](err); ok {
+		code := exitCannotRun
+		if ours.Invalid {
+			code = exitBadArgument
+		}
+		return &failure{code: code, err: err, hint: ours.Hint}
 	}
 	if stopped, ok := errors.AsType[interruption](err); ok {
 		return &failure{code: stopped.code(), err: stopped}

@@ -41,7 +41,7 @@ func TestOutputThatCannotBeWrittenIsExit1(t *testing.T) {
 	p := startServe(t)
 	dir := t.TempDir()
 	db := filepath.Join(dir, "tandem.db")
-	keys(t, db, "create", "--name", "a", "--scopes", "read")
+	tandemKeys(t, db, "create", "--name", "a", "--scopes", "read")
 	report := filepath.Join(dir, "report.json")
 	loadOnce := []string{"load", "--url", p.url, "--phases", "sync", "--task", "echo", "-n", "4", "-c", "1"}
 	if code, text := runInto(t, "/dev/null", 1, append(loadOnce, "--output", report)...); code != 0 {
@@ -88,7 +88,7 @@ func TestReportOutlivesTheTable(t *testing.T) {
 func TestTokenThatNobodySawIsNotTakenUp(t *testing.T) {
 	t.Parallel()
 	db := filepath.Join(t.TempDir(), "tandem.db")
-	token, _ := keys(t, db, "create", "--plain", "--name", "first", "--scopes", "read")
+	token, _ := tandemKeys(t, db, "create", "--plain", "--name", "first", "--scopes", "read")
 	p := startServe(t, "--mode", "production", "--db", db, "--read-limit", "off")
 	for _, stream := range []int{1, 2} {
 		for _, args := range [][]string{
@@ -99,13 +99,13 @@ func TestTokenThatNobodySawIsNotTakenUp(t *testing.T) {
 			}
 		}
 	}
-	list, _ := keys(t, db, "list")
+	list, _ := tandemKeys(t, db, "list")
 	for line := range strings.Lines(list) {
 		if strings.Contains(line, "second") && !strings.Contains(line, "revoked") {
 			t.Errorf("a key that nobody has is valid: %s", line)
 		}
 	}
-	third, _ := keys(t, db, "create", "--plain", "--name", "third", "--scopes", "read")
+	third, _ := tandemKeys(t, db, "create", "--plain", "--name", "third", "--scopes", "read")
 	eventually(t, p, third, http.StatusOK) // so the server has seen all changes before it
 	if status, body := ask(t, http.MethodGet, p.url+"/requests", token, ""); status != http.StatusOK {
 		t.Errorf("the token before does not work any more: %d %s", status, body)

@@ -55,7 +55,7 @@ func (r *reportFile) try() (err error) {
 			return errors.New("it is a directory")
 		}
 		if !info.Mode().IsRegular() {
-			return nil // whoever reads a pipe would take a try for the whole report
+			return nil // a reader of a pipe would take a try for the whole report
 		}
 		// Replacing it would get past a write protection.
 		old, err := os.OpenFile(r.target, os.O_WRONLY, 0)

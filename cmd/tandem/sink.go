@@ -3,20 +3,17 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/net/netutil"
-	"golang.org/x/sync/errgroup"
 
 	"tandem"
-	"tandem/internal/load"
+	"tandem/internal/app"
+	"tandem/internal/receiver"
 	"tandem/internal/term"
 )
 
@@ -43,7 +40,7 @@ type sinkCommand struct {
 
 // Validate reads the secret and refuses what cannot work; kong calls it.
 func (c *sinkCommand) Validate() error {
-	if err := validAddress(c.Listen); err != nil {
+	if err := app.ValidAddress(c.Listen); err != nil {
 		return badArgument("", "--listen %s: %w", c.Listen, err)
 	}
 	if c.MaxBody < 1 {
@@ -60,8 +57,10 @@ func (c *sinkCommand) Validate() error {
 }
 
 // behaviour collects the flags that say how to answer.
-func (c *sinkCommand) behaviour() load.Behaviour {
-	return load.Behaviour{Delay: c.Delay, FailRate: c.FailRate, Status: c.Status, Hang: c.Hang, Redirect: c.Redirect}
+func (c *sinkCommand) behaviour() receiver.Behaviour {
+	return receiver.Behaviour{
+		Delay: c.Delay, FailRate: c.FailRate, Status: c.Status, Hang: c.Hang, Redirect: c.Redirect,
+	}
 }
 
 // Run receives until a signal comes, which is how a sink ends well, or until nothing can be printed any more.
@@ -69,12 +68,12 @@ func (c *sinkCommand) Run(ctx context.Context, t *terminal) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	var printing sync.Mutex // one line at a time
-	receiver, err := load.NewReceiver(load.ReceiverConfig{
+	sink, err := receiver.New(receiver.Config{
 		Secret:    c.secret,
 		MaxKeys:   sinkMemory,
 		MaxBody:   c.MaxBody,
 		Behaviour: c.behaviour(),
-		OnArrival: func(a load.Arrival) {
+		OnArrival: func(a receiver.Arrival) {
 			printing.Lock()
 			defer printing.Unlock()
 			t.printf("%s\n", arrivalLine(a))
@@ -86,15 +85,15 @@ func (c *sinkCommand) Run(ctx context.Context, t *terminal) error {
 	if err != nil {
 		return err
 	}
-	listener, err := listen(ctx, c.Listen)
+	listener, err := app.Listen(ctx, c.Listen)
 	if err != nil {
 		return err
 	}
 	t.printf("receiving callbacks on http://%s, %s; Ctrl-C ends it\n", listener.Addr(), c.checking())
-	err = serveHTTP(ctx, receiver, netutil.LimitListener(listener, sinkConnections))
+	err = receiver.Serve(ctx, netutil.LimitListener(listener, sinkConnections), sink)
 	printing.Lock()
 	defer printing.Unlock()
-	t.printf("%s\n", countsLine(receiver.Counts()))
+	t.printf("%s\n", countsLine(sink.Counts()))
 	return err
 }
 
@@ -107,7 +106,7 @@ func (c *sinkCommand) checking() string {
 }
 
 // arrivalLine says in one line what came and what it was answered.
-func arrivalLine(a load.Arrival) string {
+func arrivalLine(a receiver.Arrival) string {
 	signature := "unchecked"
 	switch {
 	case a.Signature != nil:
@@ -115,7 +114,8 @@ func arrivalLine(a load.Arrival) string {
 	case a.Checked:
 		signature = "ok"
 	}
-	what := fmt.Sprintf("%s %s attempt %d/%d", printable(a.ID), printable(a.Callback.Type), a.Callback.Metadata.Attempt, a.Callback.Metadata.MaxAttempts)
+	what := fmt.Sprintf("%s %s attempt %d/%d", printable(a.ID), printable(a.Callback.Type),
+		a.Callback.Metadata.Attempt, a.Callback.Metadata.MaxAttempts)
 	if a.Malformed != nil {
 		what = printable(a.ID) + " not a callback: " + a.Malformed.Error()
 	}
@@ -131,57 +131,13 @@ func arrivalLine(a load.Arrival) string {
 }
 
 // countsLine sums up.
-func countsLine(c load.Counts) string {
-	return fmt.Sprintf("%d received: %d delivered, %d repeats, %d with a bad signature, %d malformed, %d refused on purpose",
+func countsLine(c receiver.Counts) string {
+	return fmt.Sprintf(
+		"%d received: %d delivered, %d repeats, %d with a bad signature, %d malformed, %d refused on purpose",
 		c.Received, c.Delivered, c.Duplicates, c.BadSignature, c.Malformed, c.Misbehaved)
 }
 
 // printable is the text of a stranger as one word; "-" for none.
 func printable(text string) string {
 	return strings.ReplaceAll(cmp.Or(term.Clean(text, sinkFieldWidth), "-"), " ", "_")
-}
-
-// listen opens a TCP address; its error is one clear line.
-func listen(ctx context.Context, address string) (net.Listener, error) {
-	var config net.ListenConfig
-	listener, err := config.Listen(ctx, "tcp", address)
-	if err != nil {
-		if refused, ok := errors.AsType[*net.OpError](err); ok {
-			err = refused.Err // the rest repeats the address
-		}
-		return nil, &failure{
-			code: exitCannotRun,
-			err:  fmt.Errorf("listen on %s: %w", address, err),
-			hint: "--listen names another address; port 0 takes any free port",
-		}
-	}
-	return listener, nil
-}
-
-// serveHTTP serves a small handler of our own until ctx ends; what hangs then is cut.
-func serveHTTP(ctx context.Context, handler http.Handler, listener net.Listener) error {
-	server := &http.Server{
-		Handler:           handler,
-		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       30 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
-	}
-	g, running := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			return fmt.Errorf("serve %s: %w", listener.Addr(), err)
-		}
-		return nil
-	})
-	g.Go(func() error {
-		<-running.Done()
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
-		if server.Shutdown(grace) == nil {
-			return nil
-		}
-		return server.Close() // a hanging answer: it is meant to hang, not to keep us
-	})
-	return g.Wait()
 }

@@ -20,7 +20,7 @@ import (
 	"time"
 
 	"tandem"
-	"tandem/internal/load"
+	"tandem/internal/receiver"
 )
 
 const (
@@ -92,7 +92,7 @@ func TestSoak(t *testing.T) {
 type soak struct {
 	p        *process
 	client   *http.Client
-	receiver *load.Receiver
+	receiver *receiver.Receiver
 	good     string // where callbacks go
 	broken   string // where some go that are answered 404 every time
 
@@ -103,7 +103,7 @@ func newSoak(t *testing.T, p *process, secret tandem.Secret) *soak {
 	t.Helper()
 	s := &soak{p: p, client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: soakCallers}, Timeout: patience}}
 	var err error
-	if s.receiver, err = load.NewReceiver(load.ReceiverConfig{Secret: secret, MaxKeys: 10_000_000}); err != nil {
+	if s.receiver, err = receiver.New(receiver.Config{Secret: secret, MaxKeys: 10_000_000}); err != nil {
 		t.Fatal(err)
 	}
 	good := httptest.NewServer(s.receiver)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
 	"os"
 	"os/exec"
 	"strings"
@@ -16,53 +15,48 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"tandem"
-	"tandem/internal/egress"
-	"tandem/internal/engine"
-	"tandem/internal/server"
-	"tandem/internal/store"
+	"tandem/internal/app"
 )
 
 const (
-	// stagePatience is for computing: it has a low priority, and the machine may be busy.
-	stagePatience = 3 * time.Minute
+	// stageTimeout is for computing: it has a low priority, and the machine may be busy.
+	stageTimeout = 3 * time.Minute
 	// stageHostConcurrency is more than the default, because all callbacks go to one receiver.
 	stageHostConcurrency = 64
 )
 
 // stageCommand is the server of `tandem demo` and `tandem load --demo-mode`: in memory, on a free
 // port, and in a process of its own, so that what it uses and what the generator uses can be told apart.
-// It says its address on standard output and lives until its standard input ends,
-// which is also what happens when whoever started it dies.
+// It says its address on standard output once it is ready, and lives until its standard input ends,
+// which is also what happens when its parent dies.
 type stageCommand struct {
 	SigningSecret string `env:"TANDEM_SIGNING_SECRET" required:"" help:"Signs callbacks."`
 }
 
-// Run serves. Signals are for whoever started it: Ctrl-C reaches both.
+// Run serves. Signals are for its parent: Ctrl-C reaches both.
 func (c *stageCommand) Run(ctx context.Context, t *terminal) error {
 	secret, err := readSecret(c.SigningSecret)
 	if err != nil {
 		return badArgument("", "--signing-secret: %w", err)
 	}
-	listener, err := listen(ctx, "127.0.0.1:0")
+	cfg := app.Preset(app.Demo)
+	cfg.Listen, cfg.SigningSecret, cfg.Compute = "127.0.0.1:0", secret, computeProcess()
+	cfg.TaskTimeout, cfg.CallbackHostConcurrency = stageTimeout, stageHostConcurrency
+	cfg.MaxQueuePerKey = cfg.MaxQueue       // there is one client
+	cfg.Log = slog.New(slog.DiscardHandler) // what matters to a run is in its report
+	service, err := app.Open(ctx, cfg)
 	if err != nil {
 		return err
 	}
-	service, err := openService(ctx, parts{
-		store:  store.Config{URL: ":memory:"},
-		egress: egress.Config{Policy: egress.Policy{AllowPrivate: true, AnyPort: true}, HostConcurrency: stageHostConcurrency},
-		engine: engine.Config{TaskTimeout: stagePatience},
-		server: server.Config{Mode: modeDemo, TestCallback: true, TaskTimeout: stagePatience},
-		secret: secret,
-		log:    slog.New(slog.DiscardHandler), // what matters to a run is in its report
-	}, listener)
-	if err != nil {
-		return err
-	}
-	t.printf("%s\n", baseURL(listener.Addr()))
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	g, running := errgroup.WithContext(running)
-	g.Go(func() error { return service.run(running, running.Done()) }) // nothing is worth a grace
+	g.Go(func() error { return service.Run(running, running.Done()) }) // nothing is worth a grace
+	select {
+	case <-service.Ready():
+		t.printf("%s\n", service.URL)
+	case <-running.Done():
+	}
 	_, err = io.Copy(io.Discard, t.in)
 	stop()
 	return errors.Join(err, g.Wait())
@@ -104,33 +98,7 @@ func openStage(ctx context.Context, secret tandem.Secret) (_ *stage, err error) 
 		return nil, fmt.Errorf("start a server: it ended before it was ready: %w", err)
 	}
 	s.url = strings.TrimSpace(line)
-	return s, s.ready(ctx)
-}
-
-// ready returns when the server says so.
-func (s *stage) ready(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url+"/readyz", nil)
-		if err != nil {
-			return fmt.Errorf("ask the server: %w", err)
-		}
-		if response, err := client.Do(request); err == nil {
-			response.Body.Close()
-			if response.StatusCode == http.StatusOK {
-				return nil
-			}
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return fmt.Errorf("wait for the server: %w", context.Cause(ctx))
-		}
-	}
+	return s, nil
 }
 
 // close ends the server and waits for it. What it held was in memory, and has been reported.

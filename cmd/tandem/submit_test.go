@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"tandem"
+	"tandem/internal/submissions"
 )
 
 const adaBody = `{"firstName":"Ada","lastName":"Lovelace"}`
@@ -203,7 +204,7 @@ func TestSubmissionKilledInItsCall(t *testing.T) {
 	})
 	ids := []string{<-called, <-called}
 	for _, id := range ids { // it is on record while its call runs
-		if r := awaitStatus(t, p.url, id, tandem.StatusProcessing); r.BatchID == "" || r.Task != tandem.TaskSubmission {
+		if r := awaitStatus(t, p.url, id, tandem.StatusProcessing); r.BatchID == "" || r.Task != submissions.Task {
 			t.Errorf("%+v", r)
 		}
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"net/netip"
@@ -164,4 +165,41 @@ func parseQuota(text string) (limit.Quota, error) {
 		text = fmt.Sprintf("%d/%v", number, length)
 	}
 	return limit.ParseQuota(strings.TrimSpace(text))
+}
+
+// parseDelay reads 120ms or 70ms-150ms.
+func parseDelay(text string) (delay [2]time.Duration, err error) {
+	shortest, longest, ranged := strings.Cut(text, "-")
+	if !ranged {
+		longest = shortest
+	}
+	for i, part := range []string{shortest, longest} {
+		if delay[i], err = parseDuration(part); err != nil {
+			return delay, errors.New("want a time such as 120ms, or a range such as 70ms-150ms")
+		}
+	}
+	return delay, nil
+}
+
+// textOf is the text of a default; "": there is none, or it goes without saying.
+func textOf(value reflect.Value) string {
+	switch value := value.Interface().(type) {
+	case string, int, int64:
+		return fmt.Sprint(value)
+	case time.Duration:
+		if value%day == 0 && value > day {
+			return fmt.Sprintf("%dd", value/day)
+		}
+		text := value.String()
+		for _, zero := range []string{"m0s", "h0m"} {
+			if strings.HasSuffix(text, zero) {
+				text = text[:len(text)-2]
+			}
+		}
+		return text
+	case []string:
+		return strings.Join(value, ",")
+	default:
+		return ""
+	}
 }

@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"gopkg.in/yaml.v3"
+	"go.yaml.in/yaml/v3"
 )
 
 // These tests keep the files of the workflow (Dockerfile, docker-compose.yml, .air.toml, .vscode and the scripts to

@@ -1,20 +1,20 @@
-// Package audit is the security suite for a deployment of tandem, wherever it runs: a table of
-// checks, each of which asks over HTTP and reports what came back. It sees what a stranger, a caller and
-// an operator see. It reads the operations to try from the deployment's own OpenAPI document. What it
-// knows of the inside is data: which paths are for everybody, and the attack vectors.
+// Package audit is the security suite for a deployment of tandem, wherever it runs: a table of checks, each of which
+// sends HTTP requests and reports what came back. It sees what a stranger, a caller and an operator see. It reads the
+// operations to try from the deployment's own OpenAPI document. What it knows of the inside is data: the paths that are
+// for everybody, and the attack vectors.
 //
-// It promises to be safe to run against production: one request at a time, at most [Config].Rate a
-// second and [Config].MaxRequests in all; nothing is deleted; the work that it asks for is a handful of
-// `echo` tasks and a few submissions, and at the full level at most 40 `compute` tasks, which take turns with
-// those of others; Retry-After is honoured. What a stranger or a foreign page must not
-// do is tried with empty bodies and ids that nobody has. Callback URLs that a deployment must refuse are
-// submitted for the refusal; where one is accepted all the same, the check stops after a few. A check that
-// cannot be decided says so and is no pass.
+// It promises to be safe to run against production. It sends one request at a time, at most [Config].Rate a second and
+// [Config].MaxRequests in all, and honours Retry-After. It deletes nothing. The work that it asks for is a handful of
+// `echo` tasks and a few submissions, and at the full level at most 40 `compute` tasks, which take turns with other
+// work. What a stranger or a foreign page must not do is tried with empty bodies and ids that nobody has. Callback URLs
+// that a deployment must refuse are submitted to be refused; a check stops when a few are accepted all the same.
+// A check that cannot be decided says so and is no pass.
 //
-// cmd/tandem calls it: [Checks] is the list, [Run] carries it out, [Report] is what came of it.
+// cmd/tandem calls it: [Checks] is the list, [Run] carries it out, [Report] is the result.
 package audit
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"tandem"
+	"tandem/internal/receiver"
 	"tandem/internal/term"
 )
 
@@ -89,39 +90,45 @@ type Check struct {
 	Level       Level
 	Needs       []Need
 	Remediation string // what to do when it fails
-	Run         func(ctx context.Context, t *Target) Finding
 
-	// stage puts checks behind those of a lower one: they look back at all answers, open a breaker, or
-	// use a rate limit up.
+	run checkFunc
+
+	// stage puts checks behind those of a lower one: they look back at all answers, open a breaker, or use up a rate
+	// limit.
 	stage int
 }
 
-// Finding is what a check has seen.
-type Finding struct {
-	Outcome  Outcome
-	Evidence []string // what was sent and what came back, one exchange a line; redacted
+// checkFunc asks a deployment and records what it sees.
+type checkFunc func(ctx context.Context, t *target, v *verdict)
+
+// checks fills in what the checks of a group have in common: the group, and the quick level unless they say otherwise.
+func (g Group) checks(all ...Check) []Check {
+	for i := range all {
+		all[i].Group, all[i].Level = g, cmp.Or(all[i].Level, LevelQuick)
+	}
+	return all
 }
 
 // Config says what to audit. Zero fields take the defaults named.
 type Config struct {
-	URL         string         // base of the deployment: http or https, host, maybe a path
-	Level       Level          // LevelQuick
-	Only        []string       // groups and ids of checks to run; empty: all
-	APIKey      string         // an ordinary caller's; "": none
-	SecondKey   string         // another tenant's; ""
-	AdminKey    string         // one that may read /stats; ""
-	Secret      tandem.Secret  // verifies the signature of callbacks; zero: only their form is looked at
-	Receiver    *Receiver      // served by the caller at CallbackURL; nil: there is none
-	CallbackURL string         // how the deployment reaches Receiver
-	OtherURL    string         // where Receiver is served as well, at a port that nobody opted in; ""
-	MaxRequests int            // requests in all; quick 2,000, full 5,000
-	Rate        int            // requests per second; 50
-	Patience    time.Duration  // for a callback, a slow answer or the end of a connection; 20 s
-	Settle      time.Duration  // how long something must not happen to be believed; 3 s
-	RootCAs     *x509.CertPool // trusted for https; the system's
-	Tool        string         // name and version, for the report and the User-Agent; "tandem audit"
-	Dial        DialFunc       // how the deployment is reached; a net.Dialer
-	Progress    func(string)   // told what is being done; nil: nobody
+	URL         string          // base of the deployment: http or https, host, maybe a path
+	Level       Level           // LevelQuick
+	Only        []string        // groups and ids of checks to run; empty: all
+	APIKey      string          // an ordinary caller's; "": none
+	SecondKey   string          // another tenant's; ""
+	AdminKey    string          // one that may read /stats; ""
+	Secret      tandem.Secret   // verifies the signature of callbacks; zero: only their form is looked at
+	Receiver    *receiver.Hooks // served by the caller at CallbackURL; nil: there is none
+	CallbackURL string          // how the deployment reaches Receiver
+	OtherURL    string          // where Receiver is served as well, at a port that nobody opted in; ""
+	MaxRequests int             // requests in all; quick 2,000, full 5,000
+	Rate        int             // requests per second; 50
+	Timeout     time.Duration   // for a callback, a slow answer or the end of a connection; 20 s
+	Quiet       time.Duration   // how long something must not happen before the audit believes that it will not; 3 s
+	RootCAs     *x509.CertPool  // trusted for https; the system's
+	Tool        string          // name and version, for the report and the User-Agent; "tandem audit"
+	Dial        DialFunc        // how the deployment is reached; a net.Dialer
+	Progress    func(string)    // told what is being done; nil: nobody
 }
 
 // DialFunc opens a connection, as net.Dialer does.
@@ -155,7 +162,8 @@ func (cfg Config) Validate() error {
 // parseBase reads the address of a service.
 func parseBase(text string) (*url.URL, error) {
 	base, err := url.Parse(text)
-	if err != nil || base.Host == "" || base.Scheme != "http" && base.Scheme != "https" || base.User != nil || base.RawQuery != "" || base.Fragment != "" {
+	if err != nil || base.Host == "" || base.Scheme != "http" && base.Scheme != "https" || base.User != nil ||
+		base.RawQuery != "" || base.Fragment != "" {
 		return nil, errors.New("want http://HOST:PORT or https://HOST, without user, query and fragment")
 	}
 	base.Path = strings.TrimSuffix(base.Path, "/")
@@ -163,27 +171,12 @@ func parseBase(text string) (*url.URL, error) {
 }
 
 func (cfg Config) withDefaults() Config {
-	if cfg.Level == "" {
-		cfg.Level = LevelQuick
-	}
-	if cfg.MaxRequests == 0 {
-		cfg.MaxRequests = 2_000
-		if cfg.Level == LevelFull {
-			cfg.MaxRequests = 5_000
-		}
-	}
-	if cfg.Rate == 0 {
-		cfg.Rate = 50
-	}
-	if cfg.Patience == 0 {
-		cfg.Patience = 20 * time.Second
-	}
-	if cfg.Settle == 0 {
-		cfg.Settle = 3 * time.Second
-	}
-	if cfg.Tool == "" {
-		cfg.Tool = "tandem audit"
-	}
+	cfg.Level = cmp.Or(cfg.Level, LevelQuick)
+	cfg.MaxRequests = cmp.Or(cfg.MaxRequests, map[Level]int{LevelQuick: 2_000, LevelFull: 5_000}[cfg.Level])
+	cfg.Rate = cmp.Or(cfg.Rate, 50)
+	cfg.Timeout = cmp.Or(cfg.Timeout, 20*time.Second)
+	cfg.Quiet = cmp.Or(cfg.Quiet, 3*time.Second)
+	cfg.Tool = cmp.Or(cfg.Tool, "tandem audit")
 	if cfg.Dial == nil {
 		cfg.Dial = new(net.Dialer).DialContext
 	}
@@ -197,7 +190,7 @@ func (cfg Config) withDefaults() Config {
 func Checks() []Check {
 	return slices.Concat(
 		rateChecks(), ssrfChecks(), inputChecks(), errorChecks(), authChecks(), tenantChecks(),
-		headerChecks(), corsChecks(), tlsChecks(), limitChecks(), breakerChecks(), serviceChecks(), documentChecks(),
+		headerChecks(), corsChecks(), tlsChecks(), limitChecks(), breakerChecks(), serviceChecks(),
 	)
 }
 
@@ -217,9 +210,8 @@ func selected(names []string) ([]Check, error) {
 	}), nil
 }
 
-// Run audits. It returns an error when the deployment cannot be reached, is no tandem, refuses a key
-// that was handed in, or when ctx ends; the report then has what was found until then, and is nil if
-// nothing was asked.
+// Run audits. It returns an error when the deployment cannot be reached, is no tandem, refuses a key that it was given,
+// or when ctx ends; the report then has what was found until then, and is nil if nothing was asked.
 func Run(ctx context.Context, cfg Config) (*Report, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("configure the audit: %w", err)
@@ -235,16 +227,13 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 	}
 	defer t.close()
 	started := time.Now()
-	if err := t.probe(ctx); err != nil {
+	if err := t.identify(ctx); err != nil {
 		return nil, err
 	}
 	entries := make([]Entry, len(checks))
-	for i, check := range checks {
-		entries[i] = entryOf(check)
-	}
 	order := make([]int, len(checks))
-	for i := range order {
-		order[i] = i
+	for i, check := range checks {
+		entries[i], order[i] = entryOf(check), i
 	}
 	slices.SortStableFunc(order, func(a, b int) int { return checks[a].stage - checks[b].stage })
 	for _, i := range order {
@@ -252,11 +241,11 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 			break
 		}
 		cfg.Progress(checks[i].ID)
-		finding := t.decide(ctx, checks[i])
+		outcome, evidence := t.decide(ctx, checks[i])
 		if ctx.Err() != nil {
 			break // what it saw was cut short
 		}
-		entries[i].set(finding, t.redact)
+		entries[i].Outcome, entries[i].Evidence = outcome, evidence
 	}
 	report := t.report(entries, started)
 	if ctx.Err() != nil {
@@ -265,10 +254,10 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 	return report, nil
 }
 
-// decide runs a check if everything that it needs is there.
-func (t *Target) decide(ctx context.Context, check Check) Finding {
+// decide runs a check if everything that it needs is there. The evidence holds no keys.
+func (t *target) decide(ctx context.Context, check Check) (Outcome, []string) {
 	if check.Level == LevelFull && t.cfg.Level != LevelFull {
-		return Finding{Skipped, []string{"runs with --level full"}}
+		return Skipped, []string{"runs with --level full"}
 	}
 	var missing []string
 	for _, need := range check.Needs {
@@ -277,13 +266,19 @@ func (t *Target) decide(ctx context.Context, check Check) Finding {
 		}
 	}
 	if missing != nil {
-		return Finding{Undecided, []string{"needs " + strings.Join(missing, " and ")}}
+		return Undecided, []string{"needs " + strings.Join(missing, " and ")}
 	}
-	return check.Run(ctx, t)
+	var v verdict
+	check.run(ctx, t, &v)
+	outcome, evidence := v.outcome()
+	for i, line := range evidence {
+		evidence[i] = t.redact(line)
+	}
+	return outcome, evidence
 }
 
 // has reports whether something that checks need is there.
-func (t *Target) has(need Need) bool {
+func (t *target) has(need Need) bool {
 	switch need {
 	case NeedCaller:
 		return t.open || t.cfg.APIKey != ""
@@ -302,20 +297,24 @@ func (t *Target) has(need Need) bool {
 	}
 }
 
-// verdict collects what a check sees. One failure decides it; one doubt keeps it
-// from passing.
-type verdict struct{ failed, unknown, passed []string }
+// verdict collects the evidence of a check, one exchange a line. One failure decides it; one doubt keeps it from
+// passing.
+type verdict struct{ failed, doubts, passed, skipped []string }
 
-// expect judges one exchange: an answer that did not come decides nothing.
-func (v *verdict) expect(a Answer, ok bool, wrong string) {
-	switch {
-	case a.Err != nil:
-		v.unknown = append(v.unknown, a.String())
-	case ok:
-		v.passed = append(v.passed, a.String())
-	default:
-		v.failed = append(v.failed, a.String()+": "+wrong)
+// judge applies a rule to an answer. One that did not come decides nothing.
+func (v *verdict) judge(a answer, r rule) {
+	if a.Err != nil {
+		v.doubtf("%s", a)
+	} else if wrong := r(a); wrong != "" {
+		v.failf("%s: %s", a, wrong)
+	} else {
+		v.passf("%s", a)
 	}
+}
+
+// expect is judge for a condition that is already known.
+func (v *verdict) expect(a answer, ok bool, wrong string) {
+	v.judge(a, must(func(answer) bool { return ok }, wrong))
 }
 
 func (v *verdict) failf(format string, args ...any) {
@@ -323,31 +322,36 @@ func (v *verdict) failf(format string, args ...any) {
 }
 
 func (v *verdict) doubtf(format string, args ...any) {
-	v.unknown = append(v.unknown, fmt.Sprintf(format, args...))
+	v.doubts = append(v.doubts, fmt.Sprintf(format, args...))
 }
 
 func (v *verdict) passf(format string, args ...any) {
 	v.passed = append(v.passed, fmt.Sprintf(format, args...))
 }
 
+// empty reports that nothing has been seen so far.
+func (v *verdict) empty() bool { return v.failed == nil && v.doubts == nil && v.passed == nil }
+
 // mostShown is how many lines of what failed a report has for one check.
 const mostShown = 5
 
-// finding is the sum, with the lines that it rests on.
-func (v *verdict) finding() Finding {
+// outcome is the sum, with the lines that it rests on.
+func (v *verdict) outcome() (Outcome, []string) {
 	switch {
+	case v.skipped != nil:
+		return Skipped, v.skipped
 	case v.failed != nil:
-		return Finding{Fail, shortList(v.failed, mostShown)}
-	case v.unknown != nil:
-		return Finding{Undecided, shortList(v.unknown, 3)}
+		return Fail, shortList(v.failed, mostShown)
+	case v.doubts != nil:
+		return Undecided, shortList(v.doubts, 3)
 	case v.passed != nil:
-		return Finding{Pass, shortList(v.passed, 2)}
+		return Pass, shortList(v.passed, 2)
 	default:
-		return Finding{Undecided, []string{"nothing was asked"}}
+		return Undecided, []string{"nothing was asked"}
 	}
 }
 
-// shortList keeps the first lines that differ, and says how many there are beside them.
+// shortList keeps the first lines that differ, and says how many more there are.
 func shortList(lines []string, most int) []string {
 	lines = slices.Compact(lines)
 	if len(lines) <= most {

@@ -2,43 +2,32 @@ package audit_test
 
 import (
 	"context"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"tandem"
+	"tandem/internal/app"
 	"tandem/internal/audit"
+	"tandem/internal/keys"
 	"tandem/internal/limit"
-	"tandem/internal/server"
-	"tandem/internal/store"
+	"tandem/internal/receiver"
 	"tandem/internal/tandemtest"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// generous are limits that an audit uses up last, and that leave room for all that comes before.
-func generous(posts, gets int) func(*tandemtest.Config) {
-	return func(cfg *tandemtest.Config) {
-		cfg.Server.RateLimit = limit.Quota{Calls: posts, Window: time.Minute}
-		cfg.Server.ReadLimit = limit.Quota{Calls: gets, Window: time.Minute}
-	}
-}
 
 // TestUnbrokenDeployment: production mode passes every check that a plain connection can decide, at both levels.
 func TestUnbrokenDeployment(t *testing.T) {
 	t.Parallel()
-	for level, change := range map[audit.Level]func(*tandemtest.Config){
-		audit.LevelQuick: generous(300, 2_000), audit.LevelFull: generous(990, 5_000),
+	for level, limits := range map[audit.Level]func(*app.Config){ // used up last, and with room for what comes before
+		audit.LevelQuick: limits(300, 2_000), audit.LevelFull: limits(990, 5_000),
 	} {
 		t.Run(string(level), func(t *testing.T) {
 			t.Parallel()
-			d := production(t, change)
+			d := (&variant{change: limits}).start()
 			cfg := d.ask(t, d.URL)
 			cfg.Level = level
 			report, err := audit.Run(t.Context(), cfg)
@@ -71,7 +60,7 @@ func TestLimitsAreUsedUp(t *testing.T) {
 	for _, id := range []string{"rate-limit-enforced", "rate-limit-reads-enforced"} {
 		t.Run(id, func(t *testing.T) {
 			t.Parallel()
-			d := production(t, tight)
+			d := tight.start()
 			cfg := d.ask(t, d.URL)
 			cfg.Only = []string{id}
 			if entry := onlyEntry(t, cfg); entry.Outcome != audit.Pass {
@@ -85,18 +74,53 @@ func TestLimitsAreUsedUp(t *testing.T) {
 func TestBreakerOfTwoNodes(t *testing.T) {
 	t.Parallel()
 	entry := auditDouble(t, double{
-		check: "breaker-opens", level: audit.LevelFull, deploy: func(cfg *tandemtest.Config) {
-			cfg.Egress.BreakerFailures = 9
-		},
+		check: "breaker-opens", level: audit.LevelFull, deploy: &variant{change: func(cfg *app.Config) {
+			cfg.BreakerFailures = 9
+			cfg.CallbackBackoff = time.Minute // retries would count as well
+		}},
 		after: func(_ *front, r *http.Request, a *reply) {
 			if r.URL.Path == "/nodes" {
 				a.Body = []byte(`[{"id":"a"},{"id":"b"}]`)
 			}
 		},
-	}, nil)
+	})
 	if evidence := strings.Join(entry.Evidence, "\n"); entry.Outcome != audit.Pass ||
 		!strings.Contains(evidence, "after 9 callbacks") {
 		t.Errorf("%s, want pass after 9 callbacks\n%s", entry.Outcome, evidence)
+	}
+}
+
+// TestBreakerOfASlowDeployment: a callback that comes too late hides failures, so what comes after it proves nothing.
+func TestBreakerOfASlowDeployment(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	paths, fourth := map[string]int{}, make(chan struct{})
+	slow := func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			mu.Lock()
+			nth, known := paths[r.URL.Path]
+			if !known {
+				nth = len(paths) + 1
+				paths[r.URL.Path] = nth
+				if nth == 4 {
+					close(fourth)
+				}
+			}
+			mu.Unlock()
+			if nth == 3 {
+				select {
+				case <-fourth:
+				case <-r.Context().Done():
+					return
+				}
+			}
+			next.ServeHTTP(w, r)
+		})
+	}
+	entry := auditDouble(t, double{check: "breaker-opens", level: audit.LevelFull, deploy: tireless, receive: slow})
+	if evidence := strings.Join(entry.Evidence, "\n"); entry.Outcome != audit.Undecided ||
+		!strings.Contains(evidence, "too slow to tell") {
+		t.Errorf("%s, want undecided because it is slow\n%s", entry.Outcome, evidence)
 	}
 }
 
@@ -105,32 +129,24 @@ func TestFindingsNameTheFlag(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		id, flag string
-		change   func(*tandemtest.Config)
+		deploy   *variant
 	}{
-		{"rate-limit-announced", "--rate-limit", func(cfg *tandemtest.Config) { cfg.Server.RateLimit = limit.Quota{} }},
-		{"rate-limit-enforced", "--rate-limit", func(cfg *tandemtest.Config) { cfg.Server.RateLimit = limit.Quota{} }},
-		{"rate-limit-reads", "--read-limit", func(cfg *tandemtest.Config) { cfg.Server.ReadLimit = limit.Quota{} }},
-		{"rate-limit-reads-enforced", "--read-limit", func(cfg *tandemtest.Config) {
-			cfg.Server.ReadLimit = limit.Quota{}
-		}},
-		{"headers-security-txt", "--security-contact", func(cfg *tandemtest.Config) {
-			cfg.Server.SecurityContact = ""
-		}},
-		{"auth-required", "--no-auth", func(cfg *tandemtest.Config) { cfg.Server.Keys = nil }},
-		{"ssrf-private", "--mode production", func(cfg *tandemtest.Config) { cfg.Strict = false }},
-		{"ssrf-port", "--allow-callback-port", func(cfg *tandemtest.Config) { cfg.Strict = false }},
-		{"ssrf-own-address", "--mode production", func(cfg *tandemtest.Config) { cfg.Strict = false }},
-		{"ssrf-arrival", "--allow-callback-cidr", func(cfg *tandemtest.Config) { cfg.Strict = false }},
-		{"cors-origin", "--cors-origin", func(cfg *tandemtest.Config) {
-			cfg.Server.CORSOrigins = []string{"https://attacker.invalid"}
-		}},
-		{"cors-preflight", "--cors-origin", func(cfg *tandemtest.Config) {
-			cfg.Server.CORSOrigins = []string{"https://attacker.invalid"}
-		}},
+		{"rate-limit-announced", "--rate-limit", careless},
+		{"rate-limit-enforced", "--rate-limit", careless},
+		{"rate-limit-reads", "--read-limit", careless},
+		{"rate-limit-reads-enforced", "--read-limit", careless},
+		{"headers-security-txt", "--security-contact", careless},
+		{"auth-required", "--no-auth", open},
+		{"ssrf-private", "--mode production", careless},
+		{"ssrf-port", "--allow-callback-port", careless},
+		{"ssrf-own-address", "--mode production", careless},
+		{"ssrf-arrival", "--allow-callback-cidr", careless},
+		{"cors-origin", "--cors-origin", careless},
+		{"cors-preflight", "--cors-origin", careless},
 	} {
 		t.Run(c.id, func(t *testing.T) {
 			t.Parallel()
-			d := production(t, c.change)
+			d := c.deploy.start()
 			cfg := d.ask(t, d.URL)
 			cfg.Only = []string{c.id}
 			entry := onlyEntry(t, cfg)
@@ -147,13 +163,10 @@ func TestFindingsNameTheFlag(t *testing.T) {
 // TestForeignHostIsRefused: by its name where there are no API keys, else for want of one.
 func TestForeignHostIsRefused(t *testing.T) {
 	t.Parallel()
-	for want, change := range map[string]func(*tandemtest.Config){
-		"421 HOST_NOT_ALLOWED": func(cfg *tandemtest.Config) { cfg.Server.Keys = nil },
-		"401 UNAUTHENTICATED":  nil,
-	} {
+	for want, deploy := range map[string]*variant{"421 HOST_NOT_ALLOWED": open, "401 UNAUTHENTICATED": plain} {
 		t.Run(want, func(t *testing.T) {
 			t.Parallel()
-			d := production(t, change)
+			d := deploy.start()
 			cfg := d.ask(t, d.URL)
 			cfg.Only, cfg.Level = []string{"cors-rebinding"}, audit.LevelFull
 			entry := onlyEntry(t, cfg)
@@ -168,9 +181,9 @@ func TestForeignHostIsRefused(t *testing.T) {
 // TestSecondKeyThatOnlyReads: what either key may send goes out with the first then.
 func TestSecondKeyThatOnlyReads(t *testing.T) {
 	t.Parallel()
-	d := production(t, nil)
+	d := plain.start()
 	cfg := d.ask(t, d.URL)
-	reader, err := d.keys.Create(t.Context(), store.NewKey{Name: "reader", Scopes: []tandem.Scope{tandem.ScopeRead}})
+	reader, err := d.Keys.Create(t.Context(), keys.NewKey{Name: "reader", Scopes: []tandem.Scope{tandem.ScopeRead}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +196,7 @@ func TestSecondKeyThatOnlyReads(t *testing.T) {
 // TestHiddenDocument: where there is none, the audit asks for what every tandem has, and says so.
 func TestHiddenDocument(t *testing.T) {
 	t.Parallel()
-	d := production(t, nil)
+	d := plain.start()
 	cfg := d.ask(t, "")
 	cfg.URL, _ = startFront(t, double{instead: func(_ *front, w http.ResponseWriter, r *http.Request) bool {
 		return r.URL.Path == "/openapi.json" && say(w, http.StatusNotFound, "text/plain", "")
@@ -213,12 +226,13 @@ func TestRealServiceOverTLS(t *testing.T) {
 	t.Parallel()
 	pair := tandemtest.NewCertificate(t, 1, time.Now().AddDate(0, 0, 90))
 	certFile, keyFile := pair.Write(t, t.TempDir())
-	certificate, err := server.LoadCertificate(certFile, keyFile, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := tandemtest.Start(t, tandemtest.Config{RootCAs: pair.Pool, Server: server.Config{Certificate: certificate, RateLimit: limit.Quota{Calls: 1_000, Window: time.Minute}}})
-	report, err := audit.Run(t.Context(), audit.Config{URL: s.URL, RootCAs: pair.Pool, Level: audit.LevelFull, Only: mustPassTLS, Rate: 2_000, Patience: 15 * time.Second})
+	cfg := app.Preset(app.Demo)
+	cfg.TLSCert, cfg.TLSKey = certFile, keyFile
+	cfg.RateLimit = limit.Quota{Calls: 1_000, Window: time.Minute}
+	s := tandemtest.Start(t, cfg)
+	report, err := audit.Run(t.Context(), audit.Config{
+		URL: s.URL, RootCAs: pair.Pool, Level: audit.LevelFull, Only: mustPassTLS, Rate: 2_000, Timeout: 15 * time.Second,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -237,7 +251,7 @@ func TestRunRefuses(t *testing.T) {
 	t.Parallel()
 	other := httptest.NewServer(http.NotFoundHandler())
 	t.Cleanup(other.Close)
-	w := production(t, nil)
+	w := plain.start()
 	for _, c := range []struct {
 		name, want string
 		cfg        audit.Config
@@ -248,7 +262,7 @@ func TestRunRefuses(t *testing.T) {
 		{"no address", "want http://HOST:PORT", audit.Config{URL: "localhost:8000"}},
 		{"a password in the address", "want http://HOST:PORT", audit.Config{URL: "http://user:hunter2@127.0.0.1"}},
 		{"an unknown check", `no check or group "nonsense"`, audit.Config{URL: w.URL, Only: []string{"nonsense"}}},
-		{"a receiver without an address", "come together", audit.Config{URL: w.URL, Receiver: audit.NewReceiver()}},
+		{"a receiver without an address", "come together", audit.Config{URL: w.URL, Receiver: new(receiver.Hooks)}},
 		{"a key with a line break", "printable ASCII", audit.Config{URL: w.URL, APIKey: "tdm_\nx"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -267,7 +281,7 @@ func TestRunRefuses(t *testing.T) {
 // TestUndecided: what is missing leaves a check undecided, never passed.
 func TestUndecided(t *testing.T) {
 	t.Parallel()
-	w := production(t, nil)
+	w := plain.start()
 	report, err := audit.Run(t.Context(), audit.Config{
 		URL: w.URL, Rate: 2_000,
 		Only: []string{
@@ -278,7 +292,8 @@ func TestUndecided(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]string{
-		"ssrf-redirect": "--receiver", "tenant-list": "--second-api-key", "tls-versions": "https", "input-json": "--api-key", "stats-count": "--admin-key", "limit-slow-client": "--level full",
+		"ssrf-redirect": "--receiver", "tenant-list": "--second-api-key", "tls-versions": "https",
+		"input-json": "--api-key", "stats-count": "--admin-key", "limit-slow-client": "--level full",
 	}
 	for _, entry := range report.Findings {
 		outcome := audit.Undecided
@@ -297,7 +312,7 @@ func TestUndecided(t *testing.T) {
 // TestBudget: no more requests go out than were allowed, and what could not be asked is undecided.
 func TestBudget(t *testing.T) {
 	t.Parallel()
-	d := production(t, nil)
+	d := plain.start()
 	cfg := d.ask(t, d.URL)
 	cfg.Only, cfg.MaxRequests = []string{"input-validation"}, 12
 	report, err := audit.Run(t.Context(), cfg)
@@ -307,7 +322,8 @@ func TestBudget(t *testing.T) {
 	if report.RequestsSent != 12 {
 		t.Errorf("%d requests sent, want 12", report.RequestsSent)
 	}
-	if last := report.Findings[len(report.Findings)-1]; last.Outcome != audit.Undecided || !strings.Contains(last.Evidence[0], "as many requests as it may") {
+	if last := report.Findings[len(report.Findings)-1]; last.Outcome != audit.Undecided ||
+		!strings.Contains(last.Evidence[0], "as many requests as it may") {
 		t.Errorf("%s: %s %q, want undecided for want of requests", last.ID, last.Outcome, last.Evidence)
 	}
 }
@@ -315,7 +331,7 @@ func TestBudget(t *testing.T) {
 // TestPace: requests leave no faster than they may.
 func TestPace(t *testing.T) {
 	t.Parallel()
-	d := production(t, nil)
+	d := plain.start()
 	cfg := d.ask(t, d.URL)
 	cfg.Only, cfg.Rate = []string{"input-json"}, 50
 	began := time.Now()
@@ -333,9 +349,7 @@ func TestPace(t *testing.T) {
 // wherever it stands in the table.
 func TestOrder(t *testing.T) {
 	t.Parallel()
-	d := production(t, func(cfg *tandemtest.Config) {
-		cfg.Server.RateLimit = limit.Quota{Calls: 100, Window: time.Minute}
-	})
+	d := (&variant{change: limits(100, 100_000)}).start()
 	cfg := d.ask(t, d.URL)
 	cfg.Level = audit.LevelFull
 	cfg.Only = []string{"rate-limit-enforced", "callback-signed", "error-5xx", "breaker-opens", "health-open"}
@@ -354,7 +368,7 @@ func TestOrder(t *testing.T) {
 // TestRetryAfter: a deployment that asks for a pause gets it, and the check is decided after it.
 func TestRetryAfter(t *testing.T) {
 	t.Parallel()
-	d := production(t, nil)
+	d := plain.start()
 	var refused atomic.Bool
 	cfg := d.ask(t, "")
 	cfg.URL, _ = startFront(t, double{instead: func(_ *front, w http.ResponseWriter, r *http.Request) bool {
@@ -382,7 +396,7 @@ func TestAuditAfterAnother(t *testing.T) {
 	for _, id := range []string{"rate-limit-forwarded-for", "rate-limit-batch"} {
 		t.Run(id, func(t *testing.T) {
 			t.Parallel()
-			d := production(t, nil)
+			d := plain.start()
 			var posts atomic.Int64
 			cfg := d.ask(t, "")
 			cfg.URL, _ = startFront(t, double{instead: func(_ *front, w http.ResponseWriter, r *http.Request) bool {
@@ -393,7 +407,7 @@ func TestAuditAfterAnother(t *testing.T) {
 				w.Header().Set("RateLimit", `"post";r=19;t=1`)
 				return say(w, http.StatusUnprocessableEntity, "application/problem+json", "{}")
 			}}, d.URL, cfg)
-			cfg.Level, cfg.Only, cfg.Settle = audit.LevelFull, []string{id}, 10*time.Millisecond
+			cfg.Level, cfg.Only, cfg.Quiet = audit.LevelFull, []string{id}, 10*time.Millisecond
 			entry := onlyEntry(t, cfg)
 			if entry.Outcome != audit.Pass {
 				t.Errorf("%s %q, want pass", entry.Outcome, entry.Evidence)
@@ -405,7 +419,7 @@ func TestAuditAfterAnother(t *testing.T) {
 // TestInterrupted: what was found before the end is in the report.
 func TestInterrupted(t *testing.T) {
 	t.Parallel()
-	d := production(t, nil)
+	d := plain.start()
 	cfg := d.ask(t, d.URL)
 	ctx, cancel := context.WithCancel(t.Context())
 	cfg.Only = []string{"input-validation"}
@@ -437,7 +451,7 @@ func TestChecksAreSound(t *testing.T) {
 			t.Errorf("%s is there twice", check.ID)
 		case check.ID != strings.ToLower(check.ID) || strings.ContainsAny(check.ID, " _"):
 			t.Errorf("%s is not kebab-case", check.ID)
-		case check.Title == "" || check.Remediation == "" || check.Run == nil || check.Group == "":
+		case check.Title == "" || check.Remediation == "" || check.Group == "":
 			t.Errorf("%s is not complete", check.ID)
 		case strings.Contains(check.Remediation, "upgrade"):
 			t.Errorf("%s: %q", check.ID, check.Remediation)

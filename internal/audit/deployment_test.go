@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
+	"flag"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -12,83 +15,161 @@ import (
 	"net/http/httputil"
 	"net/netip"
 	"net/url"
+	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"tandem"
+	"tandem/internal/app"
 	"tandem/internal/audit"
-	"tandem/internal/egress"
+	"tandem/internal/keys"
 	"tandem/internal/limit"
-	"tandem/internal/server"
+	"tandem/internal/receiver"
 	"tandem/internal/store"
 	"tandem/internal/tandemtest"
 )
 
-// deployment is a real service as production mode runs it, with API keys, and a receiver of the audit that the
-// operator has opted in.
+// variant is a real service as production mode runs it, with API keys, and a receiver that the operator has opted in.
+// change, if there is one, has the last word about its configuration. It is started for the first test that needs it
+// and stopped after the last: starting one takes longer than most audits. Each audit has keys and a receiver of its
+// own.
+type variant struct {
+	change func(*app.Config)
+
+	once  sync.Once
+	d     *deployment
+	hooks sync.Map // :: first element of the path → http.Handler
+}
+
+// deployment is a variant that runs.
 type deployment struct {
 	*tandemtest.Service
 
-	keys        *store.Keys
-	receiver    *audit.Receiver
-	callbackURL string
-	otherURL    string // the same receiver at a port that nobody opted in
+	hooks              *sync.Map // see variant
+	receiver, otherURL string    // bases of the receivers' addresses; nobody opted in the other port
 }
 
-// production starts one; change, if there is one, has the last word about its configuration.
-func production(t testing.TB, change func(*tandemtest.Config)) *deployment {
-	t.Helper()
-	return productionWith(t, change, nil)
+// The variants that several tests share.
+var (
+	plain    = &variant{}
+	tight    = &variant{change: limits(40, 60)} // used up in a moment
+	open     = &variant{change: func(cfg *app.Config) { cfg.NoAuth = true }}
+	careless = &variant{change: func(cfg *app.Config) { // every flag that a check asks for is off
+		cfg.RateLimit, cfg.ReadLimit, cfg.SecurityContact, cfg.AllowPrivate = limit.Quota{}, limit.Quota{}, "", true
+		cfg.CORSOrigin = []string{"https://attacker.invalid"}
+	}}
+	tireless = &variant{change: func(cfg *app.Config) { cfg.BreakerFailures = 1_000 }}
+)
+
+// limits are those of a client in a minute.
+func limits(posts, gets int) func(*app.Config) {
+	return func(cfg *app.Config) {
+		cfg.RateLimit = limit.Quota{Calls: posts, Window: time.Minute}
+		cfg.ReadLimit = limit.Quota{Calls: gets, Window: time.Minute}
+	}
 }
 
-// productionWith puts something between it and its receiver, if wrap is not nil.
-func productionWith(t testing.TB, change func(*tandemtest.Config), wrap func(http.Handler) http.Handler) *deployment {
-	t.Helper()
-	d := &deployment{receiver: audit.NewReceiver()}
-	var receiver http.Handler = d.receiver
-	if wrap != nil {
-		receiver = wrap(receiver)
-	}
-	d.callbackURL, d.otherURL = serve(t, receiver), serve(t, d.receiver)
-	var err error
-	d.keys, err = store.OpenKeys(t.Context(), store.KeysConfig{
-		URL: filepath.Join(t.TempDir(), "keys.db"), Create: true,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := d.keys.Close(); err != nil {
-			t.Errorf("close keys: %v", err)
+// start returns the running service.
+func (v *variant) start() *deployment {
+	v.once.Do(func() {
+		d := &deployment{hooks: &v.hooks}
+		d.receiver, d.otherURL = serve(untilTheEnd, d), serve(untilTheEnd, d)
+		cfg := app.Preset(app.Production)
+		cfg.DB, cfg.KeysDB = ":memory:", databaseWithKey(untilTheEnd)
+		cfg.SecurityContact = "mailto:security@example.com"
+		limits(20_000, 100_000)(&cfg)
+		at := netip.MustParseAddrPort(strings.TrimPrefix(d.receiver, "http://"))
+		cfg.AllowCallbackCIDR = []netip.Prefix{netip.PrefixFrom(at.Addr(), 32)}
+		cfg.AllowCallbackPort = []uint16{at.Port()}
+		if v.change != nil {
+			v.change(&cfg)
 		}
+		d.Service = tandemtest.Start(untilTheEnd, cfg)
+		v.d = d
 	})
-	cfg := tandemtest.Config{
-		Strict: true, Egress: egress.Config{Policy: receiverOnly(t, d.callbackURL)},
-		Server: server.Config{
-			Mode: "production", Keys: d.keys, SecurityContact: "mailto:security@example.com",
-			RateLimit: limit.Quota{Calls: 5_000, Window: time.Minute},
-			ReadLimit: limit.Quota{Calls: 50_000, Window: time.Minute},
-		},
-	}
-	cfg.Engine.Keys = d.keys
-	if change != nil {
-		change(&cfg)
-	}
-	d.Service = tandemtest.Start(t, cfg)
-	return d
+	return v.d
 }
 
-// receiverOnly is the policy of production that lets callbacks go to one receiver on loopback, too.
-func receiverOnly(t testing.TB, receiver string) egress.Policy {
+// ServeHTTP takes callbacks for the receivers of all audits.
+func (d *deployment) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	first, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+	if hooks, known := d.hooks.Load(first); known {
+		hooks.(http.Handler).ServeHTTP(w, r)
+		return
+	}
+	http.NotFound(w, r)
+}
+
+// TestMain stops what tests have shared. Many of them wait for a deployment, so more of them run than there are cores.
+func TestMain(m *testing.M) { goleak.VerifyTestMain(suite{m}) }
+
+type suite struct{ *testing.M }
+
+func (s suite) Run() int {
+	defer untilTheEnd.stop()
+	_ = flag.Set("test.parallel", "4") // which package testing has defined
+	return s.M.Run()
+}
+
+// untilTheEnd is the test of what lives longer than a test.
+var untilTheEnd = &lasting{}
+
+// lasting is a testing.TB that ends when it is told to.
+type lasting struct {
+	testing.TB
+
+	mu   sync.Mutex // guards ends
+	ends []func()
+}
+
+func (*lasting) Helper()                      {}
+func (*lasting) Context() context.Context     { return context.Background() }
+func (*lasting) Output() io.Writer            { return io.Discard }
+func (*lasting) Fatal(args ...any)            { panic(fmt.Sprint(args...)) }
+func (*lasting) Fatalf(text string, a ...any) { panic(fmt.Sprintf(text, a...)) }
+func (*lasting) Errorf(text string, a ...any) { panic(fmt.Sprintf(text, a...)) }
+
+func (l *lasting) Cleanup(end func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ends = append(l.ends, end)
+}
+
+func (l *lasting) TempDir() string {
+	dir, err := os.MkdirTemp("", "audit")
+	if err != nil {
+		panic(err)
+	}
+	l.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+func (l *lasting) stop() {
+	for _, end := range slices.Backward(l.ends) {
+		end()
+	}
+}
+
+// databaseWithKey makes a database with an API key: without one production mode does not start.
+func databaseWithKey(t testing.TB) string {
 	t.Helper()
-	at, err := netip.ParseAddrPort(strings.TrimPrefix(receiver, "http://"))
+	file := filepath.Join(t.TempDir(), "tandem.db")
+	k, err := keys.Open(t.Context(), store.HandleConfig{URL: file, Create: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return egress.Policy{CIDRs: []netip.Prefix{netip.PrefixFrom(at.Addr(), 32)}, Ports: []uint16{at.Port()}}
+	_, err = k.Create(t.Context(), keys.NewKey{Name: "first", Scopes: []tandem.Scope{tandem.ScopeAdmin}})
+	if err := errors.Join(err, k.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return file
 }
 
 // serve serves a receiver at a port of its own.
@@ -99,22 +180,30 @@ func serve(t testing.TB, receiver http.Handler) string {
 	return web.URL
 }
 
-// ask is how to audit the deployment at an address, with three keys made for that.
+// ask is how to audit the deployment at an address, with three keys and a receiver made for that.
 func (d *deployment) ask(t testing.TB, address string) audit.Config {
 	t.Helper()
-	create := func(scopes ...tandem.Scope) store.Made {
-		made, err := d.keys.Create(t.Context(), store.NewKey{Name: rand.Text(), Scopes: scopes})
+	return d.askBehind(t, address, func(receiver http.Handler) http.Handler { return receiver })
+}
+
+// askBehind is ask with something between the deployment and the receiver.
+func (d *deployment) askBehind(t testing.TB, address string, wrap func(http.Handler) http.Handler) audit.Config {
+	t.Helper()
+	create := func(scopes ...tandem.Scope) keys.Made {
+		made, err := d.Keys.Create(t.Context(), keys.NewKey{Name: rand.Text(), Scopes: scopes})
 		if err != nil {
 			t.Fatal(err)
 		}
 		return made
 	}
+	hooks, name := new(receiver.Hooks), rand.Text()
+	d.hooks.Store(name, wrap(hooks))
 	caller, second := create(tandem.ScopeSubmit, tandem.ScopeRead), create(tandem.ScopeSubmit, tandem.ScopeRead)
 	return audit.Config{
 		URL: address, APIKey: caller.Token.Reveal(), SecondKey: second.Token.Reveal(),
 		AdminKey: create(tandem.ScopeAdmin).Token.Reveal(),
-		Secret:   caller.Secret, Receiver: d.receiver, CallbackURL: d.callbackURL, OtherURL: d.otherURL,
-		Rate: 5_000, Patience: 10 * time.Second, Settle: 300 * time.Millisecond,
+		Secret:   caller.Secret, Receiver: hooks, CallbackURL: d.receiver + "/" + name, OtherURL: d.otherURL + "/" + name,
+		Rate: 5_000, Timeout: 10 * time.Second, Quiet: 300 * time.Millisecond,
 	}
 }
 

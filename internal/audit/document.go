@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -19,7 +20,7 @@ const (
 	maxValues    = 12  // values of a parameter that it takes
 )
 
-// unknownID has the form of a request's id, and is nobody's.
+// unknownID has the form of a request's id, but no request has it.
 const unknownID = "req_00000000000000000000000000000000"
 
 // operation is one method of one path.
@@ -36,16 +37,16 @@ type parameter struct {
 	Values []string // of an enum
 }
 
-// openPaths are those that no key is needed for. Whatever else a document lists needs one, whatever it says.
+// openPaths need no key. Every other path needs one, whatever the document says.
 var openPaths = []string{
 	"/", "/docs", "/redoc", "/openapi.json", "/openapi.yaml", "/problems", "/problems/{code}", "/health", "/healthz",
 	"/livez", "/readyz",
 }
 
-// adminPaths are for operators.
+// adminPaths belong to the operator.
 var adminPaths = []string{"/stats", "/api/stats", "/metrics", "/nodes"}
 
-// knownOperations are those of every tandem, which the audit asks for even where the document hides them.
+// knownOperations are those of every tandem. The audit asks for them even where the document hides them.
 func knownOperations() []operation {
 	known := []operation{
 		{Method: http.MethodPost, Path: "/sync", JSON: true},
@@ -60,39 +61,31 @@ func knownOperations() []operation {
 // open reports whether an operation needs no key.
 func (op operation) open() bool { return slices.Contains(openPaths, op.Path) }
 
+var placeholder = regexp.MustCompile(`\{[^}]*\}?`)
+
 // target is the path with its parameters filled in.
 func (op operation) target(id string) string {
-	var b strings.Builder
-	rest := op.Path
-	for {
-		before, after, found := strings.Cut(rest, "{")
-		b.WriteString(before)
-		if !found {
-			return b.String()
+	return placeholder.ReplaceAllStringFunc(op.Path, func(name string) string {
+		if name == "{code}" {
+			return string(tandem.CodeNotFound)
 		}
-		var name string
-		name, rest, _ = strings.Cut(after, "}")
-		if name == "code" {
-			b.WriteString(string(tandem.CodeNotFound))
-		} else {
-			b.WriteString(url.PathEscape(id))
-		}
-	}
+		return url.PathEscape(id)
+	})
 }
 
 // ask is the operation as a request that does nothing: what has a body gets one that lacks everything.
-func (op operation) ask(id string) Order {
-	o := Order{Method: op.Method, Path: op.target(id)}
+func (op operation) ask(id string) probe {
+	p := probe{Method: op.Method, Path: op.target(id)}
 	if op.Method == http.MethodPost {
-		o.Body = `{}`
+		p.Body = `{}`
 	}
-	return o
+	return p
 }
 
 // readDocument reads the deployment's own document.
-func (t *Target) readDocument(ctx context.Context) {
+func (t *target) readDocument(ctx context.Context) {
 	t.operations = knownOperations()
-	a := t.send(ctx, Order{Path: documentPath})
+	a := t.send(ctx, probe{Path: documentPath})
 	var document struct {
 		Paths map[string]map[string]json.RawMessage `json:"paths"`
 	}
@@ -119,7 +112,7 @@ func (t *Target) readDocument(ctx context.Context) {
 }
 
 // add takes one operation of the document.
-func (t *Target) add(path, method string, text json.RawMessage) {
+func (t *target) add(path, method string, text json.RawMessage) {
 	var documented struct {
 		Parameters []struct {
 			Name   string `json:"name"`
@@ -164,11 +157,11 @@ func (t *Target) add(path, method string, text json.RawMessage) {
 	}
 }
 
-// admin reports whether an operation is for operators.
+// admin reports whether an operation belongs to the operator.
 func (op operation) admin() bool { return op.Admin || slices.Contains(adminPaths, op.Path) }
 
 // guarded are the operations that need a key, with HEAD beside every GET.
-func (t *Target) guarded() []operation {
+func (t *target) guarded() []operation {
 	var all []operation
 	for _, op := range t.operations {
 		if op.open() {
@@ -183,14 +176,14 @@ func (t *Target) guarded() []operation {
 	return all
 }
 
-// writes are the operations that a page must not send for somebody else.
-func (t *Target) writes() []operation {
+// writes are the operations that a foreign page must not send.
+func (t *target) writes() []operation {
 	return slices.DeleteFunc(slices.Clone(t.operations), func(op operation) bool { return op.Method == http.MethodGet })
 }
 
-// spellings are other ways to write a path that some proxy or router takes for the same. A quick audit tries those
-// that have let callers past a rule most often.
-func (t *Target) spellings(path string) []string {
+// spellings are other ways to write a path that some proxy or router treats as the same. A quick audit tries those that
+// have most often let callers past a rule.
+func (t *target) spellings(path string) []string {
 	first, rest := path[1:2], path[2:]
 	segment, below, _ := strings.Cut(path[1:], "/")
 	if below != "" {
@@ -215,12 +208,12 @@ func (t *Target) spellings(path string) []string {
 // seen is what one operation answered.
 type seen struct {
 	operation
-	Answer
+	answer
 }
 
-// sweep asks once for everything that can be read, with the key that may, and as a browser would where no key
-// is needed. The answers are those of the whole audit.
-func (t *Target) sweep(ctx context.Context) []seen {
+// sweep asks once for everything that can be read, with the key that may, and as a browser does where no key is needed.
+// All checks share the answers.
+func (t *target) sweep(ctx context.Context) []seen {
 	if t.swept != nil {
 		return t.swept
 	}
@@ -229,56 +222,43 @@ func (t *Target) sweep(ctx context.Context) []seen {
 		if op.Method != http.MethodGet {
 			continue
 		}
-		o := op.ask(t.ownID(ctx))
+		p := op.ask(t.ownID(ctx))
 		switch {
 		case op.open():
-			o.NoKey = true
-			all = append(all, seen{op, t.send(ctx, o)})
-			o.Header = map[string]string{"Accept": "text/html"}
+			p.NoKey = true
+			all = append(all, seen{op, t.send(ctx, p)})
+			p = p.with("Accept", "text/html")
 		case op.admin() && t.cfg.AdminKey != "":
-			o.Key = t.cfg.AdminKey
+			p.Key = t.cfg.AdminKey
 		case !t.open && t.cfg.APIKey == "":
 			continue
 		}
-		all = append(all, seen{op, t.send(ctx, o)})
+		all = append(all, seen{op, t.send(ctx, p)})
 	}
 	t.swept = all
 	return all
 }
 
-// ownID is a request of the caller's own, made when it is first needed; one that is nobody's if there can be none.
-func (t *Target) ownID(ctx context.Context) string {
-	if t.mine != "" || !t.has(NeedCaller) {
-		return cmp.Or(t.mine, unknownID)
+// ownID is a request of the caller's own, made when it is first needed; unknownID if there can be none.
+func (t *target) ownID(ctx context.Context) string {
+	if t.mine == "" && t.has(NeedCaller) {
+		t.mine = cmp.Or(t.send(ctx, post("/sync", echoBody)).requestID(), unknownID)
 	}
-	t.mine = cmp.Or(t.send(ctx, post("/sync", echoBody)).requestID(), unknownID)
-	return t.mine
+	return cmp.Or(t.mine, unknownID)
 }
 
 // echoBody is work that costs nothing.
 const echoBody = `{"data":{"audit":1},"task":"echo"}`
 
-func documentChecks() []Check {
-	return []Check{{
-		ID: "api-document", Group: GroupServices,
-		Title:       "The OpenAPI document lists what there is to audit",
-		Level:       LevelQuick,
-		Remediation: "let the proxy pass /openapi.json on to where the audit runs, as tandem makes it",
-		Run:         checkDocument,
-	}}
-}
-
-// checkDocument says whether the audit knew all routes. A document that is not served is no flaw, one that hides
-// routes is.
-func checkDocument(_ context.Context, t *Target) Finding {
-	var v verdict
+// checkDocument says whether the audit knew all routes. A document that is not served is no flaw; one that hides routes
+// is.
+func checkDocument(_ context.Context, t *target, v *verdict) {
 	if t.unread != "" {
 		v.doubtf("%s: only the %d operations that every tandem has were asked for", t.unread, len(t.operations))
-		return v.finding()
+		return
 	}
 	for _, op := range t.hidden {
 		v.failf("GET %s does not list %s %s", documentPath, op.Method, op.Path)
 	}
 	v.passf("GET %s lists %d operations, and all of them are asked for", documentPath, len(t.operations))
-	return v.finding()
 }

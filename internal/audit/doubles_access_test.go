@@ -253,9 +253,7 @@ func headerDoubles() []double {
 		{check: "headers-pages", name: "one code of an error", after: drop("/problems/NOT_FOUND", "Referrer-Policy")},
 		{check: "headers-banner", name: "of the proxy", after: sets("/metrics", "Server", "nginx/1.18.0")},
 		{check: "headers-banner", name: "on errors", after: sets("/audit-no-such-path", "X-Powered-By", "PHP")},
-		{check: "headers-security-txt", name: "none", deploy: func(cfg *tandemtest.Config) {
-			cfg.Server.SecurityContact = ""
-		}},
+		{check: "headers-security-txt", name: "none", deploy: careless},
 		{check: "headers-security-txt", name: "past", after: func(_ *front, r *http.Request, a *reply) {
 			if r.URL.Path == "/.well-known/security.txt" {
 				a.Body = regexp.MustCompile(`Expires: .*`).ReplaceAll(a.Body, []byte("Expires: 2020-01-01T00:00:00Z"))
@@ -290,7 +288,6 @@ func corsDoubles() []double {
 			}
 		}
 	}
-	open := func(cfg *tandemtest.Config) { cfg.Server.Keys = nil }
 	// renames hides the name that a browser asked for from the deployment.
 	renames := func(match matcher) func(*front, *http.Request) {
 		return func(_ *front, r *http.Request) {
@@ -429,7 +426,7 @@ func limitDoubles() []double {
 		}},
 		{check: "limit-slow-client", name: "waited for", level: audit.LevelFull,
 			ask: func(_ *testing.T, cfg *audit.Config, _ http.Handler) {
-				cfg.Patience = 500 * time.Millisecond
+				cfg.Timeout = 500 * time.Millisecond
 			}},
 	}
 }

@@ -10,12 +10,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"tandem"
 	"tandem/internal/audit"
-	"tandem/internal/limit"
-	"tandem/internal/tandemtest"
 )
 
 // double is a deployment with one thing broken, and the check that must find it.
@@ -24,7 +21,7 @@ type double struct {
 
 	// How it is broken: by its configuration, by what stands between it and its receivers, or by a proxy before
 	// it that changes a request, changes an answer, or answers itself.
-	deploy  func(*tandemtest.Config)
+	deploy  *variant // plain
 	receive func(http.Handler) http.Handler
 	before  func(f *front, r *http.Request)
 	after   func(f *front, r *http.Request, a *reply)
@@ -33,12 +30,6 @@ type double struct {
 	headerBytes int // bytes of header that the proxy reads; 0: as many as net/http does
 	level       audit.Level
 	ask         func(t *testing.T, cfg *audit.Config, proxy http.Handler) // the last word about what is asked
-}
-
-// tight are limits that are used up in a moment.
-func tight(cfg *tandemtest.Config) {
-	cfg.Server.RateLimit = limit.Quota{Calls: 40, Window: time.Minute}
-	cfg.Server.ReadLimit = limit.Quota{Calls: 60, Window: time.Minute}
 }
 
 // TestBrokenDeployments: each of them fails the check that is meant for it, and every check has one.
@@ -57,11 +48,10 @@ func TestBrokenDeployments(t *testing.T) {
 			t.Errorf("no broken deployment is meant for %s", check.ID)
 		}
 	}
-	shared := production(t, nil)
 	for _, d := range all {
 		t.Run(d.check+"/"+d.name, func(t *testing.T) {
 			t.Parallel()
-			got := auditDouble(t, d, shared)
+			got := auditDouble(t, d)
 			if got.Outcome != audit.Fail {
 				t.Errorf("%s, want fail\n%s", got.Outcome, strings.Join(got.Evidence, "\n"))
 			}
@@ -70,13 +60,16 @@ func TestBrokenDeployments(t *testing.T) {
 }
 
 // auditDouble runs the check that is meant for a broken deployment.
-func auditDouble(t *testing.T, d double, shared *deployment) audit.Entry {
+func auditDouble(t *testing.T, d double) audit.Entry {
 	t.Helper()
-	whole := shared
-	if d.deploy != nil || d.receive != nil {
-		whole = productionWith(t, d.deploy, d.receive)
+	if d.deploy == nil {
+		d.deploy = plain
 	}
-	cfg := whole.ask(t, "")
+	if d.receive == nil {
+		d.receive = func(receiver http.Handler) http.Handler { return receiver }
+	}
+	whole := d.deploy.start()
+	cfg := whole.askBehind(t, "", d.receive)
 	cfg.Only, cfg.Level = []string{d.check}, d.level
 	var proxy http.Handler
 	cfg.URL, proxy = startFront(t, d, whole.URL, cfg)
@@ -109,9 +102,7 @@ func rateDoubles() []double {
 	}
 	return []double{
 		{check: "rate-limit-announced", name: "headers are dropped", after: drop("/sync", "RateLimit")},
-		{check: "rate-limit-reads", name: "no limit", deploy: func(cfg *tandemtest.Config) {
-			cfg.Server.ReadLimit = limit.Quota{}
-		}},
+		{check: "rate-limit-reads", name: "no limit", deploy: careless},
 		{
 			check: "rate-limit-forwarded-for", name: "a name of one's own",
 			instead: free(func(r *http.Request) bool { return r.Header.Get("X-Forwarded-For") != "" }),
@@ -132,9 +123,7 @@ func rateDoubles() []double {
 				return !known && say(w, http.StatusUnauthorized, "application/problem+json", `{"code":"UNAUTHORIZED"}`)
 			},
 		},
-		{check: "rate-limit-enforced", name: "no limit", deploy: func(cfg *tandemtest.Config) {
-			cfg.Server.RateLimit = limit.Quota{}
-		}},
+		{check: "rate-limit-enforced", name: "no limit", deploy: careless},
 		{check: "rate-limit-enforced", name: "no Retry-After", deploy: tight, after: drop("/sync", "Retry-After")},
 		{check: "rate-limit-enforced", name: "a page of the proxy", deploy: tight,
 			after: func(_ *front, _ *http.Request, a *reply) {
@@ -288,11 +277,10 @@ func callbackDoubles() []double {
 		}},
 		{
 			check: "breaker-opens", name: "never", level: audit.LevelFull,
-			deploy: func(cfg *tandemtest.Config) { cfg.Egress.BreakerFailures = 1_000 },
+			deploy: tireless,
 		},
 		{
 			check: "breaker-opens", name: "holding back costs attempts", level: audit.LevelFull,
-			deploy: func(*tandemtest.Config) {},
 			after: func(_ *front, _ *http.Request, a *reply) {
 				if bytes.Contains(a.Body, []byte(`"attempts":[]`)) &&
 					bytes.Contains(a.Body, []byte(`"status":"completed"`)) {

@@ -2,7 +2,6 @@ package audit
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"time"
@@ -10,39 +9,38 @@ import (
 	"tandem"
 )
 
-// The backlog that shows whether API keys take turns: 20 s of one core at most, 3 s where there are two cores.
+// The backlog that shows whether API keys take turns: 20 s of one core at most, 3 s on two cores.
 const (
 	mostBacklog   = 40 // requests of the first key
 	shortBacklog  = 16 // the first of them are short; where many cores keep up with these, longer ones follow
 	enoughWaiting = 14 // of them wait before the second key asks, and twice as many as run
-	leastWaiting  = 8  // of them waited when the second key's request came, else nothing can be told
+	leastWaiting  = 8  // of them waited when the second key's request came, else nothing can be said
+	batchSize     = 4  // requests between two looks at the backlog
 )
 
-// checkFairness fills every slot with work of the first key and has the second one ask for a little. It judges by
-// the order in which the work began, by the deployment's own clock: a slow deployment is not an unfair one.
-func checkFairness(ctx context.Context, t *Target) Finding {
-	var v verdict
-	t.awaitAllowance(ctx, t.cfg.APIKey, mostBacklog)
-	t.awaitAllowance(ctx, t.cfg.SecondKey, 1)
-	callback := t.callback(t.cfg.Receiver.hook(http.StatusOK, ""))
-	backlog, ok := t.fill(ctx, &v, callback)
+// checkFairness fills every slot with work of the first key and has the second one ask for a little. It judges by the
+// order in which the work began, by the deployment's own clock: a slow deployment is not an unfair one.
+func checkFairness(ctx context.Context, t *target, v *verdict) {
+	t.awaitQuota(ctx, t.cfg.APIKey, mostBacklog)
+	t.awaitQuota(ctx, t.cfg.SecondKey, 1)
+	callback := t.callback(t.cfg.Receiver.New(http.StatusOK, ""))
+	ids, ok := t.fill(ctx, v, callback)
 	if !ok {
-		return v.finding()
+		return
 	}
 	second := t.compute(ctx, t.cfg.SecondKey, callback, 1)
-	second.Sent += " with --second-api-key"
-	if !t.taken(&v, second) {
-		return v.finding()
+	if !v.accepted(second) {
+		return
 	}
-	others, own, ok := t.ended(ctx, &v, backlog, second)
+	first, own, ok := t.ended(ctx, v, ids, second)
 	if !ok {
-		return v.finding()
+		return
 	}
 	waited, before := 0, 0
-	for _, other := range others {
-		if other.StartedAt.After(own.CreatedAt) {
+	for _, r := range first.requests {
+		if r.StartedAt.After(own.CreatedAt) {
 			waited++
-			if own.StartedAt.IsZero() || other.StartedAt.Before(own.StartedAt) {
+			if own.StartedAt.IsZero() || r.StartedAt.Before(own.StartedAt) {
 				before++
 			}
 		}
@@ -59,135 +57,124 @@ func checkFairness(ctx context.Context, t *Target) Finding {
 	default:
 		v.passf("%s", seen)
 	}
-	return v.finding()
 }
 
-// awaitAllowance waits for the rate limit's window to pass if a key has fewer calls left than it needs in a row.
-func (t *Target) awaitAllowance(ctx context.Context, key string, calls int) {
-	o := cheap
-	o.Key = key
-	a := t.send(ctx, o)
-	most, seconds, announced := a.policy()
-	left, ok := a.left()
-	wait := time.Duration(seconds) * time.Second
-	if !announced || !ok || left >= min(calls, most-1) || wait > longestWait {
-		return // what is not there after all is refused
+// awaitQuota waits for one window of the rate limit if a key has fewer calls left than it needs in a row.
+func (t *target) awaitQuota(ctx context.Context, key string, calls int) {
+	p := cheap
+	p.Key = key
+	q := t.send(ctx, p).quota()
+	wait := time.Duration(q.seconds) * time.Second
+	if !q.announced || !q.known || q.left >= min(calls, q.calls-1) || wait > longestWait {
+		return // a call too many is refused
 	}
-	t.cfg.Progress(fmt.Sprintf("waiting %d s until %d requests may be sent in a row", seconds, calls))
+	t.cfg.Progress(fmt.Sprintf("waiting %d s until %d requests may be sent in a row", q.seconds, calls))
 	_ = pause(ctx, wait) // the next request notices the end of ctx
 }
 
-// compute asks for work that takes 75 ms of a core for each complexity, and takes a refusal for an answer.
-func (t *Target) compute(ctx context.Context, key, callback string, complexity int) Answer {
-	body, err := json.Marshal(map[string]any{
-		"data": map[string]int{"audit": 1}, "task": "compute", "complexity": complexity, "callback_url": callback,
-	})
-	if err != nil {
-		return Answer{Sent: "POST /async", Err: err}
+// compute asks for work that takes 75 ms of a core for each complexity. A refusal is an answer.
+func (t *target) compute(ctx context.Context, key, callback string, complexity int) answer {
+	p := async(callback, fmt.Sprintf(`"task":"compute","complexity":%d`, complexity)).hasty()
+	p.Key, p.Shown = key, fmt.Sprintf("POST /async compute %d", complexity)
+	if key == t.cfg.SecondKey {
+		p.Shown += " with --second-api-key"
 	}
-	o := hasty(post("/async", string(body)))
-	o.Key = key
-	a := t.send(ctx, o)
-	a.Sent = fmt.Sprintf("POST /async compute %d", complexity)
-	return a
+	return t.send(ctx, p)
+}
+
+// backlog is what has become of the requests of the first key.
+type backlog struct {
+	requests         []tandem.Request
+	waiting, running int // not begun; under way
+	working          int // both of them
+	unfinished       int // the same, with those whose callback is due
 }
 
 // fill asks for work with the first key until enough of it waits, or there is as much as an audit may ask for. It
 // returns the ids.
-func (t *Target) fill(ctx context.Context, v *verdict, callback string) (ids map[string]bool, ok bool) {
-	const atOnce = 4 // between two looks at the backlog
-	ids = map[string]bool{}
-	for waiting, running := 0, 0; waiting < max(enoughWaiting, 2*running) && len(ids) < mostBacklog; {
+func (t *target) fill(ctx context.Context, v *verdict, callback string) (ids map[string]bool, ok bool) {
+	ids = make(map[string]bool)
+	for now := (backlog{}); now.waiting < max(enoughWaiting, 2*now.running) && len(ids) < mostBacklog; {
 		complexity := 2
 		if len(ids) >= shortBacklog {
 			complexity = 10
 		}
-		for range atOnce {
+		for range batchSize {
 			a := t.compute(ctx, t.cfg.APIKey, callback, complexity)
-			if !t.taken(v, a) {
+			if !v.accepted(a) {
 				return nil, false
 			}
 			ids[a.requestID()] = true
 		}
-		requests, ok := t.backlog(ctx, v, ids)
-		if !ok {
+		if now, ok = t.backlog(ctx, v, ids); !ok {
 			return nil, false
-		}
-		waiting, running = 0, 0
-		for _, r := range requests {
-			switch r.Status {
-			case tandem.StatusPending:
-				waiting++
-			case tandem.StatusProcessing:
-				running++
-			default:
-			}
 		}
 	}
 	return ids, true
 }
 
 // backlog reads what has become of the requests of the first key.
-func (t *Target) backlog(ctx context.Context, v *verdict, ids map[string]bool) ([]tandem.Request, bool) {
-	a := t.send(ctx, Order{Path: "/requests?mode=async&task=compute&limit=100", Key: t.cfg.APIKey})
-	var all, ours []tandem.Request
-	if a.Err != nil || a.Status != http.StatusOK || json.Unmarshal(a.Body, &all) != nil {
+func (t *target) backlog(ctx context.Context, v *verdict, ids map[string]bool) (b backlog, ok bool) {
+	a := t.send(ctx, probe{Path: "/requests?mode=async&task=compute&limit=100", Key: t.cfg.APIKey})
+	var all []tandem.Request
+	if !a.decode(&all) {
 		v.doubtf("%s: no list of requests", a)
-		return nil, false
+		return b, false
+	}
+	count := func(n *int, counts bool) {
+		if counts {
+			*n++
+		}
 	}
 	for _, r := range all {
 		if ids[r.ID] {
-			ours = append(ours, r)
+			b.requests = append(b.requests, r)
+			count(&b.waiting, r.Status == tandem.StatusPending)
+			count(&b.running, r.Status == tandem.StatusProcessing)
+			count(&b.working, r.CompletedAt.IsZero())
+			count(&b.unfinished, r.Unfinished())
 		}
 	}
-	if len(ours) < len(ids) {
-		v.doubtf("%s: it has %d of the %d requests that --api-key has just sent", a, len(ours), len(ids))
-		return nil, false
+	if len(b.requests) < len(ids) {
+		v.doubtf("%s: it has %d of the %d requests that --api-key has just sent", a, len(b.requests), len(ids))
+		return b, false
 	}
-	return ours, true
+	return b, true
 }
 
 // ended waits for the end of the backlog and of the second key's request, as long as one after the other ends.
-func (t *Target) ended(
-	ctx context.Context, v *verdict, backlog map[string]bool, second Answer,
-) (others []tandem.Request, own tandem.Request, ok bool) {
-	left := len(backlog) + 2
+func (t *target) ended(
+	ctx context.Context, v *verdict, ids map[string]bool, second answer,
+) (first backlog, own tandem.Request, ok bool) {
+	left := len(ids) + 2
 	for deadline := time.Now(); ; {
-		a := t.send(ctx, Order{Path: "/requests/" + second.requestID(), Key: second.Key})
-		if a.Err != nil || a.Status != http.StatusOK || json.Unmarshal(a.Body, &own) != nil {
-			v.doubtf("%s with --second-api-key: what became of its request is not known", a)
-			return nil, own, false
+		a := t.send(ctx, probe{Path: "/requests/" + second.requestID(), Key: t.cfg.SecondKey})
+		if !a.decode(&own) {
+			v.doubtf("%s: what became of its request is not known", a)
+			return first, own, false
 		}
-		if others, ok = t.backlog(ctx, v, backlog); !ok {
-			return nil, own, false
+		if first, ok = t.backlog(ctx, v, ids); !ok {
+			return first, own, false
 		}
-		working, unfinished := 0, 0
-		for _, r := range others {
-			if r.CompletedAt.IsZero() {
-				working++
-			}
-			if r.Unfinished() {
-				unfinished++
-			}
-		}
+		unfinished := first.unfinished
 		if own.Unfinished() {
 			unfinished++
 		}
+		late := time.Now().After(deadline)
 		switch {
 		case unfinished == 0:
-			return others, own, true
+			return first, own, true
 		case unfinished < left:
-			left, deadline = unfinished, time.Now().Add(t.cfg.Patience)
-		case time.Now().After(deadline) && working == 0 && own.Status != tandem.StatusProcessing:
-			// A callback is late, or the second key's work has not even begun.
-			return others, own, true
-		case time.Now().After(deadline):
-			v.doubtf("%s: %d of the %d requests of --api-key have not ended", second, working, len(backlog))
-			return nil, own, false
+			left, deadline = unfinished, time.Now().Add(t.cfg.Timeout)
+		case late && first.working == 0 && own.Status != tandem.StatusProcessing:
+			return first, own, true // a callback is late, or the second key's work has not even begun
+		case late:
+			v.doubtf("%s: %d of the %d requests of --api-key have not ended", second, first.working, len(ids))
+			return first, own, false
 		}
 		if err := pause(ctx, pollEvery); err != nil {
 			v.doubtf("%s: %v", second, err)
-			return nil, own, false
+			return first, own, false
 		}
 	}
 }

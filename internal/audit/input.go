@@ -4,88 +4,71 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strings"
 )
 
-const fixProxy = "let no proxy rewrite bodies, paths or headers; if none stands between, report it as SECURITY.md says"
-
 func inputChecks() []Check {
 	caller := []Need{NeedCaller}
-	return []Check{
-		{
-			ID: "input-json", Group: GroupInput,
-			Title: "What is no JSON is refused",
-			Level: LevelQuick, Needs: caller, Remediation: fixProxy,
-			Run: refuseBodies(``, `{"data":{"a":1}`, `{"data":{"a":1}}}`, `{"data":{"a":NaN},"task":"echo"}`, "{\"data\":{\"a\":\"\xff\"},\"task\":\"echo\"}"),
+	const fix = "let no proxy rewrite bodies, paths or headers; without a proxy, report it as SECURITY.md says"
+	return GroupInput.checks(
+		Check{
+			ID: "input-json", Title: "What is not JSON is refused", Needs: caller, Remediation: fix,
+			run: refuses(``, `{"data":{"a":1}`, `{"data":{"a":1}}}`, `{"data":{"a":NaN},"task":"echo"}`,
+				"{\"data\":{\"a\":\"\xff\"},\"task\":\"echo\"}"),
 		},
-		{
-			ID: "input-duplicate-names", Group: GroupInput,
-			Title: "A name that comes twice is refused",
-			Level: LevelQuick, Needs: caller, Remediation: fixProxy,
-			Run: refuseBodies(`{"data":{"a":1,"a":2},"task":"echo"}`, `{"data":{"a":1},"task":"echo","task":"compute"}`),
+		Check{
+			ID: "input-duplicate-names", Title: "A duplicate name is refused", Needs: caller, Remediation: fix,
+			run: refuses(`{"data":{"a":1,"a":2},"task":"echo"}`, `{"data":{"a":1},"task":"echo","task":"compute"}`),
 		},
-		{
-			ID: "input-depth", Group: GroupInput,
-			Title: "Deep nesting is refused",
-			Level: LevelQuick, Needs: caller, Remediation: "lower serve --max-depth",
-			Run: refuseBodies(`{"task":"echo","data":` + nested(1_100) + `}`),
+		Check{
+			ID: "input-depth", Title: "Deep nesting is refused", Needs: caller, Remediation: "lower serve --max-depth",
+			run: refuses(`{"task":"echo","data":` + nested(1_100) + `}`),
 		},
-		{
-			ID: "input-types", Group: GroupInput,
-			Title: "Values of the wrong type or out of range are refused",
-			Level: LevelQuick, Needs: caller, Remediation: fixProxy,
-			Run: refuseBodies(
-				`[]`, `{"data":{},"task":"echo"}`, `{"data":"x","task":"echo"}`, `{"data":{"a":1},"complexity":11,"task":"echo"}`,
-				`{"data":{"a":1},"complexity":1e400,"task":"echo"}`, `{"data":{"a":1},"task":"rm -rf"}`,
-			),
+		Check{
+			ID: "input-types", Title: "Values of the wrong type or out of range are refused",
+			Needs: caller, Remediation: fix,
+			run: refuses(`[]`, `{"data":{},"task":"echo"}`, `{"data":"x","task":"echo"}`,
+				`{"data":{"a":1},"complexity":11,"task":"echo"}`, `{"data":{"a":1},"complexity":1e400,"task":"echo"}`,
+				`{"data":{"a":1},"task":"rm -rf"}`),
 		},
-		{
-			ID: "input-media-type", Group: GroupInput,
-			Title: "No route takes what a form of a foreign page can send",
-			Level: LevelQuick, Needs: caller, Remediation: fixProxy,
-			Run: checkMediaType,
+		Check{
+			ID: "input-media-type", Title: "No route accepts what a form of a foreign page can send",
+			Needs: caller, Remediation: fix, run: sends(must(func(a answer) bool {
+				return a.Status == http.StatusUnsupportedMediaType || a.Status == http.StatusForbidden
+			}, "want 415"), formPosts),
 		},
-		{
-			ID: "input-query", Group: GroupInput,
-			Title: "Unusable parameters are refused",
-			Level: LevelQuick, Needs: caller, Remediation: fixProxy,
-			Run: checkQueries,
+		Check{
+			ID: "input-query", Title: "Invalid parameters are refused", Needs: caller, Remediation: fix,
+			run: sends(isRefused, badQueries),
 		},
-		{
-			ID: "input-path", Group: GroupInput,
-			Title: "Nothing is served that is not in the API",
-			Level: LevelQuick,
-			Remediation: "let the proxy pass on to tandem only what is tandem's, " +
+		Check{
+			ID: "input-path", Title: "Nothing is served that is not in the API",
+			Remediation: "let the proxy pass on to tandem only what belongs to tandem, " +
 				"and serve no files and no debugging handlers beside it",
-			Run: checkPaths,
+			run: sends(must(func(a answer) bool {
+				return a.Status >= 300 && a.Status < 500 && a.Header.Get("Set-Cookie") == ""
+			}, "want a 4xx that reveals nothing"), strangePaths),
 		},
-		{
-			ID: "input-injection", Group: GroupInput,
-			Title: "SQL in an id or a filter is data",
-			Level: LevelQuick, Needs: caller, Remediation: fixProxy,
-			Run: checkInjection,
+		Check{
+			ID: "input-injection", Title: "SQL in an id or a filter is data", Needs: caller, Remediation: fix,
+			run: checkInjection,
 		},
-	}
+	)
 }
 
-// refuseBodies posts bodies that must be refused as bad input.
-func refuseBodies(bodies ...string) func(context.Context, *Target) Finding {
-	return func(ctx context.Context, t *Target) Finding {
-		var v verdict
-		for _, body := range bodies {
-			o := post("/sync", body)
-			o.Either = true
-			a := t.send(ctx, o)
-			v.expect(a, a.refused(), "want a refusal as bad input")
-		}
-		return v.finding()
+// refuses posts bodies that must be refused as bad input.
+func refuses(bodies ...string) checkFunc {
+	all := make([]probe, len(bodies))
+	for i, body := range bodies {
+		all[i] = post("/sync", body)
+		all[i].Either = true
 	}
+	return sends(isRefused, probes(all...))
 }
 
-// checkMediaType sends every route that takes JSON what browsers send without asking, and something that only looks
-// like JSON.
-func checkMediaType(ctx context.Context, t *Target) Finding {
-	var v verdict
+// formPosts send every route that takes JSON what browsers send without asking, and what only looks like JSON.
+func formPosts(t *target) (all []probe) {
 	types := []string{"text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"}
 	if t.cfg.Level == LevelFull {
 		types = append(types, "text/plain; charset=application/json", "application/xml", "text/json",
@@ -96,24 +79,21 @@ func checkMediaType(ctx context.Context, t *Target) Finding {
 			continue
 		}
 		for _, media := range types {
-			o := op.ask(unknownID)
-			o.Header, o.Either = map[string]string{"Content-Type": media}, true
-			a := t.send(ctx, o)
-			v.expect(a, a.Status == http.StatusUnsupportedMediaType || a.Status == http.StatusForbidden, "want 415")
+			p := op.ask(unknownID).with("Content-Type", media)
+			p.Either = true
+			all = append(all, p)
 		}
 	}
-	return v.finding()
+	return all
 }
 
-// checkQueries gives every list what it cannot use: a parameter that it does not have, and bad values for those
-// that it has.
-func checkQueries(ctx context.Context, t *Target) Finding {
-	var v verdict
+// badQueries ask every list for a parameter that it does not have, and with bad values for those that it has.
+func badQueries(t *target) (all []probe) {
 	bad := map[string]string{
 		"limit": "abc", "offset": "-1", "since": "yesterday", "until": "2026-13-01", "status": "%27", "mode": "sync%27",
 		"cursor": "nonsense",
 	}
-	for _, op := range t.lists(func(operation) bool { return true }) {
+	for _, op := range t.lists(isAnyList) {
 		queries := []string{"no-such-filter=1", "limit=1&limit=2", "limit=%zz"}
 		for _, p := range op.Queries {
 			if value, known := bad[p.Name]; known {
@@ -121,81 +101,71 @@ func checkQueries(ctx context.Context, t *Target) Finding {
 			}
 		}
 		for _, query := range queries {
-			a := t.send(ctx, Order{Path: op.Path + "?" + query})
-			v.expect(a, a.refused(), "want a refusal as bad input")
+			all = append(all, probe{Path: op.Path + "?" + query})
 		}
-	}
-	return v.finding()
-}
-
-// strangePaths are what other software serves, what lies in the folder of a deployment, and ways out of a folder.
-func strangePaths(level Level) []string {
-	all := []string{
-		"/debug/pprof/", "/debug/vars", "/debug/requests", "/.git/HEAD", "/.git/config", "/.env", "/tandem.db",
-		"/tandem.db-wal", "/data.db",
-		"/backup.db", "/tandem.yaml", "/submissions.log", "/requests/..%2f..%2f..%2f..%2fetc%2fpasswd",
-		"/docs/..%2f..%2f..%2fetc%2fpasswd",
-		"/docs/%2e%2e%2f%2e%2e%2fgo.mod", "/docs/.git/HEAD", "/requests/%00", "/requests/%0d%0aSet-Cookie:%20audit=1",
-		"/server-status", "/actuator/env",
-	}
-	if level == LevelFull {
-		all = append(all,
-			"/debug/", "/debug/pprof/heap", "/debug/pprof/cmdline", "/.git/", "/.git/index", "/.hg/", "/.svn/entries",
-			"/.aws/credentials", "/.ssh/id_rsa",
-			"/.DS_Store", "/.htpasswd", "/db/tandem.db", "/var/lib/tandem/tandem.db", "/data/tandem.db",
-			"/tandem.db.gz", "/tandem.db-shm", "/tandem.db.lock",
-			"/tandem.sqlite", "/tandem.sqlite3", "/app.db", "/database.db", "/test.db", "/config.yaml",
-			"/docker-compose.yml", "/go.mod", "/main.go",
-			"/static/", "/files/", "/admin", "/console", "/phpinfo.php", "/nginx_status", "/docs/",
-			"/docs/..%5c..%5cgo.mod", "/docs/....//go.mod", "/etc/passwd",
-		)
 	}
 	return all
 }
 
-func checkPaths(ctx context.Context, t *Target) Finding {
-	var v verdict
-	for _, path := range strangePaths(t.cfg.Level) {
-		for i, spelled := range []string{
-			path, "/" + path, "/livez/.." + path, strings.ToUpper(path[:min(len(path), 6)]) + path[min(len(path), 6):],
-		} {
-			if i > 0 && strings.Contains(path, "%") {
-				break
-			}
-			a := t.send(ctx, Order{Path: spelled, NoKey: i > 1})
-			quiet := a.Status >= 300 && a.Status < 500 && a.Header.Get("Set-Cookie") == ""
-			v.expect(a, quiet, "want a 4xx that gives nothing away")
-		}
-	}
-	return v.finding()
+// foreignPaths are what other software serves, what lies in the folder of a deployment, and ways out of a folder.
+var foreignPaths = []string{
+	"/debug/pprof/", "/debug/vars", "/debug/requests", "/.git/HEAD", "/.git/config", "/.env", "/tandem.db",
+	"/tandem.db-wal", "/data.db", "/backup.db", "/tandem.yaml", "/submissions.log",
+	"/requests/..%2f..%2f..%2f..%2fetc%2fpasswd", "/docs/..%2f..%2f..%2fetc%2fpasswd", "/docs/%2e%2e%2f%2e%2e%2fgo.mod",
+	"/docs/.git/HEAD", "/requests/%00", "/requests/%0d%0aSet-Cookie:%20audit=1", "/server-status", "/actuator/env",
 }
 
-// checkInjection writes SQL where ids and names belong. There is something to find: the audit has made it.
-func checkInjection(ctx context.Context, t *Target) Finding {
-	var v verdict
-	if _, ok := t.property(ctx, &v); !ok {
-		return v.finding()
+// moreForeignPaths are for the full level.
+var moreForeignPaths = []string{
+	"/debug/", "/debug/pprof/heap", "/debug/pprof/cmdline", "/.git/", "/.git/index", "/.hg/", "/.svn/entries",
+	"/.aws/credentials", "/.ssh/id_rsa", "/.DS_Store", "/.htpasswd", "/db/tandem.db", "/var/lib/tandem/tandem.db",
+	"/data/tandem.db", "/tandem.db.gz", "/tandem.db-shm", "/tandem.db.lock", "/tandem.sqlite", "/tandem.sqlite3",
+	"/app.db", "/database.db", "/test.db", "/config.yaml", "/docker-compose.yml", "/go.mod", "/main.go", "/static/",
+	"/files/", "/admin", "/console", "/phpinfo.php", "/nginx_status", "/docs/", "/docs/..%5c..%5cgo.mod",
+	"/docs/....//go.mod", "/etc/passwd",
+}
+
+// strangePaths ask for foreign paths in several spellings, half of them without a key.
+func strangePaths(t *target) (all []probe) {
+	paths := foreignPaths
+	if t.cfg.Level == LevelFull {
+		paths = slices.Concat(paths, moreForeignPaths)
 	}
+	for _, path := range paths {
+		all = append(all, probe{Path: path})
+		if !strings.Contains(path, "%") {
+			start := min(len(path), 6)
+			all = append(all, probe{Path: "/" + path}, probe{Path: "/livez/.." + path, NoKey: true},
+				probe{Path: strings.ToUpper(path[:start]) + path[start:], NoKey: true})
+		}
+	}
+	return all
+}
+
+// checkInjection writes SQL where ids and names belong. There is something to find: requests of the audit's own.
+func checkInjection(ctx context.Context, t *target, v *verdict) {
+	if _, ok := t.property(ctx, v); !ok {
+		return
+	}
+	harmless := must(func(a answer) bool {
+		return a.refused() || a.Status == http.StatusNotFound ||
+			a.Status == http.StatusOK && strings.Contains(a.probe.Path, "?") && empty(a.Body)
+	}, "want 404, an empty list or a refusal")
 	for _, path := range []string{"/requests/%27%20OR%20%271%27=%271", "/requests/x%27;SELECT%201--"} {
-		a := t.send(ctx, Order{Path: path})
-		v.expect(a, a.Status == http.StatusNotFound || a.refused(), "want 404")
+		v.judge(t.send(ctx, probe{Path: path}), harmless)
 	}
-	for _, op := range t.lists(func(operation) bool { return true }) {
+	for _, op := range t.lists(isAnyList) {
 		for _, p := range op.Queries {
 			if p.Name != "task" && p.Name != "batch_id" {
 				continue
 			}
 			for _, attack := range []string{
-				"%27%20OR%20%271%27=%271", "x%27)%20OR%201=1--", "x%27%20UNION%20SELECT%20*%20FROM%20keys--", "%25",
-				"_",
+				"%27%20OR%20%271%27=%271", "x%27)%20OR%201=1--", "x%27%20UNION%20SELECT%20*%20FROM%20keys--", "%25", "_",
 			} {
-				a := t.send(ctx, Order{Path: op.Path + "?" + p.Name + "=" + attack})
-				harmless := a.refused() || a.Status == http.StatusNotFound || a.Status == http.StatusOK && empty(a.Body)
-				v.expect(a, harmless, "want an empty list or a refusal")
+				v.judge(t.send(ctx, probe{Path: op.Path + "?" + p.Name + "=" + attack}), harmless)
 			}
 		}
 	}
-	return v.finding()
 }
 
 // empty reports whether a body is a list without entries, on its own or as the member of an object.

@@ -2,192 +2,149 @@ package audit
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 
-	"tandem"
+	"tandem/internal/receiver"
 )
 
 func errorChecks() []Check {
-	return []Check{
-		{
-			ID: "error-problems", Group: GroupErrors,
-			Title: "Errors are problems after RFC 9457",
-			Level: LevelQuick, Needs: []Need{NeedCaller},
-			Remediation: "let the proxy pass the answers of tandem on instead of pages of its own", Run: checkProblems,
+	const fix = "turn off the error pages of the proxy; if tandem said it, report it as SECURITY.md says"
+	return GroupErrors.checks(
+		Check{
+			ID: "error-problems", Title: "Errors are problems (RFC 9457)", Needs: []Need{NeedCaller}, run: checkProblems,
+			Remediation: "let the proxy pass the answers of tandem on instead of pages of its own",
 		},
-		{
-			ID: "error-markup", Group: GroupErrors,
-			Title:       "Errors never are pages with what the caller wrote",
-			Level:       LevelQuick,
-			Remediation: "let no proxy make HTML of errors", Run: checkMarkup,
+		Check{
+			ID: "error-markup", Title: "Errors are never pages with what the caller wrote", run: checkMarkup,
+			Remediation: "let no proxy make HTML of errors",
 		},
-		{
-			ID: "error-request-id", Group: GroupErrors,
-			Title:       "A hostile X-Request-ID is replaced",
-			Level:       LevelQuick,
-			Remediation: "let the proxy set X-Request-ID itself, or remove it", Run: checkRequestID,
+		Check{
+			ID: "error-request-id", Title: "A hostile X-Request-ID is replaced", run: checkRequestID,
+			Remediation: "let the proxy set X-Request-ID itself, or remove it",
 		},
-		{
-			ID: "error-5xx", Group: GroupErrors,
-			Title: "Nothing in this audit made the server fail",
-			Level: LevelQuick, stage: 1,
-			Remediation: "bad input must never be a 5xx: look into the log under the X-Request-ID of the answer, " +
+		Check{
+			ID: "error-5xx", Title: "Nothing in this audit made the server fail", stage: 1,
+			run: looksBack(func(t *target) []string { return t.crashes }, hardRequests),
+			Remediation: "bad input must never cause a 5xx: search the log for the X-Request-ID of the answer, " +
 				"and report it as SECURITY.md says",
-			Run: checkCrashes,
 		},
-		{
-			ID: "error-internals", Group: GroupErrors,
-			Title: "No answer in this audit tells of the inside",
-			Level: LevelQuick, stage: 1,
-			Remediation: "turn error pages of the proxy off; if tandem said it, report it as SECURITY.md says",
-			Run:         checkLeaks,
+		Check{
+			ID: "error-internals", Title: "No answer in this audit reveals internals", Remediation: fix, stage: 1,
+			run: looksBack(func(t *target) []string { return t.leaks },
+				probes(append([]probe{{Path: "/requests/%27%22%3C%00"}}, failing...)...)),
 		},
-		{
-			ID: "error-addresses", Group: GroupErrors,
-			Title: "No error in this audit names an address inside",
-			Level: LevelQuick, stage: 1,
-			Remediation: "turn error pages of the proxy off; if tandem said it, report it as SECURITY.md says",
-			Run:         checkAddresses,
+		Check{
+			ID: "error-addresses", Title: "No error in this audit names an internal address", Remediation: fix, stage: 1,
+			run: checkAddresses,
 		},
-		{
-			ID: "error-secrets", Group: GroupErrors,
-			Title: "No answer in this audit holds a key or a signing secret",
-			Level: LevelQuick, stage: 1,
-			Remediation: fixShown,
-			Run:         checkSecrets,
+		Check{
+			ID: "error-secrets", Title: "No answer in this audit holds a key or a signing secret", stage: 1,
+			Remediation: fixShown, run: checkSecrets,
 		},
-	}
+	)
 }
 
-func checkProblems(ctx context.Context, t *Target) Finding {
-	var v verdict
+func checkProblems(ctx context.Context, t *target, v *verdict) {
 	for _, c := range []struct {
-		order  Order
+		probe  probe
 		status int
 	}{
-		{Order{Path: "/audit-no-such-path"}, http.StatusNotFound},
-		{Order{Path: "/requests/req_00000000000000000000000000000000"}, http.StatusNotFound},
-		{Order{Method: http.MethodDelete, Path: "/sync"}, http.StatusMethodNotAllowed},
+		{probe{Path: "/audit-no-such-path"}, http.StatusNotFound},
+		{probe{Path: "/requests/" + unknownID}, http.StatusNotFound},
+		{probe{Method: http.MethodDelete, Path: "/sync"}, http.StatusMethodNotAllowed},
 		{post("/sync", `{"data":`), http.StatusBadRequest},
 		{post("/sync", `{}`), http.StatusUnprocessableEntity},
 	} {
-		a := t.send(ctx, c.order)
-		var problem struct {
-			Type   string `json:"type"`
-			Title  string `json:"title"`
-			Code   string `json:"code"`
-			Status int    `json:"status"`
-		}
-		decoded := json.Unmarshal(a.Body, &problem) == nil
-		switch {
-		case a.Status != c.status:
-			v.expect(a, false, "want "+http.StatusText(c.status))
-		case !strings.HasPrefix(a.Header.Get("Content-Type"), "application/problem+json"):
-			v.expect(a, false, "no application/problem+json")
-		case a.Status == http.StatusMethodNotAllowed && a.Header.Get("Allow") == "":
-			v.expect(a, false, "no Allow")
-		default:
-			v.expect(a, decoded && problem.Type != "" && problem.Title != "" && problem.Code != "" && problem.Status == a.Status, "type, title, code or status is missing")
-		}
+		v.judge(t.send(ctx, c.probe), func(a answer) string {
+			p := a.problem()
+			switch {
+			case a.Status != c.status:
+				return "want " + http.StatusText(c.status)
+			case !strings.HasPrefix(a.Header.Get("Content-Type"), "application/problem+json"):
+				return "no application/problem+json"
+			case a.Status == http.StatusMethodNotAllowed && a.Header.Get("Allow") == "":
+				return "no Allow"
+			case p.Type == "" || p.Title == "" || p.Code == "" || p.Status != a.Status:
+				return "type, title, code or status is missing"
+			default:
+				return ""
+			}
+		})
 	}
-	return v.finding()
 }
 
-func checkMarkup(ctx context.Context, t *Target) Finding {
-	var v verdict
-	const script = "<script>alert(1)</script>"
-	for _, path := range []string{"/%3Cscript%3Ealert(1)%3C/script%3E", "/problems/%3Cscript%3Ealert(1)%3C%2Fscript%3E", "/requests?%3Cscript%3Ealert(1)%3C/script%3E=1"} {
-		a := t.send(ctx, Order{Path: path})
-		html := strings.Contains(a.Header.Get("Content-Type"), "html") || a.Header.Get("Content-Type") == ""
-		v.expect(a, !html || !strings.Contains(string(a.Body), script), "the page holds the script")
-	}
-	return v.finding()
-}
+var checkMarkup = sends(must(func(a answer) bool {
+	media := a.Header.Get("Content-Type")
+	html := media == "" || strings.Contains(media, "html")
+	return !html || !strings.Contains(string(a.Body), "<script>alert(1)</script>")
+}, "the page holds the script"), probes(
+	probe{Path: "/%3Cscript%3Ealert(1)%3C/script%3E"},
+	probe{Path: "/problems/%3Cscript%3Ealert(1)%3C%2Fscript%3E"},
+	probe{Path: "/requests?%3Cscript%3Ealert(1)%3C/script%3E=1"},
+))
 
-func checkRequestID(ctx context.Context, t *Target) Finding {
-	var v verdict
+func checkRequestID(ctx context.Context, t *target, v *verdict) {
 	for _, id := range []string{"<script>", strings.Repeat("a", 2_000), `x" level="error`, "x\tadmin"} {
-		a := t.send(ctx, Order{Path: "/healthz", Header: map[string]string{"X-Request-ID": id}})
-		v.expect(a, a.Header.Get("X-Request-ID") != id, "it came back as it was")
+		a := t.send(ctx, probe{Path: "/healthz"}.with("X-Request-ID", id))
+		v.expect(a, a.Header.Get("X-Request-ID") != id, "it came back unchanged")
 	}
-	return v.finding()
 }
 
-// checkCrashes looks back at all answers, after requests of its own that are meant to be hard.
-func checkCrashes(ctx context.Context, t *Target) Finding {
-	var v verdict
-	expect := func(path string) {
-		a := t.send(ctx, Order{Path: path})
-		v.expect(a, a.Status < http.StatusInternalServerError, "want a 4xx")
+// looksBack is a check of all answers of the audit, after some of its own. What they gave away decides it.
+func looksBack(found func(*target) []string, probes func(*target) []probe) checkFunc {
+	return func(ctx context.Context, t *target, v *verdict) {
+		sends(isAny, probes)(ctx, t, v)
+		v.failed = slices.Clone(found(t))
 	}
-	for _, path := range []string{"/requests/" + strings.Repeat("a", 4_000), "/requests/%00", "/requests/%ff", "/%"} {
-		expect(path)
+}
+
+// hardRequests are requests that are easy to get wrong: extreme values for every parameter of every list.
+func hardRequests(t *target) []probe {
+	all := []probe{
+		{Path: "/requests/" + strings.Repeat("a", 4_000)}, {Path: "/requests/%00"}, {Path: "/requests/%ff"}, {Path: "/%"},
 	}
 	hard := []string{
 		"%00", "%ff%fe", "99999999999999999999", "-1", "0000-00-00T00:00:00Z", "9999-12-31T23:59:59Z",
 		"%F0%9F%92%A9", strings.Repeat("a", 2_000),
 	}
-	for _, op := range t.lists(func(operation) bool { return true }) {
+	for _, op := range t.lists(isAnyList) {
 		for _, p := range op.Queries {
 			for _, value := range hard {
-				expect(op.Path + "?" + url.QueryEscape(p.Name) + "=" + value)
+				all = append(all, probe{Path: op.Path + "?" + url.QueryEscape(p.Name) + "=" + value})
 			}
 		}
 	}
-	return v.lookedBack(t.crashes)
+	return all
 }
 
-// lookedBack is the finding of a check that goes by all answers of the audit: those of its own are among them.
-func (v *verdict) lookedBack(lines []string) Finding {
-	v.failed = slices.Clone(lines)
-	return v.finding()
-}
-
-func checkLeaks(ctx context.Context, t *Target) Finding {
-	var v verdict
-	for _, o := range append(errorOrders(), Order{Path: "/requests/%27%22%3C%00"}) {
-		v.expect(t.send(ctx, o), true, "")
-	}
-	return v.lookedBack(t.leaks)
-}
-
-// checkAddresses looks back as well, and at the history of a callback that was cut off, where it has a receiver.
-func checkAddresses(ctx context.Context, t *Target) Finding {
-	var v verdict
-	for _, o := range errorOrders() {
-		v.expect(t.send(ctx, o), true, "")
-	}
-	if t.cfg.Receiver == nil || !t.has(NeedCaller) {
-		return v.lookedBack(t.addresses)
-	}
-	a := t.submit(ctx, t.callback(t.cfg.Receiver.hook(cutOff, "")))
-	if a.Status == http.StatusAccepted {
-		request, last := t.await(ctx, a, t.cfg.Patience, func(r tandem.Request) bool { return len(r.Attempts) > 0 })
-		for _, attempt := range request.Attempts {
-			if found := foundIn(addresses, attempt.Error, t.cfg.CallbackURL); found != "" {
-				t.addresses = append(t.addresses, fmt.Sprintf("%s, with %q in the error of an attempt", last, found))
+// checkAddresses also looks at the history of a callback whose connection broke, where there is a receiver.
+func checkAddresses(ctx context.Context, t *target, v *verdict) {
+	if t.cfg.Receiver != nil && t.has(NeedCaller) {
+		a := t.submit(ctx, t.callback(t.cfg.Receiver.New(receiver.CutOff, "")))
+		if a.Status == http.StatusAccepted {
+			attempt, last := t.firstAttempt(ctx, a)
+			if attempt != nil && foundIn(addresses, attempt.Error, t.cfg.CallbackURL) != "" {
+				t.addresses = append(t.addresses, fmt.Sprintf("%s, with %q in the error of an attempt", last,
+					foundIn(addresses, attempt.Error, t.cfg.CallbackURL)))
 			}
 		}
 	}
-	return v.lookedBack(t.addresses)
+	looksBack(func(t *target) []string { return t.addresses }, probes(failing...))(ctx, t, v)
 }
 
-// checkSecrets looks back, too, at answers to everything that can be read, and at what came to the receiver.
-func checkSecrets(ctx context.Context, t *Target) Finding {
-	var v verdict
-	for _, s := range t.sweep(ctx) {
-		v.expect(s.Answer, true, "")
-	}
-	v.expect(t.send(ctx, post("/sync", echoBody)), true, "")
-	for _, text := range t.cfg.Receiver.texts() {
+// checkSecrets also looks at answers to everything that can be read, and at what came to the receiver.
+func checkSecrets(ctx context.Context, t *target, v *verdict) {
+	for _, text := range t.cfg.Receiver.Texts() {
 		if found := secretIn(text); found != "" {
 			t.secrets = append(t.secrets, "a callback holds something that begins with "+found)
 		}
 	}
-	return v.lookedBack(t.secrets)
+	for _, s := range t.sweep(ctx) {
+		v.judge(s.answer, isAny)
+	}
+	looksBack(func(t *target) []string { return t.secrets }, probes(post("/sync", echoBody)))(ctx, t, v)
 }

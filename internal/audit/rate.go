@@ -13,7 +13,7 @@ import (
 	"tandem"
 )
 
-// Largest allowances that an audit uses up to see what comes after them.
+// Largest quotas that an audit uses up to see what comes after them.
 const (
 	mostDrained     = 200
 	mostDrainedFull = 1_000
@@ -21,60 +21,47 @@ const (
 
 func rateChecks() []Check {
 	caller := []Need{NeedCaller}
-	return []Check{
-		{
-			ID: "rate-limit-announced", Group: GroupRate,
-			Title: "Answers to POST say how much is left",
-			Level: LevelQuick, Needs: caller,
-			Remediation: "set serve --rate-limit 50/60s, and let the proxy pass RateLimit headers on",
-			Run:         checkAnnounced(cheap),
+	const fixPosts, fixReads = "set serve --rate-limit 50/60s", "set serve --read-limit 600/60s"
+	return GroupRate.checks(
+		Check{
+			ID: "rate-limit-announced", Title: "Answers to POST say how many calls are left", Needs: caller,
+			run:         sends(announced, probes(cheap)),
+			Remediation: fixPosts + ", and let the proxy pass RateLimit headers on",
 		},
-		{
-			ID: "rate-limit-reads", Group: GroupRate,
-			Title: "GET has an allowance of its own",
-			Level: LevelQuick, Needs: caller,
-			Remediation: "set serve --read-limit 600/60s, and let the proxy pass RateLimit headers on",
-			Run:         checkAnnounced(glance),
+		Check{
+			ID: "rate-limit-reads", Title: "GET has a rate limit of its own", Needs: caller,
+			run:         sends(announced, probes(glance)),
+			Remediation: fixReads + ", and let the proxy pass RateLimit headers on",
 		},
-		{
-			ID: "rate-limit-forwarded-for", Group: GroupRate,
-			Title: "Nobody escapes with an invented X-Forwarded-For",
-			Level: LevelQuick, Needs: caller,
+		Check{
+			ID: "rate-limit-forwarded-for", Title: "Nobody escapes with an invented X-Forwarded-For", Needs: caller,
+			run: checkRateForwarded,
 			Remediation: "name only your own proxies with serve --trusted-proxy, " +
 				"and let them overwrite X-Forwarded-For",
-			Run: checkRateForwarded,
 		},
-		{
-			ID: "rate-limit-batch", Group: GroupRate,
-			Title: "A batch counts as many as it holds",
-			Level: LevelFull, Needs: caller,
-			Remediation: fixReport, Run: checkRateBatch,
+		Check{
+			ID: "rate-limit-batch", Title: "Each entry of a batch counts", Level: LevelFull, Needs: caller,
+			run: checkRateBatch, Remediation: fixReport,
 		},
-		{
-			ID: "rate-limit-wrong-key", Group: GroupRate,
-			Title: "Guessing keys is limited",
-			Level: LevelFull, stage: 3,
-			Remediation: "set serve --rate-limit 50/60s; let no proxy answer 401 itself", Run: checkRateWrongKey,
+		Check{
+			ID: "rate-limit-wrong-key", Title: "Guessing keys is limited", Level: LevelFull, stage: 3,
+			run: checkRateWrongKey, Remediation: fixPosts + "; let no proxy answer 401 itself",
 		},
-		{
-			ID: "rate-limit-enforced", Group: GroupRate,
-			Title: "Beyond the limit the answer is 429 with Retry-After",
-			Level: LevelQuick, Needs: caller, stage: 4,
-			Remediation: "set serve --rate-limit 50/60s", Run: checkEnforced(cheap, (*Target).postsBeside),
+		Check{
+			ID: "rate-limit-enforced", Title: "Beyond the limit the answer is 429 with Retry-After", Needs: caller,
+			stage: 4, run: checkEnforced(cheap, (*target).otherPosts), Remediation: fixPosts,
 		},
-		{
-			ID: "rate-limit-reads-enforced", Group: GroupRate,
-			Title: "Beyond the limit on GET, too",
-			Level: LevelQuick, Needs: caller, stage: 5,
-			Remediation: "set serve --read-limit 600/60s", Run: checkEnforced(glance, (*Target).getsBeside),
+		Check{
+			ID: "rate-limit-reads-enforced", Title: "The same beyond the limit on GET", Needs: caller,
+			stage: 5, run: checkEnforced(glance, (*target).otherReads), Remediation: fixReads,
 		},
-	}
+	)
 }
 
 // glance is a GET that counts and finds nothing.
-var glance = Order{Path: "/requests/" + unknownID}
+var glance = probe{Path: "/requests/" + unknownID}
 
-// cheap is a POST that is refused for what is in it: it counts, and costs nothing.
+// cheap is a POST that is refused for its content: it counts, and costs nothing.
 var cheap = post("/sync", `{}`)
 
 var (
@@ -82,102 +69,86 @@ var (
 	rateLeft   = regexp.MustCompile(`;r=(\d+)`)
 )
 
-// policy reads RateLimit-Policy: calls and seconds.
-func (a Answer) policy() (calls, seconds int, ok bool) {
-	found := ratePolicy.FindStringSubmatch(a.Header.Get("RateLimit-Policy"))
-	if found == nil {
-		return 0, 0, false
+// quota is what the headers about the rate limit say.
+type quota struct {
+	calls, seconds int
+	announced      bool // RateLimit-Policy names both
+	left           int  // calls that would pass now
+	known          bool // RateLimit names left
+}
+
+func (a answer) quota() (q quota) {
+	if found := ratePolicy.FindStringSubmatch(a.Header.Get("RateLimit-Policy")); found != nil {
+		q.calls, _ = strconv.Atoi(found[1]) // 0 where it is out of range
+		q.seconds, _ = strconv.Atoi(found[2])
+		q.announced = q.calls > 0 && q.seconds > 0
 	}
-	calls, err := strconv.Atoi(found[1])
-	seconds, err2 := strconv.Atoi(found[2])
-	return calls, seconds, err == nil && err2 == nil && calls > 0 && seconds > 0
-}
-
-// left reads RateLimit: how many calls would be taken now.
-func (a Answer) left() (int, bool) {
-	found := rateLeft.FindStringSubmatch(a.Header.Get("RateLimit"))
-	if found == nil {
-		return 0, false
+	if found := rateLeft.FindStringSubmatch(a.Header.Get("RateLimit")); found != nil {
+		var err error
+		q.left, err = strconv.Atoi(found[1])
+		q.known = err == nil
 	}
-	left, err := strconv.Atoi(found[1])
-	return left, err == nil
+	return q
 }
 
-// limits shows the headers about the rate limit.
-func (a Answer) limits() string {
-	return "RateLimit-Policy: " + oneLine(cmp.Or(a.Header.Get("RateLimit-Policy"), "none")) + ", RateLimit: " + oneLine(cmp.Or(a.Header.Get("RateLimit"), "none"))
-}
-
-// checkAnnounced looks for the two headers.
-func checkAnnounced(o Order) func(context.Context, *Target) Finding {
-	return func(ctx context.Context, t *Target) Finding {
-		var v verdict
-		a := t.send(ctx, o)
-		_, _, announced := a.policy()
-		_, left := a.left()
-		a.Sent += " with " + a.limits()
-		v.expect(a, announced && left, "want both headers")
-		return v.finding()
+// announced is the rule that both headers about the rate limit are there.
+func announced(a answer) string {
+	if q := a.quota(); !q.announced || !q.known {
+		return fmt.Sprintf("want both headers; RateLimit-Policy: %s, RateLimit: %s",
+			oneLine(cmp.Or(a.Header.Get("RateLimit-Policy"), "none")), oneLine(cmp.Or(a.Header.Get("RateLimit"), "none")))
 	}
+	return ""
 }
 
-// checkRateForwarded sends three POSTs under three names that nobody has: each must find those before it
-// counted. That less is left than before cannot be asked for: older calls run out meanwhile.
-func checkRateForwarded(ctx context.Context, t *Target) Finding {
-	var v verdict
+// checkRateForwarded sends three POSTs under three unused addresses: each must find that those before it count. It
+// cannot ask for fewer calls left than before: older calls expire meanwhile.
+func checkRateForwarded(ctx context.Context, t *target, v *verdict) {
 	for i := range 3 {
 		from := fmt.Sprintf("198.18.%d.%d", rand.N(256), rand.N(256)) // RFC 2544: no client's
-		o := cheap
-		o.Header = map[string]string{"X-Forwarded-For": from, "X-Real-IP": from, "Forwarded": "for=" + from}
-		o.Hasty = i > 0 // a wait would let the first run out, and a 429 says that it counts
-		a := t.send(ctx, o)
-		a.Sent = "POST /sync as " + from
-		calls, _, announced := a.policy()
-		left, ok := a.left()
+		p := cheap
+		p.Header = map[string]string{"X-Forwarded-For": from, "X-Real-IP": from, "Forwarded": "for=" + from}
+		p.Hasty = i > 0 // a wait would let the first expire, and a 429 says that it counts
+		p.Shown = "POST /sync as " + from
+		a := t.send(ctx, p)
+		q := a.quota()
 		switch {
-		case a.Err != nil:
-			v.expect(a, false, "")
-		case i > 0 && a.Status == http.StatusTooManyRequests:
-			v.passf("%s", a)
-		case !announced || !ok:
+		case a.Err != nil || i > 0 && a.Status == http.StatusTooManyRequests:
+			v.judge(a, isAny)
+		case !q.announced || !q.known:
 			v.doubtf("%s: no RateLimit headers to compare", a)
-		case left > calls-1-i:
-			v.failf("%s with %d of %d left: what was sent under other names does not count", a, left, calls)
+		case q.left > q.calls-1-i:
+			v.failf("%s with %d of %d left: calls under other addresses do not count", a, q.left, q.calls)
 		default:
-			v.passf("%s with %d of %d left", a, left, calls)
+			v.passf("%s with %d of %d left", a, q.left, q.calls)
 		}
 	}
-	return v.finding()
 }
 
-// checkRateBatch makes four submissions: a refused batch may rightly count as one. It looks again, twice at
-// most, when the three seem to count as one: older calls may have run out meanwhile.
-func checkRateBatch(ctx context.Context, t *Target) Finding {
-	var v verdict
+// checkRateBatch makes four submissions: a refused batch may count as one. Older calls may expire meanwhile, so it
+// looks again, twice at most, when the three seem to count as one.
+func checkRateBatch(ctx context.Context, t *target, v *verdict) {
 	const entry = `{"firstName":"Audit","lastName":"Audit"}`
 	for tries := 1; ; tries++ {
 		first := t.send(ctx, post("/api/submit/batch", `{"submissions":[`+entry+`]}`))
 		second := t.send(ctx, post("/api/submit/batch", `{"submissions":[`+entry+`,`+entry+`,`+entry+`]}`))
-		before, ok := first.left()
-		after, ok2 := second.left()
-		second.Sent = "a batch of 1, then of 3"
+		before, after := first.quota(), second.quota()
 		switch {
 		case first.Status == http.StatusNotFound:
 			v.doubtf("%s: there are no batches here", first)
-		case first.Err != nil || second.Err != nil || !ok || !ok2:
+		case first.Err != nil || second.Err != nil || !before.known || !after.known:
 			v.doubtf("%s, %s: no RateLimit headers to compare", first, second)
-		case before-after < 3 && tries < 3 && pause(ctx, t.cfg.Settle) == nil:
+		case before.left-after.left < 3 && tries < 3 && pause(ctx, t.cfg.Quiet) == nil:
 			continue
 		default:
-			second.Sent += ", " + strconv.Itoa(before) + " and then " + strconv.Itoa(after) + " left"
-			v.expect(second, before-after >= 3, "the three count as one")
+			second.Sent = fmt.Sprintf("a batch of 1, then of 3, %d and then %d left", before.left, after.left)
+			v.expect(second, before.left-after.left >= 3, "the three count as one")
 		}
-		return v.finding()
+		return
 	}
 }
 
-// drains is the largest allowance that this audit uses up.
-func (t *Target) drains() int {
+// drains is the largest quota that this audit uses up.
+func (t *target) drains() int {
 	if t.cfg.Level == LevelFull {
 		return mostDrainedFull
 	}
@@ -185,138 +156,130 @@ func (t *Target) drains() int {
 }
 
 // checkRateWrongKey guesses until it is stopped.
-func checkRateWrongKey(ctx context.Context, t *Target) Finding {
-	var v verdict
-	const unannounced = 60 // guesses, where nobody says how many are too many
-	guesses := unannounced
-	var last Answer
+func checkRateWrongKey(ctx context.Context, t *target, v *verdict) {
+	guesses := 60 // where no quota is announced
+	var last answer
 	for i := 0; i <= guesses; i++ {
-		o := cheap
-		o.Key, o.Hasty = unknownKey(), true
-		last = t.send(ctx, o)
-		last.Sent = "wrong key number " + strconv.Itoa(i+1)
-		if last.Err != nil || last.Status != http.StatusUnauthorized && last.Status != http.StatusForbidden {
+		p := cheap.hasty()
+		p.Key, p.Shown = unknownKey(), "wrong key number "+strconv.Itoa(i+1)
+		last = t.send(ctx, p)
+		if !last.unauthorized() {
 			break
 		}
-		if calls, _, announced := last.policy(); announced {
-			guesses = calls
+		if q := last.quota(); q.announced {
+			guesses = q.calls
 		}
 		if guesses > t.drains() {
 			v.doubtf("%s: the limit of %d is more than an audit tries (%d)", last, guesses, t.drains())
-			return v.finding()
+			return
 		}
 	}
-	switch {
-	case last.Err == nil && last.Status != http.StatusTooManyRequests && last.Status != http.StatusUnauthorized && last.Status != http.StatusForbidden:
+	if last.Err == nil && last.Status != http.StatusTooManyRequests && !last.unauthorized() {
 		v.doubtf("%s: keys are not asked for", last)
-	default:
-		v.expect(last, last.Status == http.StatusTooManyRequests, "guessing goes on unhindered")
+		return
 	}
-	return v.finding()
+	v.expect(last, last.Status == http.StatusTooManyRequests, "guessing is not limited")
 }
 
-// hasty is an order that takes a 429 for an answer.
-func hasty(o Order) Order {
-	o.Hasty = true
-	return o
-}
-
-// drain repeats an order until it is refused with 429 or must have been, and says how often it was sent.
-func (t *Target) drain(ctx context.Context, o Order, calls int) (last Answer, sent int) {
+// drain repeats a probe until it is refused with 429 or must have been, and says how often it was sent.
+func (t *target) drain(ctx context.Context, p probe, calls int) (last answer, sent int) {
 	for sent < calls+2 && last.Err == nil && last.Status != http.StatusTooManyRequests {
-		last = t.send(ctx, hasty(o))
+		last = t.send(ctx, p.hasty())
 		sent++
 	}
 	return last, sent
 }
 
-// checkEnforced uses an allowance up with requests that cost nothing, and then looks whether it holds for all that
-// counts against it. It comes last: afterwards the deployment has no time for us.
-func checkEnforced(o Order, beside func(*Target) (routes, spellings []Order)) func(context.Context, *Target) Finding {
-	return func(ctx context.Context, t *Target) Finding {
-		var v verdict
+// checkEnforced uses a quota up with probes that cost nothing, and then looks whether it holds for everything that
+// counts against it. It comes last: afterwards the deployment has no calls left for the audit.
+func checkEnforced(p probe, others func(*target) (routes, spellings []probe)) checkFunc {
+	return func(ctx context.Context, t *target, v *verdict) {
 		began := time.Now()
-		a := t.send(ctx, hasty(o))
-		calls, seconds, announced := a.policy()
-		switch {
-		case !announced:
-			calls, seconds = 60, 3600
-		case calls > t.drains() && t.cfg.Level == LevelQuick:
-			return Finding{Skipped, []string{fmt.Sprintf("--level full uses a limit of %d in %d s up", calls, seconds)}}
-		case calls > t.drains():
-			v.doubtf("%s: the limit of %d in %d s is more than an audit tries (%d)", a, calls, seconds, t.drains())
-			return v.finding()
+		q := t.send(ctx, p.hasty()).quota()
+		if !q.announced {
+			q.calls, q.seconds = 60, 3600
 		}
-		a, sent := t.drain(ctx, o, calls)
-		took := time.Since(began)
-		a.Sent += ", number " + strconv.Itoa(sent)
-		if a.Err == nil && a.Status != http.StatusTooManyRequests && took > time.Duration(seconds)*time.Second {
-			v.doubtf("%s: they took %v, longer than the window", a, took.Round(time.Second))
-			return v.finding()
-		}
-		wait, err := strconv.Atoi(a.Header.Get("Retry-After"))
-		v.expect(a, a.Status == http.StatusTooManyRequests, "none was refused with 429")
-		if a.Status != http.StatusTooManyRequests {
-			return v.finding()
-		}
-		v.expect(a, err == nil && wait > 0, "no Retry-After in whole seconds")
-		v.expect(a, a.Code() == tandem.CodeRateLimited, "not the problem RATE_LIMITED")
-		routes, spellings := beside(t)
-		for _, other := range spellings {
-			if elsewhere(t.send(ctx, hasty(other))) {
-				continue
+		if limit := fmt.Sprintf("a limit of %d in %d s", q.calls, q.seconds); q.calls > t.drains() {
+			if t.cfg.Level == LevelQuick {
+				v.skipped = []string{"--level full uses up " + limit}
+			} else {
+				v.doubtf("%s is more than an audit tries (%d)", limit, t.drains())
 			}
-			routes = append(routes, other)
+			return
 		}
-		// Calls of before the check run out of the window meanwhile, so one may get through; as many as the
-		// allowance holds may not.
-		for _, other := range routes {
-			a, sent := t.drain(ctx, other, calls)
-			v.expect(a, a.Status == http.StatusTooManyRequests,
-				fmt.Sprintf("sent %d times, it does not count against the limit", sent))
+		a, sent := t.drain(ctx, p, q.calls)
+		a.Sent += ", number " + strconv.Itoa(sent)
+		if a.Status == http.StatusTooManyRequests {
+			v.judge(a, wellLimited)
+			t.expectLimited(ctx, v, q.calls, others)
+		} else if took := time.Since(began); a.Err == nil && took > time.Duration(q.seconds)*time.Second {
+			v.doubtf("%s: they took %v, longer than the window", a, took.Round(time.Second))
+		} else {
+			v.expect(a, false, "none was refused with 429")
 		}
-		return v.finding()
 	}
 }
 
-// postsBeside are the other ways to ask for work: every route, what might give a caller another name, and other
-// spellings.
-func (t *Target) postsBeside() (routes, spellings []Order) {
+// wellLimited is the rule for a 429.
+func wellLimited(a answer) string {
+	if wait, err := strconv.Atoi(a.Header.Get("Retry-After")); err != nil || wait <= 0 {
+		return "no Retry-After in whole seconds"
+	}
+	if a.code() != tandem.CodeRateLimited {
+		return "not the problem RATE_LIMITED"
+	}
+	return ""
+}
+
+// expectLimited sends everything else that counts against a quota that is used up. Calls from before the check expire
+// meanwhile, so one may get through; as many as the quota may not.
+func (t *target) expectLimited(
+	ctx context.Context, v *verdict, calls int, others func(*target) (routes, spellings []probe),
+) {
+	routes, spellings := others(t)
+	for _, other := range spellings {
+		if !t.send(ctx, other.hasty()).elsewhere() {
+			routes = append(routes, other)
+		}
+	}
+	for _, other := range routes {
+		a, sent := t.drain(ctx, other, calls)
+		v.expect(a, a.Status == http.StatusTooManyRequests,
+			fmt.Sprintf("sent %d times, it does not count against the limit", sent))
+	}
+}
+
+// otherPosts are the other ways to ask for work: every route, disguises, and other spellings.
+func (t *target) otherPosts() (routes, spellings []probe) {
 	for _, op := range t.writes() {
 		if !op.open() && !op.admin() {
 			routes = append(routes, op.ask(unknownID))
 		}
 	}
-	for _, path := range t.spellings(cheap.Path) {
-		o := cheap
-		o.Path = path
-		spellings = append(spellings, o)
-	}
-	return append(routes, disguised(cheap)...), spellings
+	return append(routes, disguised(cheap)...), respelled(cheap, t.spellings(cheap.Path))
 }
 
-// getsBeside are the other ways to read.
-func (t *Target) getsBeside() (routes, spellings []Order) {
+// otherReads are the other ways to read.
+func (t *target) otherReads() (routes, spellings []probe) {
 	for _, op := range t.guarded() {
 		if !op.admin() && (op.Method == http.MethodGet || op.Method == http.MethodHead) {
 			routes = append(routes, op.ask(unknownID))
 		}
 	}
-	for _, path := range t.spellings("/requests") {
-		spellings = append(spellings, Order{Path: path})
-	}
-	return append(routes, disguised(Order{Path: "/requests?limit=1"})...), spellings
+	return append(routes, disguised(probe{Path: "/requests?limit=1"})...), respelled(probe{}, t.spellings("/requests"))
 }
 
-// disguised is an order under other names.
-func disguised(o Order) []Order {
-	var all []Order
-	for _, header := range []map[string]string{
-		{"X-Forwarded-For": "198.18.7.7", "X-Real-IP": "198.18.7.7"}, {"User-Agent": "another"},
-		{"X-Request-ID": "another"},
-	} {
-		o.Header = header
-		all = append(all, o)
+// respelled is a probe under other paths.
+func respelled(p probe, paths []string) (all []probe) {
+	for _, path := range paths {
+		p.Path = path
+		all = append(all, p)
 	}
 	return all
+}
+
+// disguised is a probe as another client might send it.
+func disguised(p probe) []probe {
+	forwarded := p.with("X-Forwarded-For", "198.18.7.7").with("X-Real-IP", "198.18.7.7")
+	return []probe{forwarded, p.with("User-Agent", "another"), p.with("X-Request-ID", "another")}
 }

@@ -39,15 +39,15 @@ type Summary struct {
 	Skipped   int `json:"skipped_by_level"`
 }
 
-// Entry is a check and its finding.
+// Entry is a check and what it found.
 type Entry struct {
 	ID          string   `json:"id"`
 	Group       Group    `json:"group"`
 	Title       string   `json:"title"`
 	Level       Level    `json:"level"`
 	Outcome     Outcome  `json:"result"`
-	Evidence    []string `json:"evidence"`
-	Remediation string   `json:"mend"` // how to fix it
+	Evidence    []string `json:"evidence"` // what was sent and what came back, one exchange a line, without keys
+	Remediation string   `json:"mend"`     // how to fix it
 }
 
 // entryOf is a check that nobody has run yet.
@@ -58,19 +58,11 @@ func entryOf(check Check) Entry {
 	}
 }
 
-// set writes what was found into the entry, without secrets.
-func (e *Entry) set(finding Finding, redact func(string) string) {
-	e.Outcome, e.Evidence = finding.Outcome, make([]string, len(finding.Evidence))
-	for i, line := range finding.Evidence {
-		e.Evidence[i] = redact(line)
-	}
-}
-
-func (t *Target) report(entries []Entry, started time.Time) *Report {
+func (t *target) report(entries []Entry, started time.Time) *Report {
 	r := &Report{
-		Schema: Schema, Tool: t.cfg.Tool, URL: t.base.Redacted(), Version: t.version, Level: t.cfg.Level, StartedAt: started.UTC(),
-		DurationSeconds: time.Since(started).Seconds(), RequestsSent: t.sent, MaxRequests: t.cfg.MaxRequests, RequestsPerSecond: t.cfg.Rate,
-		Findings: entries,
+		Schema: Schema, Tool: t.cfg.Tool, URL: t.base.Redacted(), Version: t.version, Level: t.cfg.Level,
+		StartedAt: started.UTC(), DurationSeconds: time.Since(started).Seconds(),
+		RequestsSent: t.sent, MaxRequests: t.cfg.MaxRequests, RequestsPerSecond: t.cfg.Rate, Findings: entries,
 	}
 	for _, entry := range entries {
 		switch entry.Outcome {
@@ -131,12 +123,12 @@ type (
 	}
 )
 
-// WriteJUnit writes the report as JUnit XML: a suite per group. What is undecided or skipped is
-// a skipped test there, because the format knows no other doubt.
+// WriteJUnit writes the report as JUnit XML: a suite per group. Undecided and skipped checks are skipped tests there,
+// because the format has nothing else for them.
 func (r *Report) WriteJUnit(w io.Writer) error {
 	suites := junitSuites{
-		Name: "tandem audit " + r.URL, Tests: len(r.Findings), Failures: r.Summary.Fail, Skipped: r.Summary.Undecided + r.Summary.Skipped,
-		Time: fmt.Sprintf("%.3f", r.DurationSeconds),
+		Name: "tandem audit " + r.URL, Tests: len(r.Findings), Failures: r.Summary.Fail,
+		Skipped: r.Summary.Undecided + r.Summary.Skipped, Time: fmt.Sprintf("%.3f", r.DurationSeconds),
 	}
 	for _, group := range r.groups() {
 		suite := junitSuite{Name: string(group), Timestamp: r.StartedAt.Format("2006-01-02T15:04:05")}
@@ -229,8 +221,9 @@ func (r *Report) Table(width int, paint func(Outcome, string) string) string {
 // summary is the last line but one.
 func (r *Report) summary() string {
 	s := r.Summary
-	return fmt.Sprintf("%s, level %s: %d passed, %d failed, %d undecided, %d left to --level full. %d requests sent, of at most %d at %d a second, in %.0f s.",
-		r.URL, r.Level, s.Pass, s.Fail, s.Undecided, s.Skipped, r.RequestsSent, r.MaxRequests, r.RequestsPerSecond, r.DurationSeconds)
+	return fmt.Sprintf("%s, level %s: %d passed, %d failed, %d undecided, %d left to --level full. "+
+		"%d requests sent, of at most %d at %d a second, in %.0f s.", r.URL, r.Level, s.Pass, s.Fail, s.Undecided,
+		s.Skipped, r.RequestsSent, r.MaxRequests, r.RequestsPerSecond, r.DurationSeconds)
 }
 
 // write adds the lines of one check: outcome, id and title, and the evidence below.

@@ -6,203 +6,201 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"tandem"
+	"tandem/internal/receiver"
 )
 
-// breakerFailures is how many failures in a row a breaker of tandem lets pass: each node's, until one
-// of them opens and tells the others.
-const breakerFailures = 5
+const (
+	breakerFailures = 5                // in a row open the breaker of a node, which then tells the others
+	breakerOpen     = 30 * time.Second // a breaker is surely still open so long after a failure
+)
 
 func breakerChecks() []Check {
-	return []Check{{
-		ID: "breaker-opens", Group: GroupBreaker,
-		Title: "A receiver that fails is left alone",
-		Level: LevelFull, Needs: []Need{NeedCaller, NeedReceiver}, stage: 2,
-		Remediation: "five failures in a row must open the breaker of a destination, " +
-			"and no flag turns that off: report it. " +
-			"Of several nodes each may count its own, and only --admin-key tells how many there are",
-		Run: checkBreaker,
-	}}
+	return GroupBreaker.checks(Check{
+		ID: "breaker-opens", Title: "The circuit breaker of a failing receiver opens", Level: LevelFull,
+		Needs: []Need{NeedCaller, NeedReceiver}, stage: 2, run: checkBreaker,
+		Remediation: "five failures in a row must open the breaker of a destination, and no flag turns that off: " +
+			"report it. Of several nodes each may count its own, and only --admin-key shows how many there are",
+	})
 }
 
-// checkBreaker lets callbacks fail until the breaker must be open, and then looks whether another one,
-// which would succeed, is still tried. Other checks of callbacks come before this one.
-func checkBreaker(ctx context.Context, t *Target) Finding {
-	var v verdict
-	failing, nodes := 0, t.nodes(ctx)
-	for range nodes*(breakerFailures-1) + 2 { // one of the nodes has had five, and then there is one more
-		broken := t.cfg.Receiver.hook(http.StatusInternalServerError, "")
-		a := t.submit(ctx, t.callback(broken))
-		if !t.taken(&v, a) {
-			return v.finding()
+// checkBreaker lets callbacks fail until the breaker must be open, and then looks whether another one, which would
+// succeed, is still tried. Other checks of callbacks come before this one. A slow deployment leaves it undecided.
+func checkBreaker(ctx context.Context, t *target, v *verdict) {
+	nodes := t.nodes(ctx)
+	enough := nodes*(breakerFailures-1) + 1 // failures: one of the nodes has had five
+	failing, last := 0, time.Time{}
+	// Retries of earlier callbacks fail as well and count: the breaker may open before the last.
+	for range enough + 1 {
+		h, a, ok := t.deliver(ctx, v, http.StatusInternalServerError, "")
+		if !ok {
+			return
 		}
-		// Retries of the earlier ones fail as well and count: the breaker may open before the last.
-		patience := t.cfg.Patience
-		if failing > 0 {
-			patience = t.cfg.Settle
-		}
-		if broken.wait(ctx.Done(), patience) == 0 {
+		if _, ok := t.heldBack(ctx, v, a, h); !ok {
+			return
+		} else if len(h.Calls()) == 0 {
 			break
 		}
+		last = h.Calls()[0].At
 		// We know of the failure before the deployment does.
-		request, last := t.await(ctx, a, t.cfg.Patience, func(r tandem.Request) bool { return len(r.Attempts) > 0 })
-		if len(request.Attempts) == 0 {
-			v.doubtf("a callback was answered with 500, and the history does not tell: %s", last)
-			return v.finding()
+		if attempt, now := t.firstAttempt(ctx, a); attempt == nil {
+			v.doubtf("a callback was answered with 500, and the history does not say so: %s", now)
+			return
 		}
 		failing++
 	}
 	if failing == 0 {
-		v.doubtf("no callback arrived within %v; is --callback-url right?", t.cfg.Patience)
-		return v.finding()
+		v.doubtf("no callback arrived; is --callback-url right?")
+		return
 	}
-	if nodes > 1 && pause(ctx, 2*t.cfg.Settle) != nil { // they hear of it every two seconds
+	if nodes > 1 && pause(ctx, 2*t.cfg.Quiet) != nil { // nodes tell each other every two seconds
 		v.doubtf("interrupted")
-		return v.finding()
+		return
 	}
-	probe := t.cfg.Receiver.hook(http.StatusOK, "")
-	a := t.submit(ctx, t.callback(probe))
-	if !t.taken(&v, a) {
-		return v.finding()
+	h, a, ok := t.deliver(ctx, v, http.StatusOK, "")
+	if !ok {
+		return
 	}
-	if probe.wait(ctx.Done(), t.cfg.Settle) > 0 {
-		v.failf("%d callbacks in a row were answered with 500, and the next was still sent", failing)
-		return v.finding()
-	}
-	request, last := t.await(ctx, a, t.cfg.Patience, func(r tandem.Request) bool {
-		return r.Status == tandem.StatusCompleted
-	})
+	request, ok := t.heldBack(ctx, v, a, h)
+	arrived := h.Calls()
 	switch {
-	case last.Err != nil || last.Status != http.StatusOK || request.Status != tandem.StatusCompleted:
-		v.doubtf("the callback behind %d failures did not come, but its work did not end either: %s", failing, last)
+	case !ok:
+	case len(arrived) > 0 && failing < enough:
+		v.doubtf("a callback came late, and only %d of %d failures were seen: the deployment is too slow to tell",
+			failing, enough)
+	case len(arrived) > 0 && arrived[0].At.Sub(last) > breakerOpen:
+		v.doubtf("the next callback came %v after the last failure, when the breaker may be half-open: "+
+			"the deployment is too slow to tell", arrived[0].At.Sub(last).Round(time.Second))
+	case len(arrived) > 0:
+		v.failf("%d callbacks in a row were answered with 500, and the next was still sent", failing)
+	case len(request.Attempts) > 0:
+		v.doubtf("the callback behind %d failures was tried and did not arrive: %s", failing,
+			oneLine(string(request.Attempts[0].Outcome)))
 	case request.CallbackAttempts > 0:
 		v.failf("a callback that was held back used up %d attempts", request.CallbackAttempts)
 	default:
 		v.passf("after %d callbacks answered with 500 the next one was held back, without using an attempt", failing)
 	}
-	return v.finding()
+}
+
+// heldBack waits for a callback. It returns when that has arrived, or when it has not although its work ended some time
+// ago; then with the request as it stands. It is false when the work does not end.
+func (t *target) heldBack(
+	ctx context.Context, v *verdict, made answer, h *receiver.Hook,
+) (request tandem.Request, ok bool) {
+	if h.Wait(ctx, t.cfg.Quiet) {
+		return request, true
+	}
+	request, last := t.await(ctx, made, func(r tandem.Request) bool {
+		return len(h.Calls()) > 0 || r.Status == tandem.StatusCompleted
+	})
+	if !h.Wait(ctx, t.cfg.Quiet) && request.Status != tandem.StatusCompleted {
+		v.doubtf("a callback did not come, but its work did not end either: %s", last)
+		return request, false
+	}
+	return request, true
 }
 
 func serviceChecks() []Check {
-	return []Check{
-		{
-			ID: "health-open", Group: GroupServices,
-			Title: "Health checks need no key",
-			Level: LevelQuick, Remediation: "let the proxy pass /livez, /readyz and /healthz on",
-			Run: checkHealthOpen,
+	return GroupServices.checks(
+		Check{
+			ID: "health-open", Title: "Health checks need no key", run: sends(status(http.StatusOK), health),
+			Remediation: "let the proxy pass /livez, /readyz and /healthz on",
 		},
-		{
-			ID: "health-details", Group: GroupServices,
-			Title: "Health checks give nothing away",
-			Level: LevelQuick, Remediation: fixReport,
-			Run: checkHealthDetails,
+		Check{
+			ID: "health-details", Title: "Health checks reveal nothing", run: sends(fewDetails, health),
+			Remediation: fixReport,
 		},
-		{
-			ID: "stats-restricted", Group: GroupServices,
-			Title:       "Figures are for the operator only",
-			Level:       LevelQuick,
-			Remediation: fixKeys + "; or keep /stats, /api/stats, /metrics and /nodes inside with the proxy",
-			Run:         checkStatsRestricted,
+		Check{
+			ID: "stats-restricted", Title: "Statistics are for the operator only", run: sends(isDenied, operations),
+			Remediation: fixKeys + "; or let the proxy keep /stats, /api/stats, /metrics and /nodes inside",
 		},
-		{
-			ID: "stats-count", Group: GroupServices,
-			Title: "The figures count what happens",
-			Level: LevelQuick, Needs: []Need{NeedCaller, NeedStats}, Remediation: "let no proxy cache /stats",
-			Run: checkStatsCount,
+		Check{
+			ID: "stats-count", Title: "The statistics count what happens", Needs: []Need{NeedCaller, NeedStats},
+			run: checkStatsCount, Remediation: "let no proxy cache /stats",
 		},
-		{
-			ID: "stats-secrets", Group: GroupServices,
-			Title: "The figures hold no secret",
-			Level: LevelQuick, Needs: []Need{NeedStats},
-			Remediation: fixShown,
-			Run:         checkStatsSecrets,
+		Check{
+			ID: "stats-secrets", Title: "The statistics hold no secret", Needs: []Need{NeedStats},
+			run: checkStatsSecrets, Remediation: fixShown,
 		},
-	}
+		Check{
+			ID: "api-document", Title: "The OpenAPI document lists what there is to audit", run: checkDocument,
+			Remediation: "let the proxy pass /openapi.json on to where the audit runs, as tandem makes it",
+		},
+	)
 }
 
-func checkHealthOpen(ctx context.Context, t *Target) Finding {
-	var v verdict
-	for _, path := range []string{"/livez", "/readyz", "/healthz"} {
-		a := t.send(ctx, Order{Path: path, NoKey: true})
-		v.expect(a, a.Status == http.StatusOK, "want 200")
-	}
-	return v.finding()
-}
+var health = probes(
+	probe{Path: "/livez", NoKey: true}, probe{Path: "/readyz", NoKey: true}, probe{Path: "/healthz", NoKey: true},
+)
 
-func checkHealthDetails(ctx context.Context, t *Target) Finding {
-	var v verdict
-	for _, path := range []string{"/livez", "/readyz", "/healthz"} {
-		a := t.send(ctx, Order{Path: path, NoKey: true})
-		var members map[string]any
-		if a.Err == nil && json.Unmarshal(a.Body, &members) != nil {
-			v.expect(a, false, "no JSON object")
-			continue
+// fewDetails is the rule for the answer of a health check.
+func fewDetails(a answer) string {
+	var members map[string]any
+	if json.Unmarshal(a.Body, &members) != nil {
+		return "no JSON object"
+	}
+	var more []string
+	for name := range members {
+		if !slices.Contains([]string{"status", "timestamp", "version", "uptime_seconds"}, name) {
+			more = append(more, oneLine(name))
 		}
-		var more []string
-		for name := range members {
-			if !slices.Contains([]string{"status", "timestamp", "version", "uptime_seconds"}, name) {
-				more = append(more, oneLine(name))
-			}
-		}
-		slices.Sort(more)
-		v.expect(a, more == nil || a.Code() != "", "it tells "+strings.Join(more, ", "))
 	}
-	return v.finding()
+	if more == nil || a.code() != "" {
+		return ""
+	}
+	slices.Sort(more)
+	return "it reveals " + strings.Join(more, ", ")
 }
 
-func checkStatsRestricted(ctx context.Context, t *Target) Finding {
-	var v verdict
+// operations ask without a key for what belongs to the operator.
+func operations(t *target) (all []probe) {
 	for _, op := range t.guarded() {
-		if !op.admin() {
-			continue
+		if op.admin() {
+			p := op.ask(unknownID)
+			p.NoKey = true
+			all = append(all, p)
 		}
-		o := op.ask(unknownID)
-		o.NoKey = true
-		a := t.send(ctx, o)
-		a.Sent += " without a key"
-		v.expect(a, a.denied(), "want 401")
 	}
-	return v.finding()
+	return all
 }
 
-// checkStatsCount does a piece of work and looks for it in the figures. Others may work as well, so at
-// least one more is enough.
-func checkStatsCount(ctx context.Context, t *Target) Finding {
-	var v verdict
+// checkStatsCount does some work and looks for it in the statistics. Others may work as well, so one more at least is
+// enough.
+func checkStatsCount(ctx context.Context, t *target, v *verdict) {
 	total := func() (float64, bool) {
-		a, figures := t.stats(ctx)
-		requests, _ := figures["request_statistics"].(map[string]any)
-		n, ok := requests["total_requests"].(float64)
-		if !ok {
-			v.expect(a, false, "no request_statistics.total_requests")
+		var stats struct {
+			Requests struct {
+				Total *float64 `json:"total_requests"`
+			} `json:"request_statistics"`
 		}
-		return n, ok
+		a := t.operator(ctx, "/stats")
+		if !a.decode(&stats) || stats.Requests.Total == nil {
+			v.expect(a, false, "no request_statistics.total_requests")
+			return 0, false
+		}
+		return *stats.Requests.Total, true
 	}
 	before, ok := total()
 	if !ok {
-		return v.finding()
+		return
 	}
-	work := t.send(ctx, post("/sync", `{"data":{"audit":1},"task":"echo"}`))
-	if work.Err != nil || work.Status != http.StatusOK {
+	if work := t.send(ctx, post("/sync", echoBody)); work.Err != nil || work.Status != http.StatusOK {
 		v.doubtf("%s", work)
-		return v.finding()
+		return
 	}
-	after, ok := total()
-	switch {
-	case !ok:
-	case after > before:
+	if after, ok := total(); ok && after > before {
 		v.passf("total_requests went from %.0f to %.0f", before, after)
-	default:
+	} else if ok {
 		v.failf("total_requests is %.0f before and %.0f after a request", before, after)
 	}
-	return v.finding()
 }
 
-func checkStatsSecrets(ctx context.Context, t *Target) Finding {
-	var v verdict
+func checkStatsSecrets(ctx context.Context, t *target, v *verdict) {
 	for _, path := range []string{"/stats", "/metrics"} {
-		a := t.send(ctx, Order{Path: path, NoKey: t.cfg.AdminKey == "", Key: t.cfg.AdminKey})
+		a := t.operator(ctx, path)
 		if a.Err == nil && a.Status != http.StatusOK {
 			v.doubtf("%s", a)
 			continue
@@ -210,5 +208,4 @@ func checkStatsSecrets(ctx context.Context, t *Target) Finding {
 		found := secretIn(string(a.Body))
 		v.expect(a, found == "", "it holds something like a secret, beginning with "+found)
 	}
-	return v.finding()
 }

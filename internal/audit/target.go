@@ -1,14 +1,13 @@
 package audit
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"iter"
 	"maps"
 	"net/http"
 	"net/url"
@@ -19,6 +18,7 @@ import (
 	"time"
 
 	"tandem"
+	"tandem/internal/receiver"
 	"tandem/internal/term"
 )
 
@@ -33,8 +33,8 @@ const (
 // errBudget ends a check that would ask more than the audit may.
 var errBudget = errors.New("the audit has sent as many requests as it may")
 
-// Target is the deployment, as the checks reach it. One goroutine uses it.
-type Target struct {
+// target is the deployment, as the checks reach it. One goroutine uses it.
+type target struct {
 	cfg       Config
 	base      *url.URL
 	client    *http.Client
@@ -44,28 +44,28 @@ type Target struct {
 	open      bool // GET /requests is answered without a key
 	statsOpen bool // so is GET /stats
 	single    bool // there is no second key that may send work
-	second    bool // what either caller may send goes out with the second key now: the first has more to do
+	second    bool // probes of either caller go out with the second key now: it has more calls left
 
 	operations []operation // what there is to ask for
-	hidden     []operation // what the document ought to list and does not
-	unread     string      // why that is not what the deployment's own document lists; "": it is
+	hidden     []operation // what the document should list and does not
+	unread     string      // why operations is not what the deployment's own document lists; "": it is
 	swept      []seen      // see sweep
 	mine       string      // see ownID
 	owned      *property   // see property
 
-	// What answers of the whole audit gave away.
-	leaks     []string // words of the inside
+	// What the answers of the whole audit gave away.
+	leaks     []string // words from the inside
 	crashes   []string // status 500 and the like
 	secrets   []string // keys, signing secrets, passwords
 	addresses []string // addresses in the texts of errors
 }
 
-func newTarget(cfg Config) (*Target, error) {
+func newTarget(cfg Config) (*target, error) {
 	base, err := parseBase(cfg.URL)
 	if err != nil {
 		return nil, err
 	}
-	return &Target{
+	return &target{
 		cfg: cfg, base: base, second: cfg.SecondKey != "", single: cfg.SecondKey == "",
 		client: &http.Client{
 			Timeout:       answerTime,
@@ -83,11 +83,11 @@ func newTarget(cfg Config) (*Target, error) {
 	}, nil
 }
 
-func (t *Target) close() { t.client.CloseIdleConnections() }
+func (t *target) close() { t.client.CloseIdleConnections() }
 
-// probe finds out whether there is a tandem, and what it lets a stranger do.
-func (t *Target) probe(ctx context.Context) error {
-	a := t.send(ctx, Order{Path: "/healthz", NoKey: true})
+// identify finds out whether there is a tandem, and what it lets a stranger do.
+func (t *target) identify(ctx context.Context) error {
+	a := t.send(ctx, probe{Path: "/healthz", NoKey: true})
 	if a.Err != nil {
 		return fmt.Errorf("reach %s: %w", t.base, a.Err)
 	}
@@ -95,20 +95,20 @@ func (t *Target) probe(ctx context.Context) error {
 		Status  string `json:"status"`
 		Version string `json:"version"`
 	}
-	if a.Status != http.StatusOK || json.Unmarshal(a.Body, &health) != nil || health.Status == "" || health.Version == "" {
+	if !a.decode(&health) || health.Status == "" || health.Version == "" {
 		return fmt.Errorf("%s is no tandem: %s", t.base, t.redact(a.String()))
 	}
 	t.version = oneLine(health.Version)
-	list := t.send(ctx, Order{Path: "/requests?limit=1", NoKey: true})
-	t.open = list.Status == http.StatusOK
-	t.statsOpen = t.send(ctx, Order{Path: "/stats", NoKey: true}).Status == http.StatusOK
+	t.open = t.send(ctx, probe{Path: "/requests?limit=1", NoKey: true}).Status == http.StatusOK
+	t.statsOpen = t.send(ctx, probe{Path: "/stats", NoKey: true}).Status == http.StatusOK
 	for _, key := range []struct{ name, value, path string }{
-		{"--api-key", t.cfg.APIKey, "/requests?limit=1"}, {"--second-api-key", t.cfg.SecondKey, "/requests?limit=1"}, {"--admin-key", t.cfg.AdminKey, "/stats"},
+		{"--api-key", t.cfg.APIKey, "/requests?limit=1"}, {"--second-api-key", t.cfg.SecondKey, "/requests?limit=1"},
+		{"--admin-key", t.cfg.AdminKey, "/stats"},
 	} {
 		if key.value == "" {
 			continue
 		}
-		if a := t.send(ctx, Order{Path: key.path, Key: key.value}); a.Status == http.StatusUnauthorized || a.Status == http.StatusForbidden {
+		if a := t.send(ctx, probe{Path: key.path, Key: key.value}); a.unauthorized() {
 			return fmt.Errorf("the deployment refuses %s: %s", key.name, t.redact(a.String()))
 		}
 	}
@@ -116,122 +116,51 @@ func (t *Target) probe(ctx context.Context) error {
 	return nil
 }
 
-// Order is one request to send.
-type Order struct {
-	Method string // GET
-	Path   string // with the query; as it goes on the wire
-	Body   string // JSON unless Header says otherwise
-	Stream io.Reader
-	Length int64 // of Stream; -1: not told
-	Header map[string]string
-	Key    string // another one than Config.APIKey
-	NoKey  bool   // none at all
-	Host   string // another one than that of Config.URL
-	Hasty  bool   // take a 429 or 503 for an answer instead of waiting
-
-	// Either goes out with the second key as well, if there is one, so that a limit makes nobody wait who need not.
-	Either bool
-}
-
-// Answer is what came back, or why nothing did.
-type Answer struct {
-	Sent   string // method, path and what else matters, for the evidence
-	Status int    // 0: none
-	Header http.Header
-	Body   []byte // at most 1 MiB of it
-	Err    error
-	Key    string // the one that it was sent with
-	order  Order
-}
-
-// String is the exchange as a line of evidence.
-func (a Answer) String() string {
-	switch {
-	case a.Err != nil:
-		return a.Sent + " → no answer: " + oneLine(a.Err.Error())
-	default:
-		text := fmt.Sprintf("%s → %d", a.Sent, a.Status)
-		if code := a.Code(); code != "" {
-			text += " " + oneLine(string(code))
-		}
-		return text
-	}
-}
-
-// Code is that of a problem, "" if it is none.
-func (a Answer) Code() tandem.Code {
-	var problem struct {
-		Code tandem.Code `json:"code"`
-	}
-	if a.Status < http.StatusBadRequest || json.Unmarshal(a.Body, &problem) != nil {
-		return ""
-	}
-	return problem.Code
-}
-
-// refused reports whether the answer says that the input is bad.
-func (a Answer) refused() bool {
-	switch a.Status {
-	case http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity:
-		return true
-	default:
-		return false
-	}
-}
-
-// denied reports whether the answer says that the caller may not.
-func (a Answer) denied() bool {
-	return a.Status == http.StatusUnauthorized || a.Status == http.StatusForbidden || a.Status == http.StatusNotFound
-}
-
-// post orders work that costs nothing: the task `echo`.
-func post(path, body string) Order { return Order{Method: http.MethodPost, Path: path, Body: body} }
-
-// send asks, at the pace of the audit. It waits for what Retry-After says, twice at
-// most, unless the order is hasty.
-func (t *Target) send(ctx context.Context, o Order) Answer {
+// send asks, at the pace of the audit. It waits as long as Retry-After says, twice at most, unless the probe is hasty.
+func (t *target) send(ctx context.Context, p probe) answer {
 	switched := false // to the other key, since the last wait
-	for tries := 0; ; {
-		if o.Either && t.second {
-			o.Key = t.cfg.SecondKey
+	for waits := 0; ; {
+		if p.Either {
+			p.Key = ""
+			if t.second {
+				p.Key = t.cfg.SecondKey
+			}
 		}
-		a := t.exchange(ctx, o)
-		if o.Either && t.second && a.Status == http.StatusForbidden {
-			t.second, t.single, o.Key = false, true, "" // it may not send work
+		a := t.exchange(ctx, p)
+		limited := a.Status == http.StatusTooManyRequests
+		switch {
+		case p.Either && t.second && a.Status == http.StatusForbidden:
+			t.second, t.single = false, true // the second key may not send work
 			continue
-		}
-		if o.Hasty || a.Status != http.StatusTooManyRequests && a.Status != http.StatusServiceUnavailable {
+		case p.Hasty || !limited && a.Status != http.StatusServiceUnavailable:
 			return a
-		}
-		if o.Either && !t.single && !switched && a.Status == http.StatusTooManyRequests {
-			switched, t.second, o.Key = true, !t.second, ""
+		case p.Either && !t.single && !switched && limited:
+			switched, t.second = true, !t.second
 			continue
 		}
 		seconds, err := strconv.Atoi(a.Header.Get("Retry-After"))
 		wait := time.Duration(seconds) * time.Second
-		if err != nil || wait <= 0 || wait > longestWait || tries == 2 || o.Stream != nil {
-			a.Err = fmt.Errorf("put off with %d, Retry-After %q", a.Status, oneLine(a.Header.Get("Retry-After")))
+		if err != nil || wait <= 0 || wait > longestWait || waits == 2 || p.Stream != nil {
+			a.Err = fmt.Errorf("postponed with %d, Retry-After %q", a.Status, oneLine(a.Header.Get("Retry-After")))
 			return a
 		}
 		t.cfg.Progress(fmt.Sprintf("waiting %d s, as the deployment asks (%d)", seconds, a.Status))
 		if err := pause(ctx, wait); err != nil {
-			return Answer{Sent: a.Sent, Err: err}
+			return answer{Sent: a.Sent, Err: err}
 		}
-		tries++
+		waits++
 		switched = false
 	}
 }
 
 // exchange sends one request and reads the answer.
-func (t *Target) exchange(ctx context.Context, o Order) Answer {
-	if o.Method == "" {
-		o.Method = http.MethodGet
-	}
-	a := Answer{Sent: t.describe(o), Key: o.Key, order: o}
+func (t *target) exchange(ctx context.Context, p probe) answer {
+	p.Method = cmp.Or(p.Method, http.MethodGet)
+	a := answer{Sent: t.describe(p), probe: p}
 	if a.Err = t.spend(ctx); a.Err != nil {
 		return a
 	}
-	request, err := t.request(ctx, o)
+	request, err := t.request(ctx, p)
 	if err != nil {
 		a.Err = err
 		return a
@@ -255,50 +184,44 @@ func (t *Target) exchange(ctx context.Context, o Order) Answer {
 	return a
 }
 
-// request makes the HTTP request of an order. The path goes out as it is written.
-func (t *Target) request(ctx context.Context, o Order) (*http.Request, error) {
-	stream := o.Stream
-	if stream == nil {
-		stream = strings.NewReader(o.Body)
+// request makes the HTTP request of a probe. The path goes out as it is written.
+func (t *target) request(ctx context.Context, p probe) (*http.Request, error) {
+	body := p.Stream
+	if body == nil {
+		body = strings.NewReader(p.Body)
 	}
-	request, err := http.NewRequestWithContext(ctx, o.Method, t.base.String()+"/", stream)
+	request, err := http.NewRequestWithContext(ctx, p.Method, t.base.String()+"/", body)
 	if err != nil {
 		return nil, err
 	}
-	if o.Stream != nil {
-		request.ContentLength = o.Length
+	if p.Stream != nil {
+		request.ContentLength = p.Length
 	}
-	path, query, _ := strings.Cut(o.Path, "?")
+	path, query, _ := strings.Cut(p.Path, "?")
 	path = t.base.EscapedPath() + path
-	// As it is: of a path net/http would make one that is tidy. But what begins with two slashes it takes for a host.
+	// Opaque goes out as it is; a Path would be tidied up first. But what begins with two slashes is taken for a host.
 	if plain, err := url.PathUnescape(path); err == nil && strings.HasPrefix(path, "//") {
 		request.URL.Path, request.URL.RawPath = plain, path
 	} else {
 		request.URL.Opaque = path
 	}
 	request.URL.RawQuery = query
-	if o.Host != "" {
-		request.Host = o.Host
-	}
+	request.Host = cmp.Or(p.Host, request.Host)
 	request.Header.Set("User-Agent", t.cfg.Tool)
-	if o.Method == http.MethodPost {
+	if p.Method == http.MethodPost {
 		request.Header.Set("Content-Type", "application/json")
 	}
-	key := t.cfg.APIKey
-	if o.Key != "" {
-		key = o.Key
-	}
-	if key != "" && !o.NoKey {
+	if key := cmp.Or(p.Key, t.cfg.APIKey); key != "" && !p.NoKey {
 		request.Header.Set("Authorization", "Bearer "+key)
 	}
-	for name, value := range o.Header {
+	for name, value := range p.Header {
 		request.Header.Set(name, value)
 	}
 	return request, nil
 }
 
 // spend counts a request and waits until the pace allows it.
-func (t *Target) spend(ctx context.Context) error {
+func (t *target) spend(ctx context.Context) error {
 	if t.sent >= t.cfg.MaxRequests {
 		return errBudget
 	}
@@ -327,31 +250,46 @@ func pause(ctx context.Context, d time.Duration) error {
 }
 
 // describe is what is sent, as evidence shows it.
-func (t *Target) describe(o Order) string {
+func (t *target) describe(p probe) string {
+	if p.Shown != "" {
+		return p.Shown
+	}
 	var text strings.Builder
-	text.WriteString(o.Method + " " + oneLine(o.Path))
+	text.WriteString(p.Method + " " + oneLine(p.Path))
 	switch {
-	case o.Stream != nil && o.Length > 0:
-		fmt.Fprintf(&text, " (%d bytes announced)", o.Length)
-	case o.Stream != nil:
+	case p.Stream != nil && p.Length > 0:
+		fmt.Fprintf(&text, " (%d bytes announced)", p.Length)
+	case p.Stream != nil:
 		text.WriteString(" (chunked)")
-	case o.Body != "":
-		text.WriteString(" " + oneLine(o.Body))
+	case p.Body != "":
+		text.WriteString(" " + oneLine(p.Body))
 	}
-	if o.Host != "" {
-		text.WriteString(" [Host: " + oneLine(o.Host) + "]")
+	if p.Host != "" {
+		text.WriteString(" [Host: " + oneLine(p.Host) + "]")
 	}
-	for _, name := range slices.Sorted(maps.Keys(o.Header)) {
-		text.WriteString(" [" + name + ": " + oneLine(o.Header[name]) + "]")
+	for _, name := range slices.Sorted(maps.Keys(p.Header)) {
+		text.WriteString(" [" + name + ": " + oneLine(p.Header[name]) + "]")
+	}
+	switch {
+	case p.NoKey && t.cfg.APIKey != "":
+		text.WriteString(" without a key")
+	case p.NoKey || p.Key == "" || p.Key == t.cfg.APIKey:
+	case p.Key == t.cfg.SecondKey:
+		text.WriteString(" with --second-api-key")
+	case p.Key == t.cfg.AdminKey:
+		text.WriteString(" with --admin-key")
+	default:
+		text.WriteString(" with an unknown key")
 	}
 	return text.String()
 }
 
 // inside are words that an answer to a stranger must not contain.
-var inside = regexp.MustCompile(`goroutine \d+ \[|\.go:\d+|runtime error|panic:|\bSQLITE_|\bsqlite3?\b|\bSQLSTATE\b|\bsyntax error at or near\b|/home/|/usr/|/var/lib/|[A-Z]:\\\\`)
+var inside = regexp.MustCompile(`goroutine \d+ \[|\.go:\d+|runtime error|panic:|\bSQLITE_|\bsqlite3?\b|\bSQLSTATE\b|` +
+	`\bsyntax error at or near\b|/home/|/usr/|/var/lib/|[A-Z]:\\\\`)
 
-// secrets are what signing secrets, keys and passwords in URLs look like. Each begins with plain text, which
-// is found quickly in long answers.
+// secrets are what signing secrets, keys and passwords in URLs look like. Each begins with plain text, which is found
+// quickly in long answers.
 var secrets = []*regexp.Regexp{
 	regexp.MustCompile(`whsec_[A-Za-z0-9+/]{8,}`),
 	regexp.MustCompile(`tdm_[A-Za-z0-9_-]{8,}`),
@@ -374,42 +312,30 @@ var addresses = regexp.MustCompile(`\b(?:10|127)(?:\.\d{1,3}){3}\b|` +
 	`\[(?:::1|f[cde][0-9a-f]{2}:[0-9a-f:]*)\]|\bdial (?:tcp|udp)\b|\blookup \S+ on \S+|\bno such host\b`)
 
 // watch remembers answers that no deployment should give to anything.
-func (t *Target) watch(a Answer) {
-	if a.order.Path != documentPath { // which has examples
-		whole := string(a.Body) + strings.Join(slices.Collect(flatten(a.Header)), "\n")
-		if found := secretIn(whole); found != "" {
+func (t *target) watch(a answer) {
+	if a.probe.Path != documentPath { // which has examples
+		var header strings.Builder
+		_ = a.Header.Write(&header) // to memory, which cannot fail
+		if found := secretIn(string(a.Body) + header.String()); found != "" {
 			t.secrets = append(t.secrets, fmt.Sprintf("%s, with something that begins with %s", a, found))
 		}
 	}
 	if a.Status < http.StatusBadRequest {
 		return
 	}
-	written := a.order.Path + " " + a.order.Body + " " + t.base.Host // errors may repeat it
-	if found := foundIn(inside, string(a.Body), written); found != "" {
-		t.leaks = append(t.leaks, fmt.Sprintf("%s, with %q in the body", a, found))
-	}
-	if found := foundIn(addresses, string(a.Body), written); found != "" {
-		t.addresses = append(t.addresses, fmt.Sprintf("%s, with %q in the body", a, found))
-	}
-	switch a.Status {
-	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-	default:
-		if a.Status >= http.StatusInternalServerError && a.Status != http.StatusNotImplemented {
-			t.crashes = append(t.crashes, a.String())
+	written := a.probe.Path + " " + a.probe.Body + " " + t.base.Host // errors may repeat it
+	for _, words := range []struct {
+		pattern *regexp.Regexp
+		found   *[]string
+	}{{inside, &t.leaks}, {addresses, &t.addresses}} {
+		if found := foundIn(words.pattern, string(a.Body), written); found != "" {
+			*words.found = append(*words.found, fmt.Sprintf("%s, with %q in the body", a, found))
 		}
 	}
-}
-
-// flatten yields every value of a header.
-func flatten(header http.Header) iter.Seq[string] {
-	return func(yield func(string) bool) {
-		for _, values := range header {
-			for _, value := range values {
-				if !yield(value) {
-					return
-				}
-			}
-		}
+	if a.Status >= http.StatusInternalServerError && !slices.Contains([]int{
+		http.StatusNotImplemented, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout,
+	}, a.Status) {
+		t.crashes = append(t.crashes, a.String())
 	}
 }
 
@@ -423,39 +349,61 @@ func foundIn(what *regexp.Regexp, text, written string) string {
 	return ""
 }
 
-// submit asks for an `echo` whose callback goes to callbackURL.
-func (t *Target) submit(ctx context.Context, callbackURL string) Answer {
-	body, err := json.Marshal(map[string]any{"data": map[string]int{"audit": 1}, "task": "echo", "callback_url": callbackURL})
+// async asks for work whose callback goes to callbackURL; what says which.
+func async(callbackURL, what string) probe {
+	address, err := json.Marshal(callbackURL)
 	if err != nil {
-		return Answer{Sent: "POST /async", Err: err}
+		panic(err) // strings have JSON
 	}
-	o := post("/async", string(body))
+	return post("/async", `{"data":{"audit":1},`+what+`,"callback_url":`+string(address)+`}`)
+}
+
+// submit asks for an `echo` whose callback goes to callbackURL.
+func (t *target) submit(ctx context.Context, callbackURL string) answer {
+	p := async(callbackURL, `"task":"echo"`)
+	p.Shown = "POST /async callback_url " + oneLine(callbackURL)
 	// What comes to our receiver is signed for the first key.
-	o.Either = t.cfg.CallbackURL == "" || !strings.HasPrefix(callbackURL, t.cfg.CallbackURL)
-	a := t.send(ctx, o)
-	a.Sent = "POST /async callback_url " + oneLine(callbackURL)
-	return a
+	p.Either = t.cfg.CallbackURL == "" || !strings.HasPrefix(callbackURL, t.cfg.CallbackURL)
+	return t.send(ctx, p)
 }
 
-// requestID is that of an answer to /sync or /async.
-func (a Answer) requestID() string {
-	var body struct {
-		RequestID string `json:"request_id"`
-	}
-	if json.Unmarshal(a.Body, &body) != nil {
-		return ""
-	}
-	return body.RequestID
+// callback is the public address of a hook.
+func (t *target) callback(h *receiver.Hook) string {
+	return strings.TrimSuffix(t.cfg.CallbackURL, "/") + "/" + h.Path
 }
 
-// await polls the request that made accepted until ok says so, or the time is up; the last answer shows which.
-func (t *Target) await(
-	ctx context.Context, made Answer, patience time.Duration, ok func(tandem.Request) bool,
-) (tandem.Request, Answer) {
-	deadline := time.Now().Add(patience)
+// deliver asks for a callback to a new hook that answers with a status, and with a Location if there is one. It
+// reports whether the deployment has accepted that.
+func (t *target) deliver(ctx context.Context, v *verdict, status int, location string) (*receiver.Hook, answer, bool) {
+	h := t.cfg.Receiver.New(status, location)
+	a := t.submit(ctx, t.callback(h))
+	return h, a, v.accepted(a)
+}
+
+// accepted reports whether a callback to our receiver was accepted; a deployment that refuses our address leaves a
+// check undecided.
+func (v *verdict) accepted(a answer) bool {
+	switch {
+	case a.Err == nil && a.Status == http.StatusAccepted:
+		return true
+	case a.Err != nil:
+		v.doubtf("%s", a)
+	case a.refused():
+		v.doubtf("%s: the deployment may not call the receiver (--allow-callback-host, --allow-callback-port)", a)
+	case a.Status == http.StatusTooManyRequests:
+		v.doubtf("%s: its rate limit leaves no room for what the check has to send", a)
+	default:
+		v.doubtf("%s: want 202", a)
+	}
+	return false
+}
+
+// await polls the request that made an answer until ok says so, or the time is up; the last answer shows which.
+func (t *target) await(ctx context.Context, made answer, ok func(tandem.Request) bool) (tandem.Request, answer) {
+	deadline := time.Now().Add(t.cfg.Timeout)
 	for {
 		var request tandem.Request
-		a := t.send(ctx, Order{Path: "/requests/" + url.PathEscape(made.requestID()), Key: made.Key})
+		a := t.send(ctx, probe{Path: "/requests/" + url.PathEscape(made.requestID()), Key: made.probe.Key})
 		if a.Err == nil && a.Status == http.StatusOK {
 			if a.Err = json.Unmarshal(a.Body, &request); a.Err == nil && ok(request) {
 				return request, a
@@ -470,31 +418,31 @@ func (t *Target) await(
 	}
 }
 
-// stats reads /stats with the key that may.
-func (t *Target) stats(ctx context.Context) (Answer, map[string]any) {
-	o := Order{Path: "/stats", NoKey: t.cfg.AdminKey == "", Key: t.cfg.AdminKey}
-	a := t.send(ctx, o)
-	var figures map[string]any
-	if a.Err == nil && a.Status == http.StatusOK {
-		if err := json.Unmarshal(a.Body, &figures); err != nil {
-			a.Err = fmt.Errorf("read /stats: %w", err)
-		}
+// firstAttempt awaits the first attempt to deliver a callback; nil where none is known.
+func (t *target) firstAttempt(ctx context.Context, made answer) (*tandem.Attempt, answer) {
+	request, last := t.await(ctx, made, func(r tandem.Request) bool { return len(r.Attempts) > 0 })
+	if last.Err != nil || last.Status != http.StatusOK || len(request.Attempts) == 0 {
+		return nil, last
 	}
-	return a, figures
+	return &request.Attempts[0], last
+}
+
+// operator asks for something that needs the scope admin, with the key that has it.
+func (t *target) operator(ctx context.Context, path string) answer {
+	return t.send(ctx, probe{Path: path, NoKey: t.cfg.AdminKey == "", Key: t.cfg.AdminKey})
 }
 
 // nodes returns how many nodes share the work; 1 if /nodes cannot be read.
-func (t *Target) nodes(ctx context.Context) int {
+func (t *target) nodes(ctx context.Context) int {
 	var known []json.RawMessage
-	a := t.send(ctx, Order{Path: "/nodes", NoKey: t.cfg.AdminKey == "", Key: t.cfg.AdminKey})
-	if a.Err != nil || a.Status != http.StatusOK || json.Unmarshal(a.Body, &known) != nil {
+	if !t.operator(ctx, "/nodes").decode(&known) {
 		return 1
 	}
 	return max(len(known), 1)
 }
 
 // redact takes the keys out of a text.
-func (t *Target) redact(text string) string {
+func (t *target) redact(text string) string {
 	for _, key := range []string{t.cfg.APIKey, t.cfg.SecondKey, t.cfg.AdminKey} {
 		if key != "" {
 			text = strings.ReplaceAll(text, key, "[key]")
@@ -508,9 +456,5 @@ func oneLine(text string) string { return term.Clean(text, shownText) }
 
 // nested is a JSON object that many levels deep.
 func nested(levels int) string {
-	var b bytes.Buffer
-	b.WriteString(`{"a":`)
-	b.WriteString(strings.Repeat("[", levels-1) + strings.Repeat("]", levels-1))
-	b.WriteString("}")
-	return b.String()
+	return `{"a":` + strings.Repeat("[", levels-1) + strings.Repeat("]", levels-1) + "}"
 }

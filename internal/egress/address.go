@@ -11,12 +11,17 @@ import (
 
 // Policy says which addresses may be called. The zero value is the strict one.
 type Policy struct {
-	AllowPrivate bool             // demo mode: everything but metadata addresses and what no TCP connection can reach
-	Ports        []uint16         // allowed besides 80 and 443
-	AnyPort      bool             // demo mode
-	CIDRs        []netip.Prefix   // opted in (--allow-callback-cidr); metadata and our own addresses stay refused
-	Hosts        []string         // names opted in (--allow-callback-host), in any case: their addresses may be private; metadata stays refused
-	Own          []netip.AddrPort // our own listening addresses, refused unless AllowPrivate; an unspecified address means every local one
+	AllowPrivate bool     // demo mode: everything but metadata addresses and what no TCP connection can reach
+	Ports        []uint16 // allowed besides 80 and 443
+	AnyPort      bool     // demo mode
+
+	// Opted in (--allow-callback-cidr, --allow-callback-host). The addresses of a name in Hosts may be private.
+	// Metadata stays refused, and of CIDRs our own addresses as well.
+	CIDRs []netip.Prefix
+	Hosts []string // in any case
+
+	// Our own listening addresses, refused unless AllowPrivate; an unspecified address means every local one.
+	Own []netip.AddrPort
 }
 
 // Reason is the kind of a [Verdict], short and stable enough for a metric's label.
@@ -60,8 +65,7 @@ func (v Verdict) String() string {
 	return string(v.Reason) + ": " + v.Detail
 }
 
-// Refused is the error of a target that policy refuses. It is for the log: a caller
-// hears the same words for every one of them.
+// Refused is the error of a target that policy refuses. It is for the log: callers get the same text for all of them.
 type Refused struct {
 	Target  string // host:port or address:port
 	Verdict Verdict
@@ -70,14 +74,12 @@ type Refused struct {
 // Error says what was refused and why.
 func (r *Refused) Error() string { return fmt.Sprintf("refuse %s: %s", r.Target, r.Verdict) }
 
-// Judge decides about one address and port. It needs no name look-up; only a port of
-// ours together with an unspecified address in Own makes it ask for the machine's addresses.
+// Judge decides about one address and port, without a name look-up. It asks for the machine's addresses only for a port
+// of ours with an unspecified address in Own.
 func (p *Policy) Judge(at netip.AddrPort) Verdict { return p.judge(at, false) }
 
-// judge is Judge for an address that a host of Policy.Hosts may have resolved to.
-//
-// The order is the policy: what no opt-in reaches comes first, then the opt-ins,
-// then the tables.
+// judge is Judge for an address that a host of Policy.Hosts may have resolved to. The order is the policy: what cannot
+// be opted in comes first, then the opt-ins, then the tables.
 func (p *Policy) judge(at netip.AddrPort, hostOptedIn bool) Verdict {
 	addr := at.Addr()
 	if !addr.IsValid() {
@@ -111,12 +113,11 @@ func (p *Policy) judge(at netip.AddrPort, hostOptedIn bool) Verdict {
 	}
 	outer := p.judgeTables(addr, hostOptedIn)
 	if !outer.Allows() || nat64Local.Contains(addr) {
-		// A local NAT64 prefix that is opted in is taken at its word, since nobody can
-		// tell which of its bytes are the IPv4 address.
+		// Of a local NAT64 prefix that is opted in, all addresses are allowed: nobody knows which bytes are the IPv4
+		// address.
 		return outer
 	}
-	// An opted-in translation prefix opens the IPv4 Internet behind it, not the
-	// private addresses behind it.
+	// An opted-in translation prefix opens the IPv4 Internet behind it, not the private addresses behind it.
 	for _, a := range inner {
 		if verdict := p.judgeTables(a, hostOptedIn); !verdict.Allows() {
 			return verdict
@@ -177,8 +178,8 @@ func (p *Policy) portAllowed(port uint16) bool {
 // hostOptedIn takes a canonical host: a name, or an address in its usual form.
 func (p *Policy) hostOptedIn(host string) bool { return slices.Contains(p.Hosts, host) }
 
-// isOwn reports whether somebody at addr and port would reach ourselves. The machine's
-// addresses are asked for each time, because they change, and only for a port of ours.
+// isOwn reports whether a call to addr and port would reach ourselves. It asks for the machine's addresses each time,
+// because they change, and only for a port of ours.
 func (p *Policy) isOwn(addr netip.Addr, port uint16) bool {
 	for _, own := range p.Own {
 		ownAddr := own.Addr().Unmap()
@@ -196,8 +197,7 @@ func (p *Policy) isOwn(addr netip.Addr, port uint16) bool {
 	return false
 }
 
-// isLocal reports whether addr belongs to this machine. When the machine does
-// not say, it might.
+// isLocal reports whether addr belongs to this machine, or might because the machine does not say.
 func isLocal(addr netip.Addr) bool {
 	if addr.IsLoopback() {
 		return true
@@ -215,8 +215,7 @@ func isLocal(addr netip.Addr) bool {
 	return false
 }
 
-// compile checks a policy and returns it in the form that the decisions rely on:
-// canonical hosts, masked prefixes.
+// compile checks a policy and returns it in the form that the decisions rely on: canonical hosts, masked prefixes.
 func (p *Policy) compile() (*Policy, error) {
 	compiled := *p
 	compiled.Hosts, compiled.CIDRs = nil, nil
@@ -234,11 +233,9 @@ func (p *Policy) compile() (*Policy, error) {
 		case prefix.Addr().Is4In6():
 			return nil, fmt.Errorf("allowed callback CIDR %v: write it as IPv4", prefix)
 		}
-		for _, table := range [][]Block{metadataBlocks, neverBlocks} {
-			for _, block := range table {
-				if block.Prefix.Bits() <= prefix.Bits() && block.Prefix.Contains(prefix.Addr()) {
-					return nil, fmt.Errorf("allowed callback CIDR %v: %v cannot be allowed", prefix, block)
-				}
+		for _, block := range slices.Concat(metadataBlocks, neverBlocks) {
+			if block.Prefix.Bits() <= prefix.Bits() && block.Prefix.Contains(prefix.Addr()) {
+				return nil, fmt.Errorf("allowed callback CIDR %v: %v cannot be allowed", prefix, block)
 			}
 		}
 		compiled.CIDRs = append(compiled.CIDRs, prefix.Masked())
@@ -260,12 +257,8 @@ func hostToAllow(host string) (string, error) {
 	if _, found := within(canonical, metadataNames); found {
 		return "", errors.New("metadata services cannot be allowed")
 	}
-	if addr.IsValid() {
-		for _, table := range [][]Block{metadataBlocks, neverBlocks} {
-			if block, found := find(table, addr); found {
-				return "", fmt.Errorf("%v cannot be allowed", block)
-			}
-		}
+	if block, found := find(slices.Concat(metadataBlocks, neverBlocks), addr); found {
+		return "", fmt.Errorf("%v cannot be allowed", block)
 	}
 	return canonical, nil
 }
@@ -281,9 +274,8 @@ func within(name string, names []string) (string, bool) {
 	return "", false
 }
 
-// embedded returns the IPv4 addresses that a transition mechanism would reach through
-// an IPv6 address: none for most. A NAT64 with a prefix of the operator's own looks like any
-// other address and cannot be told.
+// embedded returns the IPv4 addresses that a transition mechanism would reach through an IPv6 address; most have none.
+// A NAT64 with a prefix of the operator's own looks like any other address and cannot be recognised.
 func embedded(addr netip.Addr) []netip.Addr {
 	if !addr.Is6() {
 		return nil

@@ -61,7 +61,9 @@ func TestBlocksAndVectorsAgree(t *testing.T) {
 		}
 	}
 	for prefix := range prefixes {
-		held := slices.ContainsFunc(blocks, func(b egress.Block) bool { return b.Prefix.Overlaps(prefix) && b.Prefix.Bits() <= prefix.Bits() })
+		held := slices.ContainsFunc(blocks, func(b egress.Block) bool {
+			return b.Prefix.Overlaps(prefix) && b.Prefix.Bits() <= prefix.Bits()
+		})
 		if !held && prefix != netip.MustParsePrefix("2000::/3") {
 			t.Errorf("%s is in no block", prefix)
 		}
@@ -69,9 +71,11 @@ func TestBlocksAndVectorsAgree(t *testing.T) {
 	// A block inside another one changes no verdict, but it is the one that is named.
 	for addr, want := range map[string]string{
 		"2001:2::1": "Benchmarking", "2001:3::1": "AMT", "2001:4:112::1": "AS112-v6", "2001:11::1": "Deprecated ORCHID",
-		"2001:21::1": "ORCHIDv2", "2001:31::1": "Drone", "2001::8.8.8.8": "Teredo", "2001:100::": "IETF", "::1": "Loopback", "::2": "compatible",
+		"2001:21::1": "ORCHIDv2", "2001:31::1": "Drone", "2001::8.8.8.8": "Teredo", "2001:100::": "IETF",
+		"::1": "Loopback", "::2": "compatible",
 		"100::1": "Discard", "100:0:0:1::1": "Dummy", "5f00::1": "SRv6", "fc00::1": "Unique-Local", "fec0::1": "Site-Local",
-		"64:ff9b:1::1": "local", "::ffff:0:8.8.8.8": "translated", "64:ff9b::8.8.8.8": "NAT64", "fe80::1": "Link-Local", "::": "Unspecified",
+		"64:ff9b:1::1": "local", "::ffff:0:8.8.8.8": "translated", "64:ff9b::8.8.8.8": "NAT64", "fe80::1": "Link-Local",
+		"::": "Unspecified",
 	} {
 		if got := strict.Judge(netip.AddrPortFrom(netip.MustParseAddr(addr), 80)); !strings.Contains(got.Detail, want) {
 			t.Errorf("Judge(%s) = %s, want it to name %s", addr, got, want)
@@ -83,8 +87,10 @@ func TestPolicy(t *testing.T) {
 	t.Parallel()
 	demo := egress.Policy{AllowPrivate: true, AnyPort: true}
 	own := egress.Policy{
-		Own:     []netip.AddrPort{netip.MustParseAddrPort("0.0.0.0:8000"), netip.MustParseAddrPort("203.0.114.7:8443"), netip.MustParseAddrPort("127.0.0.1:9000")},
-		AnyPort: true, CIDRs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/7"), netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")},
+		Own: []netip.AddrPort{netip.MustParseAddrPort("0.0.0.0:8000"), netip.MustParseAddrPort("203.0.114.7:8443"),
+			netip.MustParseAddrPort("127.0.0.1:9000")},
+		AnyPort: true, CIDRs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/7"), netip.MustParsePrefix("127.0.0.0/8"),
+			netip.MustParsePrefix("::1/128")},
 	}
 	ownDemo := egress.Policy{AllowPrivate: true, AnyPort: true, Own: own.Own}
 	opted := egress.Policy{CIDRs: []netip.Prefix{
@@ -92,7 +98,8 @@ func TestPolicy(t *testing.T) {
 		netip.MustParsePrefix("fd00::/8"), netip.MustParsePrefix("169.0.0.0/8"), netip.MustParsePrefix("2002::/16"),
 	}}
 	own64 := egress.Policy{
-		Own: own.Own, AnyPort: true, CIDRs: []netip.Prefix{netip.MustParsePrefix("64:ff9b::/96"), netip.MustParsePrefix("64:ff9b:1::/48")},
+		Own: own.Own, AnyPort: true, CIDRs: []netip.Prefix{netip.MustParsePrefix("64:ff9b::/96"),
+			netip.MustParsePrefix("64:ff9b:1::/48")},
 	}
 	ports := egress.Policy{Ports: []uint16{8443}}
 	for _, c := range []struct {
@@ -174,8 +181,10 @@ func TestPolicyThatContradictsItself(t *testing.T) {
 		policy egress.Policy
 		want   string // "" means no error
 	}{
-		{"metadata by address", egress.Policy{CIDRs: []netip.Prefix{netip.MustParsePrefix("169.254.169.254/32")}}, "cannot be allowed"},
-		{"the whole metadata block", egress.Policy{CIDRs: []netip.Prefix{netip.MustParsePrefix("169.254.0.0/16")}}, "cannot be allowed"},
+		{"metadata by address", egress.Policy{CIDRs: []netip.Prefix{netip.MustParsePrefix("169.254.169.254/32")}},
+			"cannot be allowed"},
+		{"the whole metadata block", egress.Policy{CIDRs: []netip.Prefix{netip.MustParsePrefix("169.254.0.0/16")}},
+			"cannot be allowed"},
 		{"more than the metadata block", egress.Policy{CIDRs: []netip.Prefix{netip.MustParsePrefix("169.254.0.0/15")}}, ""},
 		{"multicast", egress.Policy{CIDRs: []netip.Prefix{netip.MustParsePrefix("224.1.0.0/16")}}, "cannot be allowed"},
 		{"mapped", egress.Policy{CIDRs: []netip.Prefix{netip.MustParsePrefix("::ffff:10.0.0.0/104")}}, "write it as IPv4"},
@@ -188,12 +197,14 @@ func TestPolicyThatContradictsItself(t *testing.T) {
 		{"a URL", egress.Policy{Hosts: []string{"http://hooks.example.com"}}, "without scheme, port or brackets"},
 		{"an address with a zone", egress.Policy{Hosts: []string{"fe80::1%eth0"}}, "zone"},
 		{"metadata by the address of a host", egress.Policy{Hosts: []string{"169.254.169.254"}}, "cannot be allowed"},
-		{"metadata by the mapped address of a host", egress.Policy{Hosts: []string{"::ffff:169.254.169.254"}}, "cannot be allowed"},
+		{"metadata by the mapped address of a host", egress.Policy{Hosts: []string{"::ffff:169.254.169.254"}},
+			"cannot be allowed"},
 		{"link-local by the address of a host", egress.Policy{Hosts: []string{"fe80::1"}}, "cannot be allowed"},
 		{"link-local", egress.Policy{CIDRs: []netip.Prefix{netip.MustParsePrefix("fe80::/64")}}, "cannot be allowed"},
 		{"below a metadata name", egress.Policy{Hosts: []string{"x.metadata.google.internal"}}, "metadata"},
 		{"an address in another notation", egress.Policy{Hosts: []string{"0x7f.1"}}, "IPv4"},
-		{"names and prefixes", egress.Policy{Hosts: []string{"Receiver", "10.0.0.1", "fd00::1"}, CIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/8")}}, ""},
+		{"names and prefixes", egress.Policy{Hosts: []string{"Receiver", "10.0.0.1", "fd00::1"},
+			CIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/8")}}, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

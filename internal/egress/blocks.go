@@ -2,8 +2,7 @@ package egress
 
 import "net/netip"
 
-// Block is a range of addresses that is not part of the public Internet, or not
-// only that.
+// Block is a range of addresses that does not belong, or not only, to the public Internet.
 type Block struct {
 	Prefix netip.Prefix
 	Name   string // as the registry calls it
@@ -15,18 +14,8 @@ func (b Block) String() string {
 	return b.Prefix.String() + " " + b.Name + " (" + b.Source + ")"
 }
 
-// Blocks returns every block that a strict [Policy] refuses by table: the special
-// ranges of both families and the metadata services. Blocks may lie inside others.
-func Blocks() []Block {
-	var all []Block
-	for _, table := range [][]Block{metadataBlocks, neverBlocks, specialBlocks4, specialBlocks6} {
-		all = append(all, table...)
-	}
-	return all
-}
-
-// metadataBlocks hold the services that hand out a machine's credentials. They are
-// refused in every mode and cannot be opted in.
+// metadataBlocks hold the services that give out a machine's credentials. They are refused in every mode and cannot be
+// opted in.
 var metadataBlocks = []Block{
 	{netip.MustParsePrefix("169.254.0.0/16"), "Link Local, metadata of most clouds", "RFC 3927"},
 	{netip.MustParsePrefix("100.100.100.200/32"), "metadata of Alibaba Cloud", "its manual"},
@@ -41,8 +30,8 @@ var metadataBlocks = []Block{
 	{netip.MustParsePrefix("fe80::a9fe:a9fe/128"), "metadata of OpenStack", "its manual"},
 }
 
-// neverBlocks cannot be the far end of a TCP connection to one machine: nobody, or many, or
-// one that only a zone tells, and zones are refused. They are refused in every mode, too.
+// neverBlocks cannot be the far end of a TCP connection to one machine: they name none, many, or one that depends on a
+// zone, and zones are refused. They are refused in every mode, too.
 var neverBlocks = []Block{
 	{netip.MustParsePrefix("224.0.0.0/4"), "Multicast", "RFC 5771"},
 	{netip.MustParsePrefix("240.0.0.0/4"), "Reserved, limited broadcast included", "RFC 1112, RFC 919"},
@@ -50,8 +39,8 @@ var neverBlocks = []Block{
 	{netip.MustParsePrefix("fe80::/10"), "Link-Local Unicast", "RFC 4291"},
 }
 
-// specialBlocks4 is the IANA IPv4 Special-Purpose Address Registry, whole: also what it
-// calls globally reachable is an anycast service and nobody's callback receiver.
+// specialBlocks4 is the whole IANA IPv4 Special-Purpose Address Registry: what it calls globally reachable is an
+// anycast service and nobody's callback receiver.
 var specialBlocks4 = []Block{
 	{netip.MustParsePrefix("0.0.0.0/8"), "This network", "RFC 791"},
 	{netip.MustParsePrefix("10.0.0.0/8"), "Private-Use", "RFC 1918"},
@@ -104,9 +93,8 @@ var specialBlocks6 = []Block{
 	{netip.MustParsePrefix("fec0::/10"), "Site-Local, deprecated", "RFC 3879"},
 }
 
-// metadataNames resolve to metadata services inside some cloud. They and every name below
-// them are refused in every mode; the addresses are refused as well, so this list
-// need not be complete.
+// metadataNames resolve to metadata services inside some cloud. They and every name below them are refused in every
+// mode; the addresses are refused as well, so this list need not be complete.
 var metadataNames = []string{
 	"metadata",
 	"metadata.google.internal",

@@ -22,8 +22,10 @@ func fuzzPolicies() []egress.Policy {
 		{},
 		demoPolicy(),
 		{
-			AnyPort: true, Own: []netip.AddrPort{netip.MustParseAddrPort("203.0.114.7:8000")}, Hosts: []string{"receiver", "10.0.0.5"},
-			CIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("64:ff9b::/96"), netip.MustParsePrefix("fd00::/8")},
+			AnyPort: true, Own: []netip.AddrPort{netip.MustParseAddrPort("203.0.114.7:8000")},
+			Hosts: []string{"receiver", "10.0.0.5"},
+			CIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("64:ff9b::/96"),
+				netip.MustParsePrefix("fd00::/8")},
 		},
 	}
 }
@@ -39,7 +41,8 @@ func FuzzCheck(f *testing.F) {
 	f.Fuzz(func(t *testing.T, raw string) {
 		strictErr, demoErr := strict.Check(raw), demo.Check(raw)
 		for _, err := range []error{strictErr, demoErr} {
-			if code := tandem.CodeOf(err); err != nil && code != tandem.CodeInvalidCallbackURL && code != tandem.CodeCallbackBlocked {
+			if code := tandem.CodeOf(err); err != nil && code != tandem.CodeInvalidCallbackURL &&
+				code != tandem.CodeCallbackBlocked {
 				t.Fatalf("Check(%q) = %v: not one of its two codes", raw, err)
 			}
 		}

@@ -152,7 +152,8 @@ func TestCheckSaysOneThingToTheCallerAndTheReasonToTheLog(t *testing.T) {
 
 func TestCheckHostsOptedIn(t *testing.T) {
 	t.Parallel()
-	client := newClient(t, egress.Config{Policy: egress.Policy{Hosts: []string{"Receiver.", "hooks.internal", "10.0.0.5"}}})
+	client := newClient(t, egress.Config{Policy: egress.Policy{Hosts: []string{"Receiver.", "hooks.internal",
+		"10.0.0.5"}}})
 	for target, want := range map[string]tandem.Code{
 		"http://receiver/":         "",
 		"http://RECEIVER./x":       "",

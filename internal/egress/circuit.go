@@ -19,17 +19,17 @@ const (
 	troubleSleep = 5 * time.Second // how long a site is left alone after trouble of our own
 )
 
-// Site is a host and port, and the scheme that it is called by.
+// Site is a scheme, host and port.
 type Site struct {
 	Scheme string // http or https
 	Host   string // lower-case host:port
 }
 
-// Receiver is who is called, and for whom: all that a call may be held back by. It is comparable.
+// Receiver is who is called, and for whom: everything that can hold a call back. It is comparable.
 //
-// A failure of the site itself (no connection, no answer, no TLS) counts for all owners. A 5xx answer
-// counts for the path of the owner that got it, and for the whole owner once several of its paths have
-// failed in a row: another owner may call something else there that is well.
+// A failure of the site itself (no connection, no answer, no TLS) counts for all owners. A 5xx answer counts for the
+// path of the owner that got it, and for the whole owner once several of its paths have failed in a row: another owner
+// may call something else there that works.
 type Receiver struct {
 	Site
 	Owner string // tandem.Request.Owner: the API key that asked, or without keys the client
@@ -48,10 +48,9 @@ func (c *Client) Receiver(rawURL, owner string) (Receiver, error) {
 // String is the site as a URL has it.
 func (s Site) String() string { return s.Scheme + "://" + s.Host }
 
-// Room is how many rescheduled calls of an owner may be with a destination at the same time: none
-// while a breaker holds them back, its probe is out, or too many wait already; one that may probe; else
-// a few more than there are places, so that each place is taken again at once. destination is a site,
-// or a site and a path.
+// Room is how many rescheduled calls of an owner may be under way at a destination: none while a breaker holds them
+// back, its probe is out, or too many wait already; one if that may probe; else a few more than there are places, so
+// that each place is taken again at once. destination is a site, or a site and a path.
 func (c *Client) Room(destination, owner string) int {
 	r := Receiver{Owner: owner}
 	scheme, rest, _ := strings.Cut(destination, "://")
@@ -92,7 +91,7 @@ func newCircuit(failures int, open time.Duration) *circuit {
 	return &circuit{Breaker: limit.NewBreaker(failures, open)}
 }
 
-// held is why no call may pass now; nil: one may.
+// held is why no call may pass now; nil if one may.
 func (ci *circuit) held() error {
 	switch status := ci.Status(); {
 	case status.State == limit.StateOpen:
@@ -276,7 +275,7 @@ func (c *Client) refusedOwnerLocked(known *circuit, p *Place, report limit.Repor
 	return ci, report
 }
 
-// schedule spreads the calls that are rescheduled for one reason; it starts anew when the reason changes.
+// schedule spreads the calls that are rescheduled for one reason; it starts again when the reason changes.
 type schedule struct {
 	at  time.Time // when the next one may come back, at the earliest
 	why error     // why the last one was rescheduled
@@ -299,8 +298,8 @@ func (s *schedule) next(first time.Time, pace time.Duration, why error) time.Tim
 	return at
 }
 
-// turns are the owners that wait for a half-open breaker to close, in the order in which they may
-// send its probe: those that have not probed yet first, then the one whose probe is longest ago.
+// turns are the owners that wait for a half-open breaker to close, in the order in which they may send its probe: first
+// those that have not probed yet, then those whose probe is longest ago.
 type turns struct{ list []turn }
 
 type turn struct {
@@ -311,11 +310,16 @@ type turn struct {
 
 // at is when an owner may probe a breaker that is half-open since retryAt.
 func (t *turns) at(owner string, retryAt time.Time) time.Time {
-	position := slices.IndexFunc(t.list, func(other turn) bool { return other.owner == owner })
+	position := t.find(owner)
 	if position < 0 {
 		position = t.newcomer()
 	}
 	return retryAt.Add(time.Duration(position) * turnWait)
+}
+
+// find is the position of an owner; -1 if it does not wait.
+func (t *turns) find(owner string) int {
+	return slices.IndexFunc(t.list, func(other turn) bool { return other.owner == owner })
 }
 
 // newcomer is the position of an owner that has not probed yet.
@@ -326,10 +330,10 @@ func (t *turns) newcomer() int {
 	return len(t.list)
 }
 
-// enter has an owner wait for its turn. It reports whether its call is the first in this open period: that
-// one comes back when it is its turn, and all others behind it.
+// enter has an owner wait for its turn. It reports whether its call is the first in this open period: that one comes
+// back in its turn, all others after it.
 func (t *turns) enter(owner string, retryAt time.Time) bool {
-	i := slices.IndexFunc(t.list, func(other turn) bool { return other.owner == owner })
+	i := t.find(owner)
 	if i < 0 {
 		i = t.newcomer()
 		if i >= maxTurns {
@@ -343,10 +347,10 @@ func (t *turns) enter(owner string, retryAt time.Time) bool {
 	return first
 }
 
-// took notes that a call of the owner probes, or has opened the breaker. Owners before it have not come
-// when it was their turn: they have nothing to send any more, or come back as new ones.
+// took records that a call of the owner probes, or has opened the breaker. Owners before it have missed their turn:
+// they have nothing to send any more, or come back as new ones.
 func (t *turns) took(owner string) {
-	if i := slices.IndexFunc(t.list, func(other turn) bool { return other.owner == owner }); i >= 0 {
+	if i := t.find(owner); i >= 0 {
 		t.list = slices.Delete(t.list, 0, i+1)
 	}
 	t.list = append(t.list[:min(len(t.list), maxTurns-1)], turn{owner: owner, probed: true})

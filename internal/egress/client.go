@@ -2,6 +2,7 @@ package egress
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -22,6 +23,7 @@ import (
 
 	"tandem"
 	"tandem/internal/limit"
+	"tandem/internal/term"
 )
 
 const (
@@ -34,12 +36,18 @@ const (
 	maxRetryAfter   = 365 * 24 * time.Hour // more than that is not a delay but a mistake
 )
 
+// Defaults of [Config].
+const (
+	DefaultTimeout         = 10 * time.Second
+	DefaultHostConcurrency = 10
+)
+
 // Config of a [Client]. Zero fields take the defaults named; negative ones are errors.
 type Config struct {
 	Policy          Policy
-	Timeout         time.Duration  // whole exchange, name look-up to the last byte read; 10 s
+	Timeout         time.Duration  // whole exchange, name look-up to the last byte read; DefaultTimeout
 	ConnectTimeout  time.Duration  // name look-up and TCP connect; 3 s
-	HostConcurrency int            // exchanges at once per destination; 10
+	HostConcurrency int            // exchanges at once per destination; DefaultHostConcurrency
 	BreakerFailures int            // failures in a row that open a destination's breaker; 5
 	BreakerOpen     time.Duration  // how long it stays open before one probe; 60 s
 	MaxDestinations int            // destinations remembered; the longest unused is forgotten; 10,000
@@ -51,43 +59,28 @@ type Config struct {
 
 // withDefaults fills the zero fields in.
 func (cfg Config) withDefaults() (Config, error) {
-	for _, field := range []struct {
-		value    *int
-		name     string
-		standard int
-	}{
-		{&cfg.HostConcurrency, "HostConcurrency", 10},
-		{&cfg.BreakerFailures, "BreakerFailures", 5},
-		{&cfg.MaxDestinations, "MaxDestinations", 10_000},
-		{&cfg.MaxWaiting, "MaxWaiting", 2_048},
-	} {
-		if *field.value < 0 {
-			return cfg, fmt.Errorf("egress: %s is %d, want at least 1", field.name, *field.value)
-		}
-		if *field.value == 0 {
-			*field.value = field.standard
-		}
-	}
-	for _, field := range []struct {
-		value    *time.Duration
-		name     string
-		standard time.Duration
-	}{
-		{&cfg.Timeout, "Timeout", 10 * time.Second},
-		{&cfg.ConnectTimeout, "ConnectTimeout", 3 * time.Second},
-		{&cfg.BreakerOpen, "BreakerOpen", time.Minute},
-	} {
-		if *field.value < 0 {
-			return cfg, fmt.Errorf("egress: %s is %v, want more than 0", field.name, *field.value)
-		}
-		if *field.value == 0 {
-			*field.value = field.standard
-		}
-	}
+	err := errors.Join(
+		standard("HostConcurrency", &cfg.HostConcurrency, DefaultHostConcurrency),
+		standard("BreakerFailures", &cfg.BreakerFailures, 5),
+		standard("MaxDestinations", &cfg.MaxDestinations, 10_000),
+		standard("MaxWaiting", &cfg.MaxWaiting, 2_048),
+		standard("Timeout", &cfg.Timeout, DefaultTimeout),
+		standard("ConnectTimeout", &cfg.ConnectTimeout, 3*time.Second),
+		standard("BreakerOpen", &cfg.BreakerOpen, time.Minute),
+	)
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	return cfg, nil
+	return cfg, err
+}
+
+// standard gives a field its default if it is zero.
+func standard[T int | time.Duration](name string, field *T, value T) error {
+	if *field < 0 {
+		return fmt.Errorf("egress: %s is %v, want more than 0", name, *field)
+	}
+	*field = cmp.Or(*field, value)
+	return nil
 }
 
 // Client calls strangers. Its methods may be called from any number of goroutines.
@@ -98,8 +91,7 @@ type Client struct {
 	transport *http.Transport
 	good      goodURLs
 
-	// mu guards the fields below and the fields of every destination. Nothing
-	// waits with it held.
+	// mu guards the fields below and the fields of every destination. Nothing waits with it held.
 	mu           sync.Mutex
 	destinations *limit.Keyed[Site, *destination] // held once per place and per waiting call
 	refusals     *limit.Keyed[Receiver, *refusal] // receivers that have failed by their answers; see maxRefusals
@@ -141,14 +133,13 @@ func New(cfg Config) (*Client, error) {
 	return c, nil
 }
 
-// Close closes idle connections. It is for after the last exchange: net/http takes a
-// connection for idle in the moment its answer arrives, and would cut that one off.
+// Close closes idle connections. Call it after the last exchange: to net/http a connection is idle as soon as its
+// answer arrives, and Close would cut that answer off.
 func (c *Client) Close() { c.transport.CloseIdleConnections() }
 
-// Check is the friendly check at submission, without DNS: it returns nil or a
-// *tandem.Error with CodeInvalidCallbackURL or CodeCallbackBlocked. The message of a
-// blocked one is always the same; its Err says why, for the log. The dial decides, and
-// refuses whatever Check refuses.
+// Check is the friendly check at submission, without DNS: it returns nil or a *tandem.Error with CodeInvalidCallbackURL
+// or CodeCallbackBlocked. The message of a blocked one is always the same; its Err says why, for the log. The dial
+// decides, and refuses everything that Check refuses.
 func (c *Client) Check(rawURL string) error {
 	_, err := c.parse(rawURL)
 	return err
@@ -170,14 +161,13 @@ type Result struct {
 	connected bool // there was a connection, but no answer
 }
 
-// Post makes the exchange and gives the place back. The status line decides: a
-// receiver that says 2xx has the callback, even if the body of its answer never ends.
-// At most 64 KiB of that body are read and thrown away, for at most 100 ms. Nothing is added to
-// header but what HTTP/1.1 needs; a redirect is reported, not followed; cookies are not kept.
+// Post makes the exchange and gives the place back. The status line decides: a receiver that answers 2xx has the
+// callback, even if the body of its answer never ends. At most 64 KiB of that body are read and discarded, for at most
+// 100 ms. Post adds to header only what HTTP/1.1 needs. It reports redirects and does not follow them; it keeps no
+// cookies.
 //
-// A connection that was kept and turns out closed before any byte of an answer is
-// replaced once by a new one within the same exchange. Post panics when the place was
-// given back before.
+// A kept connection that turns out closed before any byte of an answer is replaced once by a new one within the same
+// exchange. Post panics when the place was given back before.
 func (p *Place) Post(ctx context.Context, header http.Header, body []byte) (result Result) {
 	if p.over {
 		panic("egress: Post on a place that was given back")
@@ -208,9 +198,8 @@ func (c *Client) exchange(ctx context.Context, t *target, header http.Header, bo
 	if request.Header == nil {
 		request.Header = make(http.Header)
 	}
-	// It tells net/http that a POST may be repeated on a new connection when a kept
-	// one was closed under it. Nothing is sent of one that is nil: receivers of callbacks know
-	// repeats by the webhook-id.
+	// This tells net/http that it may repeat a POST on a new connection when a kept one was closed. A nil header is not
+	// sent: receivers of callbacks recognise repeats by the webhook-id.
 	if _, given := request.Header["Idempotency-Key"]; !given {
 		request.Header["Idempotency-Key"] = nil
 	}
@@ -226,8 +215,8 @@ func (c *Client) exchange(ctx context.Context, t *target, header http.Header, bo
 	if answer.StatusCode == http.StatusSwitchingProtocols {
 		return // what follows is no body, and no context ends it
 	}
-	// Read to the end so that the connection can be used again, which is worth a moment and no more: the
-	// answer has been given, so what goes wrong here changes nothing.
+	// Read to the end so that the connection can be used again. That is worth a moment and no more; what goes wrong
+	// here changes nothing.
 	defer time.AfterFunc(maxReadOn, cancel).Stop()
 	_, _ = io.CopyN(io.Discard, answer.Body, maxAnswer)
 }
@@ -253,8 +242,7 @@ func classify(answer *http.Response, result *Result) {
 	}
 }
 
-// retryAfter reads the header: seconds, or an HTTP date. Anything else, and a
-// time in the past, is 0.
+// retryAfter reads the header: seconds, or an HTTP date. Anything else, and a time in the past, is 0.
 func retryAfter(value string, now time.Time) time.Duration {
 	if value != "" && strings.Trim(value, "0123456789") == "" {
 		seconds, _ := strconv.ParseUint(value, 10, 64) // the largest number for one that is larger still
@@ -266,8 +254,8 @@ func retryAfter(value string, now time.Time) time.Duration {
 	return 0
 }
 
-// fail says how an exchange without an answer ended. The texts are fixed: an
-// error's own text names addresses that the caller has no business to know.
+// fail says how an exchange without an answer ended. The texts are fixed: an error's own text names addresses that the
+// caller must not learn.
 func (c *Client) fail(ctx, timed context.Context, t *target, err error, result *Result) {
 	var refused *Refused
 	var handshake *handshakeError
@@ -277,7 +265,7 @@ func (c *Client) fail(ctx, timed context.Context, t *target, err error, result *
 	text := trouble(err)
 	switch {
 	case errors.As(err, &refused):
-		c.refuse(result, refused, redact(&t.url))
+		c.refuse(result, refused, term.RedactURL(t.url.String()))
 	case ctx.Err() != nil:
 		result.Interrupted = true
 		result.Message = "interrupted"
@@ -303,7 +291,7 @@ func (c *Client) fail(ctx, timed context.Context, t *target, err error, result *
 	}
 }
 
-// trouble says what hinders this server itself, whomever it calls; "" means that nothing does.
+// trouble says what this server itself lacks for any call; "" means nothing.
 func trouble(err error) string {
 	var lookup *net.DNSError
 	switch {
@@ -320,7 +308,7 @@ func trouble(err error) string {
 	}
 }
 
-// warnOfTrouble logs what hinders us, not for every call.
+// warnOfTrouble logs trouble of our own, not for every call.
 func (c *Client) warnOfTrouble(host, text string, err error) {
 	c.mu.Lock()
 	now := time.Now()
@@ -340,8 +328,8 @@ func (c *Client) refuse(result *Result, refused error, shown string) {
 	c.cfg.Log.Warn("callback refused", "url", shown, "error", refused)
 }
 
-// dialTLS makes the connection for https. The handshake is done here, not by
-// net/http, because here its errors can be told from all others by their type.
+// dialTLS makes the connection for https. It does the handshake itself, because the errors of net/http's own cannot be
+// distinguished from others by type.
 func (c *Client) dialTLS(ctx context.Context, network, hostPort string) (net.Conn, error) {
 	// net/http goes on dialling after the request has ended, so the bound is set here again.
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
@@ -368,13 +356,13 @@ func (c *Client) dialTLS(ctx context.Context, network, hostPort string) (net.Con
 	return conn, nil
 }
 
-// handshakeError is a TLS handshake that did not end well.
+// handshakeError is why a TLS handshake failed.
 type handshakeError struct{ err error }
 
 func (e *handshakeError) Error() string { return "TLS handshake: " + e.err.Error() }
 func (e *handshakeError) Unwrap() error { return e.err }
 
-// text says what the owner of the receiver can mend.
+// text says what the owner of the receiver can fix.
 func (e *handshakeError) text() string {
 	var unknown x509.UnknownAuthorityError
 	var name x509.HostnameError

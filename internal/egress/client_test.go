@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"tandem"
+	"tandem/internal/egress"
 )
 
 func TestPostSendsWhatItIsGiven(t *testing.T) {
@@ -43,7 +44,8 @@ func TestPostSendsWhatItIsGiven(t *testing.T) {
 	for range 2 { // the second would bring the cookie back
 		place := reserve(t, client, target+"?a=b%20c#fragment")
 		result := place.Post(t.Context(), header, []byte(`{"x":1}`))
-		if result.Outcome != tandem.OutcomeDelivered || result.StatusCode != http.StatusAccepted || result.Message != "" || result.Interrupted {
+		if result.Outcome != tandem.OutcomeDelivered || result.StatusCode != http.StatusAccepted || result.Message != "" ||
+			result.Interrupted {
 			t.Fatalf("Post = %+v, want it delivered", result)
 		}
 		if result.Duration <= 0 || time.Since(result.StartedAt) < result.Duration || result.StartedAt.Location() != time.UTC {
@@ -169,7 +171,8 @@ func TestPostClassifiesAnswers(t *testing.T) {
 			if got.Outcome != c.want || got.StatusCode != c.status || got.RetryAfter != c.wantAfter {
 				t.Errorf("Post = %+v, want %s and %v", got, c.want, c.wantAfter)
 			}
-			if (got.Message == "") != (c.want == tandem.OutcomeDelivered) || c.want != tandem.OutcomeDelivered && !strings.Contains(got.Message, fmt.Sprint(c.status)) {
+			if (got.Message == "") != (c.want == tandem.OutcomeDelivered) ||
+				c.want != tandem.OutcomeDelivered && !strings.Contains(got.Message, fmt.Sprint(c.status)) {
 				t.Errorf("Message = %q", got.Message)
 			}
 			if failures := only(t, client).FailureCount; (failures == 1) != c.failure {
@@ -200,7 +203,8 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 			w.WriteHeader(status)
 		})
 		got := post(t, newClient(t, demo()), target)
-		if got.Outcome != tandem.OutcomeRedirect || got.StatusCode != status || strings.Contains(got.Message, trap.listener.Addr().String()) {
+		if got.Outcome != tandem.OutcomeRedirect || got.StatusCode != status ||
+			strings.Contains(got.Message, trap.listener.Addr().String()) {
 			t.Errorf("%d: Post = %+v", status, got)
 		}
 	}
@@ -249,31 +253,44 @@ func TestPostToHostileReceivers(t *testing.T) {
 	}{
 		{"no answer", func(ctx context.Context, _ net.Conn) { <-ctx.Done() }, tandem.OutcomeTimeout, 0, true},
 		{"closes at once", write(""), tandem.OutcomeConnect, 0, true},
-		{"resets", func(_ context.Context, conn net.Conn) { _ = conn.(*net.TCPConn).SetLinger(0) }, tandem.OutcomeConnect, 0, true},
+		{"resets", func(_ context.Context, conn net.Conn) { _ = conn.(*net.TCPConn).SetLinger(0) }, tandem.OutcomeConnect,
+			0, true},
 		{"closes within the status line", write("HTTP/1.1 20"), tandem.OutcomeConnect, 0, true},
 		{"closes within the header", write("HTTP/1.1 200 OK\r\nContent-Le"), tandem.OutcomeConnect, 0, true},
 		{"is not HTTP", write("SSH-2.0-OpenSSH_9.9\r\n"), tandem.OutcomeConnect, 0, true},
 		{"drips its header", drip("HTTP/1.1 200 OK\r\nX: ", "x"), tandem.OutcomeTimeout, 0, true},
-		{"header of 100 MB", endless("HTTP/1.1 200 OK\r\n", "X-Filler: "+strings.Repeat("x", 10_000)+"\r\n"), tandem.OutcomeConnect, 0, true},
-		{"header of 60 KiB", write("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Filler: " + strings.Repeat("x", 60<<10) + "\r\n\r\n"), tandem.OutcomeDelivered, 200, false},
-		{"header of 70 KiB", write("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Filler: " + strings.Repeat("x", 70<<10) + "\r\n\r\n"), tandem.OutcomeConnect, 0, true},
-		{"one endless header", endless("HTTP/1.1 200 OK\r\nX-Filler: ", strings.Repeat("x", 10_000)), tandem.OutcomeConnect, 0, true},
-		{"endless early hints", endless("", "HTTP/1.1 103 Early Hints\r\nX-Filler: "+strings.Repeat("x", 1_000)+"\r\n\r\n"), tandem.OutcomeConnect, 0, true},
-		{"2xx, then drips its body", drip("HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", "x"), tandem.OutcomeDelivered, 200, false},
-		{"2xx, then an endless body", endless("HTTP/1.1 200 OK\r\n\r\n", strings.Repeat("x", 10_000)), tandem.OutcomeDelivered, 200, false},
-		{"2xx, then endless chunks", endless("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "1\r\nx\r\n"), tandem.OutcomeDelivered, 200, false},
-		{"2xx, then closes within its body", write("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nxx"), tandem.OutcomeDelivered, 200, false},
+		{"header of 100 MB", endless("HTTP/1.1 200 OK\r\n", "X-Filler: "+strings.Repeat("x", 10_000)+"\r\n"),
+			tandem.OutcomeConnect, 0, true},
+		{"header of 60 KiB", write("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Filler: " + strings.Repeat("x", 60<<10) +
+			"\r\n\r\n"), tandem.OutcomeDelivered, 200, false},
+		{"header of 70 KiB", write("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Filler: " + strings.Repeat("x", 70<<10) +
+			"\r\n\r\n"), tandem.OutcomeConnect, 0, true},
+		{"one endless header", endless("HTTP/1.1 200 OK\r\nX-Filler: ", strings.Repeat("x", 10_000)),
+			tandem.OutcomeConnect, 0, true},
+		{"endless early hints", endless("", "HTTP/1.1 103 Early Hints\r\nX-Filler: "+
+			strings.Repeat("x", 1_000)+"\r\n\r\n"), tandem.OutcomeConnect, 0, true},
+		{"2xx, then drips its body", drip("HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", "x"),
+			tandem.OutcomeDelivered, 200, false},
+		{"2xx, then an endless body", endless("HTTP/1.1 200 OK\r\n\r\n", strings.Repeat("x", 10_000)),
+			tandem.OutcomeDelivered, 200, false},
+		{"2xx, then endless chunks", endless("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "1\r\nx\r\n"),
+			tandem.OutcomeDelivered, 200, false},
+		{"2xx, then closes within its body", write("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nxx"),
+			tandem.OutcomeDelivered, 200, false},
 		{"2xx, then hangs", func(ctx context.Context, conn net.Conn) {
 			_, _ = io.WriteString(conn, "HTTP/1.1 204 No Content\r\nX: y\r\n\r\n")
 			<-ctx.Done()
 		}, tandem.OutcomeDelivered, 204, false},
-		{"5xx, then drips its body", drip("HTTP/1.1 500 Oops\r\nContent-Length: 1000000\r\n\r\n", "x"), tandem.OutcomeHTTPError, 500, true},
+		{"5xx, then drips its body", drip("HTTP/1.1 500 Oops\r\nContent-Length: 1000000\r\n\r\n", "x"),
+			tandem.OutcomeHTTPError, 500, true},
 		{"switches protocols", func(ctx context.Context, conn net.Conn) {
 			_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
 			<-ctx.Done()
 		}, tandem.OutcomeHTTPError, 101, false},
-		{"a status of three zeros", write("HTTP/1.1 000 Nothing\r\nContent-Length: 0\r\n\r\n"), tandem.OutcomeHTTPError, 0, true},
-		{"a status beyond 599", write("HTTP/1.1 999 Denied\r\nContent-Length: 0\r\n\r\n"), tandem.OutcomeHTTPError, 999, true},
+		{"a status of three zeros", write("HTTP/1.1 000 Nothing\r\nContent-Length: 0\r\n\r\n"), tandem.OutcomeHTTPError,
+			0, true},
+		{"a status beyond 599", write("HTTP/1.1 999 Denied\r\nContent-Length: 0\r\n\r\n"), tandem.OutcomeHTTPError, 999,
+			true},
 		{"HTTP/1.0", write("HTTP/1.0 200 OK\r\n\r\n"), tandem.OutcomeDelivered, 200, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -488,4 +505,16 @@ func TestInterrupted(t *testing.T) {
 		}
 		place.Release()
 	})
+}
+
+func TestConfigThatContradictsItself(t *testing.T) {
+	t.Parallel()
+	for _, cfg := range []egress.Config{
+		{Timeout: -1}, {ConnectTimeout: -1}, {HostConcurrency: -1}, {BreakerFailures: -1}, {BreakerOpen: -1},
+		{MaxDestinations: -1}, {MaxWaiting: -1},
+	} {
+		if _, err := egress.New(cfg); err == nil {
+			t.Errorf("New(%+v) went through", cfg)
+		}
+	}
 }

@@ -20,14 +20,14 @@ const (
 	probePutOff = time.Second            // while a probe is out
 	openJitter  = 2 * time.Second        // after an open breaker's retry time
 	warnOutage  = time.Minute            // between two warnings that a destination has started to fail
-	maxSpread   = time.Minute            // calls put off one after the other are spread over at most this
+	maxSpread   = time.Minute            // calls rescheduled one after the other are spread over at most this
 )
 
 // destination is a site that calls go to. The client's mu guards its fields.
 type destination struct {
 	site     Site
 	host     *circuit             // opened when there is no connection, no TLS or no answer
-	trouble  *circuit             // opened by what hinders us ourselves
+	trouble  *circuit             // opened by trouble of our own
 	turns    turns                // who may probe host
 	answered time.Time            // when it last gave any answer; zero: never
 	inFlight int                  // places given out; at most Config.HostConcurrency
@@ -64,8 +64,7 @@ func (p *PutOff) Error() string {
 	return fmt.Sprintf("put off until %s: %s", p.Until.UTC().Format(time.RFC3339Nano), p.Reason)
 }
 
-// Place is the right to make one exchange. Call Post or Release, once. It belongs
-// to the goroutine that reserved it.
+// Place is the right to make one exchange. Call Post or Release, once. It belongs to the goroutine that reserved it.
 type Place struct {
 	client   *Client
 	target   *target // shared, not to be changed; nil if refused
@@ -76,14 +75,13 @@ type Place struct {
 	over     bool // given back
 }
 
-// Reserve waits for a place at the destination of rawURL. owner is who the call is made for
-// (tandem.Request.Owner). Owners take turns, and the calls of one are served in order. It returns a *PutOff
-// when waiting here is not worth it: a breaker is open or half-open with its probe out, or too many wait already. It
-// returns ctx's cause when ctx ends.
+// Reserve waits for a place at the destination of rawURL. owner is who the call is made for (tandem.Request.Owner).
+// Owners take turns, and the calls of one are served in order. Reserve returns a *PutOff when waiting is not worth it:
+// a breaker is open or half-open with its probe out, or too many wait already. It returns ctx's cause when ctx ends.
 //
-// One destination may hold at most half of the waiting places that are still free, and one
-// for each owner, so that a slow one never takes them all. A URL that Check would refuse by now gets a
-// place at once, and Post says blocked.
+// One destination may hold at most half of the waiting places that are still free, and one for each owner, so that a
+// slow one never takes them all. A URL that Check would refuse now gets a place at once, and Post returns
+// OutcomeBlocked.
 func (c *Client) Reserve(ctx context.Context, rawURL, owner string) (*Place, error) {
 	place := &Place{client: c}
 	place.target, place.refused = c.parse(rawURL)
@@ -99,7 +97,8 @@ func (c *Client) Reserve(ctx context.Context, rawURL, owner string) (*Place, err
 	d, held := c.holdLocked(place.receiver.Site)
 	if !held {
 		c.mu.Unlock()
-		return nil, &PutOff{Until: time.Now().Add(probePutOff + rand.N(probePutOff)), Reason: "every destination remembered is in use"}
+		until := time.Now().Add(probePutOff + rand.N(probePutOff))
+		return nil, &PutOff{Until: until, Reason: "every destination remembered is in use"}
 	}
 	place.dest = d
 	if d.inFlight < c.cfg.HostConcurrency { // then nobody waits: takeBackLocked sees to that
@@ -135,8 +134,8 @@ func (p *Place) granted(g grant) (*Place, error) {
 	return p, nil
 }
 
-// Destinations are what may have room once the exchange has ended, as [Client.Room] takes them: the
-// site and the path of the owner's calls. They are "" if the URL is refused.
+// Destinations are what may have room after the exchange, as [Client.Room] takes them: the site and the path of the
+// owner's calls. They are "" if the URL is refused.
 func (p *Place) Destinations() (site, path string) {
 	if p.dest == nil {
 		return "", ""
@@ -148,7 +147,7 @@ func (p *Place) Destinations() (site, path string) {
 // Release gives the place back unused. It does nothing after Post or Release.
 func (p *Place) Release() { p.giveBack(&Result{}) }
 
-// giveBack ends the place and lets those that wait go on. It sets PutOff of a result that uses up no attempt.
+// giveBack ends the place and grants it to waiting calls. It sets PutOff of a result that uses up no attempt.
 func (p *Place) giveBack(result *Result) {
 	if p.over {
 		return
@@ -242,8 +241,7 @@ func (c *Client) takeBackLocked(p *Place, result *Result) {
 	}
 }
 
-// leave takes a call whose ctx ended out of the queue, or gives back what it was
-// granted in the same moment.
+// leave takes a call whose ctx ended out of the queue, or gives back what it was granted in the same moment.
 func (c *Client) leave(p *Place, w *waiter) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -405,7 +403,7 @@ func (c *Client) Found(limit int) []Destination {
 	return found
 }
 
-// Learn takes over that somebody else has found a destination failing: its breaker is open until the same moment.
+// Learn opens the breaker of a destination that another node has found failing, until the same moment.
 func (c *Client) Learn(d Destination) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

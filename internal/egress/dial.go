@@ -11,9 +11,8 @@ import (
 	"time"
 )
 
-// Dialer makes TCP connections to what a policy allows, and to nothing else. It
-// judges the host before any look-up, as [Client.Check] does, and then each
-// address that the host resolved to, in the moment of its connect: an answer that
+// Dialer makes TCP connections to what a policy allows, and to nothing else. It judges the host before any look-up, as
+// [Client.Check] does, and then each address that the host resolved to, in the moment of its connect: an answer that
 // changes between a check and the dial gains nothing.
 type Dialer struct {
 	policy   *Policy
@@ -21,9 +20,8 @@ type Dialer struct {
 	resolver *net.Resolver
 }
 
-// NewDialer makes a dialer. Timeout bounds the look-up and the connect together;
-// zero means 3 s. A nil resolver means the pure-Go one with the system's settings: it
-// does not take 0x7f.1 for an address, as the C library does.
+// NewDialer makes a dialer. Timeout bounds the look-up and the connect together; zero means 3 s. A nil resolver means
+// the pure-Go one with the system's settings: unlike the C library, it does not read 0x7f.1 as an address.
 func NewDialer(policy Policy, timeout time.Duration, resolver *net.Resolver) (*Dialer, error) {
 	compiled, err := policy.compile()
 	if err != nil {
@@ -38,19 +36,17 @@ func NewDialer(policy Policy, timeout time.Duration, resolver *net.Resolver) (*D
 	return &Dialer{policy: compiled, timeout: timeout, resolver: resolver}, nil
 }
 
-// errUnreachable stands for the failures of the allowed addresses of a host that
-// has refused ones as well.
+// errUnreachable stands for the failures of a host's allowed addresses, where policy refused others.
 var errUnreachable = errors.New("no allowed address could be reached")
 
-// DialContext connects to host:port over TCP. The error is or wraps a *[Refused] if and
-// only if policy refuses the host, the port or every address of the host.
+// DialContext connects to host:port over TCP. The error is or wraps a *[Refused] if and only if policy refuses the
+// host, the port or every address of the host.
 func (d *Dialer) DialContext(ctx context.Context, network, hostPort string) (net.Conn, error) {
 	host, address, err := d.judge(hostPort)
 	if err != nil {
 		return nil, err
 	}
-	// A host with several addresses has them dialled one after the other, and the
-	// families at the same time.
+	// The addresses of a host are dialled one after the other, both families at the same time.
 	var refused atomic.Pointer[Refused]
 	var tried atomic.Bool
 	optedIn := d.policy.hostOptedIn(host)
@@ -70,8 +66,8 @@ func (d *Dialer) DialContext(ctx context.Context, network, hostPort string) (net
 	if err == nil {
 		return conn, nil
 	}
-	// net.Dialer returns the first error. A refusal is final, so it must not hide
-	// that an allowed address may answer later.
+	// net.Dialer returns the first error. A refusal is final, so it must not hide that an allowed address may answer
+	// later.
 	switch {
 	case refused.Load() == nil || trouble(err) != "":
 		return nil, fmt.Errorf("dial %s: %w", hostPort, err)
@@ -102,8 +98,7 @@ func (d *Dialer) judge(hostPort string) (host, address string, err error) {
 	}
 	name := host
 	if !addr.IsValid() {
-		// The name is complete. Without its final dot the resolver could put a search domain of
-		// resolv.conf behind it, and the call would go to another host.
+		// Without a final dot the resolver could append a search domain of resolv.conf, and call another host.
 		name += "."
 	}
 	return host, net.JoinHostPort(name, service), nil

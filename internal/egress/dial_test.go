@@ -88,7 +88,8 @@ func TestDialRefusesEveryBlock(t *testing.T) {
 			}
 		}
 	}
-	for _, address := range []string{"", "example.com", "example.com:http", "example.com:0", "example.com:080", "example.com:+80", "example.com:65616", "-example.com:80", ":80"} {
+	for _, address := range []string{"", "example.com", "example.com:http", "example.com:0", "example.com:080",
+		"example.com:+80", "example.com:65616", "-example.com:80", ":80"} {
 		conn, err := dialer.DialContext(t.Context(), "tcp", address)
 		if err == nil {
 			conn.Close()
@@ -156,11 +157,12 @@ func TestNamesThatResolveToForbiddenAddresses(t *testing.T) {
 		}
 		messages[got.Message] = true
 	}
-	if got := post(t, client, fmt.Sprintf("http://hooks.internal:%d/", trap.port())); got.Outcome != tandem.OutcomeBlocked {
+	got := post(t, client, fmt.Sprintf("http://hooks.internal:%d/", trap.port()))
+	if got.Outcome != tandem.OutcomeBlocked {
 		t.Errorf("an opted-in name that means metadata: Post = %+v, want it blocked", got)
 	}
 	// Refused without a look-up, after Check: the policy may have changed since then.
-	got := post(t, client, fmt.Sprintf("http://127.0.0.1:%d/", trap.port()))
+	got = post(t, client, fmt.Sprintf("http://127.0.0.1:%d/", trap.port()))
 	messages[got.Message] = true
 	if got.Outcome != tandem.OutcomeBlocked || len(messages) != 1 {
 		t.Errorf("Post = %+v; the messages can be told apart: %v", got, messages)
@@ -218,7 +220,8 @@ func TestHostOptedIn(t *testing.T) {
 	target := receiver(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) })
 	_, port, _ := strings.Cut(strings.TrimPrefix(target, "http://"), ":")
 	client := newClient(t, egress.Config{
-		Policy: egress.Policy{AnyPort: true, Hosts: []string{"hooks.internal"}}, Resolver: names.resolver(), Log: slog.New(slog.DiscardHandler),
+		Policy: egress.Policy{AnyPort: true, Hosts: []string{"hooks.internal"}}, Resolver: names.resolver(),
+		Log: slog.New(slog.DiscardHandler),
 	})
 	if got := post(t, client, "http://HOOKS.internal.:"+port); got.Outcome != tandem.OutcomeDelivered {
 		t.Errorf("opted in: Post = %+v, want it delivered", got)

@@ -15,8 +15,9 @@ import (
 type nameServer struct {
 	conn net.PacketConn
 
-	mu      sync.Mutex                         // guards the fields below
-	answers map[string]func(nth int) []string  // :: name → its addresses, after CNAMEs if any, with a dot at their ends, for the nth question, from 1
+	mu sync.Mutex // guards the fields below
+	// :: name → its addresses for the nth question, from 1, after CNAMEs if any, which end in a dot
+	answers map[string]func(nth int) []string
 	others  []string                           // the addresses of every other name; none: there is no such name
 	asked   map[string]map[dnsmessage.Type]int // :: name → type → questions
 }
@@ -27,7 +28,8 @@ func newNameServer(t *testing.T) *nameServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &nameServer{conn: conn, answers: make(map[string]func(int) []string), asked: make(map[string]map[dnsmessage.Type]int)}
+	s := &nameServer{conn: conn, answers: make(map[string]func(int) []string),
+		asked: make(map[string]map[dnsmessage.Type]int)}
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
@@ -125,7 +127,8 @@ func (s *nameServer) answer(m dnsmessage.Message) dnsmessage.Message {
 				m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.AResource{A: addr.As4()}})
 			case addr.Is6() && q.Type == dnsmessage.TypeAAAA:
 				header.Type = q.Type
-				m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.AAAAResource{AAAA: addr.As16()}})
+				m.Answers = append(m.Answers, dnsmessage.Resource{Header: header,
+					Body: &dnsmessage.AAAAResource{AAAA: addr.As16()}})
 			}
 			followed = true
 		}

@@ -1,6 +1,9 @@
 package egress
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // RetryAfter reads the header of that name.
 func RetryAfter(value string, now time.Time) time.Duration { return retryAfter(value, now) }
@@ -39,4 +42,9 @@ func (c *Client) HeldUntil(r Receiver) time.Time {
 		return time.Now().Add(d.waitLocked(c.cfg.HostConcurrency))
 	}
 	return time.Time{}
+}
+
+// Blocks returns every block that a strict [Policy] refuses by table. Blocks may lie inside others.
+func Blocks() []Block {
+	return slices.Concat(metadataBlocks, neverBlocks, specialBlocks4, specialBlocks6)
 }

@@ -90,7 +90,8 @@ func addLocalRoute(prefix netip.Prefix) error {
 		Index  uint32
 		To     unix.RtAttr
 	}{
-		Header: unix.NlMsghdr{Type: unix.RTM_NEWROUTE, Flags: unix.NLM_F_REQUEST | unix.NLM_F_ACK | unix.NLM_F_CREATE | unix.NLM_F_REPLACE},
+		Header: unix.NlMsghdr{Type: unix.RTM_NEWROUTE,
+			Flags: unix.NLM_F_REQUEST | unix.NLM_F_ACK | unix.NLM_F_CREATE | unix.NLM_F_REPLACE},
 		Route: unix.RtMsg{
 			Family: unix.AF_INET, Dst_len: uint8(prefix.Bits()),
 			Table: unix.RT_TABLE_LOCAL, Protocol: unix.RTPROT_BOOT, Scope: unix.RT_SCOPE_HOST, Type: unix.RTN_LOCAL,

@@ -84,7 +84,8 @@ func TestNoPacketLeaves(t *testing.T) { //nolint:paralleltest // parallel outsid
 // optIn is a policy that allows all that a policy can allow.
 func optIn(t *testing.T, vectors []audit.Vector) egress.Policy {
 	t.Helper()
-	policy := egress.Policy{AnyPort: true, CIDRs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}}
+	policy := egress.Policy{AnyPort: true, CIDRs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"),
+		netip.MustParsePrefix("::/0")}}
 	for _, v := range vectors {
 		u, err := url.Parse(v.URL)
 		if err != nil {
@@ -146,7 +147,8 @@ func (r *firingRange) fire(t *testing.T, mode string, policy egress.Policy, v au
 		t.Errorf("%s: %s (%.100q): %s", mode, v.Name, v.URL, fmt.Sprintf(format, args...))
 	}
 	r.prepare(t, v)
-	client, err := egress.New(egress.Config{Policy: policy, Resolver: r.names.resolver(), Log: slog.New(slog.DiscardHandler)})
+	client, err := egress.New(egress.Config{Policy: policy, Resolver: r.names.resolver(),
+		Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,7 +197,8 @@ func (r *firingRange) fire(t *testing.T, mode string, policy egress.Policy, v au
 		}
 		return
 	}
-	if redirect := got.StatusCode >= 300 && got.StatusCode < 400; got.StatusCode == 0 || redirect != (got.Outcome == tandem.OutcomeRedirect) {
+	if redirect := got.StatusCode >= 300 && got.StatusCode < 400; got.StatusCode == 0 ||
+		redirect != (got.Outcome == tandem.OutcomeRedirect) {
 		complain("Post = %+v", got)
 	}
 	requests := 0
@@ -232,12 +235,14 @@ func sameRequestLine(sent, written string) bool {
 func (r *firingRange) closedPort(t *testing.T) {
 	t.Helper()
 	const closed = "9" // no vector has it, so the canary is not there
-	client := newClient(t, egress.Config{Policy: egress.Policy{Ports: []uint16{9}}, Resolver: r.names.resolver(), Log: slog.New(slog.DiscardHandler)})
+	client := newClient(t, egress.Config{Policy: egress.Policy{Ports: []uint16{9}}, Resolver: r.names.resolver(),
+		Log: slog.New(slog.DiscardHandler)})
 	r.names.has("inside.example.", "10.0.0.1")
 	for _, host := range []string{"10.0.0.1", "inside.example"} {
 		opens := activeOpens(t)
 		open, shut := post(t, client, "http://"+host+"/"), post(t, client, "http://"+net.JoinHostPort(host, closed)+"/")
-		if open.Outcome != shut.Outcome || open.StatusCode != shut.StatusCode || open.Message != shut.Message || open.RetryAfter != shut.RetryAfter || open.Interrupted != shut.Interrupted {
+		if open.Outcome != shut.Outcome || open.StatusCode != shut.StatusCode || open.Message != shut.Message ||
+			open.RetryAfter != shut.RetryAfter || open.Interrupted != shut.Interrupted {
 			t.Errorf("%s: an open port gives %+v, a closed one %+v", host, open, shut)
 		}
 		if opened := activeOpens(t) - opens; opened != 0 { // which is why the time tells nothing either
@@ -246,7 +251,8 @@ func (r *firingRange) closedPort(t *testing.T) {
 	}
 	// The same address answers where it is allowed, and nobody listens on the other port.
 	allowed := newClient(t, egress.Config{Policy: demoPolicy(), Log: slog.New(slog.DiscardHandler)})
-	if open, shut := post(t, allowed, "http://10.0.0.1/"), post(t, allowed, "http://10.0.0.1:"+closed+"/"); open.Outcome != tandem.OutcomeDelivered || shut.Outcome != tandem.OutcomeConnect {
+	open, shut := post(t, allowed, "http://10.0.0.1/"), post(t, allowed, "http://10.0.0.1:"+closed+"/")
+	if open.Outcome != tandem.OutcomeDelivered || shut.Outcome != tandem.OutcomeConnect {
 		t.Errorf("allowed: %+v and %+v, want an open and a closed port", open, shut)
 	}
 	r.canary.await(t, 1)
@@ -258,13 +264,14 @@ func (r *firingRange) closedPort(t *testing.T) {
 func (r *firingRange) withoutGuard(t *testing.T, vectors []audit.Vector) {
 	t.Helper()
 	dialer := net.Dialer{Resolver: r.names.resolver()}
-	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, hostPort string) (net.Conn, error) {
+	dial := func(ctx context.Context, network, hostPort string) (net.Conn, error) {
 		host, port, err := net.SplitHostPort(hostPort)
 		if err != nil {
 			return nil, err
 		}
 		return dialer.DialContext(ctx, network, net.JoinHostPort(inetAton(host), port))
-	}}
+	}
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: dial}
 	defer transport.CloseIdleConnections()
 	arrived, unreachable, notHTTP := 0, 0, 0
 	for _, v := range vectors {
@@ -292,10 +299,12 @@ func (r *firingRange) withoutGuard(t *testing.T, vectors []audit.Vector) {
 		case everyUnreachable(request.URL.Hostname(), v.Answers):
 			unreachable++
 		default:
-			t.Errorf("%s (%q): without the guard it does not arrive, so nothing shows that the guard stops it: %v", v.Name, v.URL, err)
+			t.Errorf("%s (%q): without the guard it does not arrive, so nothing shows that the guard stops it: %v", v.Name,
+				v.URL, err)
 		}
 	}
-	t.Logf("figures: without the guard: %d of the refused arrive, %d go where no TCP connection can, %d are nothing for net/http", arrived, unreachable, notHTTP)
+	t.Logf("figures: without the guard: %d of the refused arrive, %d go where no TCP connection can, "+
+		"%d are nothing for net/http", arrived, unreachable, notHTTP)
 	if arrived < 300 {
 		t.Errorf("only %d vectors arrive without the guard", arrived)
 	}
@@ -335,7 +344,8 @@ func everyUnreachable(host string, answers [][]string) bool {
 	for _, text := range texts {
 		addr, err := netip.ParseAddr(text)
 		addr = addr.Unmap()
-		if err != nil || !addr.IsMulticast() && addr != netip.AddrFrom4([4]byte{255, 255, 255, 255}) && (addr.Is4() || !addr.IsLinkLocalUnicast()) {
+		if err != nil || !addr.IsMulticast() && addr != netip.AddrFrom4([4]byte{255, 255, 255, 255}) &&
+			(addr.Is4() || !addr.IsLinkLocalUnicast()) {
 			return false
 		}
 	}

@@ -19,8 +19,8 @@ import (
 // maxURL bounds a callback URL, in bytes.
 const maxURL = 2048
 
-// blockedText is all that a caller hears about a target that policy refuses, at
-// submission and after a try alike: what it is must not be told apart.
+// blockedText is all that a caller learns about a target that policy refuses, at submission and after an attempt:
+// callers must not be able to distinguish such targets.
 const blockedText = "callback_url is not allowed: this server does not call that address, name or port"
 
 // target is a callback URL that may be called, as far as can be told without a look-up.
@@ -33,8 +33,8 @@ type target struct {
 // receiver is whom a call for an owner goes to.
 func (t *target) receiver(owner string) Receiver { return Receiver{t.site, owner, t.path} }
 
-// parse reads a callback URL and judges what can be judged without a look-up. Its
-// errors are *tandem.Error with CodeInvalidCallbackURL or CodeCallbackBlocked.
+// parse reads a callback URL and judges what can be judged without a look-up. Its errors are *tandem.Error with
+// CodeInvalidCallbackURL or CodeCallbackBlocked.
 func (p *Policy) parse(raw string) (*target, error) {
 	u, err := parseURL(raw)
 	if err != nil {
@@ -72,14 +72,14 @@ func (p *Policy) parse(raw string) (*target, error) {
 // maxGoodURLs bounds [goodURLs]; of the longest URLs they take 1 MB.
 const maxGoodURLs = 256
 
-// goodURLs remembers what was made of URLs that may be called: most callers have one or
-// two, and every request asks twice. What is made of a URL depends on the policy alone, which never changes.
+// goodURLs caches the targets of URLs that may be called: most callers have one or two, and every request asks twice. A
+// target depends on the URL and the policy only, and the policy never changes.
 type goodURLs struct {
 	mu      sync.Mutex         // guards targets
 	targets map[string]*target // :: URL → target; at most maxGoodURLs
 }
 
-// parse is that of the policy, with a memory.
+// parse is that of the policy, cached.
 func (c *Client) parse(raw string) (*target, error) {
 	c.good.mu.Lock()
 	t, known := c.good.targets[raw]
@@ -108,13 +108,12 @@ func (p *Policy) judgeHost(host string, addr netip.Addr, port uint16) Verdict {
 	return p.judgeName(host, port)
 }
 
-// unusable is the error of a URL that nobody could call.
+// unusable is the error of a URL that cannot be called.
 func unusable(err error) *tandem.Error {
 	return &tandem.Error{Code: tandem.CodeInvalidCallbackURL, Message: "callback_url " + err.Error(), Err: err}
 }
 
-// parseURL accepts an absolute http or https URL without anything that one
-// parser could read differently from another.
+// parseURL accepts an absolute http or https URL without anything that parsers could read differently.
 func parseURL(raw string) (*url.URL, error) {
 	if raw == "" || len(raw) > maxURL {
 		return nil, fmt.Errorf("must have 1 to %d bytes", maxURL)
@@ -149,9 +148,9 @@ func rawPath(u *url.URL) string {
 	return u.EscapedPath() // net/url keeps no RawPath that would be the same
 }
 
-// percentEncode encodes the bytes of a path or a query that RFC 3986 does not allow there: proxies
-// answer them with 400. Everything else stays as it is, every %XX included, because receivers may
-// compare or sign it. more is what may stand there beside the characters of a path.
+// percentEncode encodes the bytes of a path or a query that RFC 3986 does not allow there: proxies answer them with
+// 400. Everything else stays unchanged, every %XX included, because receivers may compare or sign it. more are
+// characters that are allowed besides those of a path.
 func percentEncode(written, more string) string {
 	const allowed = "-._~!$&'()*+,;=:@/" // besides letters and digits
 	const hex = "0123456789ABCDEF"
@@ -206,11 +205,9 @@ func parsePort(written string) (uint16, error) {
 	return uint16(port), nil
 }
 
-// canonicalHost returns the one form of a host that the policy compares and the
-// dial uses: an address in its usual form without IPv4-mapping, with addr valid;
-// or a name in lower-case ASCII (IDNA) without a trailing dot. Forms that some
-// resolver reads as an IPv4 address and others as a name (0x7f.1, 017700000001,
-// 2130706433) are errors.
+// canonicalHost returns the one form of a host that the policy compares and the dial uses: an address in its usual form
+// without IPv4-mapping, with addr valid; or a name in lower-case ASCII (IDNA) without a trailing dot. Forms that only
+// some resolvers read as an IPv4 address (0x7f.1, 017700000001, 2130706433) are errors.
 func canonicalHost(host string) (canonical string, addr netip.Addr, err error) {
 	if strings.IndexByte(host, ':') >= 0 {
 		addr, err = netip.ParseAddr(host)
@@ -235,6 +232,8 @@ func canonicalHost(host string) (canonical string, addr netip.Addr, err error) {
 	return name, addr, nil
 }
 
+var errName = errors.New("must have a valid host name")
+
 // canonicalName maps a host name to lower-case ASCII and checks its labels.
 func canonicalName(name string) (string, error) {
 	var upper, foreign bool
@@ -248,7 +247,7 @@ func canonicalName(name string) (string, error) {
 		// The same mapping as in net/http, which turns full-width digits and dots into plain ones.
 		mapped, err := idna.Lookup.ToASCII(name)
 		if err != nil {
-			return "", errors.New("must have a valid host name")
+			return "", errName
 		}
 		name = mapped
 	case upper:
@@ -258,32 +257,22 @@ func canonicalName(name string) (string, error) {
 	if name == "" || len(name) > 253 {
 		return "", errors.New("must have a host name of 1 to 253 bytes")
 	}
-	label := 0 // bytes of the label so far
-	for i := range len(name) {
-		switch c := name[i]; {
-		case c == '.' && label > 0 && name[i-1] != '-':
-			label = 0
-			continue
-		case c == '-' && label == 0: // such names are never looked up
-			return "", errors.New("must have a valid host name")
-		case 'a' <= c && c <= 'z', '0' <= c && c <= '9', c == '-', c == '_':
-			label++
-		default:
-			return "", errors.New("must have a valid host name")
+	for label := range strings.SplitSeq(name, ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' ||
+			strings.ContainsFunc(label, notInNames) {
+			return "", errName
 		}
-		if label > 63 {
-			return "", errors.New("must have a valid host name")
-		}
-	}
-	if label == 0 || name[len(name)-1] == '-' {
-		return "", errors.New("must have a valid host name")
 	}
 	return name, nil
 }
 
-// endsInNumber reports whether the last label of a canonical name is a decimal,
-// octal or hexadecimal number, which makes the name an IPv4 address to some
-// resolvers (WHATWG URL, "ends in a number").
+// notInNames reports whether no canonical name has a character.
+func notInNames(r rune) bool {
+	return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' && r != '_'
+}
+
+// endsInNumber reports whether the last label of a canonical name is a decimal, octal or hexadecimal number, which
+// makes the name an IPv4 address to some resolvers (WHATWG URL, "ends in a number").
 func endsInNumber(name string) bool {
 	last := name[strings.LastIndexByte(name, '.')+1:]
 	hex, isHex := strings.CutPrefix(last, "0x")
@@ -291,13 +280,4 @@ func endsInNumber(name string) bool {
 		return strings.Trim(hex, "0123456789abcdef") == ""
 	}
 	return strings.Trim(last, "0123456789") == ""
-}
-
-// redact returns a URL without what may be secret in it, for the log.
-func redact(u *url.URL) string {
-	shown := url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}
-	if u.RawQuery != "" {
-		shown.RawQuery = "redacted"
-	}
-	return shown.String()
 }

@@ -13,25 +13,20 @@ import (
 
 	"tandem"
 	"tandem/internal/store"
-)
-
-// The complexities an order may have.
-const (
-	MinComplexity = 1
-	MaxComplexity = 10
+	"tandem/internal/work"
 )
 
 // Order is what a caller asks for.
 type Order struct {
 	Task        string          // name of a task
 	Data        json.RawMessage // a JSON object, checked by the caller of the engine; not modified
-	Complexity  int             // MinComplexity..MaxComplexity
+	Complexity  int             // work.MinComplexity..MaxComplexity, of a task that has one
 	CallbackURL string          // Submit only
 	KeyID       string          // the API key that asks; "": nobody was asked for one
 	Owner       string          // whose share of the capacity it takes (see tandem.Request)
 }
 
-// Do does the work of an order while the caller waits, at most TaskTimeout from
+// Do does the work of an order while the caller waits, at most the task's timeout from
 // now, the wait for a slot included. It returns the request with its result once that
 // is on disk. Otherwise the error is a *tandem.Error: CodeValidation, CodeDraining
 // or CodeOverloaded without a RequestID when nothing was begun, and with a
@@ -49,7 +44,7 @@ func (e *Engine) Do(ctx context.Context, order Order) (tandem.Request, error) {
 	if err != nil {
 		return tandem.Request{}, err
 	}
-	slots := e.slots[task.Lane]
+	slots := e.slots[laneOf(task.Class)]
 	if !slots.join(order.Owner) {
 		return tandem.Request{}, overloadedError("", "Too many requests wait for a free slot; try again in a moment.")
 	}
@@ -63,7 +58,7 @@ func (e *Engine) Do(ctx context.Context, order Order) (tandem.Request, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(e.working, func() { cancel(errInterrupted) })()
-	ctx, release := context.WithDeadlineCause(ctx, arrived.Add(e.cfg.TaskTimeout), errTaskTimeout)
+	ctx, release := context.WithDeadlineCause(ctx, arrived.Add(e.timeout(&task)), errTaskTimeout)
 	defer release()
 
 	if err := e.accept(&r); err != nil {
@@ -74,7 +69,7 @@ func (e *Engine) Do(ctx context.Context, order Order) (tandem.Request, error) {
 		e.tell("🚀 sync: committed, its caller waits", &r,
 			"task", r.Task, "took", time.Since(arrived), "in_flight", e.gate.count())
 	}
-	outcome := e.doWork(ctx, slots, task, &r)
+	outcome := e.doWork(ctx, slots, &task, &r)
 	if err := e.finish(&r, outcome); err != nil {
 		return tandem.Request{}, err
 	}
@@ -87,7 +82,7 @@ func (e *Engine) Do(ctx context.Context, order Order) (tandem.Request, error) {
 }
 
 // doWork waits for a slot and processes the request of a waiting caller.
-func (e *Engine) doWork(ctx context.Context, slots *slots, task Task, r *tandem.Request) store.Outcome {
+func (e *Engine) doWork(ctx context.Context, slots *slots, task *work.Task, r *tandem.Request) store.Outcome {
 	if err := slots.acquire(ctx, tandem.ModeSync, r.Owner); err != nil {
 		code := cutOff(err)
 		if code == tandem.FailedTimeout {
@@ -96,7 +91,8 @@ func (e *Engine) doWork(ctx context.Context, slots *slots, task Task, r *tandem.
 		return store.Outcome{ErrorCode: code, ErrorMessage: failureMessage(code), CompletedAt: e.now()}
 	}
 	defer slots.release()
-	return e.process(ctx, task, r)
+	outcome, _ := e.process(ctx, task, r)
+	return outcome
 }
 
 // accept commits a sync request before its work. The client's leaving does not cut
@@ -138,11 +134,7 @@ func (e *Engine) finish(r *tandem.Request, o store.Outcome) error {
 		}
 		return storeError("finish request", r.ID, err)
 	}
-	r.Status = o.Status()
-	r.Result = o.Result
-	r.ErrorCode, r.ErrorMessage = o.ErrorCode, o.ErrorMessage
-	r.StartedAt, r.CompletedAt = o.StartedAt, o.CompletedAt
-	r.ProcessingTimeMS = milliseconds(o.Processing)
+	note(r, &o)
 	return nil
 }
 
@@ -199,7 +191,7 @@ func (e *Engine) Submit(ctx context.Context, order Order) (tandem.Request, error
 	if err := ctx.Err(); err != nil {
 		return tandem.Request{}, &tandem.Error{Code: tandem.CodeClientClosed, Message: "The client has gone.", Err: err}
 	}
-	if err := e.commit(e.storing.wait(arrived), &r, task.Lane); err != nil {
+	if err := e.commit(e.storing.wait(arrived), &r, laneOf(task.Class)); err != nil {
 		return tandem.Request{}, storeError("accept request", "", err)
 	}
 	e.vitals.accepted(arrived)
@@ -213,20 +205,20 @@ func (e *Engine) Submit(ctx context.Context, order Order) (tandem.Request, error
 }
 
 // check finds the task of an order and checks what every task relies on.
-func (e *Engine) check(order Order) (Task, error) {
+func (e *Engine) check(order Order) (work.Task, error) {
 	var fields []tandem.FieldError
 	task, ok := e.tasks[order.Task]
-	if !ok {
+	if !ok || task.Internal {
 		fields = append(fields, tandem.FieldError{
 			Location: "body.task",
 			Message:  "must be one of " + strings.Join(e.TaskNames(), ", "),
 			Value:    shorten(order.Task, 60),
 		})
 	}
-	if order.Complexity < MinComplexity || order.Complexity > MaxComplexity {
+	if (!ok || task.Complexity) && (order.Complexity < work.MinComplexity || order.Complexity > work.MaxComplexity) {
 		fields = append(fields, tandem.FieldError{
 			Location: "body.complexity",
-			Message:  fmt.Sprintf("must be between %d and %d", MinComplexity, MaxComplexity),
+			Message:  fmt.Sprintf("must be between %d and %d", work.MinComplexity, work.MaxComplexity),
 			Value:    order.Complexity,
 		})
 	}
@@ -234,7 +226,7 @@ func (e *Engine) check(order Order) (Task, error) {
 		fields = append(fields, tandem.FieldError{Location: "body.data", Message: "is required"})
 	}
 	if len(fields) > 0 {
-		return Task{}, &tandem.Error{Code: tandem.CodeValidation, Message: "The request is not valid.", Fields: fields}
+		return work.Task{}, &tandem.Error{Code: tandem.CodeValidation, Message: "The request is not valid.", Fields: fields}
 	}
 	return task, nil
 }

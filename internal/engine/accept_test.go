@@ -15,6 +15,7 @@ import (
 	"tandem"
 	"tandem/internal/engine"
 	"tandem/internal/store"
+	"tandem/internal/work"
 )
 
 // order asks for a task with little data.
@@ -47,9 +48,9 @@ func TestDo(t *testing.T) {
 			p := start(t, func(s *setup) { s.engine.TaskTimeout = tt.timeout })
 			before := time.Now()
 			o := order(tt.task)
-			o.Complexity = engine.MaxComplexity
+			o.Complexity = work.MaxComplexity
 			got, err := p.Do(t.Context(), o)
-			stored := p.request(p.only().ID)
+			stored := p.Request(p.Only().ID)
 			if tt.code != "" {
 				if e := wantCode(t, err, tt.code); e.RequestID != stored.ID || (tt.message != "" && e.Message != tt.message) {
 					t.Errorf("error %+v, want request id %s and message %q", e, stored.ID, tt.message)
@@ -146,7 +147,7 @@ func TestSubmitChecksTheURL(t *testing.T) {
 		_, err := p.Submit(t.Context(), o)
 		wantCode(t, err, code)
 	}
-	if page, err := p.store.Requests(t.Context(), store.Filter{Limit: 1}); err != nil || len(page.Requests) != 0 {
+	if page, err := p.Store.Requests(t.Context(), store.Filter{Limit: 1}); err != nil || len(page.Requests) != 0 {
 		t.Errorf("%d rows (%v), want none: a refused order leaves no trace", len(page.Requests), err)
 	}
 }
@@ -155,7 +156,7 @@ func TestDoWithoutSlot(t *testing.T) {
 	t.Parallel()
 	holder := newGated(false)
 	p := start(t, func(s *setup) {
-		s.engine.Tasks = []engine.Task{holder.task("holder")}
+		s.engine.Tasks = []work.Task{holder.task("holder")}
 		s.engine.IOWorkers = 1
 		s.engine.TaskTimeout = time.Second
 	})
@@ -167,7 +168,8 @@ func TestDoWithoutSlot(t *testing.T) {
 	<-holder.started
 	_, err := p.Do(t.Context(), order("echo"))
 	e := wantCode(t, err, tandem.CodeOverloaded)
-	if r := p.request(e.RequestID); r.Status != tandem.StatusFailed || r.ErrorCode != tandem.FailedNoSlot || !r.StartedAt.IsZero() || e.RetryAfter != time.Second {
+	if r := p.Request(e.RequestID); r.Status != tandem.StatusFailed || r.ErrorCode != tandem.FailedNoSlot ||
+		!r.StartedAt.IsZero() || e.RetryAfter != time.Second {
 		t.Errorf("stored %s %s, started %v, RetryAfter %v; want failed no_slot, never, 1s", r.Status, r.ErrorCode, r.StartedAt, e.RetryAfter)
 	}
 	close(holder.release)
@@ -183,7 +185,7 @@ func TestDoClientGone(t *testing.T) {
 	t.Parallel()
 	stuck := newGated(true)
 	p := start(t, func(s *setup) {
-		s.engine.Tasks = []engine.Task{stuck.task("gated")}
+		s.engine.Tasks = []work.Task{stuck.task("gated")}
 		s.engine.IOWorkers = 1
 	})
 	running, leaveRunning := context.WithCancel(t.Context())
@@ -192,14 +194,14 @@ func TestDoClientGone(t *testing.T) {
 	go func() { _, err := p.Do(running, order("gated")); errs <- err }()
 	<-stuck.started
 	go func() { _, err := p.Do(waiting, order("echo")); errs <- err }()
-	p.await("both on record", func() bool {
-		stats, err := p.store.Stats(t.Context())
+	p.Await("both on record", func() bool {
+		stats, err := p.Store.Stats(t.Context())
 		return err == nil && stats.Now[tandem.StatusProcessing] == 2
 	})
 	for _, leave := range []context.CancelFunc{leaveWaiting, leaveRunning} {
 		leave()
 		e := wantCode(t, <-errs, tandem.CodeClientClosed)
-		if r := p.request(e.RequestID); r.Status != tandem.StatusFailed || r.ErrorCode != tandem.FailedClientClosed {
+		if r := p.Request(e.RequestID); r.Status != tandem.StatusFailed || r.ErrorCode != tandem.FailedClientClosed {
 			t.Errorf("stored %s %s, want failed client_closed", r.Status, r.ErrorCode)
 		}
 	}
@@ -216,8 +218,8 @@ func TestDoClientGoneFreesTheCore(t *testing.T) {
 	heavy := order("compute")
 	heavy.Complexity = 10
 	go func() { _, err := p.Do(ctx, heavy); errs <- err }()
-	p.await("the work on record", func() bool {
-		stats, err := p.store.Stats(t.Context())
+	p.Await("the work on record", func() bool {
+		stats, err := p.Store.Stats(t.Context())
 		return err == nil && stats.Now[tandem.StatusProcessing] == 1
 	})
 	leave()
@@ -228,7 +230,7 @@ func TestDoBoundsItsWaiters(t *testing.T) {
 	t.Parallel()
 	holder := newGated(true)
 	p := start(t, func(s *setup) {
-		s.engine.Tasks = []engine.Task{holder.task("holder")}
+		s.engine.Tasks = []work.Task{holder.task("holder")}
 		s.engine.IOWorkers = 1
 	})
 	ctx, leave := context.WithCancel(t.Context())
@@ -239,8 +241,8 @@ func TestDoBoundsItsWaiters(t *testing.T) {
 	for range most - 1 {
 		crowd.Go(func() { _, _ = p.Do(ctx, order("echo")) })
 	}
-	p.await("all waiting", func() bool {
-		stats, err := p.store.Stats(t.Context())
+	p.Await("all waiting", func() bool {
+		stats, err := p.Store.Stats(t.Context())
 		return err == nil && stats.Now[tandem.StatusProcessing] == most
 	})
 	_, err := p.Do(t.Context(), order("echo"))
@@ -272,7 +274,7 @@ func TestStoreFaults(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			p := start(t, nil)
-			p.store.sabotage(tt.accept, tt.finish)
+			p.Store.Sabotage(tt.accept, tt.finish)
 			r, err := p.Do(t.Context(), order("echo"))
 			if e := wantCode(t, err, tt.do); e.RetryAfter <= 0 || r.Result != nil {
 				t.Errorf("RetryAfter %v, result %s; want some, and nothing that is not on disk", e.RetryAfter, r.Result)
@@ -293,12 +295,12 @@ func TestStoreFaults(t *testing.T) {
 func TestDoFinishesLater(t *testing.T) {
 	t.Parallel()
 	p := start(t, nil)
-	p.store.sabotage(nil, errors.New("disk on fire"))
+	p.Store.Sabotage(nil, errors.New("disk on fire"))
 	_, err := p.Do(t.Context(), order("echo"))
 	e := wantCode(t, err, tandem.CodeStoreUnavailable)
-	p.store.sabotage(nil, nil)
-	p.await("the result in its row", func() bool { return p.request(e.RequestID).Status == tandem.StatusCompleted })
-	if r := p.request(e.RequestID); string(r.Result) != string(order("echo").Data) {
+	p.Store.Sabotage(nil, nil)
+	p.Await("the result in its row", func() bool { return p.Request(e.RequestID).Status == tandem.StatusCompleted })
+	if r := p.Request(e.RequestID); string(r.Result) != string(order("echo").Data) {
 		t.Errorf("stored %s, want the result", r.Result)
 	}
 }
@@ -309,15 +311,15 @@ func TestTakenIDs(t *testing.T) {
 	for taken, code := range map[int]tandem.Code{1: "", 9: "", 10: tandem.CodeStoreUnavailable} {
 		for _, ask := range []func(*engine.Engine, context.Context, engine.Order) (tandem.Request, error){(*engine.Engine).Do, (*engine.Engine).Submit} {
 			p := start(t, nil)
-			p.store.taken = taken
+			p.Store.Take(taken)
 			o := order("echo")
 			o.CallbackURL = newReceiver(t, nil).URL
-			r, err := ask(p.Engine, t.Context(), o)
+			r, err := ask(p.Engine.Engine, t.Context(), o)
 			if tandem.CodeOf(err) != code {
 				t.Errorf("%d ids taken: %v, want code %q", taken, err, code)
 			}
-			if code == "" && p.only().ID != r.ID {
-				t.Errorf("%d ids taken: the row is %s, the caller was told %s", taken, p.only().ID, r.ID)
+			if code == "" && p.Only().ID != r.ID {
+				t.Errorf("%d ids taken: the row is %s, the caller was told %s", taken, p.Only().ID, r.ID)
 			}
 		}
 	}
@@ -327,20 +329,20 @@ func TestTakenIDs(t *testing.T) {
 func TestDrainWithoutDatabase(t *testing.T) {
 	t.Parallel()
 	p := start(t, func(s *setup) { s.engine.Grace = 50 * time.Millisecond })
-	p.store.sabotage(nil, errors.New("disk on fire"))
+	p.Store.Sabotage(nil, errors.New("disk on fire"))
 	_, err := p.Do(t.Context(), order("echo"))
 	wantCode(t, err, tandem.CodeStoreUnavailable)
-	p.stop()
+	p.Stop()
 }
 
 // The database commits, but too late for the caller: the row must not seem to run for ever.
 func TestDoAcceptTooLate(t *testing.T) {
 	t.Parallel()
 	p := start(t, func(s *setup) { s.engine.TaskTimeout = 500 * time.Millisecond })
-	p.store.late = true
+	p.Store.Late = true
 	_, err := p.Do(t.Context(), order("echo"))
 	wantCode(t, err, tandem.CodeStoreUnavailable)
-	if r := p.settled(p.only().ID); r.Status != tandem.StatusFailed || r.ErrorCode != tandem.FailedInterrupted {
+	if r := p.Settled(p.Only().ID); r.Status != tandem.StatusFailed || r.ErrorCode != tandem.FailedInterrupted {
 		t.Errorf("stored %s %s, want failed interrupted", r.Status, r.ErrorCode)
 	}
 }
@@ -349,10 +351,10 @@ func TestDoAcceptTooLate(t *testing.T) {
 func TestDoAcceptUnsure(t *testing.T) {
 	t.Parallel()
 	p := start(t, nil)
-	p.store.unsure = true
+	p.Store.Unsure = true
 	_, err := p.Do(t.Context(), order("echo"))
 	wantCode(t, err, tandem.CodeStoreUnavailable)
-	if r := p.settled(p.only().ID); r.Status != tandem.StatusFailed || r.ErrorCode != tandem.FailedInterrupted {
+	if r := p.Settled(p.Only().ID); r.Status != tandem.StatusFailed || r.ErrorCode != tandem.FailedInterrupted {
 		t.Errorf("stored %s %s, want failed interrupted", r.Status, r.ErrorCode)
 	}
 }
@@ -366,7 +368,7 @@ func TestSubmitClientGone(t *testing.T) {
 	o.CallbackURL = newReceiver(t, nil).URL
 	_, err := p.Submit(ctx, o)
 	wantCode(t, err, tandem.CodeClientClosed)
-	if stats, err := p.store.Stats(t.Context()); err != nil || stats.Requests[tandem.ModeAsync] != 0 {
+	if stats, err := p.Store.Stats(t.Context()); err != nil || stats.Requests[tandem.ModeAsync] != 0 {
 		t.Errorf("%d requests, %v; want none for a client that had left before", stats.Requests[tandem.ModeAsync], err)
 	}
 }

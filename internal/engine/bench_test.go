@@ -14,17 +14,6 @@ import (
 	"tandem/internal/engine"
 )
 
-// BenchmarkCompute reports the time of one operation of the task "compute":
-// about 25 ms of one core.
-func BenchmarkCompute(b *testing.B) {
-	for b.Loop() {
-		if _, err := engine.RunCompute(b.Context(), json.RawMessage(`{"a":1}`), 1); err != nil {
-			b.Fatal(err)
-		}
-	}
-	b.ReportMetric(b.Elapsed().Seconds()*1000/3/float64(b.N), "ms/operation")
-}
-
 // BenchmarkComputeBesideHTTP reports the latency of a trivial handler at 500
 // requests per second, on the idle engine and while "compute" saturates every core.
 // Run it with -benchtime=5000x (10 s each).
@@ -101,8 +90,8 @@ func BenchmarkSubmit(b *testing.B) {
 		}
 	})
 	accepted := b.Elapsed()
-	p.await("everything delivered", func() bool {
-		stats, err := p.store.Stats(context.Background())
+	p.Await("everything delivered", func() bool {
+		stats, err := p.Store.Stats(context.Background())
 		return err == nil && stats.Unfinished == 0
 	})
 	b.ReportMetric(float64(b.N)/accepted.Seconds(), "accepts/s")

@@ -3,125 +3,117 @@ package engine_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
-	"tandem/internal/engine"
+	"tandem"
+	"tandem/internal/work"
 )
 
-func TestDefaultCompute(t *testing.T) {
+// computeArgument makes TestMain a compute process.
+const computeArgument = "compute-process"
+
+// computeTasks are what the compute processes of these tests know.
+func computeTasks() []work.Task {
+	tasks := []work.Task{
+		task("pid", func(context.Context, json.RawMessage, int) (json.RawMessage, error) {
+			return json.RawMessage(strconv.Itoa(os.Getpid())), nil
+		}),
+		task("explode", func(context.Context, json.RawMessage, int) (json.RawMessage, error) {
+			panic("the calculator exploded")
+		}),
+		task("refuse", func(context.Context, json.RawMessage, int) (json.RawMessage, error) {
+			return nil, errors.New("the calculator is on fire")
+		}),
+		task("hang", func(_ context.Context, data json.RawMessage, _ int) (json.RawMessage, error) {
+			var file string
+			// The file shows that it has begun.
+			if err := errors.Join(json.Unmarshal(data, &file), os.WriteFile(file, nil, 0o600)); err != nil {
+				return nil, err
+			}
+			select {} // whatever its context says
+		}),
+	}
+	for i := range tasks {
+		tasks[i].Class = work.CPU
+	}
+	return tasks
+}
+
+// inProcess makes these tasks run in a compute process of this test binary.
+func inProcess(t testing.TB) []work.Task {
+	t.Helper()
+	own, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := work.NewPool([]string{own, computeArgument}, 1, quiet)
+	t.Cleanup(pool.Close)
+	tasks := computeTasks()
+	for i := range tasks {
+		tasks[i] = pool.Task(tasks[i])
+	}
+	return tasks
+}
+
+// A panic fails the request, as it does in the server, and not the process.
+func TestComputeProcessWhoseTaskFails(t *testing.T) {
 	t.Parallel()
-	for _, tt := range []struct {
-		cores    int
-		givesWay bool
-		want     int
-	}{{1, true, 1}, {1, false, 1}, {2, true, 2}, {2, false, 1}, {8, true, 8}, {8, false, 7}} {
-		if got := engine.DefaultCompute(tt.cores, tt.givesWay); got != tt.want {
-			t.Errorf("%d cores, gives way %v: %d computations at a time, want %d", tt.cores, tt.givesWay, got, tt.want)
+	p := start(t, func(s *setup) { s.engine.Tasks = inProcess(t) })
+	working := func() string {
+		r, err := p.Do(t.Context(), order("pid"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(r.Result)
+	}
+	before := working()
+	for task, want := range map[string]string{"explode": tandem.FailedPanic, "refuse": tandem.FailedTask} {
+		_, err := p.Do(t.Context(), order(task))
+		if tandem.CodeOf(err) != tandem.CodeTaskFailed {
+			t.Errorf("%s: %v, want %s", task, err, tandem.CodeTaskFailed)
+		}
+		failed, ok := errors.AsType[*tandem.Error](err)
+		if !ok {
+			continue
+		}
+		r, err := p.Store.Request(t.Context(), failed.RequestID)
+		if err != nil || r.ErrorCode != want {
+			t.Errorf("%s: %q is on record, %v; want %q", task, r.ErrorCode, err, want)
 		}
 	}
+	if after := working(); after != before {
+		t.Errorf("process %s works, and %s did before the tasks failed", after, before)
+	}
 }
 
-// The golden results. They must never change: callers compare them across
-// architectures and releases. A program in C, written from the comments of
-// task_compute.go, gives the same.
-func TestComputeGolden(t *testing.T) {
+// A caller who leaves frees the only slot at once, although its work never ends and ignores cancellation.
+func TestCanceledComputeFreesItsSlot(t *testing.T) {
 	t.Parallel()
-	for _, tt := range []struct {
-		data       string
-		complexity int
-		want       string
-	}{
-		{`{"a":1}`, 1, `{"sum":1.509771,"product":0.899252,"operations":3,"checksum":"a0353da1057125eb8d5302ccd7b2aef9b2ecffc360250c265246c28b92478778"}`},
-		{`{"a":1}`, 2, `{"sum":3.175316,"product":0.953661,"operations":6,"checksum":"904f170041fcb95791bf59a36aef0a7cfaf21b8d2a62fe27d8a061f720a78338"}`},
-		{`{"a":1,"b":[true,null,"ä"]}`, 1, `{"sum":1.398647,"product":0.766654,"operations":3,"checksum":"dcf8cc3c78748b9cbb2021dfedc1a1c33183dabecf43d8b74c3b12a415cc2bbf"}`},
-		{"{ \"b\" : [true, null, \"\\u00e4\"],\n\t\"a\": 1.0e0 }", 1, `{"sum":1.398647,"product":0.766654,"operations":3,"checksum":"dcf8cc3c78748b9cbb2021dfedc1a1c33183dabecf43d8b74c3b12a415cc2bbf"}`},
-		{`{"a":2}`, 10, `{"sum":17.509468,"product":3.350969,"operations":30,"checksum":"dfe229b174bc2a498bf264bde16574604f8ef9b2c23164eafb160b7f2c7a9449"}`},
-	} {
-		t.Run(tt.data, func(t *testing.T) {
-			t.Parallel()
-			got, err := engine.RunCompute(t.Context(), json.RawMessage(tt.data), tt.complexity)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if string(got) != tt.want {
-				t.Errorf("compute(%s, %d)\n got %s\nwant %s", tt.data, tt.complexity, got, tt.want)
-			}
+	p := start(t, func(s *setup) { s.engine.Tasks = inProcess(t) })
+	for range 3 {
+		file := filepath.Join(t.TempDir(), "begun")
+		ctx, cancel := context.WithCancel(t.Context())
+		hanging := order("hang")
+		hanging.Data, _ = json.Marshal(file)
+		left := make(chan error, 1)
+		go func() { // ends with ctx
+			_, err := p.Do(ctx, hanging)
+			left <- err
+		}()
+		p.Await("the work has begun", func() bool {
+			_, err := os.Stat(file)
+			return err == nil
 		})
-	}
-}
-
-func TestComputeStops(t *testing.T) {
-	t.Parallel()
-	ctx, cancel := context.WithCancelCause(t.Context())
-	cancel(context.DeadlineExceeded)
-	if got, err := engine.RunCompute(ctx, json.RawMessage(`{"a":1}`), 10); err != context.DeadlineExceeded || got != nil { //nolint:errorlint // the cause itself
-		t.Errorf("%s, %v; want the cause and no result", got, err)
-	}
-}
-
-func TestComputeRefusesWhatIsNotJSON(t *testing.T) {
-	t.Parallel()
-	for _, data := range []string{``, `{`, `{"a":1,"a":2}`, "{\"a\":\"\xff\"}"} {
-		if got, err := engine.RunCompute(t.Context(), json.RawMessage(data), 1); err == nil {
-			t.Errorf("%q: %s, want an error", data, got)
+		cancel()
+		if err := <-left; tandem.CodeOf(err) != tandem.CodeClientClosed {
+			t.Errorf("%v, want %s", err, tandem.CodeClientClosed)
 		}
-	}
-}
-
-// The examples of RFC 8785: sections 3.2.2 and 3.2.3, and appendix B.
-func TestCanonical(t *testing.T) {
-	t.Parallel()
-	for _, tt := range []struct{ name, data, want string }{
-		{
-			"3.2.2",
-			`{
-			  "numbers": [333333333.33333329, 1E30, 4.50, 2e-3, 0.000000000000000000000000001],
-			  "string": "\u20ac$\u000F\u000aA'\u0042\u0022\u005c\\\"\/",
-			  "literals": [null, true, false]
-			}`,
-			`{"literals":[null,true,false],"numbers":[333333333.3333333,1e+30,4.5,0.002,1e-27],"string":"€$\u000f\nA'B\"\\\\\"/"}`,
-		},
-		{
-			"3.2.3",
-			`{
-			  "\u20ac": "Euro Sign", "\r": "Carriage Return", "\ufb33": "Hebrew Letter Dalet With Dagesh", "1": "One",
-			  "\ud83d\ude00": "Emoji: Grinning Face", "\u0080": "Control", "\u00f6": "Latin Small Letter O With Diaeresis"
-			}`,
-			`{"\r":"Carriage Return","1":"One","` + "\u0080" + `":"Control","ö":"Latin Small Letter O With Diaeresis",` +
-				`"€":"Euro Sign","😀":"Emoji: Grinning Face","` + "\ufb33" + `":"Hebrew Letter Dalet With Dagesh"}`,
-		},
-		{"zero", `[0,-0,0.0]`, `[0,0,0]`},
-		{"smallest", `5e-324`, `5e-324`},
-		{"smallest negative", `-5e-324`, `-5e-324`},
-		{"largest", `1.7976931348623157e308`, `1.7976931348623157e+308`},
-		{"largest negative", `-1.7976931348623157e308`, `-1.7976931348623157e+308`},
-		{"largest integer", `9007199254740992`, `9007199254740992`},
-		{"smallest integer", `-9007199254740992`, `-9007199254740992`},
-		{"2**68", `295147905179352830000`, `295147905179352830000`},
-		{"just below 1e21", `9.999999999999997e22`, `9.999999999999997e+22`},
-		{"1e23", `1e23`, `1e+23`},
-		{"1e21", `1e21`, `1e+21`},
-		{"below 1e21", `999999999999999900000`, `999999999999999900000`},
-		{"round to even", `1424953923781206.25`, `1424953923781206.2`},
-		{"small, in full", `0.000001`, `0.000001`},
-		{"small, with exponent", `0.0000001`, `1e-7`},
-		{"thirds", `333333333.33333325`, `333333333.33333325`},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			data := json.RawMessage(tt.data)
-			got, err := engine.Canonical(data)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(tt.want, string(got)); diff != "" {
-				t.Errorf("canonical (-want +got):\n%s", diff)
-			}
-			if string(data) != tt.data {
-				t.Errorf("the caller's data was changed to %s", data)
-			}
-		})
+		if _, err := p.Do(t.Context(), order("pid")); err != nil {
+			t.Fatalf("work after that of a client who left: %v", err)
+		}
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"tandem/internal/engine"
 	"tandem/internal/store"
 	"tandem/internal/tandemtest"
+	"tandem/internal/work"
 )
 
 func TestAsync(t *testing.T) {
@@ -52,7 +53,7 @@ func TestAsync(t *testing.T) {
 			if accepted.Status != tandem.StatusPending || accepted.CallbackStatus != tandem.CallbackPending || accepted.Mode != tandem.ModeAsync {
 				t.Errorf("accepted as %s %s, callback %s", accepted.Mode, accepted.Status, accepted.CallbackStatus)
 			}
-			r := p.settled(accepted.ID)
+			r := p.Settled(accepted.ID)
 			want, workEnded := tandem.StatusCallbackSent, tandem.StatusCompleted
 			if tt.event == tandem.EventFailed {
 				want, workEnded = tandem.StatusFailed, tandem.StatusFailed
@@ -88,7 +89,7 @@ func TestCallbackHeaders(t *testing.T) {
 	t.Parallel()
 	p := start(t, nil)
 	rc := newReceiver(t, nil)
-	r := p.settled(p.submit("echo", rc.URL).ID)
+	r := p.Settled(p.submit("echo", rc.URL).ID)
 	got := rc.deliveries()[0]
 	for key, want := range map[string]string{
 		"Content-Type": "application/json", "User-Agent": "tandem/" + tandem.Version, tandem.HeaderWebhookID: r.ID,
@@ -116,7 +117,7 @@ func TestRetriesUntilDelivered(t *testing.T) {
 	ran := make(chan struct{}, 10)
 	p := start(t, func(s *setup) {
 		s.engine.Retry.Backoff = backoff
-		s.engine.Tasks = []engine.Task{task("counted", func(context.Context, json.RawMessage, int) (json.RawMessage, error) {
+		s.engine.Tasks = []work.Task{task("counted", func(context.Context, json.RawMessage, int) (json.RawMessage, error) {
 			ran <- struct{}{}
 			return nil, nil
 		})}
@@ -126,7 +127,7 @@ func TestRetriesUntilDelivered(t *testing.T) {
 			w.WriteHeader(http.StatusInternalServerError)
 		}
 	})
-	r := p.settled(p.submit("counted", rc.URL).ID)
+	r := p.Settled(p.submit("counted", rc.URL).ID)
 	if r.Status != tandem.StatusCallbackSent || r.CallbackAttempts != 3 || len(r.Attempts) != 3 {
 		t.Fatalf("%s after %d attempts, %d logged; want callback_sent, 3, 3", r.Status, r.CallbackAttempts, len(r.Attempts))
 	}
@@ -174,7 +175,7 @@ func TestGivesUp(t *testing.T) {
 			t.Parallel()
 			p := start(t, nil)
 			rc := newReceiver(t, status(tt.status))
-			r := p.settled(p.submit("echo", rc.URL).ID)
+			r := p.Settled(p.submit("echo", rc.URL).ID)
 			if r.Status != tandem.StatusCallbackFailed || r.CallbackStatus != tandem.CallbackFailed || r.CallbackAttempts != tt.tries {
 				t.Errorf("%s, callback %s after %d; want callback_failed, failed, %d", r.Status, r.CallbackStatus, r.CallbackAttempts, tt.tries)
 			}
@@ -190,10 +191,10 @@ func TestExpires(t *testing.T) {
 	t.Parallel()
 	p := start(t, func(s *setup) {
 		s.egress.BreakerFailures = 1000
-		s.engine.Retry = engine.Schedule{Attempts: 1000, Backoff: 5 * time.Millisecond, MaxAge: time.Second}
+		s.engine.Retry = work.Retry{Attempts: 1000, Backoff: 5 * time.Millisecond, MaxAge: time.Second}
 	})
 	rc := newReceiver(t, status(http.StatusInternalServerError))
-	r := p.settled(p.submit("echo", rc.URL).ID)
+	r := p.Settled(p.submit("echo", rc.URL).ID)
 	last := r.Attempts[len(r.Attempts)-1]
 	if r.Status != tandem.StatusCallbackFailed || last.Outcome != tandem.OutcomeExpired || last.Number != r.CallbackAttempts || last.Error == "" {
 		t.Errorf("%s after %d attempts, the last logged %+v; want callback_failed, expired with the same number", r.Status, r.CallbackAttempts, last)
@@ -212,7 +213,7 @@ func TestExpires(t *testing.T) {
 // completed is an async request whose work has ended, as a deliver job carries it.
 func completed(url string, attempts int) store.Job {
 	now := time.Now().UTC().Truncate(time.Microsecond)
-	return store.Job{Lane: store.LaneDeliver, Request: tandem.Request{
+	return store.Job{Lane: store.LaneDeliver, Answered: func() {}, Request: tandem.Request{
 		ID: "req_0190163d8694739b8a1e1b6c3a2f1d0e", Mode: tandem.ModeAsync, Task: "echo", Status: tandem.StatusCompleted,
 		CallbackStatus: tandem.CallbackPending, Result: json.RawMessage(`1`), Complexity: 1, CallbackURL: url,
 		CallbackAttempts: attempts, CreatedAt: now, CompletedAt: now,
@@ -300,7 +301,7 @@ func TestNoAttemptIsUsedUp(t *testing.T) {
 			if next.Verdict != store.Again || next.Lane != store.LaneDeliver || next.Attempt != nil || !next.Parked {
 				t.Fatalf("%+v, want it parked without an attempt", next)
 			}
-			p.await("the breaker to be half-open", func() bool {
+			p.Await("the breaker to be half-open", func() bool {
 				return !slices.ContainsFunc(p.Vitals().Destinations, func(d engine.Destination) bool {
 					return d.State == "open"
 				})
@@ -346,7 +347,7 @@ func TestLastAttemptBeforeTheExpiry(t *testing.T) {
 	const maxAge = time.Hour
 	p := start(t, func(s *setup) {
 		s.idle = true
-		s.engine.Retry = engine.Schedule{Attempts: 10, Backoff: time.Minute, MaxAge: maxAge}
+		s.engine.Retry = work.Retry{Attempts: 10, Backoff: time.Minute, MaxAge: maxAge}
 	})
 	for _, tt := range []struct {
 		name   string
@@ -404,11 +405,11 @@ func TestHangingReceiverDelaysNobody(t *testing.T) {
 		stuck = append(stuck, p.submit("echo", hanging.URL).ID)
 	}
 	for range 30 {
-		if r := p.settled(p.submit("echo", well.URL).ID); r.Status != tandem.StatusCallbackSent {
+		if r := p.Settled(p.submit("echo", well.URL).ID); r.Status != tandem.StatusCallbackSent {
 			t.Fatalf("%s, want callback_sent", r.Status)
 		}
 	}
-	if slices.ContainsFunc(stuck, func(id string) bool { return p.request(id).Status != tandem.StatusCompleted }) {
+	if slices.ContainsFunc(stuck, func(id string) bool { return p.Request(id).Status != tandem.StatusCompleted }) {
 		t.Error("a callback to the hanging receiver is not waiting")
 	}
 }

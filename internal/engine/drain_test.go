@@ -8,15 +8,15 @@ import (
 	"time"
 
 	"tandem"
-	"tandem/internal/engine"
 	"tandem/internal/store"
+	"tandem/internal/work"
 )
 
 // close ends a plant so that its database can be opened again.
 func (p *plant) close() {
 	p.t.Helper()
-	p.stop()
-	if err := p.store.Close(); err != nil {
+	p.Stop()
+	if err := p.Store.Close(); err != nil {
 		p.t.Errorf("close the store: %v", err)
 	}
 }
@@ -24,7 +24,7 @@ func (p *plant) close() {
 func TestDrainLetsWorkFinish(t *testing.T) {
 	t.Parallel()
 	gate := newGated(true)
-	p := start(t, func(s *setup) { s.engine.Tasks = []engine.Task{gate.task("gated")} })
+	p := start(t, func(s *setup) { s.engine.Tasks = []work.Task{gate.task("gated")} })
 	rc := newReceiver(t, nil)
 	async := p.submit("gated", rc.URL)
 	answer := make(chan error, 1)
@@ -32,10 +32,10 @@ func TestDrainLetsWorkFinish(t *testing.T) {
 	<-gate.started
 	<-gate.started
 
-	p.cancel()
-	p.await("draining", p.Draining)
+	p.Cancel()
+	p.Await("draining", p.Draining)
 	select {
-	case err := <-p.done:
+	case err := <-p.Done:
 		t.Fatalf("Run returned (%v) while work was running", err)
 	default:
 	}
@@ -43,8 +43,9 @@ func TestDrainLetsWorkFinish(t *testing.T) {
 	if err := <-answer; err != nil {
 		t.Errorf("Do during the drain: %v", err)
 	}
-	p.wait()
-	if r := p.request(async.ID); r.Status != tandem.StatusCompleted || string(r.Result) != `"released"` || r.CallbackStatus != tandem.CallbackPending {
+	p.Wait()
+	if r := p.Request(async.ID); r.Status != tandem.StatusCompleted || string(r.Result) != `"released"` ||
+		r.CallbackStatus != tandem.CallbackPending {
 		t.Errorf("async work: %s %s, callback %s; want completed, to be delivered after the next start", r.Status, r.Result, r.CallbackStatus)
 	}
 }
@@ -52,19 +53,19 @@ func TestDrainLetsWorkFinish(t *testing.T) {
 func TestRunOutlastsEveryDo(t *testing.T) {
 	t.Parallel()
 	gate := newGated(true)
-	p := start(t, func(s *setup) { s.engine.Tasks = []engine.Task{gate.task("gated")} })
+	p := start(t, func(s *setup) { s.engine.Tasks = []work.Task{gate.task("gated")} })
 	answer := make(chan error, 1)
 	go func() { _, err := p.Do(context.Background(), order("gated")); answer <- err }()
 	<-gate.started
-	p.cancel()
-	p.await("draining", p.Draining)
+	p.Cancel()
+	p.Await("draining", p.Draining)
 	select { // nothing but Do is under way: a Run that does not wait for it returns at once
-	case err := <-p.done:
+	case err := <-p.Done:
 		t.Fatalf("Run returned (%v) before Do", err)
 	case <-time.After(50 * time.Millisecond):
 	}
 	close(gate.release)
-	p.wait()
+	p.Wait()
 	if err := <-answer; err != nil {
 		t.Errorf("Do during the drain: %v", err)
 	}
@@ -77,8 +78,8 @@ func TestDrainPastTheGrace(t *testing.T) {
 		grace time.Duration
 		end   func(*plant)
 	}{
-		{"grace over", 20 * time.Millisecond, func(p *plant) { p.cancel() }},
-		{"halted while draining", time.Hour, func(p *plant) { p.cancel(); p.await("draining", p.Draining); p.Halt() }},
+		{"grace over", 20 * time.Millisecond, func(p *plant) { p.Cancel() }},
+		{"halted while draining", time.Hour, func(p *plant) { p.Cancel(); p.Await("draining", p.Draining); p.Halt() }},
 		{"halted at once", time.Hour, func(p *plant) { p.Halt() }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -87,7 +88,7 @@ func TestDrainPastTheGrace(t *testing.T) {
 			gate := newGated(true)
 			change := func(s *setup) {
 				s.url, s.engine.Grace = url, tt.grace
-				s.engine.Tasks = []engine.Task{gate.task("gated")}
+				s.engine.Tasks = []work.Task{gate.task("gated")}
 			}
 			p := start(t, change)
 			rc := newReceiver(t, nil)
@@ -99,18 +100,18 @@ func TestDrainPastTheGrace(t *testing.T) {
 
 			tt.end(p)
 			e := wantCode(t, <-answer, tandem.CodeDraining)
-			p.wait()
-			if r := p.request(e.RequestID); r.Status != tandem.StatusFailed || r.ErrorCode != tandem.FailedInterrupted {
+			p.Wait()
+			if r := p.Request(e.RequestID); r.Status != tandem.StatusFailed || r.ErrorCode != tandem.FailedInterrupted {
 				t.Errorf("sync work: %s %s, want failed interrupted", r.Status, r.ErrorCode)
 			}
-			if r := p.request(async.ID); r.Status != tandem.StatusPending || r.ErrorCode != "" {
+			if r := p.Request(async.ID); r.Status != tandem.StatusPending || r.ErrorCode != "" {
 				t.Errorf("async work: %s %q, want handed back as pending", r.Status, r.ErrorCode)
 			}
 			p.close()
 
 			close(gate.release)
 			again := start(t, change)
-			if r := again.settled(async.ID); r.Status != tandem.StatusCallbackSent || string(r.Result) != `"released"` {
+			if r := again.Settled(async.ID); r.Status != tandem.StatusCallbackSent || string(r.Result) != `"released"` {
 				t.Errorf("after a restart: %s %s, want callback_sent", r.Status, r.Result)
 			}
 		})
@@ -121,21 +122,21 @@ func TestDrainHandsBackWhatWaits(t *testing.T) {
 	t.Parallel()
 	gate := newGated(true)
 	p := start(t, func(s *setup) {
-		s.engine.Tasks = []engine.Task{gate.task("gated")}
+		s.engine.Tasks = []work.Task{gate.task("gated")}
 		s.engine.IOWorkers = 1
 	})
 	rc := newReceiver(t, nil)
 	running := p.submit("gated", rc.URL)
 	<-gate.started
 	waiting := p.submit("gated", rc.URL)
-	p.cancel()
-	p.await("draining", p.Draining)
+	p.Cancel()
+	p.Await("draining", p.Draining)
 	close(gate.release)
-	p.wait()
-	if r := p.request(running.ID); r.Status != tandem.StatusCompleted {
+	p.Wait()
+	if r := p.Request(running.ID); r.Status != tandem.StatusCompleted {
 		t.Errorf("what ran: %s, want completed", r.Status)
 	}
-	if r := p.request(waiting.ID); r.Status != tandem.StatusPending || len(gate.started) != 0 {
+	if r := p.Request(waiting.ID); r.Status != tandem.StatusPending || len(gate.started) != 0 {
 		t.Errorf("what waited: %s, started %d times; want pending, never", r.Status, len(gate.started))
 	}
 }
@@ -174,14 +175,14 @@ func TestInterruptedDeliveryDoesNotCount(t *testing.T) {
 	id := p.submit("echo", rc.URL).ID
 	<-arrived
 	p.Halt()
-	p.wait()
-	if r := p.request(id); r.Status != tandem.StatusCompleted || r.CallbackAttempts != 0 || len(r.Attempts) != 0 {
+	p.Wait()
+	if r := p.Request(id); r.Status != tandem.StatusCompleted || r.CallbackAttempts != 0 || len(r.Attempts) != 0 {
 		t.Errorf("%s after %d attempts, %d logged; want completed, 0, 0", r.Status, r.CallbackAttempts, len(r.Attempts))
 	}
 	p.close()
 
 	again := start(t, change)
-	r := again.settled(id)
+	r := again.Settled(id)
 	if r.Status != tandem.StatusCallbackSent || r.CallbackAttempts != 1 || len(r.Attempts) != 1 {
 		t.Errorf("after a restart: %s after %d attempts, %d logged; want callback_sent, 1, 1", r.Status, r.CallbackAttempts, len(r.Attempts))
 	}
@@ -230,6 +231,6 @@ func startAndStop(t *testing.T, way, url string) {
 	if way == "drained" || way == "all at once" {
 		calling.Go(p.Drain)
 	}
-	p.stop()
+	p.Stop()
 	calling.Wait()
 }

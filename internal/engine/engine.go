@@ -3,25 +3,24 @@
 //
 // There is one path for the work itself ([Engine.Do] and the store's jobs share
 // process), so that a comparison of sync and async compares the ways of asking and
-// nothing else. The package hides slots and their sharing, the compute processes that
-// keep the HTTP server responsive, deadlines, panics, the callback's body, signature
-// and retries, and the drain.
+// nothing else. The package hides slots and their sharing, deadlines, the callback's body,
+// signature and retries, and the drain. What can be done is in package work.
 //
 // It promises that every order has a row before its work starts, that a result is
-// handed out only when it is on disk, and that work cut off by a shutdown is handed
+// returned only when it is on disk, and that work cut off by a shutdown is handed
 // back to the store rather than lost. What happens to a job next is returned to the
 // store (see [store.Next]), which commits it; the engine never writes while it
-// works. The HTTP server calls Do and Submit; cmd/tandem calls Run.
+// works. The HTTP server calls Do and Submit; app calls Run.
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -29,7 +28,9 @@ import (
 
 	"tandem"
 	"tandem/internal/egress"
+	"tandem/internal/keys"
 	"tandem/internal/store"
+	"tandem/internal/work"
 )
 
 const (
@@ -58,19 +59,19 @@ var (
 
 // Config of an [Engine]. Zero fields take the defaults named.
 type Config struct {
-	Store       store.Store     // required; the engine does not close it
-	Egress      *egress.Client  // required; how callbacks leave
-	Secrets     []tandem.Secret // sign the callbacks of requests that no key asked for, one signature each; at least one
-	Keys        *store.Keys     // whose secrets sign the others; nil: there are none, and Secrets do. The engine neither runs nor closes them
-	Nodes       *store.Nodes    // who shares the database of Store; nil: nobody
-	Tasks       []Task          // more tasks, beside the built-in ones
-	Workers     int             // slots for tasks that compute; the number of cores, or one less (see compute.go)
-	IOWorkers   int             // slots for tasks that wait; 256
-	TaskTimeout time.Duration   // sync: from the order's arrival; async: from the start of its task; 30 s
-	Retry       Schedule        // when failed callbacks are tried again
-	External    External        // what submissions are passed on to
+	Store   store.Store     // required; the engine does not close it
+	Egress  *egress.Client  // required; how callbacks leave
+	Secrets []tandem.Secret // sign the callbacks of requests that no key asked for, one signature each; at least one
+	// whose secrets sign the others; nil: there are none, and Secrets do. The engine neither runs nor closes them
+	Keys        *keys.Keys
+	Nodes       *store.Nodes  // who shares the database of Store; nil: nobody
+	Tasks       []work.Task   // more tasks, beside the built-in ones
+	Workers     int           // slots for tasks that compute; the number of cores, or one less (see [work.NewPool])
+	IOWorkers   int           // slots for tasks that wait; DefaultIOWorkers
+	TaskTimeout time.Duration // sync: from the order's arrival; async: from the start of its task; DefaultTaskTimeout
+	Retry       work.Retry    // when failed callbacks are tried again; zero fields: those of DefaultRetry
 
-	// Compute is the command line of a program that calls ServeCompute, for built-in tasks that
+	// Compute is the command line of a program that calls [work.ServeCompute], for built-in tasks that
 	// compute. Empty: they run in this process.
 	Compute []string
 
@@ -78,8 +79,8 @@ type Config struct {
 	Grace     time.Duration // how long Run lets running work finish once its ctx has ended; 20 s
 	Log       *slog.Logger  // slog.Default
 
-	// SubmissionLog gets a line per submission; nil: there is none. The engine neither runs nor closes it.
-	SubmissionLog *SubmissionLog
+	// Observe is told of each run of work in the background, and of each in Beside; nil: nobody is. It must not block.
+	Observe func(Run)
 }
 
 // withDefaults returns cfg with its zero fields filled in, or says what is wrong with it.
@@ -91,45 +92,44 @@ func (cfg Config) withDefaults() (Config, error) {
 		return cfg, errors.New("engine: Egress is required")
 	case len(cfg.Secrets) == 0 || slices.ContainsFunc(cfg.Secrets, tandem.Secret.IsZero):
 		return cfg, errors.New("engine: Secrets needs at least one secret, none of them empty")
-	case cfg.Workers < 0 || cfg.IOWorkers < 0 || cfg.Workers > maxWorkers || cfg.IOWorkers > maxWorkers:
-		return cfg, fmt.Errorf("engine: Workers and IOWorkers must be between 1 and %d", maxWorkers)
+	case cfg.Workers < 0 || cfg.IOWorkers < 0 || cfg.Workers > MaxWorkers || cfg.IOWorkers > MaxWorkers:
+		return cfg, fmt.Errorf("engine: Workers and IOWorkers must be between 1 and %d", MaxWorkers)
 	case cfg.TaskTimeout < 0 || cfg.Retention < 0 || cfg.Grace < 0:
 		return cfg, errors.New("engine: TaskTimeout, Retention and Grace must not be negative")
 	}
-	cfg.Retry = cfg.Retry.withDefaults()
+	cfg.Retry.Attempts = cmp.Or(cfg.Retry.Attempts, DefaultRetry.Attempts)
+	cfg.Retry.Backoff = cmp.Or(cfg.Retry.Backoff, DefaultRetry.Backoff)
+	cfg.Retry.MaxAge = cmp.Or(cfg.Retry.MaxAge, DefaultRetry.MaxAge)
 	if err := cfg.Retry.Validate(); err != nil {
-		return cfg, fmt.Errorf("engine: %w", err)
+		return cfg, fmt.Errorf("engine: callback %w", err)
 	}
-	var err error
-	if cfg.External, err = cfg.External.withDefaults(); err != nil {
-		return cfg, fmt.Errorf("engine: %w", err)
-	}
-	if cfg.IOWorkers == 0 {
-		cfg.IOWorkers = 256
-	}
-	if cfg.TaskTimeout == 0 {
-		cfg.TaskTimeout = 30 * time.Second
-	}
-	if cfg.Grace == 0 {
-		cfg.Grace = 20 * time.Second
-	}
-	if cfg.Log == nil {
-		cfg.Log = slog.Default()
-	}
+	cfg.IOWorkers = cmp.Or(cfg.IOWorkers, DefaultIOWorkers)
+	cfg.TaskTimeout = cmp.Or(cfg.TaskTimeout, DefaultTaskTimeout)
+	cfg.Grace = cmp.Or(cfg.Grace, 20*time.Second)
+	cfg.Log = cmp.Or(cfg.Log, slog.Default())
 	return cfg, nil
 }
 
-// maxWorkers bounds both kinds of slot: every slot may hold a process or a goroutine.
-const maxWorkers = 10_000
+// Defaults of [Config].
+const (
+	DefaultIOWorkers   = 256
+	DefaultTaskTimeout = 30 * time.Second
+)
+
+// DefaultRetry is when failed callbacks are tried again.
+var DefaultRetry = work.Retry{Attempts: 3, Backoff: time.Second, MaxAge: 24 * time.Hour}
+
+// MaxWorkers bounds both kinds of slot: every slot may hold a process or a goroutine.
+const MaxWorkers = 10_000
 
 // Engine leads requests through their life. Its methods may be called from any
 // number of goroutines.
 type Engine struct {
 	cfg     Config
 	log     *slog.Logger
-	tasks   map[string]Task       // :: name → task
+	tasks   map[string]work.Task  // :: name → task
 	slots   map[store.Lane]*slots // :: cpu, io → their slots
-	compute *computePool
+	compute *work.Pool
 	vitals  *vitals
 	gate    gate
 
@@ -149,7 +149,7 @@ func New(cfg Config) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	compute := newComputePool(cfg.Compute, cfg.Workers, cfg.Log)
+	compute := work.NewPool(cfg.Compute, cfg.Workers, cfg.Log)
 	tasks, err := tasksByName(compute, cfg.Tasks)
 	if err != nil {
 		return nil, err
@@ -160,11 +160,11 @@ func New(cfg Config) (*Engine, error) {
 		tasks:   tasks,
 		compute: compute,
 		slots: map[store.Lane]*slots{
-			store.LaneCPU: newSlots(compute.count, maxSyncWaiters),
+			store.LaneCPU: newSlots(compute.Count(), maxSyncWaiters),
 			store.LaneIO:  newSlots(cfg.IOWorkers, maxSyncWaiters),
 		},
 		vitals: newVitals(time.Now()),
-		gate:   gate{empty: make(chan struct{})},
+		gate:   gate{open: make(chan struct{}), empty: make(chan struct{})},
 
 		accepting: patience{length: min(storeTimeout, cfg.TaskTimeout)},
 		storing:   patience{length: storeTimeout},
@@ -173,7 +173,7 @@ func New(cfg Config) (*Engine, error) {
 	return e, nil
 }
 
-// Run hands out work until ctx ends, then drains: nothing new is accepted or
+// Run dispatches work until ctx ends, then drains: nothing new is accepted or
 // started, what runs may finish within Grace, the rest is handed back to the store
 // (async) or failed as interrupted (sync). It returns when every Do and Submit has
 // returned and all it started has stopped; nil after a drain. It is called once.
@@ -203,11 +203,11 @@ func (e *Engine) Run(ctx context.Context) error {
 
 	err := group.Wait()
 	close(stopped)
-	e.compute.close() // no computation is left
+	e.compute.Close() // no computation is left
 	return errors.Join(err, grace.Wait())
 }
 
-// work hands out the store's jobs until ctx ends and the last step has returned.
+// work dispatches the store's jobs until ctx ends and the last step has returned.
 func (e *Engine) work(ctx context.Context) error {
 	capacity := store.Capacity{
 		Jobs: map[store.Lane]int{
@@ -288,34 +288,50 @@ func (e *Engine) Halt() {
 	e.interrupt(errInterrupted)
 }
 
+// Ready is closed when Run has begun and new orders are taken.
+func (e *Engine) Ready() <-chan struct{} { return e.gate.open }
+
 // Draining reports whether new orders are refused: before Run, and from Drain on.
 func (e *Engine) Draining() bool { return !e.gate.isOpen() }
 
 // TaskNames lists the tasks an order may name, sorted.
-func (e *Engine) TaskNames() []string { return slices.Sorted(maps.Keys(e.tasks)) }
+func (e *Engine) TaskNames() []string {
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(e.tasks)), func(name string) bool { return e.tasks[name].Internal })
+}
 
 // tasksByName adds more to the built-in tasks, of which compute runs those that compute. The error
 // names the task that cannot be added.
-func tasksByName(compute *computePool, more []Task) (map[string]Task, error) {
-	tasks := make(map[string]Task)
-	for _, task := range append(builtinTasks(), more...) {
-		_, taken := tasks[task.Name]
-		switch {
-		case task.Name == "" || task.Name != strings.ToLower(task.Name):
-			return nil, fmt.Errorf("engine: task name %q: must be lower case and not empty", task.Name)
-		case taken || task.Name == tandem.TaskSubmission:
-			return nil, fmt.Errorf("engine: two tasks named %q", task.Name)
-		case task.Lane != store.LaneCPU && task.Lane != store.LaneIO:
-			return nil, fmt.Errorf("engine: task %q: lane %q: must be %s or %s", task.Name, task.Lane, store.LaneCPU, store.LaneIO)
-		case task.Run == nil:
-			return nil, fmt.Errorf("engine: task %q: Run is required", task.Name)
+func tasksByName(compute *work.Pool, more []work.Task) (map[string]work.Task, error) {
+	tasks := make(map[string]work.Task)
+	for _, task := range work.Builtin() {
+		if task.Class == work.CPU {
+			task = compute.Task(task)
 		}
-		if task.trusted && task.Lane == store.LaneCPU {
-			task = compute.task(task)
+		tasks[task.Name] = task
+	}
+	for _, task := range more {
+		if err := task.Validate(); err != nil {
+			return nil, fmt.Errorf("engine: %w", err)
+		}
+		if _, taken := tasks[task.Name]; taken {
+			return nil, fmt.Errorf("engine: two tasks named %q", task.Name)
 		}
 		tasks[task.Name] = task
 	}
 	return tasks, nil
+}
+
+// laneOf is the lane that work of a class waits in.
+func laneOf(class work.Class) store.Lane {
+	if class == work.CPU {
+		return store.LaneCPU
+	}
+	return store.LaneIO
+}
+
+// timeout bounds one run of a task.
+func (e *Engine) timeout(task *work.Task) time.Duration {
+	return cmp.Or(task.Timeout, e.cfg.TaskTimeout)
 }
 
 // gate lets orders in while it is open, and tells when the last one has left
@@ -325,6 +341,7 @@ type gate struct {
 	opened bool
 	locked bool
 	inside int           // calls of Do and Submit under way, and what they left to be done
+	open   chan struct{} // closed when the gate is opened
 	empty  chan struct{} // closed when the gate is locked and nobody is inside
 }
 
@@ -336,6 +353,7 @@ func (g *gate) unlock() error {
 		return errors.New("it has run before")
 	}
 	g.opened = true
+	close(g.open)
 	return nil
 }
 

@@ -23,11 +23,13 @@ import (
 	"tandem/internal/egress"
 	"tandem/internal/engine"
 	"tandem/internal/store"
+	"tandem/internal/tandemtest"
+	"tandem/internal/work"
 )
 
 func TestMain(m *testing.M) {
 	if slices.Contains(os.Args, computeArgument) {
-		if err := engine.ServeComputeTasks(os.Stdin, os.Stdout, computeTasks()); err != nil {
+		if err := work.ServeCompute(os.Stdin, os.Stdout, computeTasks()); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 		}
 		os.Exit(1) //nolint:forbidigo // what main does
@@ -38,14 +40,11 @@ func TestMain(m *testing.M) {
 // patience bounds every wait of these tests; none of them normally takes a tenth of it.
 const patience = 20 * time.Second
 
-// plant is an engine on a real store. It runs from start to stop.
+// plant is an engine on a real store. It runs from start to Stop.
 type plant struct {
-	*engine.Engine
-	t      testing.TB
-	store  *faultyStore
-	cancel context.CancelFunc
-	done   chan error // receives what Run returned, once
-	once   sync.Once
+	*tandemtest.Engine
+
+	t testing.TB
 }
 
 // setup is what a test may change.
@@ -72,100 +71,17 @@ func start(t testing.TB, change func(*setup)) *plant {
 			Secrets: []tandem.Secret{secretA, secretB},
 			Tasks:   testTasks(),
 			Workers: 1, IOWorkers: 4,
-			Retry: engine.Schedule{Backoff: 5 * time.Millisecond},
+			Retry: work.Retry{Backoff: 5 * time.Millisecond},
 			Log:   quiet,
 		},
 	}
 	if change != nil {
 		change(&s)
 	}
-	kept, err := store.Open(t.Context(), store.Config{URL: s.url, Log: quiet, Nodes: s.engine.Nodes})
-	if err != nil {
-		t.Fatal(err)
-	}
-	strangers, err := egress.New(s.egress)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &plant{t: t, store: &faultyStore{Store: kept}, done: make(chan error, 1)}
-	s.engine.Store, s.engine.Egress = p.store, strangers
-	if p.Engine, err = engine.New(s.engine); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	p.cancel = cancel
-	t.Cleanup(func() {
-		p.Halt()
-		if !s.idle {
-			p.stop()
-		}
-		cancel()
-		strangers.Close()
-		if err := kept.Close(); err != nil {
-			t.Errorf("close the store: %v", err)
-		}
-	})
-	if s.idle {
-		return p
-	}
-	go func() { p.done <- p.Run(ctx) }() // stop waits for it
-	p.await("open for orders", func() bool { return !p.Draining() })
-	return p
-}
-
-// stop ends Run and waits for it.
-func (p *plant) stop() {
-	p.t.Helper()
-	p.cancel()
-	p.wait()
-}
-
-// wait waits for Run to return.
-func (p *plant) wait() {
-	p.t.Helper()
-	p.once.Do(func() {
-		select {
-		case err := <-p.done:
-			if err != nil {
-				p.t.Errorf("Run returned %v, want nil", err)
-			}
-		case <-time.After(patience):
-			p.t.Fatal("Run did not return")
-		}
-	})
-}
-
-// await waits until what is true.
-func (p *plant) await(what string, is func() bool) {
-	p.t.Helper()
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	timeout := time.NewTimer(patience)
-	defer timeout.Stop()
-	for !is() {
-		select {
-		case <-tick.C:
-		case <-timeout.C:
-			p.t.Fatalf("not in time: %s", what)
-		}
-	}
-}
-
-// request reads a request from the store.
-func (p *plant) request(id string) tandem.Request {
-	p.t.Helper()
-	r, err := p.store.Request(context.Background(), id)
-	if err != nil {
-		p.t.Fatalf("read request %s: %v", id, err)
-	}
-	return r
-}
-
-// settled waits until nothing is left to do for a request, and returns it.
-func (p *plant) settled(id string) tandem.Request {
-	p.t.Helper()
-	p.await("request settled", func() bool { r := p.request(id); return !r.Unfinished() })
-	return p.request(id)
+	return &plant{t: t, Engine: tandemtest.StartEngine(t, tandemtest.EngineConfig{
+		Engine: s.engine, Egress: s.egress, Idle: s.idle,
+		Store: store.Config{URL: s.url, Log: quiet, Nodes: s.engine.Nodes},
+	})}
 }
 
 // submit accepts an order for a task with its callback to url.
@@ -178,102 +94,23 @@ func (p *plant) submit(task, url string) tandem.Request {
 	return r
 }
 
-// only returns the one request of the store.
-func (p *plant) only() tandem.Request {
-	p.t.Helper()
-	page, err := p.store.Requests(context.Background(), store.Filter{Limit: 10})
-	if err != nil || len(page.Requests) != 1 {
-		p.t.Fatalf("history holds %d requests (%v), want 1", len(page.Requests), err)
-	}
-	return page.Requests[0]
-}
-
-// faultyStore is the real store until a test sets a fault.
-type faultyStore struct {
-	store.Store
-	mu     sync.Mutex
-	finish error  // what Finish returns instead of finishing
-	accept error  // what Accept returns instead of accepting
-	taken  int    // so many calls of Accept find their id taken
-	before func() // called by Accept first, if set
-	late   bool   // Accept accepts, but does not say so before its context ends
-	unsure bool   // Accept accepts, and says that it does not know
-}
-
-func (f *faultyStore) sabotage(accept, finish error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.accept, f.finish = accept, finish
-}
-
-// onAccept has f called at the beginning of every Accept.
-func (f *faultyStore) onAccept(before func()) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.before = before
-}
-
-func (f *faultyStore) isTaken() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.taken--
-	return f.taken >= 0
-}
-
-func (f *faultyStore) faults() (accept, finish error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.accept, f.finish
-}
-
-func (f *faultyStore) Accept(ctx context.Context, lane store.Lane, requests ...*tandem.Request) error {
-	f.mu.Lock()
-	before := f.before
-	f.mu.Unlock()
-	if before != nil {
-		before()
-	}
-	if fault, _ := f.faults(); fault != nil {
-		return fault
-	}
-	if f.isTaken() {
-		return store.ErrExists
-	}
-	if err := f.Store.Accept(ctx, lane, requests...); err != nil {
-		return err
-	}
-	if f.unsure {
-		return &tandem.Error{Code: tandem.CodeStoreUnavailable, Message: "perhaps", Err: store.ErrUnsure}
-	}
-	if f.late {
-		<-ctx.Done()
-		return ctx.Err()
-	}
-	return nil
-}
-
-func (f *faultyStore) Finish(ctx context.Context, job store.Job, next store.Next) error {
-	if _, fault := f.faults(); fault != nil {
-		return fault
-	}
-	return f.Store.Finish(ctx, job, next)
-}
-
 // task makes a task in the io lane.
-func task(name string, run func(ctx context.Context, data json.RawMessage, complexity int) (json.RawMessage, error)) engine.Task {
-	return engine.Task{Name: name, Lane: store.LaneIO, Run: run}
+func task(
+	name string, run func(ctx context.Context, data json.RawMessage, complexity int) (json.RawMessage, error),
+) work.Task {
+	return work.Task{Name: name, Class: work.IO, Run: work.JSON(run)}
 }
 
 // testTasks are tasks that end in every way a task can.
-func testTasks() []engine.Task {
-	return []engine.Task{
+func testTasks() []work.Task {
+	return []work.Task{
 		task("broken", func(context.Context, json.RawMessage, int) (json.RawMessage, error) {
 			return nil, errors.New("the printer is on fire")
 		}),
 		task("panicky", func(context.Context, json.RawMessage, int) (json.RawMessage, error) {
 			panic("the printer exploded")
 		}),
-		{Name: "panicky-cpu", Lane: store.LaneCPU, Run: func(context.Context, json.RawMessage, int) (json.RawMessage, error) {
+		{Name: "panicky-cpu", Class: work.CPU, Run: func(context.Context, work.Input) work.Result {
 			panic("the calculator exploded")
 		}},
 		task("garbled", func(context.Context, json.RawMessage, int) (json.RawMessage, error) {
@@ -299,7 +136,7 @@ func newGated(obeys bool) *gated {
 	return &gated{started: make(chan struct{}, 100), release: make(chan struct{}), obeys: obeys}
 }
 
-func (g *gated) task(name string) engine.Task {
+func (g *gated) task(name string) work.Task {
 	return task(name, func(ctx context.Context, _ json.RawMessage, _ int) (json.RawMessage, error) {
 		g.started <- struct{}{}
 		if !g.obeys {
@@ -315,8 +152,8 @@ func (g *gated) task(name string) engine.Task {
 	})
 }
 
-// receiver is a real HTTP receiver of callbacks.
-type receiver struct {
+// destination is a real HTTP receiver of callbacks.
+type destination struct {
 	*httptest.Server
 	mu  sync.Mutex
 	got []delivery
@@ -331,9 +168,9 @@ type delivery struct {
 }
 
 // newReceiver answers the n-th callback (from 1) with answer; nil means 200.
-func newReceiver(t testing.TB, answer func(n int, w http.ResponseWriter, r *http.Request)) *receiver {
+func newReceiver(t testing.TB, answer func(n int, w http.ResponseWriter, r *http.Request)) *destination {
 	t.Helper()
-	rc := &receiver{}
+	rc := &destination{}
 	rc.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		raw, err := io.ReadAll(r.Body)
 		d := delivery{header: r.Header, raw: raw, at: time.Now()}
@@ -356,7 +193,7 @@ func newReceiver(t testing.TB, answer func(n int, w http.ResponseWriter, r *http
 }
 
 // deliveries returns what has arrived so far.
-func (rc *receiver) deliveries() []delivery {
+func (rc *destination) deliveries() []delivery {
 	rc.mu.Lock()
 	defer rc.mu.Unlock()
 	return append([]delivery(nil), rc.got...)
@@ -393,7 +230,7 @@ func TestNewRefuses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return engine.Config{Store: &faultyStore{}, Egress: strangers, Secrets: []tandem.Secret{secretA}}
+		return engine.Config{Store: &tandemtest.FaultyStore{}, Egress: strangers, Secrets: []tandem.Secret{secretA}}
 	}
 	run := testTasks()[0].Run
 	for _, tt := range []struct {
@@ -411,11 +248,14 @@ func TestNewRefuses(t *testing.T) {
 		{"too many workers", func(c *engine.Config) { c.IOWorkers = 10_001 }, "Workers"},
 		{"negative timeout", func(c *engine.Config) { c.TaskTimeout = -1 }, "TaskTimeout"},
 		{"bad schedule", func(c *engine.Config) { c.Retry.Attempts = -1 }, "attempts"},
-		{"task without a name", func(c *engine.Config) { c.Tasks = []engine.Task{{Lane: store.LaneIO, Run: run}} }, "name"},
-		{"task in capitals", func(c *engine.Config) { c.Tasks = []engine.Task{{Name: "Do", Lane: store.LaneIO, Run: run}} }, "lower case"},
-		{"built-in name", func(c *engine.Config) { c.Tasks = []engine.Task{{Name: "echo", Lane: store.LaneIO, Run: run}} }, "two tasks"},
-		{"task to deliver", func(c *engine.Config) { c.Tasks = []engine.Task{{Name: "x", Lane: store.LaneDeliver, Run: run}} }, "lane"},
-		{"task without Run", func(c *engine.Config) { c.Tasks = []engine.Task{{Name: "x", Lane: store.LaneIO}} }, "Run"},
+		{"task without a name", func(c *engine.Config) { c.Tasks = []work.Task{{Class: work.IO, Run: run}} }, "name"},
+		{"task in capitals", func(c *engine.Config) { c.Tasks = []work.Task{{Name: "Do", Class: work.IO, Run: run}} },
+			"lower case"},
+		{"built-in name", func(c *engine.Config) { c.Tasks = []work.Task{{Name: "echo", Class: work.IO, Run: run}} },
+			"two tasks"},
+		{"task of no class", func(c *engine.Config) { c.Tasks = []work.Task{{Name: "x", Class: "deliver", Run: run}} },
+			"class"},
+		{"task without Run", func(c *engine.Config) { c.Tasks = []work.Task{{Name: "x", Class: work.IO}} }, "Run"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -466,7 +306,7 @@ func TestClosedBeforeRunAndAfterDrain(t *testing.T) {
 		p.Drain()
 		p.Drain()
 		refuses(t, p)
-		p.stop()
+		p.Stop()
 		refuses(t, p)
 	})
 }
@@ -478,8 +318,8 @@ func TestRetention(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.await("the old request deleted", func() bool {
-		_, err := p.store.Request(context.Background(), r.ID)
+	p.Await("the old request deleted", func() bool {
+		_, err := p.Store.Request(context.Background(), r.ID)
 		return tandem.CodeOf(err) == tandem.CodeNotFound
 	})
 }

@@ -2,22 +2,10 @@ package engine
 
 import (
 	"context"
-	"io"
-	"log/slog"
 	"time"
 
 	"tandem"
-	"tandem/internal/egress"
 	"tandem/internal/store"
-)
-
-// What the external tests reach into: parts that are pure or stand alone.
-var (
-	RunCompute     = runCompute
-	Canonical      = canonical
-	DefaultCompute = defaultCompute
-
-	SubmissionDelay = submissionDelay
 )
 
 // MaxSyncWaiters is how many sync orders may wait for slots of one kind.
@@ -25,9 +13,6 @@ const MaxSyncWaiters = maxSyncWaiters
 
 // Step does one job, without a store that hands it out.
 func (e *Engine) Step(ctx context.Context, job store.Job) store.Next { return e.step(ctx, job) }
-
-// Simulate makes one call of a simulator.
-func Simulate(ctx context.Context, x External) egress.Result { return x.simulate(ctx) }
 
 // Slots are slots on their own.
 type Slots struct{ s *slots }
@@ -65,32 +50,6 @@ func (g Gauge) Totals() Totals            { return g.v.totals() }
 func (g Gauge) Processing(now time.Time, d time.Duration) {
 	g.v.latency[latencyProcess].record(now, d)
 }
-
-// Builtin makes a task one of ours, which a compute process runs if it computes.
-func Builtin(t Task) Task {
-	t.trusted = true
-	return t
-}
-
-// ServeComputeTasks is ServeCompute with other tasks than the built-in ones.
-func ServeComputeTasks(in io.Reader, out io.Writer, tasks []Task) error {
-	return serveCompute(in, out, tasks)
-}
-
-// ComputePool is a pool on its own.
-type ComputePool struct{ p *computePool }
-
-func NewComputePool(argv []string, count int, idle time.Duration, log *slog.Logger) ComputePool {
-	p := newComputePool(argv, count, log)
-	p.idle = idle
-	return ComputePool{p}
-}
-
-func (p ComputePool) Task(t Task) Task { return p.p.task(t) }
-func (p ComputePool) Close()           { p.p.close() }
-
-// Processes is how many there are, those included that are about to end.
-func (p ComputePool) Processes() int { return len(p.p.permits) }
 
 // Patience for the tests of its arithmetic.
 type Patience = patience

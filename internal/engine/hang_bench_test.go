@@ -11,8 +11,9 @@ import (
 	"testing"
 	"time"
 
-	"tandem/internal/engine"
+	"tandem/internal/receiver"
 	"tandem/internal/tandemtest"
+	"tandem/internal/work"
 )
 
 // BenchmarkHalfHang reports how long callbacks to a healthy host take, from the
@@ -23,7 +24,7 @@ func BenchmarkHalfHang(b *testing.B) {
 	quiet := healthyCallbacks(b, nil)
 	hanging := make([]string, 20)
 	for i := range hanging {
-		hanging[i] = tandemtest.NewReceiver(b, tandemtest.Hang).URL
+		hanging[i] = tandemtest.Receive(b, receiver.Hang)
 	}
 	half := healthyCallbacks(b, hanging)
 	p99 := func(times []time.Duration) time.Duration { return times[len(times)*99/100] }
@@ -42,7 +43,7 @@ func healthyCallbacks(b *testing.B, hanging []string) []time.Duration {
 	p := start(b, func(s *setup) {
 		s.url = databaseFile(b)
 		s.engine.IOWorkers = 256
-		s.engine.Retry = engine.Schedule{}
+		s.engine.Retry = work.Retry{}
 	})
 	var mu sync.Mutex
 	sent := make([]time.Time, b.N)
@@ -78,7 +79,7 @@ func healthyCallbacks(b *testing.B, hanging []string) []time.Duration {
 		mu.Unlock()
 		submit(well.URL + "/" + strconv.Itoa(n))
 	}
-	p.await("the healthy callbacks", func() bool {
+	p.Await("the healthy callbacks", func() bool {
 		mu.Lock()
 		defer mu.Unlock()
 		return len(times) >= b.N

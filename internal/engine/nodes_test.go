@@ -9,6 +9,7 @@ import (
 
 	"tandem"
 	"tandem/internal/engine"
+	"tandem/internal/keys"
 	"tandem/internal/store"
 	"tandem/internal/tandemtest"
 )
@@ -41,7 +42,7 @@ func TestNodesShareWhatTheyKnow(t *testing.T) {
 
 	first := join()
 	for range 5 {
-		if r := first.settled(first.submit("echo", rc.URL).ID); r.CallbackStatus != tandem.CallbackFailed {
+		if r := first.Settled(first.submit("echo", rc.URL).ID); r.CallbackStatus != tandem.CallbackFailed {
 			t.Fatalf("a callback is %s", r.CallbackStatus)
 		}
 	}
@@ -50,12 +51,12 @@ func TestNodesShareWhatTheyKnow(t *testing.T) {
 		t.Fatalf("after five failures: %+v", found)
 	}
 	second := join()
-	second.await("the second node to hear of it", func() bool { return destination(second).State == "open" })
+	second.Await("the second node to hear of it", func() bool { return destination(second).State == "open" })
 	told := destination(second)
 	if d := told.RetryAt.Sub(found.RetryAt).Abs(); told.Host != found.Host || d > time.Second || told.FailureCount != 5 || told.LastFailure.IsZero() {
 		t.Errorf("the second node heard %+v, which is %v off %+v", told, d, found)
 	}
-	second.await("the second node to show what the first has measured", func() bool {
+	second.Await("the second node to show what the first has measured", func() bool {
 		here, there := first.Vitals(), second.Vitals()
 		return there.Latency["processing"].Count == 5 && there.Latency["processing"] == here.Latency["processing"] &&
 			there.Latency["async_acceptance"] == here.Latency["async_acceptance"] && there.RequestsPerSecond > 0
@@ -68,7 +69,7 @@ func TestNodesShareWhatTheyKnow(t *testing.T) {
 		sent = append(sent, second.submit("echo", rc.URL))
 	}
 	for _, r := range sent {
-		if r = second.settled(r.ID); r.CallbackStatus != tandem.CallbackSent || r.CallbackAttempts != 1 {
+		if r = second.Settled(r.ID); r.CallbackStatus != tandem.CallbackSent || r.CallbackAttempts != 1 {
 			t.Errorf("a callback is %s after %d attempts", r.CallbackStatus, r.CallbackAttempts)
 		}
 	}
@@ -77,7 +78,7 @@ func TestNodesShareWhatTheyKnow(t *testing.T) {
 			t.Errorf("a callback came %v before its breaker was to let a probe pass", early)
 		}
 	}
-	second.await("both to show what both have measured", func() bool {
+	second.Await("both to show what both have measured", func() bool {
 		here, there := first.Vitals(), second.Vitals()
 		return here.Latency["accept_to_callback"].Count == 10 && here.Latency["accept_to_callback"] == there.Latency["accept_to_callback"] &&
 			here.Latency["processing"].Count == 15 && here.Latency["processing"] == there.Latency["processing"]
@@ -89,8 +90,8 @@ func TestNodesShareWhatTheyKnow(t *testing.T) {
 func TestCallbackOfAKeyMadeElsewhere(t *testing.T) {
 	t.Parallel()
 	url := tandemtest.Postgres(t, tandemtest.Volatile)
-	open := func() *store.Keys {
-		k, err := store.OpenKeys(t.Context(), store.KeysConfig{URL: url, Create: true, Log: quiet})
+	open := func() *keys.Keys {
+		k, err := keys.Open(t.Context(), store.HandleConfig{URL: url, Create: true, Log: quiet})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -111,12 +112,12 @@ func TestCallbackOfAKeyMadeElsewhere(t *testing.T) {
 		}
 		return r
 	}
-	made, err := elsewhere.Create(t.Context(), store.NewKey{Name: "new", Scopes: []tandem.Scope{tandem.ScopeSubmit}})
+	made, err := elsewhere.Create(t.Context(), keys.NewKey{Name: "new", Scopes: []tandem.Scope{tandem.ScopeSubmit}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i, id := range []string{made.Key.ID, "key_nobody"} {
-		if r := p.settled(ask(id).ID); r.CallbackStatus != tandem.CallbackSent || r.CallbackAttempts != 1 {
+		if r := p.Settled(ask(id).ID); r.CallbackStatus != tandem.CallbackSent || r.CallbackAttempts != 1 {
 			t.Errorf("%s: the callback is %s after %d attempts", id, r.CallbackStatus, r.CallbackAttempts)
 		}
 		want := []tandem.Secret{made.Secret, secretA}[i] // of nobody: the deployment's own
@@ -129,9 +130,9 @@ func TestCallbackOfAKeyMadeElsewhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	waits := ask("key_unread")
-	p.await("the end of the work", func() bool { return p.request(waits.ID).Status == tandem.StatusCompleted })
+	p.Await("the end of the work", func() bool { return p.Request(waits.ID).Status == tandem.StatusCompleted })
 	<-time.After(300 * time.Millisecond) // a callback would have come
-	if r := p.request(waits.ID); r.CallbackStatus != tandem.CallbackPending || len(rc.deliveries()) != 2 {
+	if r := p.Request(waits.ID); r.CallbackStatus != tandem.CallbackPending || len(rc.deliveries()) != 2 {
 		t.Errorf("its callback is %s, and %d have come", r.CallbackStatus, len(rc.deliveries()))
 	}
 }

@@ -2,14 +2,14 @@ package engine
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"runtime/debug"
+	"math/rand/v2"
 	"time"
 
 	"tandem"
 	"tandem/internal/store"
+	"tandem/internal/work"
 )
 
 // maxErrorMessage bounds what a task's error adds to the history and to callbacks, in bytes.
@@ -19,46 +19,97 @@ const maxErrorMessage = 1000
 // drain begins: a job that has not started by then is handed back.
 func (e *Engine) step(claiming context.Context, job store.Job) store.Next {
 	if job.Lane == store.LaneDeliver {
-		return e.deliver(claiming, &job.Request)
-	}
-	if job.Request.Task == tandem.TaskSubmission {
-		return e.repeatCall(claiming, job)
+		return e.deliver(claiming, job)
 	}
 	task, ok := e.tasks[job.Request.Task]
 	if !ok {
 		// Accepted by a configuration that still had the task.
-		e.vitals.end(Ending{tandem.ModeAsync, UnknownTask, tandem.FailedTask})
-		return worked(store.Outcome{ErrorCode: tandem.FailedTask, CompletedAt: e.now(),
+		e.vitals.end(Ending{job.Request.Mode, UnknownTask, tandem.FailedTask})
+		return e.worked(&job.Request, store.Outcome{ErrorCode: tandem.FailedTask, CompletedAt: e.now(),
 			ErrorMessage: fmt.Sprintf("This server has no task %q any more.", job.Request.Task)})
 	}
-	slots := e.slots[task.Lane]
+	slots := e.slots[job.Lane]
 	if slots.acquire(claiming, tandem.ModeAsync, job.Request.Owner) != nil {
 		return handBack(job.Lane)
 	}
 	defer slots.release()
+	growStack()
 	job.Started()
 	if e.telling() {
-		e.tell("🚀 async: the work begins", &job.Request, "task", task.Name, "waited", time.Since(job.Request.CreatedAt))
+		e.tell("🚀 "+wayOf(&job.Request)+": the work begins", &job.Request, "task", task.Name, "waited",
+			time.Since(job.Request.CreatedAt))
 	}
-	ctx, cancel := context.WithTimeoutCause(e.working, e.cfg.TaskTimeout, errTaskTimeout)
+	run := Run{Request: job.Request}
+	next := e.attempt(e.working, &task, job.Lane, &run)
+	if next.Outcome == nil && next.At.IsZero() { // released
+		return next
+	}
+	if next.Outcome != nil {
+		e.vitals.end(Ending{job.Request.Mode, task.Name, next.Outcome.ErrorCode})
+	}
+	note(&run.Request, next.Outcome)
+	run.EndedAt = e.now()
+	run.Took = run.EndedAt.Sub(run.Request.CreatedAt)
+	e.observe(&run)
+	return next
+}
+
+// attempt runs the work of run.Request once, in a slot that the caller holds, and says what comes next.
+func (e *Engine) attempt(ctx context.Context, task *work.Task, lane store.Lane, run *Run) store.Next {
+	r, begun := &run.Request, time.Now()
+	accepted := begun.Add(r.CreatedAt.Sub(begun.Add(e.cfg.Nodes.Skew()))) // by this machine's clock
+	retries := task.Retry != work.Retry{}
+	if retries && !begun.Before(accepted.Add(task.Retry.MaxAge)) {
+		return e.givenUp(r, store.Outcome{ErrorCode: tandem.FailedTask, CompletedAt: e.now(),
+			ErrorMessage: fmt.Sprintf("The work was not done within %s.", task.Retry.MaxAge)})
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, e.timeout(task), errTaskTimeout)
 	defer cancel()
-	outcome := e.process(ctx, task, &job.Request)
-	if outcome.ErrorCode == tandem.FailedInterrupted {
-		return handBack(job.Lane)
+	outcome, result := e.process(ctx, task, r)
+	ended := time.Now()
+	run.Result, run.Working = result, ended.Sub(begun)
+	switch outcome.ErrorCode {
+	case "":
+		return e.worked(r, outcome)
+	case tandem.FailedInterrupted, tandem.FailedClientClosed:
+		return handBack(lane)
 	}
-	e.vitals.end(Ending{tandem.ModeAsync, task.Name, outcome.ErrorCode})
-	if e.telling() {
-		e.tell(markOf(outcome.Status())+" async: "+string(outcome.Status()), &job.Request, "task", task.Name, "work", outcome.Processing)
+	at, runs, again := task.Retry.After(work.Ended{
+		Result: result, Attempt: r.Runs + 1, Accepted: accepted, At: ended,
+		Timeout: outcome.ErrorCode == tandem.FailedTimeout,
+	}, rand.Float64())
+	switch {
+	case !again && retries:
+		return e.givenUp(r, outcome)
+	case !again:
+		return e.worked(r, outcome)
 	}
-	return worked(outcome)
+	if result.State() != work.StateHeld {
+		e.log.Warn("work not done; it will be run again",
+			"request_id", r.ID, "task", task.Name, "error", outcome.ErrorMessage, "at", at)
+	}
+	return store.Next{Verdict: store.Again, Lane: lane, At: at, Runs: runs}
 }
 
-// worked is what comes after work that ended, well or not: its callback.
-func worked(o store.Outcome) store.Next {
-	return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, Outcome: &o}
+// givenUp is worked for work that is not run again although its task has a retry policy.
+func (e *Engine) givenUp(r *tandem.Request, o store.Outcome) store.Next {
+	e.log.Warn("work marked as failed", "request_id", r.ID, "task", r.Task, "error", o.ErrorMessage)
+	return e.worked(r, o)
 }
 
-// handBack leaves a job for later, as if it had not been handed out.
+// worked is what comes after work that ended, well or not: its callback, if somebody asked for one.
+func (e *Engine) worked(r *tandem.Request, o store.Outcome) store.Next {
+	if r.CallbackStatus == "" {
+		return store.Next{Outcome: &o}
+	}
+	next := store.Next{Verdict: store.Again, Lane: store.LaneDeliver, Outcome: &o}
+	if to, err := e.cfg.Egress.Receiver(r.CallbackURL, r.Owner); err == nil { // a URL that is refused by now is nobody's
+		next.Destination = to.String()
+	}
+	return next
+}
+
+// handBack leaves a job for later, as if it had not been dispatched.
 func handBack(lane store.Lane) store.Next {
 	return store.Next{Verdict: store.Again, Lane: lane}
 }
@@ -67,71 +118,42 @@ func handBack(lane store.Lane) store.Next {
 // how it ended. Sync and async work both come through here. ctx carries why the work may be
 // cut off: errTaskTimeout, errInterrupted, or anything else for a client that left. A
 // task that returns a result although it was cut off has done its work: the result counts.
-func (e *Engine) process(ctx context.Context, task Task, r *tandem.Request) store.Outcome {
+func (e *Engine) process(ctx context.Context, task *work.Task, r *tandem.Request) (store.Outcome, work.Result) {
 	started := time.Now()
-	result, err := runTask(ctx, task, r)
+	deadline, _ := ctx.Deadline()
+	result := work.Run(ctx, *task, work.Input{
+		RequestID: r.ID, BatchID: r.BatchID, AcceptedAt: r.CreatedAt, Attempt: r.Runs + 1,
+		Attempts: max(1, task.Retry.Attempts),
+		Deadline: deadline, Data: r.Data, Complexity: r.Complexity,
+	})
 	ended, skew := time.Now(), e.cfg.Nodes.Skew()
 	o := store.Outcome{
 		StartedAt:   onRecord(started.Add(skew)),
 		CompletedAt: onRecord(ended.Add(skew)),
 		Processing:  ended.Sub(started).Truncate(time.Microsecond),
 	}
-	o.ErrorCode = failureCode(ctx, err)
-	switch o.ErrorCode {
-	case "":
-		o.Result = result
-	case tandem.FailedTask:
-		o.ErrorMessage = shorten(err.Error(), maxErrorMessage)
-	case tandem.FailedPanic:
-		e.log.Error("task panicked", "request_id", r.ID, "task", task.Name, "error", err)
-		o.ErrorMessage = failureMessage(o.ErrorCode)
-	default:
-		o.ErrorMessage = failureMessage(o.ErrorCode)
-	}
-	e.vitals.latency[latencyProcess].record(ended, o.Processing)
-	return o
-}
-
-// runTask calls the task, turns a panic into an error, and checks the result.
-func runTask(ctx context.Context, task Task, r *tandem.Request) (result json.RawMessage, err error) {
-	defer func() {
-		if value := recover(); value != nil {
-			result, err = nil, &panicError{value: value, stack: debug.Stack()}
-		}
-	}()
-	result, err = task.Run(ctx, r.Data, r.Complexity)
-	switch {
-	case err != nil:
-		return nil, err
-	case result == nil:
-		return json.RawMessage("null"), nil
-	case !task.trusted && !json.Valid(result):
-		return nil, errors.New("the task returned something that is not JSON")
-	}
-	return result, nil
-}
-
-// panicError is a panic in a task. Its text is for the log only.
-type panicError struct {
-	value any
-	stack []byte
-}
-
-func (p *panicError) Error() string { return fmt.Sprintf("panic: %v\n%s", p.value, p.stack) }
-
-// failureCode says why a task that returned err failed; "" means it did not.
-func failureCode(ctx context.Context, err error) string {
-	_, panicked := errors.AsType[*panicError](err)
-	switch {
-	case err == nil:
-		return ""
-	case panicked:
-		return tandem.FailedPanic
+	body, contentType := result.Body()
+	switch state := result.State(); {
+	case state == work.StateDone && contentType == "":
+		o.Result = body
+	case state == work.StateDone:
+		o.ErrorCode, o.ErrorMessage = tandem.FailedTask, fmt.Sprintf("The task returned %.100s; only JSON is kept.",
+			contentType)
+	case state == work.StatePanicked:
+		e.log.Error("task panicked", "request_id", r.ID, "task", task.Name, "error", result.Message())
+		o.ErrorCode = tandem.FailedPanic
 	case ctx.Err() != nil:
-		return cutOff(context.Cause(ctx))
+		o.ErrorCode = cutOff(context.Cause(ctx))
 	default:
-		return tandem.FailedTask
+		o.ErrorCode, o.ErrorMessage = tandem.FailedTask, shorten(result.Message(), maxErrorMessage)
 	}
+	if o.ErrorCode != "" && o.ErrorMessage == "" {
+		o.ErrorMessage = failureMessage(o.ErrorCode)
+	}
+	if state := result.State(); state != work.StateHeld && state != work.StateAgain {
+		e.vitals.latency[latencyProcess].record(ended, o.Processing)
+	}
+	return o, result
 }
 
 // cutOff says what the end of a request's context means.

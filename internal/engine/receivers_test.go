@@ -1,19 +1,17 @@
 package engine_test
 
 import (
-	"bufio"
 	"bytes"
 	"compress/gzip"
-	"context"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"testing"
 	"time"
 
 	"tandem"
-	"tandem/internal/engine"
+	"tandem/internal/receiver"
 	"tandem/internal/tandemtest"
+	"tandem/internal/work"
 )
 
 // Receivers that do what they should not, as the history tells of them: what came
@@ -21,12 +19,13 @@ import (
 func TestHistoryOfHostileReceivers(t *testing.T) {
 	t.Parallel()
 	const backoff = time.Hour / 2
-	fault := func(f tandemtest.Fault) func(*testing.T) string {
-		return func(t *testing.T) string { t.Helper(); return tandemtest.NewReceiver(t, f).URL }
+	fault := func(f http.HandlerFunc) func(*testing.T) string {
+		return func(t *testing.T) string { t.Helper(); return tandemtest.Receive(t, f) }
 	}
-	atADate := func(ctx context.Context, conn *net.TCPConn) { // counted from the answer: the receiver may wait for its turn
+	// counted from the answer: the receiver may wait for its turn
+	atADate := func(w http.ResponseWriter, r *http.Request) {
 		at := time.Now().Add(45 * time.Minute).UTC().Format(http.TimeFormat)
-		tandemtest.Answer(http.StatusServiceUnavailable, "Retry-After: "+at)(ctx, conn)
+		receiver.Answer(http.StatusServiceUnavailable, "Retry-After: "+at)(w, r)
 	}
 	never := time.Duration(0)
 	for _, tt := range []struct {
@@ -39,27 +38,29 @@ func TestHistoryOfHostileReceivers(t *testing.T) {
 	}{
 		{"refuses", func(t *testing.T) string { t.Helper(); return tandemtest.Refusing(t) }, tandem.OutcomeConnect, 0, backoff, backoff * 3 / 2},
 		{"bad certificate", func(t *testing.T) string { t.Helper(); return tandemtest.BadCertificate(t) }, tandem.OutcomeTLS, 0, backoff, backoff * 3 / 2},
-		{"resets", fault(tandemtest.Reset), tandem.OutcomeConnect, 0, backoff, backoff * 3 / 2},
-		{"hangs", fault(tandemtest.Hang), tandem.OutcomeTimeout, 0, backoff, backoff * 3 / 2},
-		{"closes early", fault(tandemtest.CloseEarly), tandem.OutcomeConnect, 0, backoff, backoff * 3 / 2},
-		{"drips its header", fault(tandemtest.DripHead), tandem.OutcomeTimeout, 0, backoff, backoff * 3 / 2},
-		{"headers without end", fault(tandemtest.Flood), tandem.OutcomeConnect, 0, backoff, backoff * 3 / 2},
-		{"redirects", fault(tandemtest.Redirect("http://127.0.0.1:1/")), tandem.OutcomeRedirect, 302, backoff, backoff * 3 / 2},
-		{"is broken", fault(tandemtest.Answer(500)), tandem.OutcomeHTTPError, 500, backoff, backoff * 3 / 2},
-		{"is not there", fault(tandemtest.Answer(404)), tandem.OutcomeHTTPError, 404, backoff, backoff * 3 / 2},
-		{"429", fault(tandemtest.Answer(429)), tandem.OutcomeThrottled, 429, backoff, backoff * 3 / 2},
-		{"429 with Retry-After", fault(tandemtest.Answer(429, "Retry-After: 2700")),
+		{"resets", fault(receiver.Reset), tandem.OutcomeConnect, 0, backoff, backoff * 3 / 2},
+		{"hangs", fault(receiver.Hang), tandem.OutcomeTimeout, 0, backoff, backoff * 3 / 2},
+		{"closes early", fault(receiver.CloseEarly), tandem.OutcomeConnect, 0, backoff, backoff * 3 / 2},
+		{"drips its header", fault(receiver.DripHead), tandem.OutcomeTimeout, 0, backoff, backoff * 3 / 2},
+		{"headers without end", fault(receiver.Flood), tandem.OutcomeConnect, 0, backoff, backoff * 3 / 2},
+		{"redirects", fault(receiver.Answer(302, "Location: http://127.0.0.1:1/")), tandem.OutcomeRedirect, 302, backoff,
+			backoff * 3 / 2},
+		{"is broken", fault(receiver.Answer(500)), tandem.OutcomeHTTPError, 500, backoff, backoff * 3 / 2},
+		{"is not there", fault(receiver.Answer(404)), tandem.OutcomeHTTPError, 404, backoff, backoff * 3 / 2},
+		{"429", fault(receiver.Answer(429)), tandem.OutcomeThrottled, 429, backoff, backoff * 3 / 2},
+		{"429 with Retry-After", fault(receiver.Answer(429, "Retry-After: 2700")),
 			tandem.OutcomeThrottled, 429, 45 * time.Minute, 45 * time.Minute * 3 / 2},
-		{"503 with Retry-After", fault(tandemtest.RetryAfter(2400)),
+		{"503 with Retry-After", fault(receiver.RetryAfter(2400)),
 			tandem.OutcomeThrottled, 503, 40 * time.Minute, time.Hour},
 		{"503 with a date", fault(atADate), tandem.OutcomeThrottled, 503, 44 * time.Minute, 45 * time.Minute * 3 / 2},
-		{"Retry-After in the past", fault(tandemtest.Answer(503, "Retry-After: Sat, 31 Jan 2026 12:00:00 GMT")), tandem.OutcomeThrottled, 503, backoff, backoff * 3 / 2},
-		{"Retry-After too soon", fault(tandemtest.RetryAfter(1)),
+		{"Retry-After in the past", fault(receiver.Answer(503, "Retry-After: Sat, 31 Jan 2026 12:00:00 GMT")),
 			tandem.OutcomeThrottled, 503, backoff, backoff * 3 / 2},
-		{"Retry-After of a year", fault(tandemtest.RetryAfter(31_536_000)),
+		{"Retry-After too soon", fault(receiver.RetryAfter(1)),
+			tandem.OutcomeThrottled, 503, backoff, backoff * 3 / 2},
+		{"Retry-After of a year", fault(receiver.RetryAfter(31_536_000)),
 			tandem.OutcomeThrottled, 503, time.Hour, time.Hour * 3 / 2},
-		{"410", fault(tandemtest.Answer(410, "Retry-After: 60")), tandem.OutcomeGone, 410, never, never},
-		{"200, then a drip", fault(tandemtest.Drip), tandem.OutcomeDelivered, 200, never, never},
+		{"410", fault(receiver.Answer(410, "Retry-After: 60")), tandem.OutcomeGone, 410, never, never},
+		{"200, then a drip", fault(receiver.Drip), tandem.OutcomeDelivered, 200, never, never},
 		{"200, then a body without end", endlessBody, tandem.OutcomeDelivered, 200, never, never},
 		{"200 with a bomb", compressedBomb, tandem.OutcomeDelivered, 200, never, never},
 	} {
@@ -71,11 +72,11 @@ func TestHistoryOfHostileReceivers(t *testing.T) {
 				if tt.outcome == tandem.OutcomeTimeout {
 					s.egress.Timeout = 3 * time.Second // most of it for the connection
 				}
-				s.engine.Retry = engine.Schedule{Attempts: 3, Backoff: backoff}
+				s.engine.Retry = work.Retry{Attempts: 3, Backoff: backoff}
 			})
 			id := p.submit("echo", tt.url(t)).ID
-			p.await("the first attempt", func() bool { return len(p.request(id).Attempts) > 0 })
-			r := p.request(id)
+			p.Await("the first attempt", func() bool { return len(p.Request(id).Attempts) > 0 })
+			r := p.Request(id)
 			got := r.Attempts[0]
 			if len(r.Attempts) != 1 || got.Number != 1 || got.Outcome != tt.outcome || got.StatusCode != tt.status || (got.Error == "") != (tt.outcome == tandem.OutcomeDelivered) {
 				t.Errorf("%d attempts, the first %+v; want one, %s with %d", len(r.Attempts), got, tt.outcome, tt.status)
@@ -101,16 +102,13 @@ func TestHistoryOfHostileReceivers(t *testing.T) {
 // endlessBody answers 200 and a body that goes on until the sender hangs up.
 func endlessBody(t *testing.T) string {
 	t.Helper()
-	return tandemtest.NewReceiver(t, func(_ context.Context, conn *net.TCPConn) {
-		if _, err := http.ReadRequest(bufio.NewReader(conn)); err != nil {
-			return
-		}
-		_, err := conn.Write([]byte("HTTP/1.1 200 OK\r\n\r\n"))
+	return tandemtest.Receive(t, func(w http.ResponseWriter, _ *http.Request) {
 		block := bytes.Repeat([]byte("x"), 64<<10)
+		_, err := w.Write(block)
 		for err == nil {
-			_, err = conn.Write(block)
+			_, err = w.Write(block)
 		}
-	}).URL
+	})
 }
 
 // compressedBomb answers 200 and ten megabytes that unpack to ten gigabytes.
@@ -140,14 +138,14 @@ func compressedBomb(t *testing.T) string {
 // those to a host that is well are delivered meanwhile, every one of them.
 func TestManyHangingReceiversDelayNobody(t *testing.T) {
 	t.Parallel()
-	const hosts, hung, healthy = 20, 6000, 200 // 4096 callbacks are handed out at once
+	const hosts, hung, healthy = 20, 6000, 200 // 4096 callbacks are dispatched at once
 	p := start(t, func(s *setup) {
 		s.engine.IOWorkers = 64
 		s.egress.Timeout = time.Hour // nobody is freed by a timeout, and no breaker opens
 	})
 	urls := make([]string, hosts)
 	for i := range urls {
-		urls[i] = tandemtest.NewReceiver(t, tandemtest.Hang).URL
+		urls[i] = tandemtest.Receive(t, receiver.Hang)
 	}
 	well := newReceiver(t, nil)
 	for i := range hung {
@@ -158,11 +156,11 @@ func TestManyHangingReceiversDelayNobody(t *testing.T) {
 		ids[i] = p.submit("echo", well.URL).ID
 	}
 	for _, id := range ids {
-		if r := p.settled(id); r.Status != tandem.StatusCallbackSent || r.CallbackAttempts != 1 {
+		if r := p.Settled(id); r.Status != tandem.StatusCallbackSent || r.CallbackAttempts != 1 {
 			t.Fatalf("%s after %d attempts, want callback_sent at the first", r.Status, r.CallbackAttempts)
 		}
 	}
-	stats, err := p.store.Stats(t.Context())
+	stats, err := p.Store.Stats(t.Context())
 	if err != nil || stats.Unfinished != hung {
 		t.Errorf("%d callbacks hang (%v), want all %d", stats.Unfinished, err, hung)
 	}

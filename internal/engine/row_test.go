@@ -6,8 +6,8 @@ import (
 	"testing"
 
 	"tandem"
-	"tandem/internal/engine"
 	"tandem/internal/store"
+	"tandem/internal/work"
 )
 
 // TestTaskSeesItsOwnRow has tasks read the history while they run: the row of a request, sync or
@@ -15,13 +15,13 @@ import (
 func TestTaskSeesItsOwnRow(t *testing.T) {
 	t.Parallel()
 	for _, mode := range tandem.Modes {
-		for _, lane := range []store.Lane{store.LaneIO, store.LaneCPU} {
-			t.Run(string(mode)+" "+string(lane), func(t *testing.T) {
+		for _, class := range []work.Class{work.IO, work.CPU} {
+			t.Run(string(mode)+" "+string(class), func(t *testing.T) {
 				t.Parallel()
 				var p *plant
 				seen := make(chan tandem.Request, 1)
 				look := func(ctx context.Context, data json.RawMessage, _ int) (json.RawMessage, error) {
-					page, err := p.store.Requests(ctx, store.Filter{Limit: 10})
+					page, err := p.Store.Requests(ctx, store.Filter{Limit: 10})
 					if err != nil {
 						return nil, err
 					}
@@ -32,19 +32,19 @@ func TestTaskSeesItsOwnRow(t *testing.T) {
 				}
 				p = start(t, func(s *setup) {
 					s.url = databaseFile(t)
-					s.engine.Tasks = []engine.Task{{Name: "look", Lane: lane, Run: look}}
+					s.engine.Tasks = []work.Task{{Name: "look", Class: class, Run: work.JSON(look)}}
 				})
 				if mode == tandem.ModeSync {
 					if _, err := p.Do(t.Context(), order("look")); err != nil {
 						t.Fatal(err)
 					}
 				} else {
-					p.settled(p.submit("look", newReceiver(t, nil).URL).ID)
+					p.Settled(p.submit("look", newReceiver(t, nil).URL).ID)
 				}
 				if len(seen) != 1 {
 					t.Fatal("the task found no row of its own")
 				}
-				during, after := <-seen, p.only()
+				during, after := <-seen, p.Only()
 				if during.ID != after.ID || during.Mode != mode || string(during.Data) != string(after.Data) {
 					t.Errorf("while it ran it found %s, %s, %s; want %s, %s, %s", during.ID, during.Mode, during.Data, after.ID, mode, after.Data)
 				}

@@ -27,7 +27,7 @@ type slots struct {
 	async  limit.Turns[*waiter]
 }
 
-// waiter stands in a queue. ready is closed, by whoever gives the slot, once it has one.
+// waiter stands in a queue. ready is closed, by the one who gives the slot, once it has one.
 type waiter struct{ ready chan struct{} }
 
 func newSlots(count, maxWaiting int) *slots {
@@ -36,7 +36,7 @@ func newSlots(count, maxWaiting int) *slots {
 
 // join lets a sync order of an owner in, before it costs anything; it returns false when
 // as many are inside as may be, or too many of them are this owner's. part undoes it. Async work
-// needs no such bound: the store hands out a bounded number of jobs.
+// needs no such bound: the store dispatches a bounded number of jobs.
 func (s *slots) join(owner string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -13,10 +13,10 @@ const UnknownTask = "unknown"
 // Totals is what the engine has counted since it was made, for those who watch
 // it over a long time; [Vitals] is about the last few minutes.
 type Totals struct {
-	Ended     map[Ending]int64         // requests whose work has ended
-	Durations map[string]Histogram     // by the keys of Vitals.Latency
-	Calls     map[tandem.Outcome]int64 // of the external service, by outcome
-	Breakers  map[string]int           // :: state → destinations remembered; a gauge
+	// requests whose work has ended; every task has those that ended well, also while there is none
+	Ended     map[Ending]int64
+	Durations map[string]Histogram // by the keys of Vitals.Latency
+	Breakers  map[string]int       // :: state → destinations remembered; a gauge
 }
 
 // Ending is a way for work to end. There are as many as there are modes, tasks
@@ -46,6 +46,12 @@ var bounds = [...]time.Duration{
 // Totals returns the current figures. It costs less than [Engine.Vitals].
 func (e *Engine) Totals() Totals {
 	totals := e.vitals.totals()
+	for name, task := range e.tasks {
+		totals.Ended[Ending{Mode: tandem.ModeSync, Task: name}] += 0
+		if !task.Internal {
+			totals.Ended[Ending{Mode: tandem.ModeAsync, Task: name}] += 0
+		}
+	}
 	totals.Breakers = e.cfg.Egress.Breakers()
 	return totals
 }
@@ -57,13 +63,6 @@ func (v *vitals) end(how Ending) {
 	v.ended[how]++
 }
 
-// called counts one call of the external service.
-func (v *vitals) called(outcome tandem.Outcome) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.calls[outcome]++
-}
-
 func (v *vitals) totals() Totals {
 	out := Totals{Durations: make(map[string]Histogram, len(v.latency))}
 	for kind, series := range v.latency {
@@ -71,7 +70,7 @@ func (v *vitals) totals() Totals {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	out.Ended, out.Calls = maps.Clone(v.ended), maps.Clone(v.calls)
+	out.Ended = maps.Clone(v.ended)
 	return out
 }
 

@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"maps"
 	"testing"
 	"time"
 
@@ -21,8 +22,8 @@ func TestTotalsOfARunningEngine(t *testing.T) {
 	}
 	_, err := p.Do(t.Context(), order("broken"))
 	wantCode(t, err, tandem.CodeTaskFailed)
-	p.settled(p.submit("echo", rc.URL).ID)
-	p.settled(p.submit("panicky", rc.URL).ID)
+	p.Settled(p.submit("echo", rc.URL).ID)
+	p.Settled(p.submit("panicky", rc.URL).ID)
 	totals := p.Totals()
 	ended := map[engine.Ending]int64{
 		{Mode: tandem.ModeSync, Task: "sleep"}:                                   1,
@@ -30,7 +31,7 @@ func TestTotalsOfARunningEngine(t *testing.T) {
 		{Mode: tandem.ModeAsync, Task: "echo"}:                                   1,
 		{Mode: tandem.ModeAsync, Task: "panicky", ErrorCode: tandem.FailedPanic}: 1,
 	}
-	if diff := cmp.Diff(ended, totals.Ended); diff != "" {
+	if diff := cmp.Diff(ended, atLeastOne(totals.Ended)); diff != "" {
 		t.Errorf("ended (-want +got):\n%s", diff)
 	}
 	counts := map[string]uint64{}
@@ -46,6 +47,12 @@ func TestTotalsOfARunningEngine(t *testing.T) {
 	}
 }
 
+// atLeastOne leaves out what has not happened.
+func atLeastOne(ended map[engine.Ending]int64) map[engine.Ending]int64 {
+	maps.DeleteFunc(ended, func(_ engine.Ending, count int64) bool { return count == 0 })
+	return ended
+}
+
 // What is handed back has not ended; what no task does any more has.
 func TestTotalsOfStepsWithoutAResult(t *testing.T) {
 	t.Parallel()
@@ -58,7 +65,7 @@ func TestTotalsOfStepsWithoutAResult(t *testing.T) {
 	job.Request.Task = "stuck"
 	p.Step(t.Context(), job)
 	want := map[engine.Ending]int64{{Mode: tandem.ModeAsync, Task: engine.UnknownTask, ErrorCode: tandem.FailedTask}: 1}
-	if diff := cmp.Diff(want, p.Totals().Ended); diff != "" {
+	if diff := cmp.Diff(want, atLeastOne(p.Totals().Ended)); diff != "" {
 		t.Errorf("ended (-want +got):\n%s", diff)
 	}
 }

@@ -7,7 +7,6 @@ import (
 
 	"github.com/HdrHistogram/hdrhistogram-go"
 
-	"tandem"
 	"tandem/internal/egress"
 )
 
@@ -60,11 +59,10 @@ type vitals struct {
 	mu      sync.Mutex // guards the fields below
 	seconds [rateSeconds]struct{ unix, count int64 }
 	ended   map[Ending]int64
-	calls   map[tandem.Outcome]int64 // of the external service
 }
 
 func newVitals(now time.Time) *vitals {
-	v := &vitals{latency: make(map[string]*series), started: now, ended: make(map[Ending]int64), calls: make(map[tandem.Outcome]int64)}
+	v := &vitals{latency: make(map[string]*series), started: now, ended: make(map[Ending]int64)}
 	v.others.Store(&heard{})
 	for _, kind := range []string{latencySync, latencyAccept, latencyProcess, latencyDeliver} {
 		v.latency[kind] = &series{}

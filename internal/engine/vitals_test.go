@@ -21,7 +21,7 @@ func TestVitalsOfARunningEngine(t *testing.T) {
 	if _, err := p.Do(t.Context(), order("sleep")); err != nil {
 		t.Fatal(err)
 	}
-	p.settled(p.submit("echo", rc.URL).ID)
+	p.Settled(p.submit("echo", rc.URL).ID)
 	v := p.Vitals()
 	want := map[string]int64{"sync_response": 1, "async_acceptance": 1, "processing": 2, "accept_to_callback": 1}
 	got := map[string]int64{}

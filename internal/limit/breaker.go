@@ -15,19 +15,17 @@ var (
 // Report says what became of a call that a [Breaker] let pass.
 type Report int
 
-// The reports. Excluded is for a call that tells nothing about the other side:
-// it was not made, or we broke it off ourselves. It leaves the failures in a row as
-// they are, and a probe that ends so gives its place to the next call.
+// The reports. Excluded is for a call that proves nothing about the other side: it was not made, or we broke it off
+// ourselves. It leaves the failures in a row unchanged, and after such a probe the next call may probe.
 const (
 	Excluded Report = iota
 	Success
 	Failure
 )
 
-// Breaker stops calls to something that keeps failing. Closed, it lets
-// everything pass and opens at a number of failures in a row. Open, it lets nothing
-// pass for a while. Then it is half-open and lets exactly one probe pass: success
-// closes it, failure opens it again. It may be used from any number of goroutines.
+// Breaker stops calls to something that keeps failing. Closed, it lets everything pass and opens at a number of
+// failures in a row. Open, it lets nothing pass for a while. Then it is half-open and lets exactly one probe pass:
+// success closes it, failure opens it again. It may be used from any number of goroutines.
 type Breaker struct {
 	trip int           // failures in a row that open it
 	open time.Duration // how long it stays open

@@ -206,9 +206,11 @@ func TestBreakerOpensForOthers(t *testing.T) {
 					if found := b.OpenUntil(); !found.Equal(time.Now().Add(open)) {
 						t.Errorf("its own open period ends at %v", found)
 					}
-					expect(t, b, limit.BreakerStatus{State: limit.StateOpen, Failures: 8, LastFailure: time.Now(), RetryAt: time.Now().Add(open)})
+					expect(t, b, limit.BreakerStatus{State: limit.StateOpen, Failures: 8, LastFailure: time.Now(),
+						RetryAt: time.Now().Add(open)})
 					b.Open(time.Now().Add(time.Second), 1, time.Time{}) // it is open for longer itself
-					expect(t, b, limit.BreakerStatus{State: limit.StateOpen, Failures: 8, LastFailure: time.Now(), RetryAt: time.Now().Add(open)})
+					expect(t, b, limit.BreakerStatus{State: limit.StateOpen, Failures: 8, LastFailure: time.Now(),
+						RetryAt: time.Now().Add(open)})
 				case limit.StateClosed:
 					for range 4 {
 						allowed(t, b, limit.Failure)

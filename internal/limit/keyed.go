@@ -6,12 +6,10 @@ import (
 	"iter"
 )
 
-// Keyed is a table of at most a fixed number of values by key. When it is full,
-// a new key takes the place of the one longest unused; a value that somebody
-// holds is never dropped, however long ago it was asked for.
+// Keyed is a table of at most a fixed number of values by key. When it is full, a new key replaces the one longest
+// unused; a value that is held is never dropped.
 //
-// It has no lock: whoever owns it has one already, because what it does with the
-// values has to be one step with finding them.
+// It has no lock: its owner has one already, because it must find a value and work on it in one step.
 type Keyed[K comparable, V any] struct {
 	capacity int
 	entries  map[K]*keyedEntry[K, V]
@@ -31,9 +29,8 @@ func NewKeyed[K comparable, V any](capacity int) *Keyed[K, V] {
 	return &Keyed[K, V]{capacity: max(capacity, 1), entries: make(map[K]*keyedEntry[K, V])}
 }
 
-// Hold returns the value of key, which is made with create if it is not known,
-// and keeps it in the table until as many calls of Release. It returns false, and
-// holds nothing, when every place is taken by values that are held.
+// Hold returns the value of key, made with create if it is new, and keeps it in the table until as many calls of
+// Release. It returns false, and holds nothing, when the table is full of values that are held.
 func (k *Keyed[K, V]) Hold(key K, create func() V) (V, bool) {
 	entry, known := k.entries[key]
 	switch {
@@ -55,8 +52,8 @@ func (k *Keyed[K, V]) Hold(key K, create func() V) (V, bool) {
 	return entry.value, true
 }
 
-// Release takes back one Hold of key. It panics when there was none: a place
-// given back twice would let the table forget what is in use.
+// Release ends one Hold of key. It panics when there was none: a second Release would let the table drop what is in
+// use.
 func (k *Keyed[K, V]) Release(key K) {
 	entry, known := k.entries[key]
 	if !known || entry.holders == 0 {

@@ -24,8 +24,7 @@ const (
 	dropsPerLook = 1_000 // the same for one look at the figures
 )
 
-// Quota is a number of calls that may pass in any window of time. The zero Quota
-// is no limit.
+// Quota is a number of calls that may pass in any window of time. The zero Quota is no limit.
 type Quota struct {
 	Calls  int
 	Window time.Duration // whole seconds, which is what the headers can say
@@ -70,21 +69,18 @@ func (q Quota) String() string {
 	return fmt.Sprintf("%d/%ds", q.Calls, q.Window/time.Second)
 }
 
-// Rate lets each client make at most a quota of calls in any window, wherever the
-// window begins. Calls that are refused use nothing up. It may be used from any
-// number of goroutines.
+// Rate lets each client make at most a quota of calls in any window, wherever the window begins. Calls that are refused
+// use nothing up. It may be used from any number of goroutines.
 //
-// The last calls of a client are remembered one by one while the quota is at most
-// 64; then a client that keeps to the quota is never refused. Of a larger quota,
-// calls in the same 64th of a window are remembered as one run that counts until
-// its last call is too old: never too many pass, and at least 64/65 of the quota do.
+// Of a quota of at most 64, each call is remembered, and a client that keeps to the quota is never refused. Of a larger
+// quota, calls in the same 64th of a window are remembered as one run that counts until its last call is too old: never
+// too many pass, and at least 64/65 of the quota do.
 //
-// Memory is bounded, and what is remembered of a client that called within the
-// window is never dropped to make room: a flood of addresses must not buy
-// anybody a new allowance. When the table is full of such clients, newcomers
-// share histories by a secret hash of what they are known by. Sharing can refuse a call that
-// would have passed, and never lets one pass that should not. Clients that a stranger cannot make
-// up, such as API keys, belong in a Rate of their own: a flood cannot fill that.
+// Memory is bounded, and the history of a client that called within the window is never dropped to make room: a flood
+// of addresses must not get anybody a new allowance. When the table is full of such clients, newcomers share histories
+// by a secret hash of their keys. Sharing can refuse a call that would have passed; it never lets one pass that should
+// not. Clients that a stranger cannot invent, such as API keys, belong in a Rate of their own: a flood cannot fill
+// that.
 type Rate[K comparable] struct {
 	quota    Quota
 	width    time.Duration // of the cells whose calls are one run; 0: each call is one
@@ -125,8 +121,7 @@ type Verdict struct {
 	Wait      time.Duration // until what was refused would pass; 0: it has passed, or never would
 }
 
-// Take asks for one call of a client. A time before one that was seen already counts
-// as that one.
+// Take asks for one call of a client. A time before one that was seen already counts as that one.
 func (r *Rate[K]) Take(key K, now time.Time) Verdict { return r.TakeAll(key, now, 1) }
 
 // TakeAll asks for n calls at once, of which all pass or none. When n is 0 it asks
@@ -190,8 +185,7 @@ func (r *Rate[K]) Stats(now time.Time) RateStats {
 	return RateStats{r.quota, len(r.clients), r.capacity, r.allowed, r.limited}
 }
 
-// advance moves the clock, which never goes back: callers may read the time in one
-// order and arrive in another.
+// advance moves the clock, which never goes back: callers may read the time in one order and arrive in another.
 func (r *Rate[K]) advance(now time.Time) time.Duration {
 	if r.origin.IsZero() {
 		r.origin = now
@@ -200,8 +194,8 @@ func (r *Rate[K]) advance(now time.Time) time.Duration {
 	return r.now
 }
 
-// forget drops at most so many clients of whom no call counts any more. Those
-// that called last are at the back, so the first that still counts ends it.
+// forget drops at most so many clients of whom no call counts any more. It ends at the first that still counts: those
+// that called last are at the back.
 func (r *Rate[K]) forget(most int) {
 	for range most {
 		oldest := r.order.Front()
@@ -209,7 +203,8 @@ func (r *Rate[K]) forget(most int) {
 			return
 		}
 		c := oldest.Value.(*client[K])
-		if n := len(c.runs); n > 0 && c.runs[n-1].last > r.now-r.quota.Window { // none: they have expired while somebody asked
+		// None: they have expired while somebody asked.
+		if n := len(c.runs); n > 0 && c.runs[n-1].last > r.now-r.quota.Window {
 			return
 		}
 		r.order.Remove(oldest)
@@ -217,9 +212,8 @@ func (r *Rate[K]) forget(most int) {
 	}
 }
 
-// newcomer returns the history of a client without a place in the table: one of its own
-// if there is room, else the one it shares. What was shared goes along to a place,
-// because it holds the calls that the client made meanwhile.
+// newcomer returns the history of a client that is not in the table: one of its own if there is room, else the one that
+// it shares. A shared history is copied into the table, because it holds the calls that the client made meanwhile.
 func (r *Rate[K]) newcomer(key K, room bool) *history {
 	switch {
 	case r.shared == nil && room:
@@ -235,8 +229,8 @@ func (r *Rate[K]) newcomer(key K, room bool) *history {
 	return &history{slices.Clone(shared.runs), shared.total}
 }
 
-// Network is the address that stands for a client who is known by nothing better: IPv4 as
-// such, and the first of an IPv6 network /64, which is the least that anybody is given.
+// Network is the address that stands for a client without an API key: an IPv4 address itself, and the first of an IPv6
+// /64, which is the least that anybody is given.
 func Network(address netip.Addr) netip.Addr {
 	if address = address.Unmap().WithZone(""); !address.Is6() {
 		return address
@@ -244,8 +238,7 @@ func Network(address netip.Addr) netip.Addr {
 	return netip.PrefixFrom(address, 64).Masked().Addr()
 }
 
-// history is the calls of a client, or of some that share, that passed within the
-// last window.
+// history is the calls of a client, or of some that share, that passed within the last window.
 type history struct {
 	runs  []run // oldest first; at most 65
 	total int   // of their counts

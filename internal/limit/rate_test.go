@@ -40,9 +40,11 @@ func TestRateSlides(t *testing.T) {
 		{10 * time.Second, limit.Verdict{OK: true, Remaining: 0, Reset: 50 * time.Second}},
 		{10 * time.Second, limit.Verdict{OK: false, Remaining: 0, Reset: 50 * time.Second, Wait: 50 * time.Second}},
 		{60*time.Second - 1, limit.Verdict{OK: false, Remaining: 0, Reset: 1, Wait: 1}},
-		{60 * time.Second, limit.Verdict{OK: true, Remaining: 0, Reset: 10 * time.Second}}, // the first has left, refusals used nothing
+		// the first has left, refusals used nothing
+		{60 * time.Second, limit.Verdict{OK: true, Remaining: 0, Reset: 10 * time.Second}},
 		{65 * time.Second, limit.Verdict{OK: false, Remaining: 0, Reset: 5 * time.Second, Wait: 5 * time.Second}},
-		{64 * time.Second, limit.Verdict{OK: false, Remaining: 0, Reset: 5 * time.Second, Wait: 5 * time.Second}}, // read before, arrived after
+		// read before, arrived after
+		{64 * time.Second, limit.Verdict{OK: false, Remaining: 0, Reset: 5 * time.Second, Wait: 5 * time.Second}},
 		{70 * time.Second, limit.Verdict{OK: true, Remaining: 1, Reset: 50 * time.Second}},
 		{500 * time.Second, limit.Verdict{OK: true, Remaining: 2, Reset: 60 * time.Second}},
 	} {
@@ -118,7 +120,8 @@ func TestRateTakesAllOrNone(t *testing.T) {
 			{0, 0, limit.Verdict{OK: true, Remaining: 10, Reset: whole}},
 			{0, 2, limit.Verdict{OK: true, Remaining: 8, Reset: whole}},
 			{10 * time.Second, 5, limit.Verdict{OK: true, Remaining: 3, Reset: 54 * time.Second}},
-			{20 * time.Second, 4, limit.Verdict{OK: false, Remaining: 3, Reset: 44 * time.Second, Wait: 44 * time.Second}}, // two more are needed
+			// two more are needed
+			{20 * time.Second, 4, limit.Verdict{OK: false, Remaining: 3, Reset: 44 * time.Second, Wait: 44 * time.Second}},
 			{20 * time.Second, 6, limit.Verdict{OK: false, Remaining: 3, Reset: 44 * time.Second, Wait: 54 * time.Second}},
 			{20 * time.Second, 11, limit.Verdict{OK: false, Remaining: 3, Reset: 44 * time.Second}}, // never
 			{20 * time.Second, 3, limit.Verdict{OK: true, Remaining: 0, Reset: 44 * time.Second}},
@@ -162,7 +165,8 @@ type arrival struct {
 func arrivals(t *rapid.T, q limit.Quota, clients int) []arrival {
 	step := q.Window / time.Duration(q.Calls)
 	pace := rapid.OneOf(
-		rapid.SampledFrom([]time.Duration{0, 1, step / 2, step - 1, step, step + 1, q.Window - 1, q.Window, q.Window + 1, -step}),
+		rapid.SampledFrom([]time.Duration{0, 1, step / 2, step - 1, step, step + 1, q.Window - 1, q.Window, q.Window + 1,
+			-step}),
 		rapid.Map(rapid.Int64Range(0, int64(2*step)), func(n int64) time.Duration { return time.Duration(n) }))
 	at := time.Duration(0)
 	var calls []arrival
@@ -210,7 +214,8 @@ func TestRateNeverLetsTooManyPass(t *testing.T) {
 				t.Fatalf("%d passed in the window up to %v: %+v", n, now, v)
 			}
 		}
-		if runs, places := r.Runs(); r.Stats(epoch).Clients > capacity || places > capacity+max(capacity/16, 1) || runs > places*65 {
+		if runs, places := r.Runs(); r.Stats(epoch).Clients > capacity || places > capacity+max(capacity/16, 1) ||
+			runs > places*65 {
 			t.Fatalf("%d runs in %d places of %d", runs, places, capacity)
 		}
 	})
@@ -408,7 +413,8 @@ func TestParseQuota(t *testing.T) {
 			t.Errorf("%q is written as %q: %v", text, got, err)
 		}
 	}
-	for _, text := range []string{"", "50", "50/", "/60s", "50/60", "50 / 60s", "fifty/60s", "0/0s", "0/60s", "-1/60s", "1000001/60s", "50/0s", "50/999ms", "50/1500ms", "50/-60s", "50/25h", "OFF"} {
+	for _, text := range []string{"", "50", "50/", "/60s", "50/60", "50 / 60s", "fifty/60s", "0/0s", "0/60s", "-1/60s",
+		"1000001/60s", "50/0s", "50/999ms", "50/1500ms", "50/-60s", "50/25h", "OFF"} {
 		if got, err := limit.ParseQuota(text); err == nil {
 			t.Errorf("%q is taken for %v", text, got)
 		}

@@ -2,9 +2,8 @@ package limit
 
 import "slices"
 
-// Share is the most that one of several owners may hold of a total while the others
-// hold some of it: half of what they leave, and at least one. So an owner that comes
-// later finds room at once, however much the first one wants.
+// Share is the most that one of several owners may hold of a total while the others hold some of it: half of what they
+// leave, and at least one. So an owner that comes later finds room at once, however much the first one wants.
 func Share(total, others int) int { return max(1, (total-others+1)/2) }
 
 // quantum is the cost that an owner may use up in one turn.
@@ -42,6 +41,15 @@ func (t *Turns[T]) Waiting(owner string) int {
 		return len(f.queue)
 	}
 	return 0
+}
+
+// Each calls f with every value, in no order.
+func (t *Turns[T]) Each(f func(value T)) {
+	for _, owner := range t.ring {
+		for _, waiting := range owner.queue {
+			f(waiting.value)
+		}
+	}
 }
 
 // Push appends a value of an owner. Its cost, at least 1, is compared with those of others.

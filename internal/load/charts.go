@@ -1,9 +1,11 @@
 package load
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"math"
+	"slices"
 )
 
 // A chart is the data of one picture of the HTML report; page/report.js draws it.
@@ -42,129 +44,125 @@ func (p points) MarshalJSON() ([]byte, error) {
 	return json.Marshal(short)
 }
 
+// shown picks one of the points that are there and writes it as a time.
+func (p points) shown(pick func([]float64) float64) string {
+	if there := p.there(); len(there) > 0 {
+		return showMS(pick(there))
+	}
+	return "nothing"
+}
+
+// there are the points that are not missing.
+func (p points) there() []float64 { return slices.DeleteFunc(slices.Clone(p), math.IsNaN) }
+
 // exchange is what is drawn together: sync and async of a run, or of its mixed phase. A side that did not run is nil.
 type exchange struct {
-	id                    string
-	sync, async           *Side
-	syncPhase, asyncPhase *Phase
+	sync, async          *Side
+	syncWall             float64 // seconds
+	asyncSend, asyncWall float64
+	length               int     // steps of the longer side
+	step                 float64 // seconds
+}
+
+func newExchange(sync, async *Phase) exchange {
+	e := exchange{sync: sync.side(false), async: async.side(true)}
+	for _, side := range []*Side{e.async, e.sync} {
+		if side != nil {
+			e.length = max(e.length, len(side.Series))
+			e.step = cmp.Or(float64(max(0, side.SeriesStepSeconds)), e.step)
+		}
+	}
+	e.step = cmp.Or(e.step, 1)
+	if e.sync != nil {
+		e.syncWall = sync.WallSeconds
+	}
+	if e.async != nil {
+		e.asyncSend, e.asyncWall = async.SendSeconds, async.WallSeconds
+	}
+	return e
 }
 
 // charts makes the pictures of an exchange.
-func (e exchange) charts() ([]chart, error) {
+func (e exchange) charts(id string) ([]chart, error) {
 	distribution, err := e.distribution()
-	if err != nil {
-		return nil, err
-	}
 	charts := []chart{distribution, e.latencies(), e.rates()}
 	if e.async != nil {
 		charts = append(charts, e.arrivals())
 	}
 	for i := range charts {
-		charts[i].ID = e.id + "-" + charts[i].ID
+		charts[i].ID = id + "-" + charts[i].ID
 	}
-	return charts, nil
+	return charts, err
 }
 
-// clocksOf are the distributions that callers feel, under the names of the page.
-func (e exchange) clocksOf() []namedLatency {
-	var clocks []namedLatency
-	if e.sync != nil {
-		clocks = append(clocks, namedLatency{"sync: answer", "sync", &e.sync.Response})
+// sayf adds a sentence to the caption.
+func (c *chart) sayf(format string, args ...any) {
+	if c.Caption != "" {
+		c.Caption += " "
 	}
-	if e.async != nil {
-		clocks = append(clocks, namedLatency{"async: acceptance", "accept", &e.async.Response})
-		if e.async.EndToEnd != nil {
-			clocks = append(clocks, namedLatency{"async: result", "result", e.async.EndToEnd})
-		}
-	}
-	return clocks
-}
-
-// namedLatency is a distribution with its name and colour.
-type namedLatency struct {
-	label, color string
-	latency      *Latency
+	c.Caption += fmt.Sprintf(format, args...) + "."
 }
 
 // distribution draws how long the luckiest to the unluckiest waited.
 func (e exchange) distribution() (chart, error) {
 	const perDecade = 40
 	c := chart{
-		ID: "distribution", Title: "How long callers wait, from the luckiest to the unluckiest", XKind: "percentile", YKind: UnitMilliseconds, LogY: true,
+		ID: "distribution", Title: "Latency distribution",
+		XKind: "percentile", YKind: UnitMilliseconds, LogY: true,
 		XLabel: "share of requests that took no longer", YLabel: "time (logarithmic)",
 	}
-	decades := 0.0
-	for _, clock := range e.clocksOf() {
-		decades = max(decades, math.Log10(float64(max(1, clock.latency.Count))))
+	type clock struct {
+		label, color string
+		*Latency
 	}
-	decades = min(6, max(2, decades))
+	var clocks []clock
+	if e.sync != nil {
+		clocks = append(clocks, clock{"sync: answer", "sync", &e.sync.Response})
+	}
+	if e.async != nil {
+		clocks = append(clocks,
+			clock{"async: acceptance", "accept", &e.async.Response}, clock{"async: result", "result", e.async.EndToEnd})
+	}
+	clocks = slices.DeleteFunc(clocks, func(c clock) bool { return c.Latency == nil || c.Count == 0 })
+	decades := 2.0
+	for _, clock := range clocks {
+		decades = min(6, max(decades, math.Log10(float64(clock.Count))))
+	}
 	for i := range int(decades*perDecade) + 1 {
 		c.X = append(c.X, math.Pow(10, float64(i)/perDecade))
 	}
-	for _, clock := range e.clocksOf() {
-		if clock.latency.Count == 0 {
-			continue
-		}
-		histogram, err := clock.latency.histogram()
+	for _, clock := range clocks {
+		histogram, err := clock.histogram()
 		if err != nil {
-			return chart{}, err
+			return c, err
 		}
 		line := curve{Label: clock.label, Color: clock.color}
 		for _, x := range c.X {
 			y := math.NaN()
-			if x <= float64(clock.latency.Count) {
+			if x <= float64(clock.Count) {
 				y = float64(histogram.ValueAtPercentile(100*(1-1/x))) / 1000
 			}
 			line.Y = append(line.Y, y)
 		}
 		c.Lines = append(c.Lines, line)
-		c.Caption = addSentence(c.Caption, fmt.Sprintf("%s: half within %s, 99 of 100 within %s, the slowest %s",
-			clock.label, showMS(clock.latency.P50MS), showMS(clock.latency.P99MS), showMS(clock.latency.MaxMS)))
+		c.sayf("%s: p50 %s, p99 %s, max %s",
+			line.Label, showMS(clock.P50MS), showMS(clock.P99MS), showMS(clock.MaxMS))
 	}
 	return c, nil
 }
 
-// addSentence adds a sentence to a text.
-func addSentence(text, sentence string) string {
-	if text != "" {
-		text += " "
+// overTime begins a picture of the steps.
+func (e exchange) overTime(c chart) chart {
+	c.XKind, c.XLabel = "seconds", "seconds since the phase began"
+	for i := range e.length {
+		c.X = append(c.X, float64(i)*e.step)
 	}
-	return text + sentence + "."
-}
-
-// length is the number of steps of the longer side.
-func (e exchange) length() int {
-	n := 0
-	for _, side := range []*Side{e.sync, e.async} {
-		if side != nil {
-			n = max(n, len(side.Series))
-		}
-	}
-	return n
-}
-
-// step is the length of a step in seconds.
-func (e exchange) step() float64 {
-	for _, side := range []*Side{e.sync, e.async} {
-		if side != nil && side.SeriesStepSeconds > 0 {
-			return float64(side.SeriesStepSeconds)
-		}
-	}
-	return 1
-}
-
-// times are the beginnings of the steps.
-func (e exchange) times() points {
-	x := make(points, e.length())
-	for i := range x {
-		x[i] = float64(i) * e.step()
-	}
-	return x
+	return c
 }
 
 // along reads one value per step; absent and zero ones are missing in a picture of times.
 func (e exchange) along(side *Side, read func(Step) float64) points {
-	y := make(points, e.length())
+	y := make(points, e.length)
 	for i := range y {
 		y[i] = math.NaN()
 		if i < len(side.Series) {
@@ -178,121 +176,74 @@ func (e exchange) along(side *Side, read func(Step) float64) points {
 
 // latencies draws the percentiles of each step.
 func (e exchange) latencies() chart {
-	c := chart{
-		ID: "latency", Title: "Waiting over time", XKind: "seconds", YKind: UnitMilliseconds, LogY: true, X: e.times(),
-		XLabel: "seconds since the phase began", YLabel: "time (logarithmic)",
-	}
-	add := func(label, color string, side *Side, p50, p99 func(Step) float64) {
+	c := e.overTime(chart{
+		ID: "latency", Title: "Latency over time", YKind: UnitMilliseconds, LogY: true, YLabel: "time (logarithmic)",
+	})
+	add := func(label, color string, side *Side, p50, p99 func(Step) float64) (median, tail points) {
+		median, tail = e.along(side, p50), e.along(side, p99)
 		c.Lines = append(c.Lines,
-			curve{Label: label + " p50", Color: color, Y: e.along(side, p50)},
-			curve{Label: label + " p99", Color: color, Dash: true, Y: e.along(side, p99)})
+			curve{Label: label + " p50", Color: color, Y: median},
+			curve{Label: label + " p99", Color: color, Dash: true, Y: tail})
+		return median, tail
 	}
 	p50, p99 := func(s Step) float64 { return s.P50MS }, func(s Step) float64 { return s.P99MS }
+	const seconds = "%s: the median second has %s at p50, the worst %s at p99"
 	if e.sync != nil {
-		add("sync: answer", "sync", e.sync, p50, p99)
-		c.Caption = addSentence(c.Caption, "Sync: the median second has "+middle(e.along(e.sync, p50))+" at p50, the worst "+most(e.along(e.sync, p99))+" at p99")
+		y50, y99 := add("sync: answer", "sync", e.sync, p50, p99)
+		c.sayf(seconds, "Sync", y50.shown(median), y99.shown(slices.Max))
 	}
-	if e.async != nil {
-		add("async: acceptance", "accept", e.async, p50, p99)
-		c.Caption = addSentence(c.Caption, "Async acceptance: the median second has "+middle(e.along(e.async, p50))+" at p50, the worst "+most(e.along(e.async, p99))+" at p99")
-		if e.async.EndToEnd != nil {
-			end50, end99 := func(s Step) float64 { return s.EndP50MS }, func(s Step) float64 { return s.EndP99MS }
-			add("async: result", "result", e.async, end50, end99)
-			c.Caption = addSentence(c.Caption, "Async result: from "+least(e.along(e.async, end50))+" to "+most(e.along(e.async, end50))+" at p50")
-		}
+	if e.async == nil {
+		return c
+	}
+	y50, y99 := add("async: acceptance", "accept", e.async, p50, p99)
+	c.sayf(seconds, "Async acceptance", y50.shown(median), y99.shown(slices.Max))
+	if e.async.EndToEnd != nil {
+		y50, _ := add("async: result", "result", e.async,
+			func(s Step) float64 { return s.EndP50MS }, func(s Step) float64 { return s.EndP99MS })
+		c.sayf("Async result: from %s to %s at p50", y50.shown(slices.Min), y50.shown(slices.Max))
 	}
 	return c
-}
-
-// values are the points that are there.
-func (p points) values() []Metric {
-	var values []Metric
-	for _, value := range p {
-		if !math.IsNaN(value) {
-			values = append(values, Metric{Value: value})
-		}
-	}
-	return values
-}
-
-func middle(p points) string {
-	if values := p.values(); len(values) > 0 {
-		return showMS(median(values))
-	}
-	return "nothing"
-}
-
-func most(p points) string {
-	worst := math.NaN()
-	for _, v := range p.values() {
-		if !(v.Value <= worst) {
-			worst = v.Value
-		}
-	}
-	if math.IsNaN(worst) {
-		return "nothing"
-	}
-	return showMS(worst)
-}
-
-func least(p points) string {
-	best := math.NaN()
-	for _, v := range p.values() {
-		if !(v.Value >= best) {
-			best = v.Value
-		}
-	}
-	if math.IsNaN(best) {
-		return "nothing"
-	}
-	return showMS(best)
 }
 
 // rates draws how much was accepted and done in each second. The last step is a
 // part of one: its rate is over that part, and left out where the part is too short to tell.
 func (e exchange) rates() chart {
-	c := chart{
-		ID: "rates", Title: "Requests per second", XKind: "seconds", YKind: "rate", X: e.times(),
-		XLabel: "seconds since the phase began", YLabel: "per second",
-	}
+	c := e.overTime(chart{ID: "rates", Title: "Requests per second", YKind: "rate", YLabel: "per second"})
+	low, high := math.Inf(1), 0.0
 	add := func(label, color string, side *Side, seconds float64, count func(Step) int64) {
-		line := curve{Label: label, Color: color, Y: make(points, e.length())}
+		line := curve{Label: label, Color: color, Y: make(points, e.length)}
 		for i := range line.Y {
-			part := min(e.step(), seconds-float64(i)*e.step())
-			switch {
-			case i >= len(side.Series) || part <= 0 || i > 0 && part < 0.3*e.step():
+			part := min(e.step, seconds-float64(i)*e.step)
+			if i >= len(side.Series) || part <= 0 || i > 0 && part < 0.3*e.step {
 				line.Y[i] = math.NaN()
-			default:
-				line.Y[i] = float64(count(side.Series[i])) / part
+				continue
+			}
+			line.Y[i] = float64(count(side.Series[i])) / part
+			if line.Y[i] > 0 {
+				low, high = min(low, line.Y[i]), max(high, line.Y[i])
 			}
 		}
 		c.Lines = append(c.Lines, line)
 	}
+	accepted, completed := func(s Step) int64 { return s.Accepted }, func(s Step) int64 { return s.Completed }
 	if e.sync != nil {
-		add("sync: completed", "sync", e.sync, e.syncPhase.WallSeconds, func(s Step) int64 { return s.Completed })
-		c.Caption = addSentence(c.Caption, "Sync completed "+ShowNumber(e.sync.CompletedPerSecond)+" a second")
+		add("sync: completed", "sync", e.sync, e.syncWall, completed)
+		c.sayf("Sync completed %s a second", ShowNumber(e.sync.CompletedPerSecond))
 	}
 	if e.async != nil {
-		add("async: accepted", "accept", e.async, e.asyncPhase.SendSeconds, func(s Step) int64 { return s.Accepted })
-		add("async: completed", "result", e.async, e.asyncPhase.WallSeconds, func(s Step) int64 { return s.Completed })
-		c.Caption = addSentence(c.Caption, "Async accepted "+ShowNumber(e.async.AcceptedPerSecond)+
-			" and completed "+ShowNumber(e.async.CompletedPerSecond)+" a second")
+		add("async: accepted", "accept", e.async, e.asyncSend, accepted)
+		add("async: completed", "result", e.async, e.asyncWall, completed)
+		c.sayf("Async accepted %s and completed %s a second",
+			ShowNumber(e.async.AcceptedPerSecond), ShowNumber(e.async.CompletedPerSecond))
 	}
-	low, high := math.Inf(1), 0.0
+	if c.LogY = high > 30*low; !c.LogY {
+		return c
+	}
+	c.YLabel += " (logarithmic)"
 	for _, line := range c.Lines {
-		for _, v := range line.Y.values() {
-			if v.Value > 0 {
-				low, high = min(low, v.Value), max(high, v.Value)
-			}
-		}
-	}
-	if c.LogY = high > 30*low; c.LogY {
-		c.YLabel += " (logarithmic)"
-		for _, line := range c.Lines {
-			for i, v := range line.Y {
-				if v == 0 {
-					line.Y[i] = math.NaN()
-				}
+		for i, v := range line.Y {
+			if v == 0 {
+				line.Y[i] = math.NaN()
 			}
 		}
 	}
@@ -302,20 +253,20 @@ func (e exchange) rates() chart {
 // arrivals draws what was promised, what came, and what was outstanding between the two.
 func (e exchange) arrivals() chart {
 	c := chart{
-		ID: "callbacks", Title: "Promised and delivered", XKind: "seconds", YKind: UnitCount,
+		ID: "callbacks", Title: "Accepted and delivered", XKind: "seconds", YKind: UnitCount,
 		XLabel: "seconds since the phase began", YLabel: "requests so far",
 	}
 	promised, came, open := points{0}, points{0}, points{0}
 	c.X = points{0}
 	accepted, received, peak := 0.0, 0.0, 0.0
 	for i, step := range e.async.Series {
-		from, to := float64(i)*e.step(), float64(i+1)*e.step()
+		from, to := float64(i)*e.step, float64(i+1)*e.step
 		accepted, received = accepted+float64(step.Accepted), received+float64(step.Completed)
-		if send := e.asyncPhase.SendSeconds; send > from && send < to { // nothing is accepted after it: the line bends here
+		if send := e.asyncSend; send > from && send < to { // nothing is accepted after it: the line bends here
 			c.X, promised = append(c.X, send), append(promised, accepted)
 			came, open = append(came, math.NaN()), append(open, math.NaN())
 		}
-		c.X = append(c.X, max(min(to, e.asyncPhase.WallSeconds), c.X[len(c.X)-1]+0.001))
+		c.X = append(c.X, max(min(to, e.asyncWall), c.X[len(c.X)-1]+0.001))
 		promised, came = append(promised, accepted), append(came, received)
 		open = append(open, max(0, accepted-received))
 		peak = max(peak, accepted-received)
@@ -325,7 +276,7 @@ func (e exchange) arrivals() chart {
 		{Label: "results received", Color: "result", Y: came},
 		{Label: "outstanding", Color: "other", Dash: true, Y: open},
 	}
-	c.Caption = addSentence("", showCount(int64(accepted))+" were accepted, "+showCount(int64(received))+
-		" results came; at the end of a second at most "+showCount(int64(peak))+" were outstanding")
+	c.sayf("%s were accepted, %s results came; at the end of a second at most %s were outstanding",
+		showCount(int64(accepted)), showCount(int64(received)), showCount(int64(peak)))
 	return c
 }

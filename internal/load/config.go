@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"tandem"
+	"tandem/internal/receiver"
 )
 
 // Bounds of a [Config], beyond which a run would not fit into memory or a working day.
@@ -63,10 +64,10 @@ type Config struct {
 
 // CallbackConfig says how results come back.
 type CallbackConfig struct {
-	Listen    string    // host:port of the receiver; port 0 takes a free one, without host: where the service can reach it; "": both
-	PublicURL string    // how the service reaches the receiver; "": http:// and the listening address
-	Poll      bool      // no callback can reach us: poll GET /requests/{id}, and give the service a callback_url that reaches nobody
-	Behaviour Behaviour // of the receiver, to see retries and the breaker at work
+	Listen    string             // host:port; without host: where the service reaches it; port 0: any; "": both
+	PublicURL string             // how the service reaches the receiver; "": http:// and the listening address
+	Poll      bool               // no callback can reach us: poll GET /requests/{id} and give an unreachable callback_url
+	Behaviour receiver.Behaviour // of the receiver, to see retries and the breaker at work
 }
 
 // Validate fills in defaults and returns an error when the configuration
@@ -77,7 +78,7 @@ func (c *Config) Validate() error {
 	switch {
 	case err != nil:
 		return fmt.Errorf("url: %w", errors.Unwrap(err)) // without the URL, which may hold a password
-	case u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.RawQuery != "" || u.Fragment != "":
+	case !isBase(u):
 		return errors.New("url: want http or https, a host and maybe a path, such as http://127.0.0.1:8000")
 	case u.User != nil:
 		return errors.New("url: a name or password in it is not sent; give an API key instead")
@@ -118,6 +119,11 @@ func (c *Config) Validate() error {
 	return errors.Join(c.validateLoop(), c.validateData(), c.Callback.validate())
 }
 
+// isBase reports whether a URL can be the base of others: http or https, a host, maybe a path.
+func isBase(u *url.URL) bool {
+	return (u.Scheme == "http" || u.Scheme == "https") && u.Hostname() != "" && u.RawQuery == "" && u.Fragment == ""
+}
+
 // fill replaces zero values by what they stand for.
 func (c *Config) fill() {
 	if len(c.Phases) == 0 {
@@ -146,7 +152,8 @@ func (c *Config) validateLoop() error {
 		return errors.New("neither a number of requests nor a duration: the run would not end")
 	case c.RampFrom > 0 && c.Rate == 0:
 		return errors.New("a ramp needs a rate at its end")
-	case c.Rate > 0 && c.Duration > 0 && newSchedule(cmp.Or(c.RampFrom, c.Rate), c.Rate, c.Requests, c.Duration).count == 0:
+	case c.Rate > 0 && c.Duration > 0 &&
+		newSchedule(cmp.Or(c.RampFrom, c.Rate), c.Rate, c.Requests, c.Duration).count == 0:
 		return fmt.Errorf("a rate of %v per second sends nothing in %v", c.Rate, c.Duration)
 	case c.On429 != On429Count && c.On429 != On429Respect:
 		return fmt.Errorf("on 429 %.40q: want %s or %s", c.On429, On429Count, On429Respect)
@@ -179,12 +186,12 @@ func (c *CallbackConfig) validate() error {
 	}
 	if c.PublicURL != "" {
 		u, err := url.Parse(c.PublicURL)
-		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.RawQuery != "" || u.Fragment != "" {
+		if err != nil || !isBase(u) {
 			return errors.New("callback url: want http or https, a host and maybe a path")
 		}
 		c.PublicURL = u.String() // escaped, so that it needs no escapes in JSON
 	}
-	if c.Poll && (c.Listen != "" || c.PublicURL != "" || c.Behaviour != Behaviour{}) {
+	if c.Poll && (c.Listen != "" || c.PublicURL != "" || c.Behaviour != receiver.Behaviour{}) {
 		return errors.New("callbacks are polled for: an address or a behaviour of the receiver has no meaning then")
 	}
 	if err := c.Behaviour.Validate(); err != nil {

@@ -5,67 +5,36 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
+	"slices"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
+	fastjson "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 // maxReport bounds what DecodeReport reads: a report of an hour in three phases has about 3 MB.
 const maxReport = 64 << 20
 
-// Encode writes the report as JSON, in the form of api/load-report.schema.json:
-// lists and maps that are empty are written as such.
+// Encode writes the report as JSON, in the form of api/load-report.schema.json.
 func (r *Report) Encode(w io.Writer) error {
 	encoder := json.NewEncoder(w)
 	encoder.SetIndent("", "  ")
-	if err := encoder.Encode(r.filled()); err != nil {
+	if err := encoder.Encode(r); err != nil {
 		return fmt.Errorf("encode report: %w", err)
 	}
 	return nil
 }
 
-// filled returns the report with its schema named and nothing nil that is written as a list or map.
-func (r *Report) filled() *Report {
-	full := *r
+// MarshalJSON writes lists and maps that are nil as empty ones, and names the schema.
+func (r *Report) MarshalJSON() ([]byte, error) {
+	type plain Report // without this method
+	full := plain(*r)
 	full.Schema = SchemaVersion
-	full.InvalidReasons = append([]string{}, r.InvalidReasons...)
-	full.Warnings = append([]string{}, r.Warnings...)
-	full.Thresholds = append([]ThresholdResult{}, r.Thresholds...)
+	full.Thresholds = slices.Clone(r.Thresholds)
 	for i := range full.Thresholds {
 		full.Thresholds[i].Unit, _ = metricUnit(full.Thresholds[i].Metric)
 	}
-	full.Insights = append([]Insight{}, r.Insights...)
-	for i := range full.Insights {
-		full.Insights[i].Figures = append([]string{}, full.Insights[i].Figures...)
-	}
-	full.Phases = append([]Phase{}, r.Phases...)
-	for i := range full.Phases {
-		phase := &full.Phases[i]
-		phase.Sync, phase.Async = phase.Sync.filled(), phase.Async.filled()
-		if phase.Callbacks != nil {
-			callbacks := *phase.Callbacks
-			callbacks.MissingByStatus = notNil(callbacks.MissingByStatus)
-			phase.Callbacks = &callbacks
-		}
-	}
-	return &full
-}
-
-func (s *Side) filled() *Side {
-	if s == nil {
-		return nil
-	}
-	full := *s
-	full.Errors = notNil(s.Errors)
-	full.Series = append([]Step{}, s.Series...)
-	return &full
-}
-
-func notNil(m map[string]int64) map[string]int64 {
-	if m == nil {
-		return map[string]int64{}
-	}
-	return maps.Clone(m)
+	return fastjson.Marshal(&full, fastjson.Deterministic(true), jsontext.AllowInvalidUTF8(true))
 }
 
 // DecodeReport reads what Encode has written. Members that it does not know are

@@ -3,11 +3,13 @@ package load
 import (
 	"context"
 	"net"
+	"net/http"
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
 
 	"tandem"
+	"tandem/internal/receiver"
 )
 
 // Schedule opens the plan of an open loop.
@@ -49,15 +51,12 @@ type Inbox struct {
 }
 
 // NewInbox makes an inbox whose phase has begun.
-func NewInbox() (*Inbox, error) {
-	b, err := newInbox(ReceiverConfig{}, 0, func(time.Time) time.Duration { return 0 })
-	if err != nil {
-		return nil, err
-	}
+func NewInbox() *Inbox {
+	b := newInbox(0, func(time.Time) time.Duration { return 0 })
 	r := &run{cfg: Config{Concurrency: 1}}
 	p := r.newRunning(PhaseAsync, 1, 1, 0)
 	b.begin(p)
-	return &Inbox{b, p}, nil
+	return &Inbox{b, p}
 }
 
 // Expect registers a request.
@@ -71,8 +70,10 @@ func (i *Inbox) Refused(number uint64) { i.b.refused(number) }
 
 // Arrive is a good callback for a number.
 func (i *Inbox) Arrive(number uint64) {
-	a := Arrival{Key: string(i.b.appendKey(nil, number)), Callback: tandem.Callback{Type: tandem.EventCompleted}}
-	i.b.settle(&a)
+	a := receiver.Arrival{
+		Key: string(i.b.appendKey(nil, number)), Callback: tandem.Callback{Type: tandem.EventCompleted},
+	}
+	i.b.count(&a)
 }
 
 // Polled is a result seen by polling.
@@ -93,8 +94,8 @@ func (i *Inbox) AllIn() <-chan struct{} { return i.b.allIn() }
 
 // ArriveAt is a good callback for a key.
 func (i *Inbox) ArriveAt(key string) int {
-	a := Arrival{Key: key}
-	i.b.settle(&a)
+	a := receiver.Arrival{Key: key, Status: http.StatusOK}
+	i.b.count(&a)
 	return a.Status
 }
 

@@ -50,7 +50,7 @@ func TestControlCharactersOfAServiceAreInNoReport(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, write := range map[string]func(io.Writer) error{
-		"table": func(w io.Writer) error { return load.WriteTable(w, report) },
+		"table": func(w io.Writer) error { return load.WriteText(w, report) },
 		"HTML":  func(w io.Writer) error { return load.WriteHTML(w, report) },
 		"JSON":  report.Encode,
 	} {
@@ -134,7 +134,7 @@ func TestSyncRunNamesNoCallback(t *testing.T) {
 	f := (&fake{}).start(t)
 	report := f.run(t, load.Config{Phases: []string{load.PhaseSync}, Requests: 3})
 	var table, page bytes.Buffer
-	if err := load.WriteTable(&table, report); err != nil {
+	if err := load.WriteText(&table, report); err != nil {
 		t.Fatal(err)
 	}
 	if err := load.WriteHTML(&page, report); err != nil {

@@ -245,7 +245,7 @@ func TestHTMLCards(t *testing.T) {
 	if strings.Contains(good, "bad Callbacks") || !strings.Contains(good, "Work completedthe same") || strings.Count(good, "\n") != 3 {
 		t.Errorf("nothing missing:\n%s", good)
 	}
-	if !strings.Contains(bad, "bad Callbacks1,499 of 1,500") || !strings.Contains(bad, "Work completedcannot be told") {
+	if !strings.Contains(bad, "bad Callbacks1,499 of 1,500") || !strings.Contains(bad, "Work completedunknown") {
 		t.Errorf("one missing:\n%s", bad)
 	}
 }

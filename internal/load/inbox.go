@@ -4,7 +4,6 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
-	mathrand "math/rand/v2"
 	"net/http"
 	"strconv"
 	"strings"
@@ -12,6 +11,7 @@ import (
 	"time"
 
 	"tandem"
+	"tandem/internal/receiver"
 )
 
 // Bounds of an [inbox].
@@ -31,11 +31,10 @@ const (
 	stateRefused   = 2
 )
 
-// inbox receives the callbacks of a run. A request's key is the run's random
+// inbox counts the callbacks of a run. A request's key is the run's random
 // prefix and a number; numbers follow each other, so what must be remembered of a request that
 // is over is two bits, and a repeat is known as one for as long as the run lasts.
 type inbox struct {
-	taker
 	prefix string
 	since  func(time.Time) time.Duration // on the clock of the run
 	offset time.Duration                 // the service's clock minus ours
@@ -49,7 +48,6 @@ type inbox struct {
 	phases []*running         // in the order of their numbers
 	left   int64              // answered 202 and without callback
 	idle   chan struct{}      // closed when left is 0; nil while nobody waits
-	dice   *mathrand.Rand
 }
 
 // expectation is a request whose callback has not come.
@@ -68,16 +66,11 @@ type landing struct {
 	failed     bool // it says that the work failed
 }
 
-func newInbox(cfg ReceiverConfig, seed uint64, since func(time.Time) time.Duration) (*inbox, error) {
-	taker, err := newTaker(cfg)
-	if err != nil {
-		return nil, err
-	}
+func newInbox(offset time.Duration, since func(time.Time) time.Duration) *inbox {
 	return &inbox{
-		taker: taker, prefix: keyPrefix(), since: since,
+		prefix: keyPrefix(), since: since, offset: offset,
 		open: make(map[uint64]expectation), early: make(map[uint64]landing), ids: make(map[uint64]string),
-		dice: mathrand.New(mathrand.NewPCG(seed, 0)),
-	}, nil
+	}
 }
 
 // keyPrefix makes a run's keys its own, so that a callback of an earlier run is unknown.
@@ -169,16 +162,6 @@ func (b *inbox) refused(number uint64) {
 	b.settleLocked(number, stateRefused)
 }
 
-// ServeHTTP takes one callback.
-func (b *inbox) ServeHTTP(w http.ResponseWriter, req *http.Request) {
-	arrival, ok := b.take(w, req)
-	if !ok {
-		return
-	}
-	b.settle(&arrival)
-	b.answer(w, req, arrival)
-}
-
 // polled counts a result that was seen by polling, unless the request was given up
 // meanwhile: it is missing then, and counted as such.
 func (b *inbox) polled(number uint64, l landing) {
@@ -204,8 +187,8 @@ func (b *inbox) landedLocked(p *running, number uint64, l landing) {
 	b.wakeLocked()
 }
 
-// settle decides the answer to a callback and counts it.
-func (b *inbox) settle(a *Arrival) {
+// count counts a callback, and refuses one for a key that is not known.
+func (b *inbox) count(a *receiver.Arrival) {
 	number, ours := b.number(a.Key)
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -219,33 +202,23 @@ func (b *inbox) settle(a *Arrival) {
 		p = b.phases[i]
 	}
 	counts := &p.callbacks
-	bad := b.cfg.Behaviour.misbehaves(b.dice.Float64())
 	switch {
-	case a.Signature != nil:
-		a.Status = http.StatusUnauthorized
+	case a.Outcome == receiver.BadSignature:
 		counts.BadSignature++
-	case a.Malformed != nil:
-		if a.Status == 0 {
-			a.Status = http.StatusBadRequest
-		}
+	case a.Outcome == receiver.Malformed:
 		counts.Malformed++
 	case !known:
 		a.Status = http.StatusNotFound
 		counts.Unknown++
-	case bad && !b.cfg.Behaviour.delivers():
-		a.Status = b.cfg.Behaviour.status()
+	case a.Outcome == receiver.Misbehaved:
 		counts.Misbehaved++
 	default:
-		a.Status = http.StatusOK
-		if bad {
-			a.Status = b.cfg.Behaviour.status()
-		}
 		b.acceptLocked(p, number, a)
 	}
 }
 
 // acceptLocked counts a good callback for a key that is known.
-func (b *inbox) acceptLocked(p *running, number uint64, a *Arrival) {
+func (b *inbox) acceptLocked(p *running, number uint64, a *receiver.Arrival) {
 	_, early := b.early[number]
 	expected, open := b.open[number]
 	switch state := b.stateLocked(number); {
@@ -267,7 +240,7 @@ func (b *inbox) acceptLocked(p *running, number uint64, a *Arrival) {
 }
 
 // landing is what a callback says about its request.
-func (b *inbox) landing(expected expectation, a *Arrival) landing {
+func (b *inbox) landing(expected expectation, a *receiver.Arrival) landing {
 	at := b.since(a.At)
 	return landing{
 		at: at, endToEnd: at - expected.planned,

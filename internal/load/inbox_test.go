@@ -19,10 +19,7 @@ func TestInboxCounts(t *testing.T) {
 	t.Parallel()
 	type fate struct{ answered, refused, came bool }
 	rapid.Check(t, func(t *rapid.T) {
-		inbox, err := load.NewInbox()
-		if err != nil {
-			t.Fatal(err)
-		}
+		inbox := load.NewInbox()
 		var fates []fate
 		var want load.Callbacks
 		pick := func(suits func(fate) bool) (int, bool) {
@@ -113,10 +110,7 @@ func TestInboxCounts(t *testing.T) {
 // TestInboxKnowsItsKeys: keys that this run has not given out are nobody's.
 func TestInboxKnowsItsKeys(t *testing.T) {
 	t.Parallel()
-	inbox, err := load.NewInbox()
-	if err != nil {
-		t.Fatal(err)
-	}
+	inbox := load.NewInbox()
 	for range 2 {
 		if _, err := inbox.Expect(); err != nil {
 			t.Fatal(err)
@@ -139,10 +133,7 @@ func TestInboxKnowsItsKeys(t *testing.T) {
 
 // TestInboxMemoryIsFlat: 200,000 requests that are over take two bits each, and are known all the same.
 func TestInboxMemoryIsFlat(t *testing.T) { //nolint:paralleltest // it reads the heap of the whole process
-	inbox, err := load.NewInbox()
-	if err != nil {
-		t.Fatal(err)
-	}
+	inbox := load.NewInbox()
 	heap := func() int64 {
 		runtime.GC()
 		var stats runtime.MemStats
@@ -194,10 +185,7 @@ func TestTooLate(t *testing.T) {
 func TestResultsAreRecordedBeforeAnybodyIsTold(t *testing.T) {
 	t.Parallel()
 	for range 200 {
-		inbox, err := load.NewInbox()
-		if err != nil {
-			t.Fatal(err)
-		}
+		inbox := load.NewInbox()
 		number, err := inbox.Expect()
 		if err != nil {
 			t.Fatal(err)
@@ -218,10 +206,7 @@ func TestResultsAreRecordedBeforeAnybodyIsTold(t *testing.T) {
 // counted twice, and the next phase does not wait one too few.
 func TestPolledAfterTheEnd(t *testing.T) {
 	t.Parallel()
-	inbox, err := load.NewInbox()
-	if err != nil {
-		t.Fatal(err)
-	}
+	inbox := load.NewInbox()
 	for want := range uint64(2) {
 		if number, err := inbox.Expect(); err != nil || number != want {
 			t.Fatalf("number %d, %v; want %d", number, err, want)

@@ -4,7 +4,7 @@ import "fmt"
 
 // Topics of an [Insight].
 const (
-	TopicAnswer     = "answer"     // how long the caller is kept
+	TopicAnswer     = "answer"     // how long the caller waits
 	TopicThroughput = "throughput" // how much gets done
 	TopicResult     = "result"     // when the result is there
 	TopicCallbacks  = "callbacks"  // whether results came back
@@ -13,31 +13,33 @@ const (
 	TopicChoice     = "choice"     // when to choose which way
 )
 
-// Two figures are told apart beyond this factor; below it a reader is told that they are the same.
+// alike is the factor up to which two figures count as the same.
 const alike = 1.1
+
+// same reports whether a ratio is too near to 1 to be told apart from it.
+func same(ratio float64) bool { return ratio >= 1/alike && ratio <= alike }
 
 // compare sets the async phase against the sync phase; nil: one of them did not run, or nothing was accepted in it.
 func compare(r *Report) *Comparison {
 	one, other := r.phase(PhaseSync), r.phase(PhaseAsync)
-	if one == nil || other == nil || one.Sync == nil || other.Async == nil ||
-		one.Sync.Response.Count == 0 || other.Async.Response.Count == 0 {
+	sync, async := one.side(false), other.side(true)
+	if sync == nil || async == nil || sync.Response.Count == 0 || async.Response.Count == 0 {
 		return nil
 	}
-	waits, leaves := one.Sync, other.Async
 	c := &Comparison{
-		ResponseP50Ratio: quotient(waits.Response.P50MS, leaves.Response.P50MS),
-		ResponseP99Ratio: quotient(waits.Response.P99MS, leaves.Response.P99MS),
-		AcceptedRatio:    quotient(leaves.AcceptedPerSecond, waits.AcceptedPerSecond),
+		ResponseP50Ratio:   quotient(sync.Response.P50MS, async.Response.P50MS),
+		ResponseP99Ratio:   quotient(sync.Response.P99MS, async.Response.P99MS),
+		AcceptedRatio:      quotient(async.AcceptedPerSecond, sync.AcceptedPerSecond),
+		CPUPerRequestSync:  one.cpuPerRequest(),
+		CPUPerRequestAsync: other.cpuPerRequest(),
 	}
 	if r.Settings.Completion != CompletionPoll { // the pace of the polls is no figure of the service
-		c.CompletedRatio = quotient(leaves.CompletedPerSecond, waits.CompletedPerSecond)
-		if leaves.EndToEnd != nil && leaves.EndToEnd.Count > 0 {
-			c.EndToEndP50Ratio = quotient(waits.Response.P50MS, leaves.EndToEnd.P50MS)
+		c.CompletedRatio = quotient(async.CompletedPerSecond, sync.CompletedPerSecond)
+		if async.EndToEnd != nil && async.EndToEnd.Count > 0 {
+			c.EndToEndP50Ratio = quotient(sync.Response.P50MS, async.EndToEnd.P50MS)
 		}
 	}
 	c.SameCompletion = same(c.CompletedRatio)
-	c.CPUPerRequestSync, _ = one.Server.perRequest(one)
-	c.CPUPerRequestAsync, _ = other.Server.perRequest(other)
 	return c
 }
 
@@ -49,372 +51,304 @@ func quotient(a, b float64) float64 {
 	return a / b
 }
 
-// same reports whether a ratio is too near to 1 to be told apart from it.
-func same(ratio float64) bool { return ratio >= 1/alike && ratio <= alike }
-
 // account is a report while insights are drawn from it.
 type account struct {
-	report      *Report
-	comparison  *Comparison // nil: there is none
-	metrics     map[string]Metric
-	insights    []Insight
-	sync, async *Phase // nil: did not run
+	figures
+
+	settings   *Settings
+	comparison *Comparison // nil: there is none
+	callbacks  *Callbacks  // of the async phase; nil: none
+	insights   []Insight
 }
 
-// sentence collects the figures that a text rests on, as it is written.
-type sentence struct {
-	metrics map[string]Metric
-	figures []string
-	missing bool // one of them was not measured: the sentence cannot be said
-}
-
-// fig returns a figure for the text.
-func (s *sentence) fig(name string) string {
-	metric, ok := s.metrics[name]
-	if !ok {
-		s.missing = true
-		return ""
-	}
-	s.figures = append(s.figures, name)
-	return metric.show()
-}
-
-// add says something about a topic. A text for which a figure is missing is not said.
-func (a *account) add(topic string, text func(*sentence) string) {
-	s := sentence{metrics: a.metrics}
-	if t := text(&s); !s.missing && t != "" {
-		a.insights = append(a.insights, Insight{Topic: topic, Text: t, Figures: s.figures})
+// say adds a sentence about a topic. Its figures stand in braces; when one was not measured, nothing is said.
+func (a *account) say(topic, text string, args ...any) {
+	if filled, names, ok := a.fill(fmt.Sprintf(text, args...)); ok {
+		a.insights = append(a.insights, Insight{Topic: topic, Text: filled, Figures: names})
 	}
 }
 
-// value is a figure to decide by; 0 when it was not measured.
-func (a *account) value(name string) float64 { return a.metrics[name].Value }
-
-// insights says in words what the figures show. Each sentence is chosen by
-// figures and names them; nothing is said about what was not measured.
+// insights says in words what the figures show. Each sentence is chosen by figures and names them; nothing is said
+// about what was not measured.
 func insights(r *Report) []Insight {
-	a := account{
-		report: r, comparison: compare(r), metrics: byName(r),
-		sync: r.phase(PhaseSync), async: r.phase(PhaseAsync),
+	a := account{figures: figuresOf(r), settings: &r.Settings, comparison: compare(r)}
+	if async := r.phase(PhaseAsync); async != nil {
+		a.callbacks = async.Callbacks
 	}
-	a.answer()
-	a.throughput()
+	if a.comparison != nil {
+		a.answer()
+		a.throughput()
+	}
 	a.backlog()
 	a.result()
-	a.callbacks()
+	a.returned()
 	a.errors()
 	a.cost()
 	a.mixed()
-	a.choice()
+	if a.comparison != nil {
+		a.choice()
+	}
 	return a.insights
 }
 
-// answer compares how long callers are kept on the line.
+// answer compares how long callers wait for the response.
 func (a *account) answer() {
-	if a.comparison == nil {
-		return
+	switch ratio := a.comparison.ResponseP50Ratio; {
+	case same(ratio):
+		a.say(TopicAnswer, "Callers wait equally long: sync answers in {sync.response.p50} and async accepts in "+
+			"{async.accept.p50} (p50). The work is too short for async to save a wait.")
+	case ratio > 1:
+		a.say(TopicAnswer, "Async frees the caller %s sooner: it accepts in {async.accept.p50} where sync answers in "+
+			"{sync.response.p50} (p50).", showTimes(ratio))
+	default:
+		a.say(TopicAnswer, "Sync frees the caller %s sooner: it answers in {sync.response.p50} where async accepts in "+
+			"{async.accept.p50} (p50). Here accepting costs more than the work.", showTimes(1/ratio))
 	}
-	ratio := a.comparison.ResponseP50Ratio
-	a.add(TopicAnswer, func(s *sentence) string {
-		waits, leaves := s.fig("sync.response.p50"), s.fig("async.accept.p50")
-		switch {
-		case same(ratio):
-			return fmt.Sprintf("Callers are kept equally long: sync answers in %s and async accepts in %s (p50). The work is too short for async to save a wait.", waits, leaves)
-		case ratio > 1:
-			return fmt.Sprintf("Async lets the caller go %s sooner: it accepts in %s where sync answers in %s (p50).", showTimes(ratio), leaves, waits)
-		default:
-			return fmt.Sprintf("Sync lets the caller go %s sooner: it answers in %s where async accepts in %s (p50). Here accepting costs more than the work.", showTimes(1/ratio), waits, leaves)
-		}
-	})
-	if a.value("async.accept.p50") > 0 && a.value("async.accept.p99") > 10*a.value("async.accept.p50") {
-		a.add(TopicAnswer, func(s *sentence) string {
-			return fmt.Sprintf("Acceptance is uneven: one in a hundred takes %s or more, the median is %s.", s.fig("async.accept.p99"), s.fig("async.accept.p50"))
-		})
+	if p50 := a.value("async.accept.p50"); p50 > 0 && a.value("async.accept.p99") > 10*p50 {
+		a.say(TopicAnswer, "Acceptance is uneven: one in a hundred takes {async.accept.p99} or more, the median is "+
+			"{async.accept.p50}.")
 	}
 }
 
 // throughput compares how much gets done, and names what limits it when both do the same.
 func (a *account) throughput() {
-	if a.comparison == nil {
-		return
-	}
+	const both = "sync {sync.completed_per_second}, async {async.completed_per_second}"
+	const against = "{async.completed_per_second} against {sync.completed_per_second}."
 	ratio := a.comparison.CompletedRatio
-	a.add(TopicThroughput, func(s *sentence) string {
-		waits, leaves := s.fig("sync.completed_per_second"), s.fig("async.completed_per_second")
-		switch {
-		case a.polled():
-			return fmt.Sprintf("How much async completes cannot be told: its %s are the pace of the polls (sync %s).", leaves, waits)
-		case ratio <= 0: // one of them completed nothing: the errors and missing callbacks say why
-			return ""
-		case a.waitedInVain():
-			return fmt.Sprintf("How much async completes cannot be told: %s callbacks were waited for in vain, and the wait is in its %s (sync %s).", s.fig("async.missing"), leaves, waits)
-		case same(ratio) && a.keepsUp():
-			return fmt.Sprintf("Both ways keep up with what was asked: sync completes %s, async %s. What they can do at most is a question for a run without --rate.", waits, leaves)
-		case same(ratio) && a.computes():
-			return fmt.Sprintf("The work is CPU-bound, and both ways complete it equally fast: sync %s, async %s. Async changes who waits, not how fast the work is done.", waits, leaves)
-		case same(ratio):
-			return fmt.Sprintf("Both ways complete the work equally fast: sync %s, async %s. Async changes who waits, not how fast the work is done.", waits, leaves)
-		case ratio > 1 && a.report.Settings.RatePerSecond == 0:
-			return fmt.Sprintf("Async completes %s as much: %s against %s. Sync never has more requests at work than callers who wait (%s); async keeps all of the server's slots busy.",
-				showTimes(ratio), leaves, waits, showCount(int64(a.report.Settings.Concurrency)))
-		case ratio > 1:
-			return fmt.Sprintf("Async completes %s as much: %s against %s.", showTimes(ratio), leaves, waits)
-		default:
-			return fmt.Sprintf("Sync completes %s as much: %s against %s. Storing, handing out and delivering each request is what async spends the difference on.", showTimes(1/ratio), waits, leaves)
-		}
-	})
+	switch {
+	case a.polled():
+		a.say(TopicThroughput, "The throughput of async is unknown: its {async.completed_per_second} are the pace of "+
+			"the polls (sync {sync.completed_per_second}).")
+	case ratio <= 0: // one of them completed nothing: the errors and missing callbacks say why
+	case a.waitedInVain():
+		a.say(TopicThroughput, "The throughput of async is unknown: {async.missing} callbacks were waited for in "+
+			"vain, and the wait is in its {async.completed_per_second} (sync {sync.completed_per_second}).")
+	case same(ratio) && a.keepsUp():
+		a.say(TopicThroughput, "Both ways keep up with what was asked: sync completes {sync.completed_per_second}, async "+
+			"{async.completed_per_second}. A run without --rate measures their limits.")
+	case same(ratio) && a.computes():
+		a.say(TopicThroughput, "The work is CPU-bound, and both ways complete it equally fast: "+both+
+			". Async changes who waits, not how fast the work is done.")
+	case same(ratio):
+		a.say(TopicThroughput, "Both ways complete the work equally fast: "+both+
+			". Async changes who waits, not how fast the work is done.")
+	case ratio > 1 && a.settings.RatePerSecond == 0:
+		a.say(TopicThroughput, "Async completes %s as much: "+against+" Sync never has more requests at work than callers "+
+			"who wait (%s); async keeps all of the server's slots busy.",
+			showTimes(ratio), showCount(int64(a.settings.Concurrency)))
+	case ratio > 1:
+		a.say(TopicThroughput, "Async completes %s as much: "+against, showTimes(ratio))
+	default:
+		a.say(TopicThroughput, "Sync completes %s as much: {sync.completed_per_second} against "+
+			"{async.completed_per_second}. Storing, dispatching and delivering each request is what async spends the "+
+			"difference on.", showTimes(1/ratio))
+	}
 }
 
 // polled reports whether async results were asked for, at a pace that is ours and not the service's.
-func (a *account) polled() bool { return a.report.Settings.Completion == CompletionPoll }
+func (a *account) polled() bool { return a.settings.Completion == CompletionPoll }
 
 // keepsUp reports whether an open loop's rate was done as fast as it was asked for,
 // in which case it says nothing about what is possible.
 func (a *account) keepsUp() bool {
-	s := a.report.Settings
-	return s.RatePerSecond > 0 && s.RampFromPerSecond == 0 && a.value("sync.completed_per_second")*alike >= s.RatePerSecond
+	rate := a.settings.RatePerSecond
+	return rate > 0 && a.settings.RampFromPerSecond == 0 && a.value("sync.completed_per_second")*alike >= rate
 }
 
-// computes reports whether the task uses the processor for most of its time: by
-// the service's own account, or by the task's name (compute is the contract's default) where there is none.
-// The shortest time is that of the work with a core to itself; on a busy machine the others are
-// longer without more work. Work of less than a millisecond is left out: what the server spends on
-// it is mostly its own overhead.
+// computes reports whether the task uses the processor for most of its time: by the service's own account, or by the
+// task's name where there is none. The shortest time is that of the work with a core to itself; on a busy machine the
+// others are longer without more work. Work of less than a millisecond is left out: what the server spends on it is
+// mostly its own overhead.
 func (a *account) computes() bool {
 	least := a.value("sync.processing.min")
-	if cpu, ok := a.metrics["sync.server.cpu_per_request"]; ok {
+	if cpu, ok := a.figures["sync.server.cpu_per_request"]; ok {
 		return least >= 1 && cpu.Value >= 0.6*least
 	}
-	return least >= 1 && (a.report.Settings.Task == "compute" || a.report.Settings.Task == "")
+	return least >= 1 && a.settings.computes()
 }
 
-// starved says that work which computes had to wait for a core, so that the figures are those of a
-// busy machine; "": it had not, or nothing tells.
-func starved(r *Report) string {
-	if r.Settings.Task != "compute" && r.Settings.Task != "" {
-		return ""
-	}
-	metrics := byName(r)
-	for _, phase := range []string{PhaseSync, PhaseAsync} {
-		used, took := metrics[phase+".server.cpu_per_request"], metrics[phase+".processing.p50"]
-		whole := metrics[phase+".completed"].Value == metrics[phase+".accepted"].Value // else the CPU time is that of others as well
-		if whole && used.Value >= 5 && took.Value > 2*used.Value {
-			return fmt.Sprintf("The machine was busy: work that uses %s of CPU time took %s (p50), because other programs wanted the cores as well. On an idle machine the figures would be better.",
-				used.show(), took.show())
-		}
-	}
-	return ""
-}
+// computes reports whether the task is compute, which is the contract's default.
+func (s *Settings) computes() bool { return s.Task == "compute" || s.Task == "" }
 
 // waitedInVain reports whether async completes less per second for the reason that its time
 // goes on until missing callbacks are given up.
 func (a *account) waitedInVain() bool {
-	return a.value("async.missing") > 0 && (a.comparison == nil || a.comparison.CompletedRatio < 1 && !same(a.comparison.CompletedRatio))
+	return a.value("async.missing") > 0 &&
+		(a.comparison == nil || a.comparison.CompletedRatio < 1 && !same(a.comparison.CompletedRatio))
 }
 
 // backlog says that async accepted more than was done meanwhile, because then
 // the end-to-end time tells about the length of the run.
 func (a *account) backlog() {
-	if a.async == nil || a.async.Async == nil || a.value("async.completed_per_second") <= 0 || a.waitedInVain() || a.polled() ||
-		a.value("async.accepted_per_second") < 1.5*a.value("async.completed_per_second") {
-		return
+	completed := a.value("async.completed_per_second")
+	switch {
+	case completed <= 0 || a.waitedInVain() || a.polled() || a.value("async.accepted_per_second") < 1.5*completed:
+	case a.value("async.delivery_lag.p50") > a.value("async.end_to_end.p50")/2:
+		a.say(TopicThroughput, "Async accepted {async.accepted_per_second} and completed {async.completed_per_second}: "+
+			"the rest had been worked on and waited for the receiver.")
+	default:
+		a.say(TopicThroughput, "Async accepted {async.accepted_per_second} and completed {async.completed_per_second}: "+
+			"the rest waited in the queue. So its end-to-end time grows with the length of the run, and says how long the "+
+			"queue was rather than how long the work takes.")
 	}
-	if a.value("async.delivery_lag.p50") > a.value("async.end_to_end.p50")/2 {
-		a.add(TopicThroughput, func(s *sentence) string {
-			return fmt.Sprintf("Async accepted %s and completed %s: the rest had been worked on and waited for the receiver.",
-				s.fig("async.accepted_per_second"), s.fig("async.completed_per_second"))
-		})
-		return
-	}
-	a.add(TopicThroughput, func(s *sentence) string {
-		return fmt.Sprintf("Async accepted %s and completed %s: the rest waited in the queue. So its end-to-end time grows with the length of the run, and says how long the queue was rather than how long the work takes.",
-			s.fig("async.accepted_per_second"), s.fig("async.completed_per_second"))
-	})
 }
 
 // result says when the result is there, and what the time to it consists of.
 func (a *account) result() {
 	if a.polled() {
-		a.add(TopicResult, func(s *sentence) string {
-			return fmt.Sprintf("Half of the async results were seen within %s, by polling; they may have been there long before.", s.fig("async.end_to_end.p50"))
-		})
+		a.say(TopicResult, "Half of the async results were seen within {async.end_to_end.p50}, by polling; they may have "+
+			"been there long before.")
 		return
 	}
 	if a.comparison != nil && a.comparison.EndToEndP50Ratio > 0 {
-		ratio := a.comparison.EndToEndP50Ratio
-		a.add(TopicResult, func(s *sentence) string {
-			waits, leaves := s.fig("sync.response.p50"), s.fig("async.end_to_end.p50")
-			switch {
-			case same(ratio):
-				return fmt.Sprintf("The result itself comes equally soon: %s on the line, %s by callback (p50).", waits, leaves)
-			case ratio < 1:
-				return fmt.Sprintf("The result itself comes later with async: %s by callback, %s on the line (p50).", leaves, waits)
-			default:
-				return fmt.Sprintf("The result itself comes sooner with async: %s by callback, %s on the line (p50).", leaves, waits)
+		switch ratio := a.comparison.EndToEndP50Ratio; {
+		case same(ratio):
+			a.say(TopicResult, "The result itself comes equally soon: {sync.response.p50} in the response, "+
+				"{async.end_to_end.p50} by callback (p50).")
+		default:
+			word := "later"
+			if ratio > 1 {
+				word = "sooner"
 			}
-		})
+			a.say(TopicResult, "The result itself comes %s with async: {async.end_to_end.p50} by callback, "+
+				"{sync.response.p50} in the response (p50).", word)
+		}
 	}
-	whole, work, lag := a.value("async.end_to_end.p50"), a.value("async.processing.p50"), a.value("async.delivery_lag.p50")
+	whole, work := a.value("async.end_to_end.p50"), a.value("async.processing.p50")
 	if whole <= 0 || work <= 0 {
 		return
 	}
-	a.add(TopicResult, func(s *sentence) string {
-		text := fmt.Sprintf("Of the %s from request to callback (p50), the work takes %s and the delivery %s", s.fig("async.end_to_end.p50"), s.fig("async.processing.p50"), s.fig("async.delivery_lag.p50"))
-		if whole > 2*(work+lag) {
-			return text + "; most of it is waiting for a slot."
-		}
-		return text + "."
-	})
+	rest := ""
+	if whole > 2*(work+a.value("async.delivery_lag.p50")) {
+		rest = "; most of it is waiting for a slot"
+	}
+	a.say(TopicResult, "Of the {async.end_to_end.p50} from request to callback (p50), the work takes "+
+		"{async.processing.p50} and the delivery {async.delivery_lag.p50}%s.", rest)
 }
 
-// callbacks says whether all that was promised came.
-func (a *account) callbacks() {
-	if a.async == nil || a.async.Callbacks == nil || a.async.Callbacks.Expected == 0 {
+// returned says whether all callbacks came, and how.
+func (a *account) returned() {
+	c := a.callbacks
+	if c == nil || c.Expected == 0 {
 		return
 	}
-	c := a.async.Callbacks
-	switch {
-	case a.polled():
-		a.add(TopicCallbacks, func(s *sentence) string {
-			return fmt.Sprintf("No callback was expected, because none could reach the generator: %s of %s results were seen by polling.", s.fig("async.polled"), s.fig("async.expected"))
-		})
-	case c.Missing == c.Expected && c.BadSignature > 0:
-		a.add(TopicCallbacks, func(s *sentence) string {
-			return fmt.Sprintf("Not one of %s callbacks came with a good signature: %s had another. Is the signing secret that of the service?", s.fig("async.expected"), s.fig("async.bad_signature"))
-		})
-	case c.Missing == c.Expected && c.Misbehaved > 0:
-		a.add(TopicCallbacks, func(s *sentence) string {
-			return fmt.Sprintf("Not one of %s callbacks was taken.", s.fig("async.expected"))
-		})
-	case c.Missing == c.Expected:
-		a.add(TopicCallbacks, func(s *sentence) string {
-			return fmt.Sprintf("Not one of %s callbacks came: %s are missing. Can the service reach the generator's callback address?", s.fig("async.expected"), s.fig("async.missing"))
-		})
-	case c.Missing > 0:
-		a.add(TopicCallbacks, func(s *sentence) string {
-			return fmt.Sprintf("%s of %s callbacks had not come when the wait for them ended. The times to a callback are those of the %s that came.",
-				s.fig("async.missing"), s.fig("async.expected"), s.fig("async.delivered"))
-		})
-	case a.report.Settings.Signed:
-		a.add(TopicCallbacks, func(s *sentence) string {
-			return fmt.Sprintf("All %s callbacks came, and every signature was verified.", s.fig("async.delivered"))
-		})
-	default:
-		a.add(TopicCallbacks, func(s *sentence) string {
-			return fmt.Sprintf("All %s callbacks came. Their signatures were not checked.", s.fig("async.delivered"))
-		})
-	}
+	a.missing(c)
 	if c.Duplicate > 0 {
-		a.add(TopicCallbacks, func(s *sentence) string {
-			return fmt.Sprintf("%s of the callbacks were repeats. Delivery is at least once: a receiver drops repeats by their webhook-id.", s.fig("async.duplicate"))
-		})
+		a.say(TopicCallbacks, "{async.duplicate} of the callbacks were repeats. Delivery is at least once: a receiver "+
+			"drops repeats by their webhook-id.")
 	}
 	if c.Misbehaved > 0 {
-		a.add(TopicCallbacks, func(s *sentence) string {
-			return fmt.Sprintf("%s callbacks were answered badly on purpose, and the service tried again: %s of the %s that were delivered came at a later try.",
-				s.fig("async.misbehaved"), s.fig("async.redelivered"), s.fig("async.delivered"))
-		})
+		a.say(TopicCallbacks, "{async.misbehaved} callbacks were answered badly on purpose, and the service tried again: "+
+			"{async.redelivered} of the {async.delivered} that were delivered came by a retry.")
 	}
 	if c.Breaker == BreakerOpen {
-		a.add(TopicCallbacks, func(s *sentence) string {
-			return fmt.Sprintf("When the wait ended, the service's circuit breaker for this receiver was open: after too many failures it holds callbacks back for a while, and %s were missing. A longer --drain shows it close again.",
-				s.fig("async.missing"))
-		})
+		a.say(TopicCallbacks, "When the wait ended, the service's circuit breaker for this receiver was open: after too "+
+			"many failures it holds callbacks back for a while, and {async.missing} were missing. A longer --drain shows "+
+			"it close again.")
 	}
 	if c.BadSignature > 0 && c.Missing < c.Expected {
-		a.add(TopicCallbacks, func(s *sentence) string {
-			return fmt.Sprintf("%s of the callbacks had a signature that does not verify: another secret, or a forgery.", s.fig("async.bad_signature"))
-		})
+		a.say(TopicCallbacks, "{async.bad_signature} of the callbacks had a signature that does not verify: another "+
+			"secret, or a forgery.")
+	}
+}
+
+// missing says whether callbacks are missing, and a likely reason.
+func (a *account) missing(c *Callbacks) {
+	all := c.Missing == c.Expected
+	switch {
+	case a.polled():
+		a.say(TopicCallbacks, "No callback was expected, because none could reach the generator: {async.polled} of "+
+			"{async.expected} results were seen by polling.")
+	case all && c.BadSignature > 0:
+		a.say(TopicCallbacks, "None of {async.expected} callbacks came with a good signature: {async.bad_signature} "+
+			"had another. Is the signing secret that of the service?")
+	case all && c.Misbehaved > 0:
+		a.say(TopicCallbacks, "None of {async.expected} callbacks was accepted.")
+	case all:
+		a.say(TopicCallbacks, "None of {async.expected} callbacks came: {async.missing} are missing. Can the service "+
+			"reach the generator's callback address?")
+	case c.Missing > 0:
+		a.say(TopicCallbacks, "{async.missing} of {async.expected} callbacks had not come when the wait for them ended. "+
+			"The times to a callback are those of the {async.delivered} that came.")
+	case a.settings.Signed:
+		a.say(TopicCallbacks, "All {async.delivered} callbacks came, and every signature was verified.")
+	default:
+		a.say(TopicCallbacks, "All {async.delivered} callbacks came. Their signatures were not checked.")
 	}
 }
 
 // errors says what did not get the answer it asked for.
 func (a *account) errors() {
 	for _, side := range sides {
-		refused, failed := a.value(side.prefix+".refused"), a.value(side.prefix+".errors")
+		refused := a.value(side.prefix + ".refused")
 		if refused > 0 {
-			a.add(TopicErrors, func(s *sentence) string {
-				return fmt.Sprintf("In %s, %s of the answers to %s requests said 429 or 503 (not now): the figures are those of a service at its limit.",
-					side.words, s.fig(side.prefix+".refused"), s.fig(side.prefix+".sent"))
-			})
+			a.say(TopicErrors, "In %s, {%[2]s.refused} of the answers to {%[2]s.sent} requests said 429 or 503 (not now): "+
+				"the figures are those of a service at its limit.", side.words, side.prefix)
 		}
-		if failed > refused {
-			a.add(TopicErrors, func(s *sentence) string {
-				return fmt.Sprintf("In %s, %s of %s requests ended in an error; %s of what was sent was completed.",
-					side.words, s.fig(side.prefix+".errors"), s.fig(side.prefix+".sent"), s.fig(side.prefix+".success_rate"))
-			})
+		if a.value(side.prefix+".errors") > refused {
+			a.say(TopicErrors, "In %s, {%[2]s.errors} of {%[2]s.sent} requests ended in an error; {%[2]s.success_rate} of "+
+				"what was sent was completed.", side.words, side.prefix)
 		}
 	}
 }
 
 // cost compares what the server spends on a request.
 func (a *account) cost() {
-	waits, leaves := a.value("sync.server.cpu_per_request"), a.value("async.server.cpu_per_request")
-	if waits <= 0 || leaves <= 0 {
-		return
+	const sync, async = "sync.server.cpu_per_request", "async.server.cpu_per_request"
+	switch ratio := quotient(a.value(async), a.value(sync)); {
+	case ratio <= 0:
+	case same(ratio):
+		a.say(TopicCost, "A request costs the server equally much CPU time: sync {"+sync+"}, async {"+async+"}.")
+	case ratio > 1:
+		a.say(TopicCost, "Async costs the server more CPU time: {"+async+"} a request, sync {"+sync+"}. That is the price "+
+			"of storing, dispatching, signing and sending.")
+	default:
+		a.say(TopicCost, "Async costs the server less CPU time: {"+async+"} a request, sync {"+sync+"}.")
 	}
-	a.add(TopicCost, func(s *sentence) string {
-		one, other := s.fig("sync.server.cpu_per_request"), s.fig("async.server.cpu_per_request")
-		switch ratio := leaves / waits; {
-		case same(ratio):
-			return fmt.Sprintf("A request costs the server equally much CPU time: sync %s, async %s.", one, other)
-		case ratio > 1:
-			return fmt.Sprintf("Async costs the server more CPU time: %s a request, sync %s. That is the price of storing, handing out, signing and sending.", other, one)
-		default:
-			return fmt.Sprintf("Async costs the server less CPU time: %s a request, sync %s.", other, one)
-		}
-	})
 }
 
 // mixed says what the two do to each other.
 func (a *account) mixed() {
-	for _, side := range []struct{ alone, together, words string }{
-		{"sync.response.p99", "mixed.sync.response.p99", "sync answers"},
-		{"async.accept.p99", "mixed.async.accept.p99", "async acceptances"},
+	for _, side := range []struct{ alone, words string }{
+		{"sync.response.p99", "sync answers"}, {"async.accept.p99", "async acceptances"},
 	} {
-		alone, together := a.value(side.alone), a.value(side.together)
-		if alone <= 0 || together <= 0 {
+		ratio := quotient(a.value("mixed."+side.alone), a.value(side.alone))
+		words := "as fast as alone"
+		switch {
+		case ratio <= 0:
 			continue
+		case same(ratio):
+		case ratio > 1:
+			words = "slower than alone"
+		default:
+			words = "faster than alone"
 		}
-		a.add(TopicAnswer, func(s *sentence) string {
-			one, other := s.fig(side.alone), s.fig(side.together)
-			switch ratio := together / alone; {
-			case same(ratio):
-				return fmt.Sprintf("Side by side, %s are as fast as alone: p99 %s, alone %s.", side.words, other, one)
-			case ratio > 1:
-				return fmt.Sprintf("Side by side, %s are slower than alone: p99 %s, alone %s.", side.words, other, one)
-			default:
-				return fmt.Sprintf("Side by side, %s are faster than alone: p99 %s, alone %s.", side.words, other, one)
-			}
-		})
+		a.say(TopicAnswer, "Side by side, %s are %s: p99 {mixed.%[3]s}, alone {%[3]s}.", side.words, words, side.alone)
 	}
 }
 
 // choice says when to choose which, from what was measured.
 func (a *account) choice() {
 	c := a.comparison
-	if c == nil {
-		return
+	if c.ResponseP50Ratio <= alike {
+		a.say(TopicChoice, "Choose sync for work like this: the result is there in {sync.response.p50} "+
+			"(p99 {sync.response.p99}), and no callback has to be received.")
+	} else {
+		a.say(TopicChoice, "Choose sync when the caller cannot go on without the result and may wait "+
+			"{sync.response.p50} (p99 {sync.response.p99}).")
 	}
-	a.add(TopicChoice, func(s *sentence) string {
-		p50, p99 := s.fig("sync.response.p50"), s.fig("sync.response.p99")
-		if c.ResponseP50Ratio <= alike {
-			return fmt.Sprintf("Choose sync for work like this: the result is there in %s (p99 %s), and no callback has to be received.", p50, p99)
-		}
-		return fmt.Sprintf("Choose sync when the caller cannot go on without the result and may be kept for %s (p99 %s).", p50, p99)
-	})
-	a.add(TopicChoice, func(s *sentence) string {
-		switch lost := a.async.Callbacks != nil && a.async.Callbacks.Missing > 0 && a.async.Callbacks.Misbehaved == 0; {
-		case lost && !a.polled():
-			return fmt.Sprintf("Choose async only after it is known why %s of %s callbacks are missing.", s.fig("async.missing"), s.fig("async.expected"))
-		case c.ResponseP50Ratio <= alike:
-			return fmt.Sprintf("Choose async here for what it promises, not for speed: what is accepted (%s) is kept, done, and its result sent again until it arrives.", s.fig("async.accept.p50"))
-		case c.CompletedRatio > alike:
-			return fmt.Sprintf("Choose async when callers can go on without the result: they are free after %s, and %s are completed.", s.fig("async.accept.p50"), s.fig("async.completed_per_second"))
-		case c.EndToEndP50Ratio == 0:
-			return fmt.Sprintf("Choose async when callers can go on without the result: they are free after %s.", s.fig("async.accept.p50"))
-		default:
-			return fmt.Sprintf("Choose async when callers can go on without the result: they are free after %s, and the result follows in %s (p50).", s.fig("async.accept.p50"), s.fig("async.end_to_end.p50"))
-		}
-	})
+	const async = "Choose async when callers can go on without the result: they are free after {async.accept.p50}"
+	switch lost := a.callbacks != nil && a.callbacks.Missing > 0 && a.callbacks.Misbehaved == 0; {
+	case lost && !a.polled():
+		a.say(TopicChoice, "Find out why {async.missing} of {async.expected} callbacks are missing before you choose async.")
+	case c.ResponseP50Ratio <= alike:
+		a.say(TopicChoice, "Choose async here for what it promises, not for speed: what is accepted ({async.accept.p50}) "+
+			"is kept, done, and its result sent again until it arrives.")
+	case c.CompletedRatio > alike:
+		a.say(TopicChoice, async+", and {async.completed_per_second} are completed.")
+	case c.EndToEndP50Ratio == 0:
+		a.say(TopicChoice, async+".")
+	default:
+		a.say(TopicChoice, async+", and the result follows in {async.end_to_end.p50} (p50).")
+	}
 }

@@ -35,9 +35,11 @@ func TestInsightsFlip(t *testing.T) {
 		before   string // said with from, not with to
 		after    string // said with to, not with from; "": nothing instead
 	}{
-		{"acceptance becomes slow", none, accept(1), accept(500), "Async lets the caller go", "Sync lets the caller go"},
-		{"acceptance as fast as the answer", none, accept(1), accept(240), "Async lets the caller go", "Callers are kept equally long"},
-		{"acceptance at the edge of the same", none, accept(242 / 1.09), accept(242 / 1.2), "Callers are kept equally long", "Async lets the caller go"},
+		{"acceptance becomes slow", none, accept(1), accept(500), "Async frees the caller", "Sync frees the caller"},
+		{"acceptance as fast as the answer", none, accept(1), accept(240), "Async frees the caller",
+			"Callers wait equally long"},
+		{"acceptance at the edge of the same", none, accept(242 / 1.09), accept(242 / 1.2), "Callers wait equally long",
+			"Async frees the caller"},
 		{
 			"acceptance becomes uneven", none, phase(func(_, p *load.Phase) { p.Async.Response.P99MS = 99 * p.Async.Response.P50MS }), none,
 			"Acceptance is uneven", "",
@@ -47,7 +49,7 @@ func TestInsightsFlip(t *testing.T) {
 		{
 			"async completes less, and waited for what was missing", func(r *load.Report) { closed(r); completed(250, 100)(r) },
 			none, phase(func(_, p *load.Phase) { p.Callbacks.Missing = 3 }),
-			"Sync completes 2.5× as much", "How much async completes cannot be told: 3 callbacks",
+			"Sync completes 2.5× as much", "The throughput of async is unknown: 3 callbacks",
 		},
 		{"async completes nothing", closed, completed(100, 100), completed(100, 0), "complete the work equally fast", ""},
 		{
@@ -86,7 +88,7 @@ func TestInsightsFlip(t *testing.T) {
 		},
 		{
 			"all callbacks are missing", none, phase(func(_, p *load.Phase) { p.Callbacks.Missing = 1799 }), phase(func(_, p *load.Phase) { p.Callbacks.Missing = 1800 }),
-			"1,799 of 1,800 callbacks had not come", "Not one of 1,800 callbacks came",
+			"1,799 of 1,800 callbacks had not come", "None of 1,800 callbacks came",
 		},
 		{"signatures are not checked", none, none, func(r *load.Report) { r.Settings.Signed = false }, "every signature was verified", "signatures were not checked"},
 		{
@@ -97,7 +99,7 @@ func TestInsightsFlip(t *testing.T) {
 		{
 			"the pace of polls is no throughput", func(r *load.Report) { closed(r); completed(3000, 9)(r) }, none,
 			func(r *load.Report) { r.Settings.Completion = load.CompletionPoll },
-			"Sync completes 333× as much", "How much async completes cannot be told",
+			"Sync completes 333× as much", "The throughput of async is unknown",
 		},
 		{
 			"what a poll sees may have been there before", func(r *load.Report) { phase(func(_, p *load.Phase) { p.Async.EndToEnd.P50MS = 1360 })(r) }, none,
@@ -117,12 +119,12 @@ func TestInsightsFlip(t *testing.T) {
 		{
 			"all callbacks have another signature", phase(func(_, p *load.Phase) { p.Callbacks.Missing = 1800 }), none,
 			phase(func(_, p *load.Phase) { p.Callbacks.BadSignature = 5400 }),
-			"Can the service reach", "Not one of 1,800 callbacks came with a good signature: 5,400 had another",
+			"Can the service reach", "None of 1,800 callbacks came with a good signature: 5,400 had another",
 		},
 		{
 			"all callbacks are refused on purpose", phase(func(_, p *load.Phase) { p.Callbacks.Missing = 1800 }), none,
 			phase(func(_, p *load.Phase) { p.Callbacks.Misbehaved = 7 }),
-			"Can the service reach", "Not one of 1,800 callbacks was taken",
+			"Can the service reach", "None of 1,800 callbacks was accepted",
 		},
 		{
 			"retries", none, phase(func(_, p *load.Phase) { p.Callbacks.Misbehaved, p.Callbacks.Redelivered = 8, 6 }), none,
@@ -134,7 +136,7 @@ func TestInsightsFlip(t *testing.T) {
 		},
 		{
 			"what is missing on purpose is no reason", phase(func(_, p *load.Phase) { p.Callbacks.Missing = 9 }), none, phase(func(_, p *load.Phase) { p.Callbacks.Misbehaved = 9 }),
-			"Choose async only after it is known", "Choose async when callers can go on",
+			"callbacks are missing before you choose async", "Choose async when callers can go on",
 		},
 		{"repeats", none, phase(func(_, p *load.Phase) { p.Callbacks.Duplicate = 4 }), none, "4 of the callbacks were repeats", ""},
 		{"a forgery", none, phase(func(_, p *load.Phase) { p.Callbacks.BadSignature = 1 }), none, "1 of the callbacks had a signature that does not verify", ""},
@@ -159,7 +161,7 @@ func TestInsightsFlip(t *testing.T) {
 		},
 		{
 			"async lost callbacks", none, phase(func(_, p *load.Phase) { p.Callbacks.Missing = 9 }), none,
-			"Choose async only after it is known why 9 of 1,800", "Choose async when callers can go on",
+			"Find out why 9 of 1,800", "Choose async when callers can go on",
 		},
 	}
 	var sample bytes.Buffer // making one takes longer than reading it

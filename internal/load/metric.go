@@ -1,6 +1,8 @@
 package load
 
 import (
+	"math"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -15,9 +17,9 @@ const (
 	UnitMegabytes    = "mb"
 )
 
-// Metric is one figure of a report under the name that thresholds, insights and
-// comparisons use: <phase>.<clock>.<statistic>, such as async.accept.p99, or
-// <phase>.<count>, such as async.missing. The mixed phase has two sides: mixed.sync.… and mixed.async.….
+// Metric is one figure of a report under the name that thresholds, insights and comparisons use:
+// <phase>.<clock>.<statistic>, such as async.accept.p99, or <phase>.<count>, such as async.missing. The mixed phase has
+// two sides: mixed.sync.… and mixed.async.….
 type Metric struct {
 	Name           string
 	Unit           string // ms, per_second, percent, count, cores or mb
@@ -25,139 +27,109 @@ type Metric struct {
 	HigherIsBetter bool
 }
 
-// gauge is a metric of one side of a phase: its name there, and how it is read.
-// The value is missing, not zero, when it was not measured.
-type gauge struct {
-	name   string
-	unit   string
-	higher bool
-	read   func(*Phase, *Side) (float64, bool)
-}
-
-// statistics are the last part of a clock's metrics.
-var statistics = []struct {
-	name string
-	read func(*Latency) float64
-}{
-	{"min", func(l *Latency) float64 { return l.MinMS }},
-	{"mean", func(l *Latency) float64 { return l.MeanMS }},
-	{"p50", func(l *Latency) float64 { return l.P50MS }},
-	{"p90", func(l *Latency) float64 { return l.P90MS }},
-	{"p95", func(l *Latency) float64 { return l.P95MS }},
-	{"p99", func(l *Latency) float64 { return l.P99MS }},
-	{"p999", func(l *Latency) float64 { return l.P999MS }},
-	{"max", func(l *Latency) float64 { return l.MaxMS }},
-}
-
-// clock is the metrics of one distribution.
-func clock(name string, of func(*Phase, *Side) *Latency) []gauge {
-	var gauges []gauge
-	for _, statistic := range statistics {
-		gauges = append(gauges, gauge{
-			name: name + "." + statistic.name, unit: UnitMilliseconds,
-			read: func(p *Phase, s *Side) (float64, bool) {
-				latency := of(p, s)
-				if latency == nil || latency.Count == 0 {
-					return 0, false
-				}
-				return statistic.read(latency), true
-			},
-		})
-	}
-	return gauges
-}
-
-// figure is a metric that every side has.
-func figure(name, unit string, higher bool, read func(*Side) float64) gauge {
-	return gauge{name: name, unit: unit, higher: higher, read: func(_ *Phase, s *Side) (float64, bool) { return read(s), true }}
-}
-
-// callback is a counter of what came back.
-func callback(name string, higher bool, read func(*Callbacks) int64) gauge {
-	return gauge{name: name, unit: UnitCount, higher: higher, read: func(p *Phase, _ *Side) (float64, bool) {
-		if p.Callbacks == nil {
-			return 0, false
-		}
-		return float64(read(p.Callbacks)), true
-	}}
-}
-
-// use is a metric of the server's own account.
-func use(name, unit string, read func(*ServerUse, *Phase) (float64, bool)) gauge {
-	return gauge{name: name, unit: unit, read: func(p *Phase, _ *Side) (float64, bool) {
-		if p.Server == nil {
-			return 0, false
-		}
-		return read(p.Server, p)
-	}}
-}
-
-// common are the metrics of both sides, besides the clocks that only one has.
-var common = slices.Concat(
-	clock("service", func(_ *Phase, s *Side) *Latency { return &s.Service }),
-	clock("processing", func(_ *Phase, s *Side) *Latency { return s.Processing }),
-	clock("lag", func(p *Phase, _ *Side) *Latency { return &p.Lag }),
-	clock("generator_lag", func(p *Phase, _ *Side) *Latency { return &p.OwnLag }),
-	[]gauge{
-		figure("planned", UnitCount, true, func(s *Side) float64 { return float64(s.Planned) }),
-		figure("sent", UnitCount, true, func(s *Side) float64 { return float64(s.Sent) }),
-		figure("retried", UnitCount, false, func(s *Side) float64 { return float64(s.Retried) }),
-		figure("accepted", UnitCount, true, func(s *Side) float64 { return float64(s.Accepted) }),
-		figure("completed", UnitCount, true, func(s *Side) float64 { return float64(s.Completed) }),
-		figure("work_failed", UnitCount, false, func(s *Side) float64 { return float64(s.WorkFailed) }),
-		figure("accepted_per_second", UnitPerSecond, true, func(s *Side) float64 { return s.AcceptedPerSecond }),
-		figure("completed_per_second", UnitPerSecond, true, func(s *Side) float64 { return s.CompletedPerSecond }),
-		figure("success_rate", UnitPercent, true, func(s *Side) float64 { return s.SuccessRatePercent }),
-		figure("errors", UnitCount, false, func(s *Side) float64 { return float64(s.errors()) }),
-		figure("refused", UnitCount, false, func(s *Side) float64 { return float64(s.refused()) }),
-		use("server.cpu", UnitCores, func(u *ServerUse, _ *Phase) (float64, bool) { return u.CPUCores, true }),
-		use("server.cpu_per_request", UnitMilliseconds, func(u *ServerUse, p *Phase) (float64, bool) { return u.perRequest(p) }),
-		use("server.memory", UnitMegabytes, func(u *ServerUse, _ *Phase) (float64, bool) {
-			return float64(u.MaxMemoryBytes) / 1e6, u.MaxMemoryBytes > 0
-		}),
-	},
-)
-
-// syncGauges and asyncGauges are all metrics of a side, in the order of a reader's interest.
-var (
-	syncGauges = slices.Concat(
-		clock("response", func(_ *Phase, s *Side) *Latency { return &s.Response }),
-		common,
-	)
-	asyncGauges = slices.Concat(
-		clock("accept", func(_ *Phase, s *Side) *Latency { return &s.Response }),
-		clock("end_to_end", func(_ *Phase, s *Side) *Latency { return s.EndToEnd }),
-		clock("delivery_lag", func(_ *Phase, s *Side) *Latency { return s.DeliveryLag }),
-		common,
-		[]gauge{
-			callback("expected", true, func(c *Callbacks) int64 { return c.Expected }),
-			callback("delivered", true, func(c *Callbacks) int64 { return c.Delivered }),
-			callback("missing", false, func(c *Callbacks) int64 { return c.Missing }),
-			callback("duplicate", false, func(c *Callbacks) int64 { return c.Duplicate }),
-			callback("bad_signature", false, func(c *Callbacks) int64 { return c.BadSignature }),
-			callback("malformed", false, func(c *Callbacks) int64 { return c.Malformed }),
-			callback("unknown", false, func(c *Callbacks) int64 { return c.Unknown }),
-			callback("before_answer", false, func(c *Callbacks) int64 { return c.BeforeAnswer }),
-			callback("late", false, func(c *Callbacks) int64 { return c.Late }),
-			callback("unanswered", false, func(c *Callbacks) int64 { return c.Unanswered }),
-			callback("misbehaved", false, func(c *Callbacks) int64 { return c.Misbehaved }),
-			callback("redelivered", false, func(c *Callbacks) int64 { return c.Redelivered }),
-			callback("polled", true, func(c *Callbacks) int64 { return c.Polled }),
-		},
-	)
-)
-
-// sides are the prefixes of metrics, with what stands behind them.
+// sides are the prefixes of metrics, with what they measure.
 var sides = []struct {
 	phase, prefix string
 	words         string // in sentences
-	gauges        []gauge
-	of            func(*Phase) *Side
+	async         bool
 }{
-	{PhaseSync, "sync", "the sync phase", syncGauges, func(p *Phase) *Side { return p.Sync }},
-	{PhaseAsync, "async", "the async phase", asyncGauges, func(p *Phase) *Side { return p.Async }},
-	{PhaseMixed, "mixed.sync", "the mixed phase, sync side", syncGauges, func(p *Phase) *Side { return p.Sync }},
-	{PhaseMixed, "mixed.async", "the mixed phase, async side", asyncGauges, func(p *Phase) *Side { return p.Async }},
+	{PhaseSync, "sync", "the sync phase", false},
+	{PhaseAsync, "async", "the async phase", true},
+	{PhaseMixed, "mixed.sync", "the mixed phase, sync side", false},
+	{PhaseMixed, "mixed.async", "the mixed phase, async side", true},
+}
+
+// statistics are the last part of the metrics of a distribution.
+var statistics = []string{"min", "mean", "p50", "p90", "p95", "p99", "p999", "max"}
+
+// measure lists the metrics of one side, in the order of a reader's interest. One that was not measured is NaN.
+func measure(p *Phase, s *Side, async bool) []Metric {
+	var list []Metric
+	more := func(name, unit string, value float64) { list = append(list, Metric{name, unit, value, true}) }
+	less := func(name, unit string, value float64) { list = append(list, Metric{name, unit, value, false}) }
+	count := func(name string, n int64) { less(name, UnitCount, float64(n)) }
+	clock := func(name string, l *Latency) {
+		if l == nil || l.Count == 0 {
+			n := math.NaN()
+			l = &Latency{MinMS: n, MeanMS: n, P50MS: n, P90MS: n, P95MS: n, P99MS: n, P999MS: n, MaxMS: n}
+		}
+		for i, ms := range []float64{l.MinMS, l.MeanMS, l.P50MS, l.P90MS, l.P95MS, l.P99MS, l.P999MS, l.MaxMS} {
+			less(name+"."+statistics[i], UnitMilliseconds, ms)
+		}
+	}
+	if async {
+		clock("accept", &s.Response)
+		clock("end_to_end", s.EndToEnd)
+		clock("delivery_lag", s.DeliveryLag)
+	} else {
+		clock("response", &s.Response)
+	}
+	clock("service", &s.Service)
+	clock("processing", s.Processing)
+	clock("lag", &p.Lag)
+	clock("generator_lag", &p.OwnLag)
+	more("planned", UnitCount, float64(s.Planned))
+	more("sent", UnitCount, float64(s.Sent))
+	count("retried", s.Retried)
+	more("accepted", UnitCount, float64(s.Accepted))
+	more("completed", UnitCount, float64(s.Completed))
+	count("work_failed", s.WorkFailed)
+	more("accepted_per_second", UnitPerSecond, s.AcceptedPerSecond)
+	more("completed_per_second", UnitPerSecond, s.CompletedPerSecond)
+	more("success_rate", UnitPercent, s.SuccessRatePercent)
+	var errors int64
+	for _, n := range s.Errors {
+		errors += n
+	}
+	count("errors", errors)
+	count("refused", s.Errors["http_429"]+s.Errors["http_503"])
+	cores, memory, cost := math.NaN(), math.NaN(), math.NaN()
+	if p.Server != nil {
+		cores = p.Server.CPUCores
+		if p.Server.MaxMemoryBytes > 0 {
+			memory = float64(p.Server.MaxMemoryBytes) / 1e6
+		}
+		if ms := p.cpuPerRequest(); ms > 0 {
+			cost = ms
+		}
+	}
+	less("server.cpu", UnitCores, cores)
+	less("server.cpu_per_request", UnitMilliseconds, cost)
+	less("server.memory", UnitMegabytes, memory)
+	if async {
+		list = append(list, callbackMetrics(p.Callbacks)...)
+	}
+	return list
+}
+
+// callbackMetrics lists the counters of callbacks.
+func callbackMetrics(callbacks *Callbacks) []Metric {
+	var c Callbacks
+	if callbacks != nil {
+		c = *callbacks
+	}
+	list := []Metric{
+		{Name: "expected", Value: float64(c.Expected), HigherIsBetter: true},
+		{Name: "delivered", Value: float64(c.Delivered), HigherIsBetter: true},
+		{Name: "missing", Value: float64(c.Missing)},
+		{Name: "duplicate", Value: float64(c.Duplicate)},
+		{Name: "bad_signature", Value: float64(c.BadSignature)},
+		{Name: "malformed", Value: float64(c.Malformed)},
+		{Name: "unknown", Value: float64(c.Unknown)},
+		{Name: "before_answer", Value: float64(c.BeforeAnswer)},
+		{Name: "late", Value: float64(c.Late)},
+		{Name: "unanswered", Value: float64(c.Unanswered)},
+		{Name: "misbehaved", Value: float64(c.Misbehaved)},
+		{Name: "redelivered", Value: float64(c.Redelivered)},
+		{Name: "polled", Value: float64(c.Polled), HigherIsBetter: true},
+	}
+	for i := range list {
+		list[i].Unit = UnitCount
+		if callbacks == nil {
+			list[i].Value = math.NaN()
+		}
+	}
+	return list
 }
 
 // Metrics lists every figure that was measured, phase by phase.
@@ -165,48 +137,81 @@ func Metrics(r *Report) []Metric {
 	var metrics []Metric
 	for _, side := range sides {
 		phase := r.phase(side.phase)
-		if phase == nil || side.of(phase) == nil {
+		if phase == nil || phase.side(side.async) == nil {
 			continue
 		}
-		for _, gauge := range side.gauges {
-			if value, ok := gauge.read(phase, side.of(phase)); ok {
-				metrics = append(metrics, Metric{
-					Name: side.prefix + "." + gauge.name, Unit: gauge.unit, Value: value, HigherIsBetter: gauge.higher,
-				})
+		for _, metric := range measure(phase, phase.side(side.async), side.async) {
+			if !math.IsNaN(metric.Value) {
+				metric.Name = side.prefix + "." + metric.Name
+				metrics = append(metrics, metric)
 			}
 		}
 	}
 	return metrics
 }
 
-// metricNames lists every name that there is in a run of these phases; none means all.
-func metricNames(phases []string) []string {
-	var names []string
+// knownMetrics lists all metrics that a run of these phases may have, without values; no phases means all.
+func knownMetrics(phases []string) []Metric {
+	var metrics []Metric
 	for _, side := range sides {
 		if len(phases) > 0 && !slices.Contains(phases, side.phase) {
 			continue
 		}
-		for _, gauge := range side.gauges {
-			names = append(names, side.prefix+"."+gauge.name)
+		for _, metric := range measure(&Phase{}, &Side{}, side.async) {
+			metrics = append(metrics, Metric{Name: side.prefix + "." + metric.Name, Unit: metric.Unit})
 		}
+	}
+	return metrics
+}
+
+// metricNames lists the names of all metrics that a run of these phases may have; no phases means all.
+func metricNames(phases []string) []string {
+	var names []string
+	for _, metric := range knownMetrics(phases) {
+		names = append(names, metric.Name)
 	}
 	return names
 }
 
-// metricUnit tells the unit of a metric; it is not ok when there is none of that name.
+// metricUnit returns the unit of a metric; it is not ok when there is none of that name.
 func metricUnit(name string) (unit string, ok bool) {
-	for _, side := range sides {
-		rest, found := strings.CutPrefix(name, side.prefix+".")
-		if !found {
-			continue
-		}
-		for _, gauge := range side.gauges {
-			if gauge.name == rest {
-				return gauge.unit, true
-			}
-		}
+	metrics := knownMetrics(nil)
+	at := slices.IndexFunc(metrics, func(m Metric) bool { return m.Name == name })
+	if at < 0 {
+		return "", false
 	}
-	return "", false
+	return metrics[at].Unit, true
+}
+
+// figures are the metrics of a report.
+// :: name → metric
+type figures map[string]Metric
+
+func figuresOf(r *Report) figures {
+	metrics := figures{}
+	for _, metric := range Metrics(r) {
+		metrics[metric.Name] = metric
+	}
+	return metrics
+}
+
+// value is a figure to decide by; 0 when it was not measured.
+func (f figures) value(name string) float64 { return f[name].Value }
+
+// placeholder stands for a figure in a text.
+var placeholder = regexp.MustCompile(`\{[a-z0-9_.]+\}`)
+
+// fill replaces each {name} in a text by that figure and returns the names. It is not ok when one was not measured.
+func (f figures) fill(text string) (filled string, names []string, ok bool) {
+	ok = true
+	filled = placeholder.ReplaceAllStringFunc(text, func(name string) string {
+		name = strings.Trim(name, "{}")
+		metric, measured := f[name]
+		ok = ok && measured
+		names = append(names, name)
+		return metric.show()
+	})
+	return filled, names, ok
 }
 
 // phase finds a phase by its name; nil: it did not run.
@@ -219,36 +224,34 @@ func (r *Report) phase(name string) *Phase {
 	return nil
 }
 
-// errors counts the requests that did not get the answer they asked for.
-func (s *Side) errors() int64 {
-	var sum int64
-	for _, n := range s.Errors {
-		sum += n
+// side returns one side of the phase; nil: it did not run.
+func (p *Phase) side(async bool) *Side {
+	switch {
+	case p == nil:
+		return nil
+	case async:
+		return p.Async
+	default:
+		return p.Sync
 	}
-	return sum
 }
 
-// refused counts the answers that say "not now".
-func (s *Side) refused() int64 { return s.Errors["http_429"] + s.Errors["http_503"] }
-
-// accepted counts what the server took on, from both sides.
-func (p *Phase) accepted() int64 {
-	var sum int64
-	for _, side := range []*Side{p.Sync, p.Async} {
-		if side != nil {
-			sum += side.Accepted
-		}
-	}
-	return sum
+// both lists the sides that ran.
+func (p *Phase) both() []*Side {
+	return slices.DeleteFunc([]*Side{p.Sync, p.Async}, func(s *Side) bool { return s == nil })
 }
 
 // leastCPU is how many seconds of CPU time are worth dividing: kernels count hundredths.
 const leastCPU = 0.1
 
-// perRequest is the server's CPU time for one accepted request, in milliseconds.
-func (u *ServerUse) perRequest(p *Phase) (float64, bool) {
-	if u == nil || u.CPUSeconds < leastCPU || p.accepted() == 0 {
-		return 0, false
+// cpuPerRequest is the server's CPU time for one accepted request, in milliseconds; 0: not measured.
+func (p *Phase) cpuPerRequest() float64 {
+	var accepted int64
+	for _, side := range p.both() {
+		accepted += side.Accepted
 	}
-	return u.CPUSeconds * 1000 / float64(p.accepted()), true
+	if p.Server == nil || p.Server.CPUSeconds < leastCPU || accepted == 0 {
+		return 0
+	}
+	return p.Server.CPUSeconds * 1000 / float64(accepted)
 }

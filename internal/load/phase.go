@@ -12,15 +12,15 @@ import (
 )
 
 const (
-	phaseWarmup    = "warm-up"
-	tellEvery      = 100 * time.Millisecond
-	closeAfter     = 100 * time.Millisecond // a step is closed this long after its end: what arrived in time is recorded by then
-	meterEvery     = time.Second
-	moment         = 500 * time.Millisecond // of waiting for callbacks after an interruption
-	reconnectPause = 50 * time.Millisecond  // of a caller of a closed loop that found no connection
-	maxTries       = 10                     // of one request that is refused
-	maxHeeded      = 2 * time.Minute        // a service that asks for a longer pause is left alone for good
-	defaultHeeded  = time.Second            // the pause after a refusal that names none
+	phaseWarmup      = "warm-up"
+	progressEvery    = 100 * time.Millisecond
+	closeAfter       = 100 * time.Millisecond // a step is closed so long after its end: what arrived in time is recorded
+	meterEvery       = time.Second
+	interruptedDrain = 500 * time.Millisecond
+	reconnectPause   = 50 * time.Millisecond // of a caller of a closed loop that found no connection
+	maxTries         = 10                    // of one request that is refused
+	maxHeeded        = 2 * time.Minute       // a service that asks for a longer pause is left alone for good
+	defaultHeeded    = time.Second           // the pause after a refusal that names none
 )
 
 // errLeftAlone ends a phase that respects refusals.
@@ -57,7 +57,10 @@ type running struct {
 
 // newRunning prepares a phase of so many requests or of that length.
 func (r *run) newRunning(name string, number int, requests int64, length time.Duration) *running {
-	p := &running{run: r, name: name, number: number, limit: requests, length: length, step: time.Second, turn: make(chan struct{}, 1)}
+	p := &running{
+		run: r, name: name, number: number, limit: requests, length: length, step: time.Second,
+		turn: make(chan struct{}, 1),
+	}
 	switch name {
 	case PhaseSync:
 		p.share = 1
@@ -111,7 +114,7 @@ func (p *running) take(ctx context.Context) (next turnOf, ok bool) {
 		next.k, next.planned = p.taken.Add(1)-1, next.ready
 		return next, p.limit == 0 || next.k < p.limit
 	}
-	// Whoever holds the turn waits, and the others wait for the turn: requests begin in the order
+	// The holder of the turn waits, and the others wait for the turn: requests begin in the order
 	// of the plan, and the one who waited sends, without handing over to anybody.
 	p.turn <- struct{}{}
 	defer func() { <-p.turn }()
@@ -191,22 +194,15 @@ func (p *running) send(ctx context.Context, c *caller, worker int, next turnOf) 
 			r.inbox.answered(number, a.id)
 		}
 		p.record(recorder, next, a, try, sent, ended)
-		if a.refused && a.wait == 0 {
-			a.wait = defaultHeeded
-		}
-		if heed && a.wait > 0 {
-			r.gate.close(ended + a.wait)
-		}
-		if !heed || !a.refused || try == maxTries {
+		if !heed || !r.gate.heed(a, ended) || try == maxTries {
 			break
 		}
 	}
-	if key == nil {
-		return a.category
-	}
-	if a.id == "" {
+	switch {
+	case key == nil:
+	case a.id == "":
 		r.inbox.refused(number)
-	} else if r.poller != nil {
+	case r.poller != nil:
 		r.poller.add(watched{number: number, id: a.id, planned: next.planned, due: r.now() + a.poll})
 	}
 	return a.category
@@ -298,7 +294,16 @@ func storeMax(to *atomic.Int64, at time.Duration) {
 // gate holds requests back for as long as the service has asked for.
 type gate struct{ until atomic.Int64 }
 
-func (g *gate) close(until time.Duration) { storeMax(&g.until, until) }
+// heed closes the gate for as long as an answer asks for, and reports whether it refused the request.
+func (g *gate) heed(a answer, ended time.Duration) bool {
+	if a.refused && a.wait == 0 {
+		a.wait = defaultHeeded
+	}
+	if a.wait > 0 {
+		storeMax(&g.until, ended+a.wait)
+	}
+	return a.refused
+}
 
 // pass waits until the gate is open. It is false when that is after the end, or too long to wait for, or ctx ends.
 func (g *gate) pass(ctx context.Context, r *run, end time.Duration) bool {
@@ -358,12 +363,12 @@ func (p *running) drain(ctx context.Context) {
 	if p.async == nil {
 		return
 	}
-	patience := p.run.cfg.Drain
+	timeout := p.run.cfg.Drain
 	if ctx.Err() != nil {
-		patience = min(patience, moment)
+		timeout = min(timeout, interruptedDrain)
 		ctx = context.WithoutCancel(ctx)
 	}
-	timer := time.NewTimer(patience)
+	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	select {
 	case <-p.run.inbox.allIn():
@@ -372,22 +377,22 @@ func (p *running) drain(ctx context.Context) {
 	}
 }
 
-// watch closes the steps of the series and tells how far the phase is.
+// watch closes the steps of the series and reports the progress.
 func (p *running) watch(ctx context.Context) {
-	ticker := time.NewTicker(tellEvery)
+	ticker := time.NewTicker(progressEvery)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ticker.C:
-			p.tell(false)
+			p.progress(false)
 		case <-ctx.Done():
-			p.tell(true)
+			p.progress(true)
 			return
 		}
 	}
 }
 
-func (p *running) tell(done bool) {
+func (p *running) progress(done bool) {
 	r := p.run
 	now := r.now()
 	closed := p.stepOf(now - closeAfter)
@@ -406,7 +411,7 @@ func (p *running) tell(done bool) {
 		side.closeBefore(closed)
 		side.addTotals(&progress)
 	}
-	p.tellLast(&progress, closed-1)
+	p.lastStep(&progress, closed-1)
 	if p.async != nil {
 		progress.Outstanding = r.inbox.outstanding()
 		if done { // those that were awaited are given up, and counted
@@ -418,36 +423,30 @@ func (p *running) tell(done bool) {
 	}
 }
 
-// tellLast fills in the figures of the last step that is over; before there is one, of all so far.
-func (p *running) tellLast(progress *Progress, last int) {
-	answers, seconds := progress.Accepted+progress.Errors, progress.Elapsed.Seconds()
-	if last >= 0 {
-		answers, seconds = 0, p.step.Seconds()
-	}
+// lastStep fills in the figures of the last step that is over; before there is one, of all so far.
+func (p *running) lastStep(progress *Progress, last int) {
 	// The percentiles are of the side that has most answers: those of two sides cannot be combined.
-	most := int64(-1)
+	most, answers := int64(-1), int64(0)
 	for _, side := range []*series{p.async, p.sync} {
 		if side == nil {
 			continue
 		}
-		number := max(last, 0)
-		n := side.answersIn(number)
+		n := side.answersIn(max(last, 0))
+		answers += n
+		if n <= most {
+			continue
+		}
+		most = n
+		step := side.look(0)
 		if last >= 0 {
-			answers += n
+			step = side.closed[last]
 		}
-		if n > most {
-			most = n
-			var step Step
-			if last >= 0 {
-				step = side.closed[last]
-			} else {
-				step = side.look(number)
-			}
-			progress.P50MS, progress.P99MS = step.P50MS, step.P99MS
-		}
+		progress.P50MS, progress.P99MS = step.P50MS, step.P99MS
 	}
-	if seconds > 0 {
-		progress.PerSecond = float64(answers) / seconds
+	if last >= 0 {
+		progress.PerSecond = float64(answers) / p.step.Seconds()
+	} else if seconds := progress.Elapsed.Seconds(); seconds > 0 {
+		progress.PerSecond = float64(progress.Accepted+progress.Errors) / seconds
 	}
 }
 

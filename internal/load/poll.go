@@ -84,12 +84,12 @@ func (l *poller) run(ctx context.Context, p *running) {
 		}
 		found, again, err := r.service.lookup(ctx, w.id)
 		now := r.now()
-		switch tandem.Status(found.Status) {
+		switch found.Status {
 		case tandem.StatusCompleted, tandem.StatusCallbackSent, tandem.StatusCallbackFailed, tandem.StatusFailed:
 			r.inbox.polled(w.number, landing{
 				at: now, endToEnd: now - w.planned,
 				processing: time.Duration(found.ProcessingTimeMS * float64(time.Millisecond)),
-				failed:     found.Status == string(tandem.StatusFailed),
+				failed:     found.Status == tandem.StatusFailed,
 			})
 		default:
 			w.due = now + max(again, pollAgain)

@@ -35,13 +35,13 @@ type Report struct {
 	WallSeconds    float64           `json:"wall_seconds"`    // of the run, warm-up and drains included
 	Mode           string            `json:"mode"`            // balanced, demo or production
 	Interrupted    bool              `json:"interrupted"`     // ended by a signal: what is here is a part
-	Valid          bool              `json:"valid"`           // false: the generator was the bottleneck, or nothing was measured
+	Valid          bool              `json:"valid"`           // false: the generator was the bottleneck, or no figures
 	InvalidReasons []string          `json:"invalid_reasons"` // why not, for people
-	Warnings       []string          `json:"warnings"`        // what a reader has to know, for people
+	Warnings       []string          `json:"warnings"`        // for people
 	Target         Target            `json:"target"`
 	Settings       Settings          `json:"settings"`
 	Phases         []Phase           `json:"phases"` // those that ran, in their order
-	Comparison     *Comparison       `json:"comparison,omitempty"`
+	Comparison     *Comparison       `json:"comparison,omitzero"`
 	Insights       []Insight         `json:"insights"`
 	Thresholds     []ThresholdResult `json:"thresholds"` // empty when interrupted: none is evaluated then
 	Generator      Generator         `json:"generator"`
@@ -51,7 +51,7 @@ type Report struct {
 type Target struct {
 	URL           string  `json:"url"`                       // userinfo and query redacted
 	Version       string  `json:"version"`                   // of GET /healthz
-	Mode          string  `json:"mode,omitempty"`            // demo or production, where /stats tells
+	Mode          string  `json:"mode,omitzero"`             // demo or production, where /stats tells
 	MetricsRead   bool    `json:"metrics_read"`              // GET /metrics could be read
 	ClockOffsetMS float64 `json:"clock_offset_milliseconds"` // its clock minus ours, to half a round trip
 }
@@ -60,7 +60,7 @@ type Target struct {
 type Settings struct {
 	Requests          int64   `json:"requests"`         // per phase; 0: as many as Duration holds
 	DurationSeconds   float64 `json:"duration_seconds"` // per phase; 0: as long as Requests take
-	Concurrency       int     `json:"concurrency"`      // callers of a closed loop; the most requests at once of an open one
+	Concurrency       int     `json:"concurrency"`      // callers of a closed loop; of an open one, most requests at once
 	RatePerSecond     float64 `json:"rate_per_second"`  // open loop, at the end of a ramp; 0: closed loop
 	RampFromPerSecond float64 `json:"ramp_from_per_second"`
 	WarmupSeconds     float64 `json:"warmup_seconds"`
@@ -81,37 +81,45 @@ type Settings struct {
 
 // Phase is one part of a run: the same work at the same concurrency, asked for in one way, or in both.
 type Phase struct {
-	Name        string     `json:"name"`
-	Loop        string     `json:"loop"`         // closed or open
-	SendSeconds float64    `json:"send_seconds"` // first planned send to the last answer
-	WallSeconds float64    `json:"wall_seconds"` // first planned send to the last result; to the end of the drain when results are missing
-	Sync        *Side      `json:"sync,omitempty"`
-	Async       *Side      `json:"async,omitempty"`
-	Callbacks   *Callbacks `json:"callbacks,omitempty"` // of Async
-	Server      *ServerUse `json:"server,omitempty"`    // where /metrics could be read
-	Lag         Latency    `json:"scheduling_lag"`      // open loop: planned send to actual send, whoever is to blame; response times hold it
-	OwnLag      Latency    `json:"generator_lag"`       // the part of Lag that is the generator's own: a place in flight was free, and it was late all the same
+	Name        string  `json:"name"`
+	Loop        string  `json:"loop"`         // closed or open
+	SendSeconds float64 `json:"send_seconds"` // first planned send to the last answer
+	// first planned send to the last result; to the end of the drain when results are missing
+	WallSeconds float64    `json:"wall_seconds"`
+	Sync        *Side      `json:"sync,omitzero"`
+	Async       *Side      `json:"async,omitzero"`
+	Callbacks   *Callbacks `json:"callbacks,omitzero"` // of Async
+	Server      *ServerUse `json:"server,omitzero"`    // where /metrics could be read
+	Lag         Latency    `json:"scheduling_lag"`     // open loop: planned to actual send; in response times
+	// the part of Lag that is the generator's own: a place in flight was free, and it was late all the same
+	OwnLag Latency `json:"generator_lag"`
 }
 
 // Side is one way of asking within a phase.
 type Side struct {
-	Planned            int64            `json:"planned"`                // requests the schedule held, less those that an interruption spared; closed loop: the same as Sent
-	Sent               int64            `json:"sent"`                   // requests put on the wire; Sent + Retried = Accepted + all Errors
-	Retried            int64            `json:"retried"`                // refusals (429, 503) that were waited out and tried again; each is in Errors too
-	Accepted           int64            `json:"accepted"`               // answered 200 (sync) or 202 (async)
-	Completed          int64            `json:"completed"`              // results at the caller: the 200, or the first good callback that says completed
-	WorkFailed         int64            `json:"work_failed"`            // results at the caller that say that the work failed
-	AcceptedPerSecond  float64          `json:"accepted_per_second"`    // over Phase.SendSeconds
-	CompletedPerSecond float64          `json:"completed_per_second"`   // over Phase.WallSeconds
-	SuccessRatePercent float64          `json:"success_rate_percent"`   // Completed of Sent, 0..100
-	Errors             map[string]int64 `json:"errors"`                 // :: category (connect, timeout, http_429, http_4xx by code, http_5xx by code, bad_body) → requests
-	Response           Latency          `json:"response_time"`          // planned send to the whole answer: sync the result, async the 202
-	Service            Latency          `json:"service_time"`           // the same from the actual send
-	EndToEnd           *Latency         `json:"end_to_end,omitempty"`   // async: planned send to the callback read
-	Processing         *Latency         `json:"processing,omitempty"`   // in the task, as the server says
-	DeliveryLag        *Latency         `json:"delivery_lag,omitempty"` // async: work ended, by the server's clock corrected by its offset, to the callback read
-	SeriesStepSeconds  int              `json:"series_step_seconds"`    // length of a step of Series; 1 unless the run is longer than an hour
-	Series             []Step           `json:"series"`
+	// requests the schedule held, less those that an interruption spared; closed loop: the same as Sent
+	Planned int64 `json:"planned"`
+	// put on the wire; Sent + Retried = Accepted + Errors
+	Sent int64 `json:"sent"`
+	// refusals (429, 503) that were waited out and tried again; each is in Errors too
+	Retried  int64 `json:"retried"`
+	Accepted int64 `json:"accepted"` // answered 200 (sync) or 202 (async)
+	// results at the caller: the 200, or the first good callback that says completed
+	Completed          int64   `json:"completed"`
+	WorkFailed         int64   `json:"work_failed"`          // results that say that the work failed
+	AcceptedPerSecond  float64 `json:"accepted_per_second"`  // over Phase.SendSeconds
+	CompletedPerSecond float64 `json:"completed_per_second"` // over Phase.WallSeconds
+	SuccessRatePercent float64 `json:"success_rate_percent"` // Completed of Sent, 0..100
+	// :: category (connect, timeout, http_429, http_4xx by code, http_5xx by code, bad_body) → requests
+	Errors     map[string]int64 `json:"errors"`
+	Response   Latency          `json:"response_time"`       // planned send to the whole answer (async: the 202)
+	Service    Latency          `json:"service_time"`        // the same from the actual send
+	EndToEnd   *Latency         `json:"end_to_end,omitzero"` // async: planned send to the callback read
+	Processing *Latency         `json:"processing,omitzero"` // in the task, as the server says
+	// async: work ended, by the server's clock corrected by its offset, to the callback read
+	DeliveryLag       *Latency `json:"delivery_lag,omitzero"`
+	SeriesStepSeconds int      `json:"series_step_seconds"` // of a step of Series; 1 up to an hour
+	Series            []Step   `json:"series"`
 }
 
 // Latency is a distribution. HDR holds all of it, in microseconds, so that
@@ -145,22 +153,25 @@ type Step struct {
 
 // Callbacks counts what came back. Nothing here is inferred: a callback counts when it was received.
 type Callbacks struct {
-	Expected        int64            `json:"expected"`          // requests answered 202
-	Delivered       int64            `json:"delivered"`         // of those, with a good callback before the drain ended
-	Missing         int64            `json:"missing"`           // of those, without; when polling: those whose result was not seen
-	Duplicate       int64            `json:"duplicate"`         // good callbacks beyond the first
-	BadSignature    int64            `json:"bad_signature"`     //
-	Malformed       int64            `json:"malformed"`         //
-	Unknown         int64            `json:"unknown"`           // for keys that nobody asked for
-	BeforeAnswer    int64            `json:"before_answer"`     // arrived before the 202 was read
-	Late            int64            `json:"late"`              // of the missing, came after the drain had ended, while a later phase ran
-	Unanswered      int64            `json:"unanswered"`        // for requests that got no 202 (a timeout, say) and were carried out all the same
-	Misbehaved      int64            `json:"misbehaved"`        // answered badly by us, on purpose
-	Redelivered     int64            `json:"redelivered"`       // of the delivered, came at a second or later try, as the callback says
-	Polled          int64            `json:"polled"`            // results seen by polling /requests/{id}, never counted as delivered
-	MissingByStatus map[string]int64 `json:"missing_by_status"` // :: status in /requests/{id} → missing ones, from a bounded sample; "unknown" where it could not be read
-	MissingSampled  int64            `json:"missing_sampled"`   // how many of the missing were looked up
-	Breaker         string           `json:"breaker,omitempty"` // the service's circuit breaker for our receiver when the drain ended; looked up when callbacks were missing or answered badly on purpose
+	Expected     int64 `json:"expected"`      // requests answered 202
+	Delivered    int64 `json:"delivered"`     // of those, with a good callback before the drain ended
+	Missing      int64 `json:"missing"`       // of those, without; polling: whose result was not seen
+	Duplicate    int64 `json:"duplicate"`     // good callbacks beyond the first
+	BadSignature int64 `json:"bad_signature"` //
+	Malformed    int64 `json:"malformed"`     //
+	Unknown      int64 `json:"unknown"`       // for keys that nobody asked for
+	BeforeAnswer int64 `json:"before_answer"` // arrived before the 202 was read
+	Late         int64 `json:"late"`          // of the missing, came later, during another phase
+	Unanswered   int64 `json:"unanswered"`    // for requests without a 202 that were carried out
+	Misbehaved   int64 `json:"misbehaved"`    // answered badly by us, on purpose
+	Redelivered  int64 `json:"redelivered"`   // of the delivered, came at a second or later attempt
+	Polled       int64 `json:"polled"`        // results seen by polling, never counted as delivered
+	// :: status in /requests/{id} → missing ones, from a bounded sample; "unknown" where it could not be read
+	MissingByStatus map[string]int64 `json:"missing_by_status"`
+	MissingSampled  int64            `json:"missing_sampled"` // how many of the missing were looked up
+	// the service's circuit breaker for our receiver when the drain ended; looked up when callbacks were missing or
+	// answered badly on purpose
+	Breaker string `json:"breaker,omitzero"`
 }
 
 // ServerUse is what the server spent on a phase, by its own /metrics.
@@ -173,14 +184,14 @@ type ServerUse struct {
 // Comparison sets the async phase against the sync phase of the same run. Ratios
 // above 1 say that async is faster or does more; one that could not be measured is absent.
 type Comparison struct {
-	ResponseP50Ratio   float64 `json:"response_p50_ratio,omitempty"`   // sync response p50 / async acceptance p50
-	ResponseP99Ratio   float64 `json:"response_p99_ratio,omitempty"`   //
-	AcceptedRatio      float64 `json:"accepted_ratio,omitempty"`       // async / sync, accepted per second
-	CompletedRatio     float64 `json:"completed_ratio,omitempty"`      // async / sync, completed per second
-	EndToEndP50Ratio   float64 `json:"end_to_end_p50_ratio,omitempty"` // sync response p50 / async end-to-end p50
-	SameCompletion     bool    `json:"same_completion"`                // CompletedRatio is within 10 % of 1: async makes the work itself no faster
-	CPUPerRequestSync  float64 `json:"cpu_milliseconds_per_sync_request,omitempty"`
-	CPUPerRequestAsync float64 `json:"cpu_milliseconds_per_async_request,omitempty"`
+	ResponseP50Ratio   float64 `json:"response_p50_ratio,omitzero"`   // sync response p50 / async acceptance p50
+	ResponseP99Ratio   float64 `json:"response_p99_ratio,omitzero"`   //
+	AcceptedRatio      float64 `json:"accepted_ratio,omitzero"`       // async / sync, accepted per second
+	CompletedRatio     float64 `json:"completed_ratio,omitzero"`      // async / sync, completed per second
+	EndToEndP50Ratio   float64 `json:"end_to_end_p50_ratio,omitzero"` // sync response p50 / async end-to-end p50
+	SameCompletion     bool    `json:"same_completion"`               // CompletedRatio is within 10 % of 1
+	CPUPerRequestSync  float64 `json:"cpu_milliseconds_per_sync_request,omitzero"`
+	CPUPerRequestAsync float64 `json:"cpu_milliseconds_per_async_request,omitzero"`
 }
 
 // Insight is a sentence for people and the figures it rests on, each of which stands in it.
@@ -194,7 +205,7 @@ type Insight struct {
 type ThresholdResult struct {
 	Expression string  `json:"expression"` // as given, such as async.accept.p99<10ms
 	Metric     string  `json:"metric"`     // async.accept.p99
-	Measured   bool    `json:"measured"`   // false: nothing was there to measure, such as the time to callbacks that never came
+	Measured   bool    `json:"measured"`   // false: there was nothing to measure; it fails then
 	Value      float64 `json:"value"`      // in Unit
 	Unit       string  `json:"unit"`       // of the metric: ms, per_second, percent, count, cores or mb
 	Pass       bool    `json:"pass"`       // false when not measured

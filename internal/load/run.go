@@ -1,3 +1,10 @@
+// Package load puts a tandem service under load and reports what it measured. It speaks HTTP only and knows nothing of
+// the service's inside, so it measures a deployment the way a client sees it.
+//
+// run.go, phase.go and caller.go send the load; inbox.go and poll.go collect the results; recorder.go measures. Their
+// product is a Report (report.go), which is also the JSON. judge.go and insight.go say what its figures mean. view.go
+// turns it into the texts, tables and charts that people read; text.go and html.go only draw that view. compare.go
+// compares reports of several runs.
 package load
 
 import (
@@ -5,10 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"maps"
 	"net"
-	"net/http"
 	"net/netip"
 	"net/url"
 	"runtime"
@@ -17,17 +21,17 @@ import (
 	"sync"
 	"time"
 
+	"tandem/internal/receiver"
 	"tandem/internal/term"
 )
 
 const (
-	maxNotes        = 10                     // kinds of errors of which the report quotes the first
-	maxNote         = 300                    // characters of such a quotation, and of any text of the service
-	latestLag       = 10 * time.Millisecond  // of the generator itself, p99, in a run that is valid
-	tolerableLag    = time.Millisecond       // the same, below which it is never too much
-	lagOfResponse   = 0.1                    // the same, as a part of the median response time
-	busyShare       = 0.9                    // of its cores: a closed loop that uses more measures itself
-	shutdownTimeout = 500 * time.Millisecond // for callbacks that are being answered
+	maxNotes      = 10                    // kinds of errors of which the report quotes the first
+	maxNote       = 300                   // characters of such a quotation, and of any text of the service
+	latestLag     = 10 * time.Millisecond // of the generator itself, p99, in a run that is valid
+	tolerableLag  = time.Millisecond      // the same, below which it is never too much
+	lagOfResponse = 0.1                   // the same, as a part of the median response time
+	busyShare     = 0.9                   // of its cores: a closed loop that uses more measures itself
 )
 
 // run is a run under way.
@@ -128,47 +132,6 @@ func (r *run) phases(ctx context.Context) []*running {
 	return ran
 }
 
-// finish completes the report.
-func (r *run) finish(ctx context.Context, ran []*running) (*Report, error) {
-	report := r.report
-	for i, p := range ran {
-		if callbacks := report.Phases[i].Callbacks; callbacks != nil {
-			late := r.inbox.counters(p) // what came while later phases ran is in it
-			late.MissingByStatus, late.MissingSampled, late.Breaker = callbacks.MissingByStatus, callbacks.MissingSampled, callbacks.Breaker
-			*callbacks = late
-		}
-	}
-	report.WallSeconds = r.now().Seconds()
-	report.Generator.Cores = runtime.GOMAXPROCS(0)
-	_, report.Generator.MaxMemoryBytes = usage()
-	report.Interrupted = ctx.Err() != nil
-	r.warn()
-	measured := false
-	for _, phase := range report.Phases {
-		for _, side := range []*Side{phase.Sync, phase.Async} {
-			measured = measured || side != nil && side.Accepted > 0
-		}
-	}
-	if !measured {
-		r.invalidf("nothing was measured: no request was accepted")
-	}
-	report.Valid = len(report.InvalidReasons) == 0
-	report.Comparison = compare(report)
-	report.Insights = insights(report)
-	if report.Interrupted {
-		return report, nil
-	}
-	for _, threshold := range r.cfg.Thresholds {
-		result, err := threshold.Evaluate(report)
-		if err != nil { // Validate has checked it: only a run that measured nothing gets here
-			r.warnf("%v", err)
-			result = ThresholdResult{Expression: threshold.Expression, Metric: threshold.Metric}
-		}
-		report.Thresholds = append(report.Thresholds, result)
-	}
-	return report, nil
-}
-
 // lookUp asks what has become of requests whose callbacks are missing, and whether the
 // service holds callbacks back.
 func (r *run) lookUp(ctx context.Context, callbacks *Callbacks, missing []string) {
@@ -186,119 +149,7 @@ func (r *run) lookUp(ctx context.Context, callbacks *Callbacks, missing []string
 		if err != nil || found.Status == "" {
 			found.Status = "unknown"
 		}
-		callbacks.MissingByStatus[term.Clean(found.Status, maxNote)]++
-	}
-}
-
-// note keeps what the first error of each category said.
-func (r *run) note(a answer) {
-	if a.category == "" || a.detail == "" {
-		return
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if _, known := r.notes[a.category]; !known && len(r.notes) < maxNotes {
-		r.notes[a.category] = term.Clean(a.detail, maxNote)
-	}
-}
-
-func (r *run) invalidf(format string, args ...any) {
-	r.report.InvalidReasons = append(r.report.InvalidReasons, fmt.Sprintf(format, args...))
-}
-
-func (r *run) warnf(format string, args ...any) {
-	r.report.Warnings = append(r.report.Warnings, fmt.Sprintf(format, args...))
-}
-
-// examine decides whether a phase measured the service or the generator.
-func (r *run) examine(phase *Phase, p *running, cpu time.Duration) {
-	cores := runtime.GOMAXPROCS(0)
-	switch reason := p.stopped.Load(); {
-	case reason == nil:
-	case errors.Is(*reason, errLeftAlone):
-		r.warnf("%s: sending ended early: %v", phase.Name, *reason)
-	default:
-		r.invalidf("%s: sending ended early: %v", phase.Name, *reason)
-	}
-	if p.plan != nil {
-		own := phase.OwnLag.P99MS
-		r.report.Generator.LagP99MS = max(r.report.Generator.LagP99MS, own)
-		if reason := tooLate(own, phase); reason != "" {
-			r.invalidf("%s: %s", phase.Name, reason)
-		}
-		var planned, sent int64
-		for _, side := range []*Side{phase.Sync, phase.Async} {
-			if side != nil {
-				planned, sent = planned+side.Planned, sent+side.Sent
-			}
-		}
-		if sent < planned && p.stopped.Load() == nil {
-			r.invalidf("%s: %d of %d planned requests were never sent, because as many as allowed were in flight until %v after the end: the rate is more than the service can do, and its response times are worse than those here",
-				phase.Name, planned-sent, planned, r.cfg.Timeout)
-		}
-		if lag := phase.Lag.P99MS; lag > own+ms(latestLag) {
-			r.warnf("%s: requests waited for one of %d places in flight (p99 %.0f ms); their response times hold that wait, their service times do not", phase.Name, r.cfg.Concurrency, lag)
-		}
-		return
-	}
-	if share := cpu.Seconds() / max(phase.WallSeconds, 1) / float64(cores); share >= busyShare { // of a shorter phase it says nothing
-		r.invalidf("%s: the generator used %.0f %% of its %d cores, so it measured itself", phase.Name, 100*share, cores)
-	}
-}
-
-// tooLate judges the generator's own lateness of a phase; "": it is in time.
-func tooLate(own float64, phase *Phase) string {
-	median := 0.0
-	for _, side := range []*Side{phase.Sync, phase.Async} {
-		if side != nil && side.Response.Count > 0 && (median == 0 || side.Response.P50MS < median) {
-			median = side.Response.P50MS
-		}
-	}
-	switch {
-	case own > ms(latestLag):
-		return fmt.Sprintf("the generator itself was late: p99 %.1f ms after the planned send", own)
-	case own > ms(tolerableLag) && median > 0 && own > lagOfResponse*median:
-		return fmt.Sprintf("the generator itself was late: p99 %.1f ms after the planned send, with a median response of %.1f ms", own, median)
-	default:
-		return ""
-	}
-}
-
-// warn says what a reader has to know.
-func (r *run) warn() {
-	report := r.report
-	async := report.asksAsync()
-	if report.Generator.SharesMachine {
-		r.warnf("The service runs on the generator's machine: they compete for its cores, and the figures of a machine of its own would be better.")
-	}
-	if text := starved(report); text != "" {
-		r.warnf("%s", text)
-	}
-	if async && r.poller != nil {
-		r.warnf("No callback could reach the generator: it asked for each result with GET /requests/{id}, at most %d times a second. End-to-end times are to the poll that saw the result. The service was given callback URLs at %s, which resolve nowhere and reach nobody; its own records will show them as failed.",
-			int(time.Second/pollPace), strings.TrimPrefix(strings.TrimSuffix(pollBase, "/"), "https://"))
-	}
-	if async && r.poller == nil && r.cfg.Secret.IsZero() {
-		r.warnf("No signing secret was given: the signatures of callbacks were not checked.")
-	}
-	if offset := report.Target.ClockOffsetMS; async && offset != 0 {
-		r.warnf("The clock of the service differs from this one by %.1f ms; delivery lag is corrected by that.", offset)
-	}
-	var retried int64
-	for _, phase := range report.Phases {
-		for _, side := range []*Side{phase.Sync, phase.Async} {
-			if side != nil {
-				retried += side.Retried
-			}
-		}
-	}
-	if retried > 0 {
-		r.warnf("%d refusals (429 or 503) were waited out as the service asked; response times hold the waiting, service times do not.", retried)
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, category := range slices.Sorted(maps.Keys(r.notes)) {
-		r.warnf("The first %s: %s", category, r.notes[category])
+		callbacks.MissingByStatus[term.Clean(string(found.Status), maxNote)]++
 	}
 }
 
@@ -309,9 +160,10 @@ func (r *run) settings() Settings {
 	cfg := &r.cfg
 	settings := Settings{
 		Requests: cfg.Requests, DurationSeconds: cfg.Duration.Seconds(), Concurrency: cfg.Concurrency,
-		RatePerSecond: cfg.Rate, RampFromPerSecond: cfg.RampFrom, WarmupSeconds: cfg.Warmup.Seconds(), SyncRatio: cfg.SyncRatio,
-		Task: cfg.Task, Complexity: cfg.Complexity, TimeoutSeconds: cfg.Timeout.Seconds(), DrainSeconds: cfg.Drain.Seconds(),
-		Seed: cfg.Seed, On429: cfg.On429, Completion: "callback", Signed: !cfg.Secret.IsZero(),
+		RatePerSecond: cfg.Rate, RampFromPerSecond: cfg.RampFrom, WarmupSeconds: cfg.Warmup.Seconds(),
+		SyncRatio: cfg.SyncRatio, Task: cfg.Task, Complexity: cfg.Complexity,
+		TimeoutSeconds: cfg.Timeout.Seconds(), DrainSeconds: cfg.Drain.Seconds(), Seed: cfg.Seed,
+		On429: cfg.On429, Completion: "callback", Signed: !cfg.Secret.IsZero(),
 		SinkFailRate: cfg.Callback.Behaviour.FailRate, SinkDelaySeconds: cfg.Callback.Behaviour.Delay.Seconds(),
 	}
 	if cfg.Callback.Poll {
@@ -324,18 +176,8 @@ func (r *run) settings() Settings {
 // any. The function it returns closes it and waits until that has happened.
 func (r *run) openInbox(ctx context.Context) (func(), error) {
 	cfg := &r.cfg
-	// A callback may hold the data that was sent, and another JSON library may write all of it as \u escapes,
-	// which are six bytes each.
-	receiver := ReceiverConfig{
-		Secret: cfg.Secret, Behaviour: cfg.Callback.Behaviour, MaxBody: defaultMaxBody + 6*int64(len(cfg.Data)),
-	}
-	inbox, err := newInbox(receiver, cfg.Seed,
+	r.inbox = newInbox(time.Duration(r.report.Target.ClockOffsetMS*float64(time.Millisecond)),
 		func(at time.Time) time.Duration { return at.Sub(r.began) })
-	if err != nil {
-		return nil, err
-	}
-	inbox.offset = time.Duration(r.report.Target.ClockOffsetMS * float64(time.Millisecond))
-	r.inbox = inbox
 	if cfg.Callback.Poll {
 		r.poller = newPoller()
 		return func() {}, nil
@@ -354,22 +196,21 @@ func (r *run) openInbox(ctx context.Context) (func(), error) {
 		}
 	}
 	r.report.Settings.CallbackURL = strings.TrimRight(base, "/")
-	server := &http.Server{
-		Handler: inbox, ReadHeaderTimeout: probeTimeout,
-		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError), // what a stranger sends wrong is counted, not printed
+	// A callback may hold the data that was sent, and another JSON library may write all of it as \u escapes,
+	// which are six bytes each.
+	callbacks, err := receiver.New(receiver.Config{
+		Secret: cfg.Secret, Behaviour: cfg.Callback.Behaviour, Seed: cfg.Seed, Count: r.inbox.count,
+		MaxBody: receiver.DefaultMaxBody + 6*int64(len(cfg.Data)),
+	})
+	if err != nil {
+		return nil, errors.Join(err, listener.Close())
 	}
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		_ = server.Serve(listener) // ends when the server is closed
-	}()
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var served sync.WaitGroup
+	served.Go(func() { _ = receiver.Serve(serving, listener, callbacks) }) // without it callbacks are missing
 	return func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
-		defer cancel()
-		if err := server.Shutdown(ctx); err != nil {
-			_ = server.Close() // what is left hangs on purpose
-		}
-		<-served
+		stop()
+		served.Wait()
 	}, nil
 }
 
@@ -403,7 +244,8 @@ func (r *run) reachable(ctx context.Context, listening net.Addr) (string, error)
 	}
 	conn, err := (&net.Dialer{Timeout: probeTimeout}).DialContext(ctx, "udp", net.JoinHostPort(u.Hostname(), port))
 	if err != nil {
-		return "", &StartError{fmt.Errorf("find the address that the service can call: %w", err), "give it with --callback-url"}
+		err = fmt.Errorf("find the address that the service can call: %w", err)
+		return "", &StartError{err, "give it with --callback-url"}
 	}
 	defer conn.Close()
 	host, _, err := net.SplitHostPort(conn.LocalAddr().String())

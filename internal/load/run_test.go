@@ -18,6 +18,7 @@ import (
 
 	"tandem"
 	"tandem/internal/load"
+	"tandem/internal/receiver"
 )
 
 // TestCallbacksAreCountedExactly: 7 % of the callbacks never come, 3 % come twice, one is forged.
@@ -114,7 +115,7 @@ func TestNoCallbacks(t *testing.T) {
 		t.Errorf("thresholds: %+v, want one that fails with 30", report.Thresholds)
 	}
 	var text strings.Builder
-	if err := load.WriteTable(&text, report); err != nil {
+	if err := load.WriteText(&text, report); err != nil {
 		t.Fatal(err)
 	}
 	if !strings.Contains(text.String(), "missing") {
@@ -371,7 +372,7 @@ func TestMisbehavingReceiver(t *testing.T) {
 	f := (&fake{callbacks: func(int64) int { return 20 }, breaker: load.BreakerHalfOpen}).start(t)
 	report := f.run(t, load.Config{
 		Phases: []string{load.PhaseAsync}, Requests: 20, Drain: 10 * time.Second,
-		Callback: load.CallbackConfig{Behaviour: load.Behaviour{FailRate: 0.5}},
+		Callback: load.CallbackConfig{Behaviour: receiver.Behaviour{FailRate: 0.5}},
 	})
 	got := report.Phases[0].Callbacks
 	if got.Delivered != 20 || got.Missing != 0 || got.Misbehaved == 0 {

@@ -2,6 +2,7 @@ package load_test
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"go/ast"
@@ -66,7 +67,7 @@ func comments(t *testing.T) map[string]string {
 		found[spec.Name.Name] = oneLine(declaration.Doc)
 		if fields, ok := spec.Type.(*ast.StructType); ok {
 			for _, field := range fields.Fields.List {
-				found[spec.Name.Name+"."+field.Names[0].Name] = oneLine(field.Comment)
+				found[spec.Name.Name+"."+field.Names[0].Name] = oneLine(cmp.Or(field.Doc, field.Comment))
 			}
 		}
 		return false
@@ -134,7 +135,7 @@ func object(t *testing.T, of reflect.Type, texts map[string]string, definitions 
 			property["description"] = text
 		}
 		properties[name] = property
-		if options != "omitempty" {
+		if options != "omitzero" {
 			required = append(required, name)
 		}
 	}
@@ -274,7 +275,7 @@ func TestSchemaAcceptsRuns(t *testing.T) {
 				t.Error(err)
 			}
 			var text bytes.Buffer
-			if err := load.WriteTable(&text, r); err != nil {
+			if err := load.WriteText(&text, r); err != nil {
 				t.Error(err)
 			}
 			fits(t, text.String())
@@ -365,7 +366,7 @@ func FuzzDecodeReport(f *testing.F) {
 			return
 		}
 		var shown bytes.Buffer
-		if err := load.WriteTable(&shown, r); err != nil {
+		if err := load.WriteText(&shown, r); err != nil {
 			t.Fatal(err)
 		}
 		fits(t, shown.String())

@@ -2,6 +2,7 @@ package load
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -12,10 +13,13 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"tandem"
+	"tandem/internal/receiver"
 	"tandem/internal/term"
 )
 
@@ -106,14 +110,29 @@ func (s *service) get(ctx context.Context, path string) (status int, header http
 	return res.StatusCode, res.Header, body, nil
 }
 
-// probe asks the service who it is and what time it has.
+// read asks for a page beside the load that is JSON.
+func (s *service) read(ctx context.Context, path string, into any) (http.Header, error) {
+	status, header, body, err := s.get(ctx, path)
+	switch {
+	case err != nil:
+		return nil, err
+	case status != http.StatusOK:
+		return header, fmt.Errorf("%s answered %d", path, status)
+	}
+	if err := json.Unmarshal(body, into); err != nil {
+		return header, fmt.Errorf("%s: %w", path, err)
+	}
+	return header, nil
+}
+
+// probe asks the service for its version and its time.
 func (s *service) probe(ctx context.Context, target *Target) error {
 	best := time.Duration(-1)
 	for range probes {
 		var health struct {
-			Status    string  `json:"status"`
-			Timestamp anyTime `json:"timestamp"`
-			Version   string  `json:"version"`
+			Status    string        `json:"status"`
+			Timestamp receiver.Time `json:"timestamp"`
+			Version   string        `json:"version"`
 		}
 		asked := time.Now()
 		status, _, body, err := s.get(ctx, "/healthz")
@@ -124,10 +143,11 @@ func (s *service) probe(ctx context.Context, target *Target) error {
 		if status == http.StatusUnauthorized || status == http.StatusForbidden {
 			return &StartError{fmt.Errorf("%s/healthz answered %d", s.base, status), "give a key with --api-key"}
 		}
-		if err := json.Unmarshal(body, &health); err != nil || status != http.StatusOK || health.Version == "" || health.Timestamp.IsZero() {
+		err = json.Unmarshal(body, &health)
+		if err != nil || status != http.StatusOK || health.Version == "" || health.Timestamp.IsZero() {
 			return &StartError{
-				fmt.Errorf("%s is not a tandem service: GET /healthz answered %d without a version and a timestamp", s.base, status),
-				"give the base URL of the API, such as http://127.0.0.1:8000",
+				fmt.Errorf("%s is not a tandem service: GET /healthz answered %d without a version and a timestamp",
+					s.base, status), "give the base URL of the API, such as http://127.0.0.1:8000",
 			}
 		}
 		target.Version = term.Clean(health.Version, maxNote)
@@ -145,12 +165,8 @@ func (s *service) probe(ctx context.Context, target *Target) error {
 		}
 		target.ClockOffsetMS = float64(offset) / float64(time.Millisecond)
 	}
-	var stats struct {
-		System struct {
-			Mode string `json:"mode"`
-		} `json:"system"`
-	}
-	if status, _, body, err := s.get(ctx, "/stats"); err == nil && status == http.StatusOK && json.Unmarshal(body, &stats) == nil {
+	var stats stats
+	if _, err := s.read(ctx, "/stats", &stats); err == nil {
 		target.Mode = term.Clean(stats.System.Mode, maxNote)
 	}
 	_, err := s.vitals(ctx)
@@ -158,19 +174,28 @@ func (s *service) probe(ctx context.Context, target *Target) error {
 	return nil
 }
 
+// stats is what a run reads in /stats.
+type stats struct {
+	System struct {
+		Mode string `json:"mode"`
+	} `json:"system"`
+	Callbacks struct {
+		Domains map[string]struct {
+			State string `json:"state"`
+		} `json:"domains"`
+	} `json:"callback_service"`
+}
+
 // unreachable explains why a service cannot be reached.
 func (s *service) unreachable(err error) error {
 	hint := "is the service running, and is the address right? See `tandem serve`"
-	var certificate *tls.CertificateVerificationError
-	var authority x509.UnknownAuthorityError
-	var record tls.RecordHeaderError
-	var dns *net.DNSError
 	switch {
-	case errors.As(err, &certificate), errors.As(err, &authority):
+	case errors.As(err, new(*tls.CertificateVerificationError)), errors.As(err, new(x509.UnknownAuthorityError)):
 		hint = "its certificate is not trusted by this machine"
-	case errors.As(err, &record), strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
+	case errors.As(err, new(tls.RecordHeaderError)),
+		strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
 		hint = "it does not speak TLS: try http:// instead of https://"
-	case errors.As(err, &dns):
+	case errors.As(err, new(*net.DNSError)):
 		hint = "the name is not known: check the URL"
 	}
 	if asked, ok := errors.AsType[*url.Error](err); ok {
@@ -213,55 +238,37 @@ func sample(page []byte, name string) (float64, bool) {
 	return 0, false
 }
 
-// breaker asks for the state of the service's circuit breaker for a receiver; "": it does not tell.
+// breaker asks for the state of the service's circuit breaker for a receiver; "": unknown.
 func (s *service) breaker(ctx context.Context, receiver string) string {
 	u, err := url.Parse(receiver)
 	if err != nil {
 		return ""
 	}
-	port := u.Port()
-	if port == "" {
-		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
-	}
-	var stats struct {
-		Callbacks struct {
-			Domains map[string]struct {
-				State string `json:"state"`
-			} `json:"domains"`
-		} `json:"callback_service"`
-	}
-	status, _, body, err := s.get(ctx, "/stats")
-	if err != nil || status != http.StatusOK || json.Unmarshal(body, &stats) != nil {
+	port := cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
+	var stats stats
+	if _, err := s.read(ctx, "/stats", &stats); err != nil {
 		return ""
 	}
-	switch state := stats.Callbacks.Domains[strings.ToLower(net.JoinHostPort(u.Hostname(), port))].State; state {
-	case BreakerClosed, BreakerOpen, BreakerHalfOpen:
-		return state
-	default:
+	state := stats.Callbacks.Domains[strings.ToLower(net.JoinHostPort(u.Hostname(), port))].State
+	if !slices.Contains([]string{BreakerClosed, BreakerOpen, BreakerHalfOpen}, state) {
 		return ""
 	}
+	return state
 }
 
-// lookup asks what has become of a request.
-func (s *service) lookup(ctx context.Context, id string) (found lookedUp, again time.Duration, err error) {
-	status, header, body, err := s.get(ctx, "/requests/"+url.PathEscape(id))
-	if err != nil {
-		return lookedUp{}, 0, err
-	}
-	again = retryAfter(header, time.Now())
-	if status != http.StatusOK {
-		return lookedUp{}, again, fmt.Errorf("/requests/%s answered %d", id, status)
-	}
-	if err := json.Unmarshal(body, &found); err != nil {
-		return lookedUp{}, again, fmt.Errorf("/requests/%s: %w", id, err)
-	}
-	return found, again, nil
-}
-
-// lookedUp is what a run wants to know of a request in the history.
+// lookedUp is what a run reads of a request in the history.
 type lookedUp struct {
-	Status           string  `json:"status"`
-	ProcessingTimeMS float64 `json:"processing_time_ms"`
+	Status           tandem.Status `json:"status"`
+	ProcessingTimeMS float64       `json:"processing_time_ms"`
+}
+
+// lookup asks for the status of a request, and when to ask again.
+func (s *service) lookup(ctx context.Context, id string) (found lookedUp, again time.Duration, err error) {
+	header, err := s.read(ctx, "/requests/"+url.PathEscape(id), &found)
+	if err != nil {
+		found = lookedUp{}
+	}
+	return found, retryAfter(header, time.Now()), err
 }
 
 // retryAfter reads how long a service asks to be left alone; 0: it does not say.

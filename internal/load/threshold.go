@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"tandem/internal/term"
 )
 
 // Threshold is a bound on one metric of a report, such as async.accept.p99<10ms.
@@ -27,16 +29,20 @@ const maxThreshold = 100
 // threshold is name, operator, number and unit.
 var threshold = regexp.MustCompile(`^\s*([a-z0-9_.]+)\s*(<=|>=|==|<|>)\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zµ%/]*)\s*$`)
 
-// scales says what a number is multiplied by to be in the unit of the metric:
-// :: unit of the metric → unit as written → factor. Times need a unit, because
-// there are three that everybody means.
-var scales = map[string]map[string]float64{
-	UnitMilliseconds: {"us": 1e-3, "µs": 1e-3, "ms": 1, "s": 1e3},
-	UnitPerSecond:    {"": 1, "/s": 1},
-	UnitPercent:      {"": 1, "%": 1},
-	UnitCount:        {"": 1},
-	UnitCores:        {"": 1},
-	UnitMegabytes:    {"mb": 1, "gb": 1e3},
+// units say how a bound on a metric is written. Times need a unit, because there are three that everybody means.
+// :: unit of the metric → its name, an example, and the factor of each unit that may be written
+var units = map[string]struct {
+	name, example string // %[1]s is the number
+	factors       map[string]float64
+}{
+	UnitMilliseconds: {
+		"time", "%[1]sms, %[1]sus or %[1]ss", map[string]float64{"us": 1e-3, "µs": 1e-3, "ms": 1, "s": 1e3},
+	},
+	UnitPerSecond: {"requests per second", "%[1]s", map[string]float64{"": 1, "/s": 1}},
+	UnitPercent:   {"percent", "%[1]s%%", map[string]float64{"": 1, "%": 1}},
+	UnitCount:     {"whole requests", "%[1]s", map[string]float64{"": 1}},
+	UnitCores:     {"cores", "%[1]s", map[string]float64{"": 1}},
+	UnitMegabytes: {"megabytes", "%[1]smb", map[string]float64{"mb": 1, "gb": 1e3}},
 }
 
 // ParseThreshold reads an expression: a metric, an operator (<, <=, >, >=, ==)
@@ -44,49 +50,34 @@ var scales = map[string]map[string]float64{
 func ParseThreshold(text string) (Threshold, error) {
 	parts := threshold.FindStringSubmatch(text)
 	if len(text) > maxThreshold || parts == nil {
-		return Threshold{}, fmt.Errorf("threshold %.100q: want a metric, <, <=, >, >= or ==, and a number, such as %s", text, ThresholdSyntax)
+		return Threshold{}, fmt.Errorf("threshold %.100q: want a metric, <, <=, >, >= or ==, and a number, such as %s",
+			text, ThresholdSyntax)
 	}
-	name, operator, number, unit := parts[1], parts[2], parts[3], parts[4]
+	name, operator, number := parts[1], parts[2], parts[3]
 	metricUnit, ok := metricUnit(name)
 	if !ok {
-		return Threshold{}, fmt.Errorf("threshold %q: there is no metric %s; did you mean %s?", text, name, near(name, metricNames(nil)))
+		return Threshold{}, fmt.Errorf("threshold %q: there is no metric %s; did you mean %s?",
+			text, name, near(name, metricNames(nil)))
 	}
-	factor, ok := scales[metricUnit][unit]
+	unit := units[metricUnit]
+	factor, ok := unit.factors[parts[4]]
 	if !ok {
-		return Threshold{}, fmt.Errorf("threshold %q: %s is measured in %s; write %s", text, name, unitNames[metricUnit], unitExample(metricUnit, number))
+		return Threshold{}, fmt.Errorf("threshold %q: %s is measured in %s; write %s",
+			text, name, unit.name, fmt.Sprintf(unit.example, number))
 	}
 	value, err := strconv.ParseFloat(number, 64)
 	if err != nil || math.IsInf(value*factor, 0) {
 		return Threshold{}, fmt.Errorf("threshold %q: %s is too large a number", text, number)
 	}
-	return Threshold{Expression: strings.TrimSpace(text), Metric: name, Operator: operator, Value: value * factor}, nil
-}
-
-// unitNames are the units in words.
-var unitNames = map[string]string{
-	UnitMilliseconds: "time", UnitPerSecond: "requests per second", UnitPercent: "percent",
-	UnitCount: "whole requests", UnitCores: "cores", UnitMegabytes: "megabytes",
-}
-
-// unitExample writes a number in a unit of a metric.
-func unitExample(unit, number string) string {
-	switch unit {
-	case UnitMilliseconds:
-		return number + "ms, " + number + "us or " + number + "s"
-	case UnitPercent:
-		return number + "%"
-	case UnitMegabytes:
-		return number + "mb"
-	default:
-		return number
-	}
+	return Threshold{strings.TrimSpace(text), name, operator, value * factor}, nil
 }
 
 // Check reports a threshold that a run of these phases cannot measure; none means all phases.
 func (t Threshold) Check(phases []string) error {
 	names := metricNames(phases)
 	if !slices.Contains(names, t.Metric) {
-		return fmt.Errorf("threshold %q: this run has no %s; did you mean %s?", t.Expression, t.Metric, near(t.Metric, names))
+		return fmt.Errorf("threshold %q: this run has no %s; did you mean %s?",
+			t.Expression, t.Metric, near(t.Metric, names))
 	}
 	return nil
 }
@@ -107,13 +98,19 @@ func (t Threshold) Evaluate(r *Report) (ThresholdResult, error) {
 		return ThresholdResult{}, err
 	}
 	unit, _ := metricUnit(t.Metric)
-	result := ThresholdResult{Expression: t.Expression, Metric: t.Metric, Unit: unit}
-	for _, metric := range Metrics(r) {
-		if metric.Name == t.Metric {
-			result.Measured, result.Value, result.Pass = true, metric.Value, t.holds(metric.Value)
-		}
+	metric, ok := figuresOf(r)[t.Metric]
+	return ThresholdResult{
+		Expression: t.Expression, Metric: t.Metric, Unit: unit,
+		Measured: ok, Value: metric.Value, Pass: ok && t.holds(metric.Value),
+	}, nil
+}
+
+// Shown is what was measured, for people.
+func (t ThresholdResult) Shown() string {
+	if !t.Measured {
+		return "nothing was measured"
 	}
-	return result, nil
+	return Metric{Unit: t.Unit, Value: t.Value}.show()
 }
 
 // holds reports whether a value is within the bound.
@@ -132,33 +129,14 @@ func (t Threshold) holds(value float64) bool {
 	}
 }
 
-// near lists the three names that are the fewest keystrokes away.
+// near lists the three names that are the fewest keystrokes away; first the same in another phase.
 func near(name string, names []string) string {
-	names = slices.Clone(names)
-	slices.SortStableFunc(names, func(a, b string) int { return cmp.Compare(distance(name, a), distance(name, b)) })
-	return strings.Join(names[:min(3, len(names))], ", ")
-}
-
-// distance counts the keystrokes between two names (Levenshtein).
-func distance(a, b string) int {
-	if strings.HasSuffix(b, "."+a) {
-		return 1 // the same in another phase
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := diagonal
-			if a[i] != b[j] {
-				change++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, row[j]+1, row[j+1]+1)
+	typos := func(other string) int {
+		if strings.HasSuffix(other, "."+name) {
+			return 1
 		}
+		return term.Typos(name, other)
 	}
-	return row[len(b)]
+	names = slices.SortedStableFunc(slices.Values(names), func(a, b string) int { return cmp.Compare(typos(a), typos(b)) })
+	return strings.Join(names[:min(3, len(names))], ", ")
 }

@@ -13,26 +13,26 @@ import (
 	"tandem/internal/limit"
 )
 
-// access says who may use a route of a server that has API keys.
-type access int
+// Access says who may use a route of a server that has API keys.
+type Access int
 
 // The kinds of access. The zero value is the strictest, so that a new line of the table is not
 // open to everybody because nobody thought about it.
 const (
-	forAdmins    access = iota // keys with the scope admin
-	forReaders                 // keys with the scope read (or admin, who sees everything)
-	forCallers                 // keys with the scope submit
-	forEverybody               // no key is asked for
+	ForAdmins    Access = iota // keys with the scope admin
+	ForReaders                 // keys with the scope read (or admin, who sees everything)
+	ForCallers                 // keys with the scope submit
+	ForEverybody               // no key is asked for
 )
 
 // scope is what a key needs for a route; "": nothing.
-func (a access) scope() tandem.Scope {
+func (a Access) scope() tandem.Scope {
 	switch a {
-	case forEverybody:
+	case ForEverybody:
 		return ""
-	case forCallers:
+	case ForCallers:
 		return tandem.ScopeSubmit
-	case forReaders:
+	case ForReaders:
 		return tandem.ScopeRead
 	default:
 		return tandem.ScopeAdmin
@@ -48,7 +48,7 @@ const (
 
 // authorized lets through to next who has a key with the scope. It comes before the rate limit,
 // which goes by key, and before anything of the body is read.
-func (s *server) authorized(who access, next handler) handler {
+func (s *server) authorized(who Access, next Handler) Handler {
 	scope := who.scope()
 	if s.cfg.Keys == nil || scope == "" {
 		return next

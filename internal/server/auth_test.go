@@ -16,21 +16,22 @@ import (
 
 	"tandem"
 	"tandem/internal/engine"
+	"tandem/internal/keys"
 	"tandem/internal/limit"
 	"tandem/internal/server"
 	"tandem/internal/store"
 )
 
 // withKeys is a service that asks for API keys, and its keys.
-func withKeys(t testing.TB, change func(*setup)) (*service, *store.Keys) {
+func withKeys(t testing.TB, change func(*setup)) (*service, *keys.Keys) {
 	t.Helper()
 	return withKeysIn(t, filepath.Join(t.TempDir(), "tandem.db"), change)
 }
 
 // withKeysIn is withKeys with a database of the test's choice.
-func withKeysIn(t testing.TB, url string, change func(*setup)) (*service, *store.Keys) {
+func withKeysIn(t testing.TB, url string, change func(*setup)) (*service, *keys.Keys) {
 	t.Helper()
-	keys, err := store.OpenKeys(t.Context(), store.KeysConfig{URL: url, Create: true, Log: slog.New(slog.DiscardHandler)})
+	keys, err := keys.Open(t.Context(), store.HandleConfig{URL: url, Create: true, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,9 +49,9 @@ func withKeysIn(t testing.TB, url string, change func(*setup)) (*service, *store
 	return svc, keys
 }
 
-func newKey(t testing.TB, keys *store.Keys, name string, scopes ...tandem.Scope) store.Made {
+func newKey(t testing.TB, k *keys.Keys, name string, scopes ...tandem.Scope) keys.Made {
 	t.Helper()
-	made, err := keys.Create(t.Context(), store.NewKey{Name: name, Scopes: scopes})
+	made, err := k.Create(t.Context(), keys.NewKey{Name: name, Scopes: scopes})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +59,7 @@ func newKey(t testing.TB, keys *store.Keys, name string, scopes ...tandem.Scope)
 }
 
 // bearer is the header of a token.
-func bearer(made store.Made) string { return "Authorization: Bearer " + made.Token.Reveal() }
+func bearer(made keys.Made) string { return "Authorization: Bearer " + made.Token.Reveal() }
 
 // access is the decision for every route. A new one fails TestAccessOfRoutes until it is here.
 // :: scope → routes
@@ -76,7 +77,7 @@ var access = map[tandem.Scope][]string{
 func TestAccessOfRoutes(t *testing.T) {
 	t.Parallel()
 	got := map[tandem.Scope][]string{}
-	for _, rt := range server.Routes() {
+	for _, rt := range server.Routes(sample(t).API()) {
 		got[rt.Scope] = append(got[rt.Scope], rt.Method+" "+rt.Path)
 	}
 	sorted := cmp.Transformer("sorted", func(list []string) []string { return slices.Sorted(slices.Values(list)) })
@@ -97,16 +98,17 @@ var bodies = map[string]string{
 // TestAccess asks every route, as the table has it, with every kind of key.
 func TestAccess(t *testing.T) {
 	t.Parallel()
-	svc, keys := withKeys(t, nil)
-	good := newKey(t, keys, "all", tandem.Scopes...)
-	revoked, rotated := newKey(t, keys, "revoked", tandem.Scopes...), newKey(t, keys, "rotated", tandem.Scopes...)
-	if _, err := keys.Revoke(t.Context(), "revoked"); err != nil {
+	svc, k := withKeys(t, nil)
+	good := newKey(t, k, "all", tandem.Scopes...)
+	revoked, rotated := newKey(t, k, "revoked", tandem.Scopes...), newKey(t, k, "rotated", tandem.Scopes...)
+	if _, err := k.Revoke(t.Context(), "revoked"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := keys.Rotate(t.Context(), "rotated", tandem.NewToken(), 0); err != nil {
+	if _, err := k.Rotate(t.Context(), "rotated", tandem.NewToken(), 0); err != nil {
 		t.Fatal(err)
 	}
-	expired, err := keys.Create(t.Context(), store.NewKey{Name: "expired", Scopes: tandem.Scopes, ExpiresAt: time.Now().Add(50 * time.Millisecond)})
+	expired, err := k.Create(t.Context(), keys.NewKey{Name: "expired", Scopes: tandem.Scopes,
+		ExpiresAt: time.Now().Add(50 * time.Millisecond)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,13 +134,13 @@ func TestAccess(t *testing.T) {
 		{"revoked", bearer(revoked), wrong, nil},
 		{"rotated away", bearer(rotated), wrong, nil},
 		{"expired", bearer(expired), wrong, nil},
-		{"submit", bearer(newKey(t, keys, "submit", "submit")), "", []tandem.Scope{"submit"}},
-		{"read", bearer(newKey(t, keys, "read", "read")), "", []tandem.Scope{"read"}},
-		{"admin", bearer(newKey(t, keys, "admin", "admin")), "", []tandem.Scope{"admin", "read"}},
+		{"submit", bearer(newKey(t, k, "submit", "submit")), "", []tandem.Scope{"submit"}},
+		{"read", bearer(newKey(t, k, "read", "read")), "", []tandem.Scope{"read"}},
+		{"admin", bearer(newKey(t, k, "admin", "admin")), "", []tandem.Scope{"admin", "read"}},
 		{"all", bearer(good), "", tandem.Scopes},
 		{"all, in other letters", "Authorization: bEARER " + token, "", tandem.Scopes},
 	} {
-		for _, rt := range server.Routes() {
+		for _, rt := range server.Routes(sample(t).API()) {
 			path := strings.NewReplacer("{id}", id, "{code}", "INVALID_JSON", "{file}", "docs.js").Replace(rt.Path)
 			headers := []string{c.header, "webhook-id: a"}
 			methods := []string{rt.Method}
@@ -189,12 +191,12 @@ func requestID(t testing.TB, a answer) string {
 // from what does not exist.
 func TestTenants(t *testing.T) {
 	t.Parallel()
-	svc, keys := withKeys(t, nil)
-	a, b := newKey(t, keys, "a", "submit", "read"), newKey(t, keys, "b", "submit", "read")
-	admin := newKey(t, keys, "admin", "admin")
+	svc, k := withKeys(t, nil)
+	a, b := newKey(t, k, "a", "submit", "read"), newKey(t, k, "b", "submit", "read")
+	admin := newKey(t, k, "admin", "admin")
 	own := map[string][]string{} // :: key → its requests
 	batches := map[string]string{}
-	for _, made := range []store.Made{a, b} {
+	for _, made := range []keys.Made{a, b} {
 		for _, path := range []string{"/sync", "/async"} {
 			own[made.Key.ID] = append(own[made.Key.ID], requestID(t, svc.do(http.MethodPost, path, bodies[path], bearer(made))))
 		}
@@ -213,7 +215,7 @@ func TestTenants(t *testing.T) {
 		Count       int               `json:"count"`
 		Submissions []submissionEntry `json:"submissions"`
 	}
-	for _, pair := range [][2]store.Made{{a, b}, {b, a}} {
+	for _, pair := range [][2]keys.Made{{a, b}, {b, a}} {
 		me, other := pair[0], pair[1]
 		for _, id := range own[other.Key.ID] {
 			mine := svc.do(http.MethodGet, "/requests/"+own[me.Key.ID][0], "", bearer(me))
@@ -329,7 +331,7 @@ func TestDocumentSaysWhatKeysAreFor(t *testing.T) {
 		} `json:"paths"`
 	}
 	svc.get("/openapi.json").decode(t, &doc)
-	for _, rt := range server.Routes() {
+	for _, rt := range server.Routes(sample(t).API()) {
 		if rt.ID == "" {
 			continue
 		}

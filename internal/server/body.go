@@ -31,7 +31,7 @@ const (
 	contentTypeKey = "Content-Type"
 )
 
-// reader reads the bodies of orders and submissions in one pass and without
+// reader reads the bodies of orders in one pass and without
 // reflection. It checks form only; that a callback URL may be called is the
 // engine's business.
 type reader struct {
@@ -50,8 +50,14 @@ type scratch struct {
 // fields are the members of a body that mean something, as found: slices of
 // the body, nil when missing or null.
 type fields struct {
-	data, complexity, task, callbackURL []byte // of orders
-	firstName, lastName, submissions    []byte // of submissions
+	data, complexity, task, callbackURL []byte   // of orders
+	more                                []member // of what an application takes
+}
+
+// member is a member of an object. Its name is in quotes, its value nil when missing or null.
+type member struct {
+	name  string
+	value []byte
 }
 
 func newReader(maxData int64, maxDepth int, tasks []string) *reader {
@@ -137,8 +143,8 @@ func tooLarge(format string, args ...any) error {
 var byteOrderMark = []byte("\uFEFF")
 
 // members finds the members of the body in the buffer, which must be an object. They
-// are good for as long as the scratch is.
-func (s *scratch) members() (fields, error) {
+// are good for as long as the scratch is. names are those that mean something beside the members of orders.
+func (s *scratch) members(names ...string) (fields, error) {
 	if bytes.HasPrefix(s.buf.Bytes(), byteOrderMark) {
 		s.buf.Next(len(byteOrderMark))
 	}
@@ -147,7 +153,7 @@ func (s *scratch) members() (fields, error) {
 		return fields{}, tandem.Errorf(tandem.CodeInvalidJSON, "The body is empty. Send a JSON object.")
 	}
 	s.dec.Reset(&s.buf)
-	found, isObject, err := scan(&s.dec, body)
+	found, isObject, err := scan(&s.dec, body, names...)
 	switch {
 	case err != nil:
 		return fields{}, diagnose(body, err)
@@ -173,7 +179,10 @@ func (b *reader) parse(s *scratch, async bool) (engine.Order, error) {
 // that it is not JSON, repeats a name, holds invalid UTF-8 or nests too
 // deeply, and diagnose tells which. Values are sliced from body by offset, because
 // what the decoder returns is valid only until its next read.
-func scan(dec *jsontext.Decoder, body []byte) (found fields, isObject bool, err error) {
+func scan(dec *jsontext.Decoder, body []byte, names ...string) (found fields, isObject bool, err error) {
+	for _, name := range names {
+		found.more = append(found.more, member{name: `"` + name + `"`})
+	}
 	isObject = dec.PeekKind() == '{'
 	if !isObject {
 		if err := dec.SkipValue(); err != nil {
@@ -238,15 +247,13 @@ func (f *fields) member(name []byte) *[]byte {
 		return &f.task
 	case `"callback_url"`:
 		return &f.callbackURL
-	case `"firstName"`:
-		return &f.firstName
-	case `"lastName"`:
-		return &f.lastName
-	case `"submissions"`:
-		return &f.submissions
-	default:
-		return nil
 	}
+	for i := range f.more {
+		if f.more[i].name == string(name) {
+			return &f.more[i].value
+		}
+	}
+	return nil
 }
 
 // diagnose tells why the strict decoder refused a body, by reading it again

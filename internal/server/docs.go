@@ -76,11 +76,11 @@ var assets = map[string]asset{
 }
 
 // page is the route of a page of documentation.
-func page(path, id, name string, html []byte) route {
-	return route{
-		method: http.MethodGet, path: path, id: id, tag: tagPages, summary: "This document, for people (" + name + ")",
-		status: http.StatusOK, media: mediaHTML, access: forEverybody,
-		handle: func(w http.ResponseWriter, _ *http.Request) error { return writePage(w, docsPolicy, html) },
+func page(path, id, name string, html []byte) Route {
+	return Route{
+		Method: http.MethodGet, Path: path, ID: id, Tag: tagPages, Summary: "This document, for people (" + name + ")",
+		Status: http.StatusOK, Media: mediaHTML, Access: ForEverybody,
+		Handle: func(w http.ResponseWriter, _ *http.Request) error { return writePage(w, docsPolicy, html) },
 	}
 }
 

@@ -10,15 +10,15 @@ import (
 	"strings"
 )
 
-// revalidate lets whoever asked keep an answer, but use it only after asking
+// revalidate lets the caller keep an answer, but use it only after asking
 // whether it still holds. A proxy keeps none: it may serve others.
 var revalidate = []string{"private, no-cache"}
 
-// conditional adapts a handler whose answer people ask for again and again. It
-// carries an entity tag, and whoever names that tag in If-None-Match is told in a
+// Conditional adapts a handler whose answer people ask for again and again. It
+// carries an entity tag, and a caller that names that tag in If-None-Match is told in a
 // few bytes that nothing has changed. The answer is made anew every time and only
 // then compared: no cache is involved, so a 304 is never stale.
-func conditional[T any](answer func(*http.Request) (T, error), tag func(reply T, body []byte) (string, error)) handler {
+func Conditional[T any](answer func(*http.Request) (T, error), tag func(reply T, body []byte) (string, error)) Handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		reply, err := answer(r)
 		if err != nil {

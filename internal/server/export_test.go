@@ -13,31 +13,12 @@ import (
 
 // ParseOrder reads a body with the defaults of Config, without a connection.
 func ParseOrder(body string, async bool) (engine.Order, error) {
-	b := newReader(defaultMaxData, defaultMaxDepth, []string{"compute", "echo", "sleep"})
+	b := newReader(DefaultData, DefaultDepth, []string{"compute", "echo", "sleep"})
 	s := b.pool.Get().(*scratch)
 	if _, err := s.buf.ReadFrom(strings.NewReader(body)); err != nil {
 		return engine.Order{}, err
 	}
 	return b.parse(s, async)
-}
-
-// ParseNames reads the body of a submission, or of a batch of them, and returns all names.
-func ParseNames(body string, batch bool) ([]string, error) {
-	s := new(scratch)
-	s.buf.WriteString(body)
-	var people []person
-	var err error
-	if batch {
-		people, err = s.people()
-	} else {
-		people = make([]person, 1)
-		people[0], err = s.person()
-	}
-	var names []string
-	for _, p := range people {
-		names = append(names, p.FirstName, p.LastName)
-	}
-	return names, err
 }
 
 // PrefersHTML reports whether the lines of an Accept header like HTML better than JSON.

@@ -13,9 +13,10 @@ import (
 	"time"
 
 	"tandem"
-	"tandem/internal/engine"
-	"tandem/internal/store"
+	"tandem/internal/keys"
+	"tandem/internal/receiver"
 	"tandem/internal/tandemtest"
+	"tandem/internal/work"
 )
 
 // databases are where two keys share a service.
@@ -48,9 +49,9 @@ func oneKeyDelaysNoOther(t *testing.T, database, much, little string) {
 	end := make(chan struct{})    // a value ends one piece of work of the first key
 	served := make(chan struct{}) // closed when the second key's work runs
 	var running atomic.Int64
-	svc, keys := withKeysIn(t, database, func(s *setup) {
+	svc, k := withKeysIn(t, database, func(s *setup) {
 		s.engine.Workers = slots
-		s.engine.Tasks = []engine.Task{{Name: "count", Lane: store.LaneCPU, Run: func(
+		s.engine.Tasks = []work.Task{{Name: "count", Class: work.CPU, Run: work.JSON(func(
 			ctx context.Context, data json.RawMessage, _ int,
 		) (json.RawMessage, error) {
 			if string(data) == `{"much":false}` {
@@ -64,13 +65,13 @@ func oneKeyDelaysNoOther(t *testing.T, database, much, little string) {
 			case <-ctx.Done():
 				return nil, context.Cause(ctx)
 			}
-		}}}
+		})}}
 	})
-	first, second := newKey(t, keys, "first", "submit", "read"), newKey(t, keys, "second", "submit", "read")
+	first, second := newKey(t, k, "first", "submit", "read"), newKey(t, k, "second", "submit", "read")
 	var clients sync.WaitGroup
 	defer clients.Wait()
 	defer close(end)
-	ask := func(path string, key store.Made, more bool) {
+	ask := func(path string, key keys.Made, more bool) {
 		clients.Go(func() {
 			body := fmt.Sprintf(`{"task":"count","data":{"much":%t}`, more)
 			want := http.StatusOK
@@ -82,7 +83,7 @@ func oneKeyDelaysNoOther(t *testing.T, database, much, little string) {
 			}
 		})
 	}
-	known := func(key store.Made) (n int) {
+	known := func(key keys.Made) (n int) {
 		var page []tandem.Request
 		svc.do(http.MethodGet, "/requests?limit=100", "", bearer(key)).decode(t, &page)
 		return len(page)
@@ -116,11 +117,11 @@ func TestHangingReceiversOfOneKeyDelayNoOther(t *testing.T) {
 			const deliveries, receivers, backlog = 32, 4, 40
 			var urls []string
 			for range receivers {
-				urls = append(urls, tandemtest.NewReceiver(t, tandemtest.Hang).URL)
+				urls = append(urls, tandemtest.Receive(t, receiver.Hang))
 			}
 			well := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 			t.Cleanup(well.Close)
-			svc, keys := withKeysIn(t, database(t), func(s *setup) {
+			svc, k := withKeysIn(t, database(t), func(s *setup) {
 				s.deliveries = deliveries
 				s.egress.Timeout = time.Hour // none ends by itself
 			})
@@ -130,8 +131,8 @@ func TestHangingReceiversOfOneKeyDelayNoOther(t *testing.T) {
 				}
 				return n
 			}
-			first, second := newKey(t, keys, "first", "submit", "read"), newKey(t, keys, "second", "submit", "read")
-			ask := func(key store.Made, url string) string {
+			first, second := newKey(t, k, "first", "submit", "read"), newKey(t, k, "second", "submit", "read")
+			ask := func(key keys.Made, url string) string {
 				return requestID(t, svc.do(http.MethodPost, "/async",
 					`{"task":"echo","data":{"a":1},"callback_url":"`+url+`"}`, bearer(key)))
 			}

@@ -11,8 +11,8 @@ import (
 // readyTimeout bounds how long /readyz waits for the store.
 const readyTimeout = 2 * time.Second
 
-// health is the answer of /healthz.
-type health struct {
+// Health is the answer of /healthz.
+type Health struct {
 	Status        string    `json:"status" enum:"healthy"`
 	Timestamp     time.Time `json:"timestamp" doc:"Now, UTC"`
 	Version       string    `json:"version" doc:"Of tandem" example:"0.1.0"`
@@ -25,9 +25,9 @@ type state struct {
 }
 
 // handleHealth says that the process answers, and which one it is.
-func (s *server) handleHealth(*http.Request) (health, error) {
+func (s *server) handleHealth(*http.Request) (Health, error) {
 	now := time.Now()
-	return health{"healthy", now.UTC().Truncate(time.Millisecond), tandem.Version, seconds(now.Sub(s.started))}, nil
+	return Health{"healthy", now.UTC().Truncate(time.Millisecond), tandem.Version, seconds(now.Sub(s.started))}, nil
 }
 
 // handleLive asks nobody: a process that cannot answer this is to be restarted.

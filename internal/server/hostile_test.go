@@ -15,8 +15,7 @@ import (
 	"time"
 
 	"tandem"
-	"tandem/internal/engine"
-	"tandem/internal/store"
+	"tandem/internal/work"
 )
 
 // dial opens a connection on which nothing waits longer than patience.
@@ -356,13 +355,14 @@ type gate chan struct{}
 
 func newGate() gate { return make(gate) }
 
-func (g gate) task(name string) engine.Task {
-	return engine.Task{Name: name, Lane: store.LaneIO, Run: func(ctx context.Context, _ json.RawMessage, _ int) (json.RawMessage, error) {
-		select {
-		case <-g:
-			return nil, nil
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
-	}}
+func (g gate) task(name string) work.Task {
+	return work.Task{Name: name, Class: work.IO,
+		Run: work.JSON(func(ctx context.Context, _ json.RawMessage, _ int) (json.RawMessage, error) {
+			select {
+			case <-g:
+				return nil, nil
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			}
+		})}
 }

@@ -26,11 +26,11 @@ type overview struct {
 }
 
 // indexOf lists the routes that the document describes.
-func indexOf(routes []route) map[string]string {
+func indexOf(routes []Route) map[string]string {
 	index := make(map[string]string, len(routes))
 	for _, rt := range routes {
-		if rt.id != "" {
-			index[rt.id] = rt.documented()
+		if rt.ID != "" {
+			index[rt.ID] = rt.documented()
 		}
 	}
 	return index
@@ -42,7 +42,7 @@ func (s *server) handleIndex(w http.ResponseWriter, r *http.Request) error {
 	if prefersHTML(r.Header["Accept"]) {
 		return writePage(w, plainPolicy, indexPage)
 	}
-	return writeReply(w, r, overview{
+	return WriteReply(w, r, overview{
 		Message: "One engine, two ways to ask it for work, and the submissions of Random Corp. /docs shows how.",
 		Version: tandem.Version, Status: "running", AsyncEnabled: true, DebugMode: s.cfg.Debug,
 		UptimeSeconds: seconds(time.Since(s.started)), Endpoints: s.index,

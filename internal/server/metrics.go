@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"net/http"
@@ -82,7 +83,7 @@ func classOf(status int) string {
 }
 
 // handleMetrics answers in the format that the scraper asks for.
-func (s *server) handleMetrics() handler {
+func (s *server) handleMetrics() Handler {
 	const metricsMemory = 256 << 10 // bytes that all metrics take while they are written
 	scrape := promhttp.HandlerFor(s.meters.registry, promhttp.HandlerOpts{
 		ErrorLog:      slog.NewLogLogger(s.log.Handler(), slog.LevelError),
@@ -113,8 +114,6 @@ type reading struct {
 	totals engine.Totals
 	rate   rateLimiting
 	tally  tally
-	tasks  []string
-	lines  engine.SubmissionLogStats
 	flying int64
 	conns  connectionFigures
 	nodes  int
@@ -132,12 +131,30 @@ type figures struct {
 
 func newFigures(s *server) *figures {
 	f := &figures{server: s, always: figuresOfProcess(), stored: figuresOfStore()}
+	if s.cfg.Application != nil {
+		for _, c := range s.cfg.Application.Counters {
+			f.add(c)
+		}
+	}
 	for _, list := range [][]figure{f.always, f.stored} {
 		for i := range list {
 			list[i].desc = prometheus.NewDesc(list[i].name, list[i].help, list[i].labels, nil)
 		}
 	}
 	return f
+}
+
+// add adds a metric of an application.
+func (f *figures) add(c Counter) {
+	added := figure{name: c.Name, help: c.Help, read: func(now *reading, out put) { c.Read(&now.store, out.counter) }}
+	if c.Label != "" {
+		added.labels = []string{c.Label}
+	}
+	if c.Stored {
+		f.stored = append(f.stored, added)
+	} else {
+		f.always = append(f.always, added)
+	}
 }
 
 // Describe implements prometheus.Collector.
@@ -157,11 +174,10 @@ func (f *figures) Collect(out chan<- prometheus.Metric) {
 	defer cancel()
 	stats, err := s.cfg.Store.Stats(ctx)
 	at := time.Now()
-	lines, _ := s.cfg.Engine.SubmissionLogStats()
 	now := &reading{
 		at: at, store: stats, totals: s.cfg.Engine.Totals(), rate: s.rateLimiting(at), tally: s.tally,
-		tasks: s.cfg.Engine.TaskNames(), lines: lines, flying: s.meters.inFlight.Load(),
-		conns: s.cfg.Connections.figures(), nodes: s.cfg.Nodes.Count(),
+		flying: s.meters.inFlight.Load(),
+		conns:  s.cfg.Connections.figures(), nodes: s.cfg.Nodes.Count(),
 	}
 	lists := [][]figure{f.always, f.stored}
 	if err != nil {
@@ -237,14 +253,6 @@ func figuresOfProcess() []figure {
 		{name: "tandem_async_acceptance_seconds", help: "From an async order to its commit.", read: readDuration("async_acceptance")},
 		{name: "tandem_processing_seconds", help: "Time in the task, sync and async.", read: readDuration("processing")},
 		{name: "tandem_accept_to_callback_seconds", help: "From the acceptance of an async request to its receiver's 2xx.", read: readDuration("accept_to_callback")},
-		{name: "tandem_external_calls_total", help: "Calls of the external service for submissions since the start, by outcome.", labels: []string{"outcome"}, read: func(now *reading, out put) {
-			out.counter(now.totals.Calls[tandem.OutcomeDelivered], string(tandem.OutcomeDelivered))
-			for outcome, count := range now.totals.Calls {
-				if outcome != tandem.OutcomeDelivered {
-					out.counter(count, string(outcome))
-				}
-			}
-		}},
 		{name: "tandem_callback_breakers", help: "Destinations remembered, by the state of their circuit breaker.", labels: []string{"state"}, read: func(now *reading, out put) {
 			for state, count := range now.totals.Breakers {
 				out.gauge(float64(count), state)
@@ -266,10 +274,6 @@ func figuresOfProcess() []figure {
 		{name: "tandem_http_connections_cut_total", help: "Connections closed since the start to stay within --max-connections: waiting ones, to make room, and new ones.", labels: []string{"which"}, read: func(now *reading, out put) {
 			out.counter(now.conns.Closed, "waiting")
 			out.counter(now.conns.Refused, "new")
-		}},
-		{name: "tandem_submission_log_lines_total", help: "Lines of the submission log that were written, or dropped, since the start.", labels: []string{"outcome"}, read: func(now *reading, out put) {
-			out.counter(now.lines.Written, "written")
-			out.counter(now.lines.Dropped, "dropped")
 		}},
 		{name: "tandem_http_requests_in_flight", help: "Requests that are being answered, this one included.", read: func(now *reading, out put) {
 			out.gauge(float64(now.flying))
@@ -293,17 +297,8 @@ func readRates(show func(policy string, rate RateFigures, out put)) func(*readin
 // readEnded also shows what has not happened yet, where it is sure to: a rate
 // needs a sample from before the first one.
 func readEnded(now *reading, out put) {
-	for _, mode := range tandem.Modes {
-		for _, task := range now.tasks {
-			out.counter(now.totals.Ended[engine.Ending{Mode: mode, Task: task}], string(mode), task, string(tandem.StatusCompleted))
-		}
-	}
-	submission := engine.Ending{Mode: tandem.ModeSync, Task: tandem.TaskSubmission}
-	out.counter(now.totals.Ended[submission], string(submission.Mode), submission.Task, string(tandem.StatusCompleted))
 	for how, count := range now.totals.Ended {
-		if how.ErrorCode != "" {
-			out.counter(count, string(how.Mode), how.Task, how.ErrorCode)
-		}
+		out.counter(count, string(how.Mode), how.Task, cmp.Or(how.ErrorCode, string(tandem.StatusCompleted)))
 	}
 }
 
@@ -319,9 +314,6 @@ func figuresOfStore() []figure {
 			for _, mode := range tandem.Modes {
 				out.counter(now.store.Requests[mode], string(mode))
 			}
-		}},
-		{name: "tandem_submissions_accepted_total", help: "Submissions recorded since the database was made; they are sync requests as well.", read: func(now *reading, out put) {
-			out.counter(now.store.Submissions.Accepted)
 		}},
 		{name: "tandem_requests_active", help: "Requests whose work has not ended, by status.", labels: []string{"status"}, read: func(now *reading, out put) {
 			for _, status := range []tandem.Status{tandem.StatusPending, tandem.StatusProcessing} {

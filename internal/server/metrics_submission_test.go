@@ -2,28 +2,27 @@ package server_test
 
 import (
 	"context"
-	"encoding/json"
 	"net/http"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 
-	"tandem/internal/engine"
+	"tandem/internal/submissions"
 )
 
 // TestMetricsOfTheSubmissionLog: lines that nobody writes fill the buffer, and those beyond it are seen to be dropped.
 func TestMetricsOfTheSubmissionLog(t *testing.T) {
 	t.Parallel()
-	log, err := engine.OpenSubmissionLog(engine.SubmissionLogConfig{Path: filepath.Join(t.TempDir(), "submissions.log"), Buffer: 2})
+	log, err := submissions.OpenLog(submissions.LogConfig{Path: filepath.Join(t.TempDir(), "submissions.log"), Buffer: 2})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { log.Close() })
-	svc := start(t, func(s *setup) { s.engine.SubmissionLog = log })
+	svc := start(t, func(s *setup) { s.sample.Lines = log })
 	for range 5 {
-		if _, err := svc.engine.SubmitAll(engine.Batch{Data: []json.RawMessage{[]byte(`{"firstName":"Ada","lastName":"Lovelace"}`)}}); err != nil {
-			t.Fatal(err)
+		if a := svc.post("/api/submit", ada); a.status != http.StatusOK {
+			t.Fatalf("%d %s", a.status, a.body)
 		}
 	}
 	got := scrape(t, svc)

@@ -16,12 +16,11 @@ import (
 
 // The groups of the documentation.
 const (
-	tagWork        = "Work"
-	tagHistory     = "History"
-	tagSubmissions = "Submissions"
-	tagService     = "Service"
-	tagPages       = "Pages"
-	tagDemo        = "Demo"
+	tagWork    = "Work"
+	tagHistory = "History"
+	tagService = "Service"
+	tagPages   = "Pages"
+	tagDemo    = "Demo"
 )
 
 // syncOrder documents the body of POST /sync; [reader] reads it.
@@ -91,7 +90,7 @@ var headerDocs = map[string]struct{ kind, text string }{
 }
 
 // document makes the OpenAPI document, as JSON and as YAML.
-func (s *server) document(routes []route) (jsonText, yamlText []byte, err error) {
+func (s *server) document(routes []Route) (jsonText, yamlText []byte, err error) {
 	registry := huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)
 	doc := &huma.OpenAPI{
 		OpenAPI: "3.1.0",
@@ -103,12 +102,14 @@ func (s *server) document(routes []route) (jsonText, yamlText []byte, err error)
 		Components: &huma.Components{Schemas: registry, Headers: map[string]*huma.Header{}, SecuritySchemes: securitySchemes()},
 		Tags: []*huma.Tag{
 			{Name: tagWork, Description: "Ask for work."}, {Name: tagHistory, Description: "What became of it."},
-			{Name: tagSubmissions, Description: "A sample application on the same engine."},
 			{Name: tagService, Description: "How the service is."}, {Name: tagPages, Description: "Documentation."},
 		},
 	}
 	if s.inbox != nil {
 		doc.Tags = append(doc.Tags, &huma.Tag{Name: tagDemo, Description: "A receiver for trying callbacks out."})
+	}
+	if app := s.cfg.Application; app != nil {
+		doc.Tags = slices.Insert(doc.Tags, 2, &huma.Tag{Name: app.Tag, Description: app.About})
 	}
 	for name, h := range headerDocs {
 		doc.Components.Headers[name] = &huma.Header{
@@ -116,11 +117,15 @@ func (s *server) document(routes []route) (jsonText, yamlText []byte, err error)
 		}
 	}
 	for _, rt := range routes {
-		if rt.id != "" {
+		if rt.ID != "" {
 			doc.AddOperation(operation(registry, rt))
 		}
 	}
-	annotate(registry, s.bodies.tasks)
+	var nullable []string
+	if s.cfg.Application != nil {
+		nullable = s.cfg.Application.Nullable
+	}
+	annotate(registry, s.bodies.tasks, nullable)
 	if jsonText, err = indented(doc); err != nil {
 		return nil, nil, err
 	}
@@ -151,53 +156,55 @@ func indented(doc *huma.OpenAPI) ([]byte, error) {
 }
 
 // operation describes one route.
-func operation(registry huma.Registry, rt route) *huma.Operation {
+func operation(registry huma.Registry, rt Route) *huma.Operation {
 	op := &huma.Operation{
-		Method: rt.method, Path: rt.documented(), OperationID: rt.id, Tags: []string{rt.tag}, Summary: rt.summary, Description: rt.description,
-		Parameters: rt.params, Callbacks: rt.callbacks, Responses: map[string]*huma.Response{},
+		Method: rt.Method, Path: rt.documented(), OperationID: rt.ID, Tags: []string{rt.Tag}, Summary: rt.Summary,
+		Description: rt.Description,
+		Parameters:  rt.Params, Callbacks: rt.Callbacks, Responses: map[string]*huma.Response{},
 	}
-	if rt.body != nil {
-		media := &huma.MediaType{Schema: registry.Schema(reflect.TypeOf(rt.body), true, rt.id), Example: rt.ask}
+	if rt.Body != nil {
+		media := &huma.MediaType{Schema: registry.Schema(reflect.TypeOf(rt.Body), true, rt.ID), Example: rt.Ask}
 		op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/json": media}}
 	}
-	headers := slices.Clone(rt.headers)
-	problems := append([]tandem.Code{tandem.CodeInternal, tandem.CodeHostNotAllowed}, rt.problems...)
+	headers := slices.Clone(rt.Headers)
+	problems := append([]tandem.Code{tandem.CodeInternal, tandem.CodeHostNotAllowed}, rt.Problems...)
 	op.Security = []map[string][]string{} // nothing is asked for
-	if scope := rt.access.scope(); scope != "" {
+	if scope := rt.Access.scope(); scope != "" {
 		op.Security = []map[string][]string{{schemeKey: {string(scope)}}}
 		problems = append(problems, tandem.CodeUnauthenticated, tandem.CodeForbidden)
 	}
-	if rt.method == http.MethodPost {
+	if rt.Method == http.MethodPost {
 		problems = append(problems, tandem.CodeCrossOrigin)
 	}
-	if rt.limited {
+	if rt.Limited {
 		headers, problems = append(headers, rateHeaders...), append(problems, tandem.CodeRateLimited)
 	}
-	if rt.tagged {
+	if rt.Tagged {
 		unchanged := []string{"ETag"}
-		if rt.limited {
+		if rt.Limited {
 			unchanged = append(unchanged, rateHeaders...)
 		}
 		headers = append(headers, "ETag")
 		op.Parameters = append(slices.Clone(op.Parameters), tagParam())
 		op.Responses["304"] = &huma.Response{Description: "It is still what If-None-Match names", Headers: headerRefs(unchanged...)}
 	}
-	success := &huma.Response{Description: http.StatusText(rt.status), Headers: headerRefs(headers...)}
+	success := &huma.Response{Description: http.StatusText(rt.Status), Headers: headerRefs(headers...)}
 	switch {
-	case rt.reply != nil:
-		schema := registry.Schema(reflect.TypeOf(rt.reply), true, rt.id)
-		success.Content = map[string]*huma.MediaType{"application/json": {Schema: schema, Example: rt.example}}
-		if rt.media != "" {
-			success.Content[rt.media] = &huma.MediaType{Schema: &huma.Schema{Type: huma.TypeString}}
+	case rt.Reply != nil:
+		schema := registry.Schema(reflect.TypeOf(rt.Reply), true, rt.ID)
+		success.Content = map[string]*huma.MediaType{"application/json": {Schema: schema, Example: rt.Example}}
+		if rt.Media != "" {
+			success.Content[rt.Media] = &huma.MediaType{Schema: &huma.Schema{Type: huma.TypeString}}
 		}
-	case rt.media == "application/json":
-		success.Content = map[string]*huma.MediaType{rt.media: {Schema: &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true}}}
+	case rt.Media == "application/json":
+		success.Content = map[string]*huma.MediaType{rt.Media: {Schema: &huma.Schema{Type: huma.TypeObject,
+			AdditionalProperties: true}}}
 	default:
-		success.Content = map[string]*huma.MediaType{rt.media: {Schema: &huma.Schema{Type: huma.TypeString}}}
+		success.Content = map[string]*huma.MediaType{rt.Media: {Schema: &huma.Schema{Type: huma.TypeString}}}
 	}
-	op.Responses[strconv.Itoa(rt.status)] = success
+	op.Responses[strconv.Itoa(rt.Status)] = success
 	for _, code := range problems {
-		addProblem(registry, op, code, rt.limited)
+		addProblem(registry, op, code, rt.Limited)
 	}
 	return op
 }
@@ -289,12 +296,14 @@ func listParams() []*huma.Param {
 	}
 }
 
-// submissionParams describes the parameters of GET /api/submissions.
-func submissionParams() []*huma.Param {
-	params := slices.DeleteFunc(listParams(), func(p *huma.Param) bool { return submissionFilters[p.Name] == nil })
-	return append(params, &huma.Param{
-		Name: "batch_id", In: "query", Description: "Those that came in one batch", Schema: &huma.Schema{Type: huma.TypeString},
-	})
+// PageParams describes the parameters that every list of an application has.
+func PageParams() []*huma.Param {
+	return slices.DeleteFunc(listParams(), func(p *huma.Param) bool { return p.Name != "limit" && p.Name != "offset" })
+}
+
+// TextParam describes a query parameter.
+func TextParam(name, description string) *huma.Param {
+	return &huma.Param{Name: name, In: "query", Description: description, Schema: &huma.Schema{Type: huma.TypeString}}
 }
 
 // anys is what huma wants enumerations to be.

@@ -52,7 +52,7 @@ func (s *server) allowanceFor(method string) *allowance {
 	return s.posts
 }
 
-// take asks for n calls of whoever sends a request: of the API key that was found to be good,
+// take asks for n calls of the sender of a request: of the API key that was found to be good,
 // else of the address. A key that is wrong counts as none, so guessing costs its address.
 func (a *allowance) take(key string, address netip.Addr, n int) limit.Verdict {
 	if key != "" {
@@ -65,7 +65,7 @@ func (a *allowance) take(key string, address netip.Addr, n int) limit.Verdict {
 // before anything of the body is read: a refusal has to be cheap. What net/http then
 // drops of a small body, so that the connection can be used again, is its business; a
 // large one ends the connection.
-func (s *server) limited(next handler) handler {
+func (s *server) limited(next Handler) Handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		if err := s.allow(w, r, 1); err != nil {
 			return err

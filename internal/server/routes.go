@@ -11,189 +11,203 @@ import (
 	"tandem"
 )
 
-// handler answers one request or returns why it cannot; then it must not have
+// Handler answers one request or returns why it cannot; then it must not have
 // written anything.
-type handler func(w http.ResponseWriter, r *http.Request) error
+type Handler func(w http.ResponseWriter, r *http.Request) error
 
-// route is one line of the table that everything else is made from.
-type route struct {
-	method, path string // as http.ServeMux writes them; GET serves HEAD as well
-	handle       handler
-	access       access // who may use it; the zero value is the strictest
-	limited      bool   // the rate limit holds for it
-	counts       bool   // it asks the rate limit itself, because one call may count more than once
-	tagged       bool   // its answer has an ETag, and may be a 304
+// Route is one line of the table that everything else is made from.
+type Route struct {
+	Method, Path string // as http.ServeMux writes them; GET serves HEAD as well
+	Handle       Handler
+	Access       Access // who may use it; the zero value is the strictest
+	Limited      bool   // the rate limit holds for it
+	Counts       bool   // it asks the rate limit itself, because one call may count more than once
+	Tagged       bool   // its answer has an ETag, and may be a 304
 
 	// What the OpenAPI document says; a route without an id is not in it.
-	id, tag, summary, description string
-	params                        []*huma.Param
-	body                          any // a value of the type of the JSON body; nil: there is none
-	ask                           any // an example of that body
-	status                        int
-	reply                         any    // a value of the type of the answer; nil: see media
-	media                         string // media type of an answer that is no JSON, or beside it
-	headers                       []string
-	example                       any
-	problems                      []tandem.Code // beside INTERNAL
-	callbacks                     map[string]map[string]*huma.PathItem
+	ID, Tag, Summary, Description string
+	Params                        []*huma.Param
+	Body                          any // a value of the type of the JSON body; nil: there is none
+	Ask                           any // an example of that body
+	Status                        int
+	Reply                         any    // a value of the type of the answer; nil: see Media
+	Media                         string // media type of an answer that is no JSON, or beside it
+	Headers                       []string
+	Example                       any
+	Problems                      []tandem.Code // beside INTERNAL
+	Callbacks                     map[string]map[string]*huma.PathItem
 }
 
-// What POST /sync and /async answer when something is wrong with the order.
-var orderProblems = []tandem.Code{
+// OrderProblems are what POST /sync and /async answer when something is wrong with the order.
+var OrderProblems = []tandem.Code{
 	tandem.CodeInvalidJSON, tandem.CodeInvalidInput, tandem.CodeValidation, tandem.CodeTooLarge, tandem.CodeUnsupportedMedia,
 	tandem.CodeRequestTimeout, tandem.CodeQueueFull, tandem.CodeQuotaExceeded, tandem.CodeDraining,
 	tandem.CodeStoreUnavailable,
 }
 
 // routes is the table. /test-callback is in it only where it is served.
-func (s *server) routes() []route {
-	table := []route{
+func (s *server) routes() []Route {
+	table := []Route{
 		{
-			method: http.MethodPost, path: "/sync", handle: s.handleSync, access: forCallers, limited: true,
-			id: "sync", tag: tagWork, summary: "Do work and wait for the result",
-			description: "The request is recorded before its work starts. A caller that hangs up cancels the work.",
-			body:        syncOrder{}, ask: exampleOrder,
-			status: http.StatusOK, reply: syncReply{}, example: exampleSync,
-			problems: append(slices.Clone(orderProblems), tandem.CodeTaskFailed, tandem.CodeTaskTimeout, tandem.CodeOverloaded),
+			Method: http.MethodPost, Path: "/sync", Handle: s.handleSync, Access: ForCallers, Limited: true,
+			ID: "sync", Tag: tagWork, Summary: "Do work and wait for the result",
+			Description: "The request is recorded before its work starts. A caller that hangs up cancels the work.",
+			Body:        syncOrder{}, Ask: exampleOrder,
+			Status: http.StatusOK, Reply: syncReply{}, Example: exampleSync,
+			Problems: append(slices.Clone(OrderProblems), tandem.CodeTaskFailed, tandem.CodeTaskTimeout, tandem.CodeOverloaded),
 		},
 		{
-			method: http.MethodPost, path: "/async", handle: s.handleAsync, access: forCallers, limited: true,
-			id: "async", tag: tagWork, summary: "Accept work and call back with the result",
-			description: "A 202 means that the request is committed to disk. The result is sent to callback_url, signed and retried; it arrives at least once.",
-			body:        asyncOrder{}, ask: s.exampleAsyncOrder(),
-			status: http.StatusAccepted, reply: asyncReply{}, headers: []string{"Location", "Retry-After"},
-			example:   exampleAsync,
-			problems:  append(slices.Clone(orderProblems), tandem.CodeInvalidCallbackURL, tandem.CodeCallbackBlocked),
-			callbacks: callbackDoc(),
+			Method: http.MethodPost, Path: "/async", Handle: s.handleAsync, Access: ForCallers, Limited: true,
+			ID: "async", Tag: tagWork, Summary: "Accept work and call back with the result",
+			Description: "A 202 means that the request is committed to disk. The result is sent to callback_url, signed and " +
+				"retried; it arrives at least once.",
+			Body: asyncOrder{}, Ask: s.exampleAsyncOrder(),
+			Status: http.StatusAccepted, Reply: asyncReply{}, Headers: []string{"Location", "Retry-After"},
+			Example:   exampleAsync,
+			Problems:  append(slices.Clone(OrderProblems), tandem.CodeInvalidCallbackURL, tandem.CodeCallbackBlocked),
+			Callbacks: callbackDoc(),
 		},
 		{
-			method: http.MethodGet, path: "/requests", handle: s.handleList, access: forReaders, limited: true,
-			id: "list-requests", tag: tagHistory, summary: "List requests, newest first",
-			description: "Without their attempts. A page ends early rather than growing beyond 8 MiB; the Link header with rel=\"next\" leads on, with all filters kept. Unknown parameters are refused.",
-			params:      listParams(), status: http.StatusOK, reply: []tandem.Request{}, headers: []string{"Link"},
-			problems: []tandem.Code{
+			Method: http.MethodGet, Path: "/requests", Handle: s.handleList, Access: ForReaders, Limited: true,
+			ID: "list-requests", Tag: tagHistory, Summary: "List requests, newest first",
+			Description: "Without their attempts. A page ends early rather than growing beyond 8 MiB; the Link header with " +
+				"rel=\"next\" leads on, with all filters kept. Unknown parameters are refused.",
+			Params: listParams(), Status: http.StatusOK, Reply: []tandem.Request{}, Headers: []string{"Link"},
+			Problems: []tandem.Code{
 				tandem.CodeInvalidCursor, tandem.CodeValidation, tandem.CodeStoreUnavailable, tandem.CodeOverloaded,
 			},
 		},
 		{
-			method: http.MethodGet, path: "/requests/{id}", handle: conditional(s.handleEntry, exactTag), access: forReaders, limited: true, tagged: true,
-			id: "show-request", tag: tagHistory, summary: "Show one request with the attempts of its callback",
-			params: []*huma.Param{idParam("The id of the request")}, status: http.StatusOK, reply: entry{},
-			problems: []tandem.Code{tandem.CodeNotFound, tandem.CodeStoreUnavailable, tandem.CodeOverloaded},
+			Method: http.MethodGet, Path: "/requests/{id}", Handle: Conditional(s.handleEntry, exactTag), Access: ForReaders,
+			Limited: true, Tagged: true,
+			ID: "show-request", Tag: tagHistory, Summary: "Show one request with the attempts of its callback",
+			Params: []*huma.Param{idParam("The id of the request")}, Status: http.StatusOK, Reply: entry{},
+			Problems: []tandem.Code{tandem.CodeNotFound, tandem.CodeStoreUnavailable, tandem.CodeOverloaded},
 		},
 		{
-			method: http.MethodGet, path: "/stats", handle: conditional(s.handleStats, s.figuresTag), access: forAdmins, limited: true, tagged: true,
-			id: "stats", tag: tagService, summary: "Show figures about requests, callbacks, the queue and the process",
-			description: "The ETag covers the start of the process and every figure but rate_limiting.reads and, of system, timestamp, uptime_seconds, memory, goroutines and connections.",
-			status:      http.StatusOK, reply: statistics{},
-			problems: []tandem.Code{tandem.CodeStoreUnavailable, tandem.CodeOverloaded},
+			Method: http.MethodGet, Path: "/stats", Handle: Conditional(s.handleStats, s.figuresTag), Access: ForAdmins,
+			Limited: true, Tagged: true,
+			ID: "stats", Tag: tagService, Summary: "Show figures about requests, callbacks, the queue and the process",
+			Description: "The ETag covers the start of the process and every figure but rate_limiting.reads and, of system, " +
+				"timestamp, uptime_seconds, memory, goroutines and connections.",
+			Status: http.StatusOK, Reply: statistics{},
+			Problems: []tandem.Code{tandem.CodeStoreUnavailable, tandem.CodeOverloaded},
 		},
 		{
-			method: http.MethodGet, path: "/nodes", handle: show(s.handleNodes), access: forAdmins, limited: true,
-			id: "list-nodes", tag: tagService, summary: "List the nodes that share the database, the longest there first",
-			description: "On SQLite there is one.",
-			status:      http.StatusOK, reply: []node{},
-			problems: []tandem.Code{tandem.CodeStoreUnavailable, tandem.CodeOverloaded},
+			Method: http.MethodGet, Path: "/nodes", Handle: Show(s.handleNodes), Access: ForAdmins, Limited: true,
+			ID: "list-nodes", Tag: tagService, Summary: "List the nodes that share the database, the longest there first",
+			Description: "On SQLite there is one.",
+			Status:      http.StatusOK, Reply: []node{},
+			Problems: []tandem.Code{tandem.CodeStoreUnavailable, tandem.CodeOverloaded},
 		},
 		{
-			method: http.MethodGet, path: "/metrics", handle: s.handleMetrics(), access: forAdmins, limited: true,
-			id: "metrics", tag: tagService, summary: "Show figures for Prometheus",
-			description: "The text format, or what else the Accept header of a scraper prefers. docs/operations.md says what each metric means.",
-			status:      http.StatusOK, media: "text/plain", problems: []tandem.Code{tandem.CodeOverloaded},
+			Method: http.MethodGet, Path: "/metrics", Handle: s.handleMetrics(), Access: ForAdmins, Limited: true,
+			ID: "metrics", Tag: tagService, Summary: "Show figures for Prometheus",
+			Description: "The text format, or what else the Accept header of a scraper prefers. docs/operations.md says what " +
+				"each metric means.",
+			Status: http.StatusOK, Media: "text/plain", Problems: []tandem.Code{tandem.CodeOverloaded},
 		},
 		{
-			method: http.MethodGet, path: "/healthz", handle: show(s.handleHealth), access: forEverybody,
-			id: "healthz", tag: tagService, summary: "Say that the service answers, and which version it is", status: http.StatusOK, reply: health{},
+			Method: http.MethodGet, Path: "/healthz", Handle: Show(s.handleHealth), Access: ForEverybody,
+			ID: "healthz", Tag: tagService, Summary: "Say that the service answers, and which version it is",
+			Status: http.StatusOK, Reply: Health{},
 		},
 		{
-			method: http.MethodGet, path: "/livez", handle: show(s.handleLive), access: forEverybody,
-			id: "live", tag: tagService, summary: "Say that the process is alive", status: http.StatusOK, reply: state{},
+			Method: http.MethodGet, Path: "/livez", Handle: Show(s.handleLive), Access: ForEverybody,
+			ID: "live", Tag: tagService, Summary: "Say that the process is alive", Status: http.StatusOK, Reply: state{},
 		},
 		{
-			method: http.MethodGet, path: "/readyz", handle: show(s.handleReady), access: forEverybody,
-			id: "ready", tag: tagService, summary: "Say whether new work is accepted",
-			status: http.StatusOK, reply: state{}, problems: []tandem.Code{tandem.CodeDraining, tandem.CodeStoreUnavailable},
+			Method: http.MethodGet, Path: "/readyz", Handle: Show(s.handleReady), Access: ForEverybody,
+			ID: "ready", Tag: tagService, Summary: "Say whether new work is accepted",
+			Status: http.StatusOK, Reply: state{}, Problems: []tandem.Code{tandem.CodeDraining, tandem.CodeStoreUnavailable},
 		},
 		{
-			method: http.MethodGet, path: "/{$}", handle: s.handleIndex, access: forEverybody,
-			id: "index", tag: tagService, summary: "Say what there is: a page for browsers, JSON for programs",
-			status: http.StatusOK, reply: overview{}, media: mediaHTML, headers: []string{"Vary"},
+			Method: http.MethodGet, Path: "/{$}", Handle: s.handleIndex, Access: ForEverybody,
+			ID: "index", Tag: tagService, Summary: "Say what there is: a page for browsers, JSON for programs",
+			Status: http.StatusOK, Reply: overview{}, Media: mediaHTML, Headers: []string{"Vary"},
 		},
-		{method: http.MethodGet, path: "/.well-known/security.txt", handle: s.handleSecurityTxt, access: forEverybody},
+		{Method: http.MethodGet, Path: "/.well-known/security.txt", Handle: s.handleSecurityTxt, Access: ForEverybody},
 		page("/docs", "docs", "Swagger UI", docsPage),
 		page("/redoc", "redoc", "ReDoc", redocPage),
-		{method: http.MethodGet, path: "/docs/{file}", handle: s.handleAsset, access: forEverybody},
+		{Method: http.MethodGet, Path: "/docs/{file}", Handle: s.handleAsset, Access: ForEverybody},
 		{
-			method: http.MethodGet, path: "/openapi.json", handle: s.handleDocument, access: forEverybody,
-			id: "openapi-json", tag: tagPages, summary: "This document, as JSON", status: http.StatusOK, media: "application/json",
+			Method: http.MethodGet, Path: "/openapi.json", Handle: s.handleDocument, Access: ForEverybody,
+			ID: "openapi-json", Tag: tagPages, Summary: "This document, as JSON", Status: http.StatusOK,
+			Media: "application/json",
 		},
 		{
-			method: http.MethodGet, path: "/openapi.yaml", handle: s.handleDocument, access: forEverybody,
-			id: "openapi-yaml", tag: tagPages, summary: "This document, as YAML", status: http.StatusOK, media: "application/yaml",
+			Method: http.MethodGet, Path: "/openapi.yaml", Handle: s.handleDocument, Access: ForEverybody,
+			ID: "openapi-yaml", Tag: tagPages, Summary: "This document, as YAML", Status: http.StatusOK,
+			Media: "application/yaml",
 		},
 		{
-			method: http.MethodGet, path: "/problems", handle: handleProblems, access: forEverybody,
-			id: "problems", tag: tagPages, summary: "List the codes of errors", status: http.StatusOK, media: mediaHTML,
+			Method: http.MethodGet, Path: "/problems", Handle: handleProblems, Access: ForEverybody,
+			ID: "problems", Tag: tagPages, Summary: "List the codes of errors", Status: http.StatusOK, Media: mediaHTML,
 		},
 		{
-			method: http.MethodGet, path: "/problems/{code}", handle: handleProblem, access: forEverybody,
-			id: "problem", tag: tagPages, summary: "Explain one code of an error", status: http.StatusOK, media: mediaHTML,
-			params:   []*huma.Param{{Name: "code", In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString}, Example: tandem.CodeInvalidJSON}},
-			problems: []tandem.Code{tandem.CodeNotFound},
+			Method: http.MethodGet, Path: "/problems/{code}", Handle: handleProblem, Access: ForEverybody,
+			ID: "problem", Tag: tagPages, Summary: "Explain one code of an error", Status: http.StatusOK, Media: mediaHTML,
+			Params: []*huma.Param{{Name: "code", In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString},
+				Example: tandem.CodeInvalidJSON}},
+			Problems: []tandem.Code{tandem.CodeNotFound},
 		},
 	}
-	table = append(table, s.submissionRoutes()...)
+	if s.cfg.Application != nil {
+		table = append(table, s.cfg.Application.Routes(s.api())...)
+	}
 	if s.inbox == nil {
 		return table
 	}
 	return append(table,
-		route{
-			method: http.MethodPost, path: "/test-callback", handle: show(s.handleReceive), access: forEverybody,
-			id: "receive-callback", tag: tagDemo, summary: "Receive a callback (demo mode)",
-			description: "A receiver to point callback_url at. It remembers the last 1,000 ids until the process ends and verifies nothing; `tandem sink` does.",
-			params:      []*huma.Param{{Name: "webhook-id", In: "header", Required: true, Description: "The id of the request", Schema: &huma.Schema{Type: huma.TypeString}}},
-			body:        anyBody{}, status: http.StatusOK, reply: receipt{},
-			problems: []tandem.Code{tandem.CodeValidation, tandem.CodeInvalidJSON, tandem.CodeRequestTimeout},
+		Route{
+			Method: http.MethodPost, Path: "/test-callback", Handle: Show(s.handleReceive), Access: ForEverybody,
+			ID: "receive-callback", Tag: tagDemo, Summary: "Receive a callback (demo mode)",
+			Description: "A receiver to point callback_url at. It remembers the last 1,000 ids until the process ends and " +
+				"verifies nothing; `tandem sink` does.",
+			Params: []*huma.Param{{Name: "webhook-id", In: "header", Required: true, Description: "The id of the request",
+				Schema: &huma.Schema{Type: huma.TypeString}}},
+			Body: anyBody{}, Status: http.StatusOK, Reply: receipt{},
+			Problems: []tandem.Code{tandem.CodeValidation, tandem.CodeInvalidJSON, tandem.CodeRequestTimeout},
 		},
-		route{
-			method: http.MethodGet, path: "/test-callback/{id}", handle: show(s.handleReceived), access: forEverybody,
-			id: "show-callback", tag: tagDemo, summary: "Show what arrived for one id (demo mode)",
-			params: []*huma.Param{idParam("The webhook-id of the callback")}, status: http.StatusOK, reply: arrival{},
-			problems: []tandem.Code{tandem.CodeNotFound, tandem.CodeRateLimited, tandem.CodeOverloaded},
+		Route{
+			Method: http.MethodGet, Path: "/test-callback/{id}", Handle: Show(s.handleReceived), Access: ForEverybody,
+			ID: "show-callback", Tag: tagDemo, Summary: "Show what arrived for one id (demo mode)",
+			Params: []*huma.Param{idParam("The webhook-id of the callback")}, Status: http.StatusOK, Reply: arrival{},
+			Problems: []tandem.Code{tandem.CodeNotFound, tandem.CodeRateLimited, tandem.CodeOverloaded},
 		})
 }
 
-// show adapts a handler that has nothing to say but its answer.
-func show[T any](answer func(*http.Request) (T, error)) handler {
+// Show adapts a handler that has nothing to say but its answer.
+func Show[T any](answer func(*http.Request) (T, error)) Handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		reply, err := answer(r)
 		if err != nil {
 			return err
 		}
-		return writeReply(w, r, reply)
+		return WriteReply(w, r, reply)
 	}
 }
 
 // documented is the path as the document writes it.
-func (rt *route) documented() string { return strings.TrimSuffix(rt.path, "{$}") }
+func (rt *Route) documented() string { return strings.TrimSuffix(rt.Path, "{$}") }
 
 // mux makes the router: the routes, the methods each path does not have, and
 // everything that is no path.
-func (s *server) mux(routes []route) http.Handler {
+func (s *server) mux(routes []Route) http.Handler {
 	mux := http.NewServeMux()
 	methods := map[string][]string{} // :: path → methods
 	for _, rt := range routes {
-		if rt.limited && !rt.counts {
-			rt.handle = s.limited(rt.handle)
+		if rt.Limited && !rt.Counts {
+			rt.Handle = s.limited(rt.Handle)
 		}
-		if rt.method == http.MethodGet {
-			rt.handle = untilAnswered(rt.handle)
+		if rt.Method == http.MethodGet {
+			rt.Handle = untilAnswered(rt.Handle)
 		}
-		rt.handle = s.authorized(rt.access, rt.handle)
-		mux.Handle(rt.method+" "+rt.path, s.adapt(rt.handle))
-		methods[rt.path] = append(methods[rt.path], rt.method)
-		if rt.method == http.MethodGet {
-			methods[rt.path] = append(methods[rt.path], http.MethodHead)
+		rt.Handle = s.authorized(rt.Access, rt.Handle)
+		mux.Handle(rt.Method+" "+rt.Path, s.adapt(rt.Handle))
+		methods[rt.Path] = append(methods[rt.Path], rt.Method)
+		if rt.Method == http.MethodGet {
+			methods[rt.Path] = append(methods[rt.Path], http.MethodHead)
 		}
 	}
 	for path, have := range methods {
@@ -206,7 +220,7 @@ func (s *server) mux(routes []route) http.Handler {
 // untilAnswered lets a GET go on when the caller has closed its side of the connection. A program
 // that has sent everything may do so and still read the answer, and net/http cannot distinguish it
 // from one that has gone. HTTP/2 can.
-func untilAnswered(next handler) handler {
+func untilAnswered(next Handler) Handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		if r.ProtoMajor == 1 {
 			r = r.WithContext(context.WithoutCancel(r.Context()))
@@ -216,7 +230,7 @@ func untilAnswered(next handler) handler {
 }
 
 // adapt is the one way from a handler to net/http.
-func (s *server) adapt(handle handler) http.HandlerFunc {
+func (s *server) adapt(handle Handler) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if err := handle(w, r); err != nil {
 			s.fail(w, r, err)
@@ -225,7 +239,7 @@ func (s *server) adapt(handle handler) http.HandlerFunc {
 }
 
 // otherMethods answers for the methods that a path does not have.
-func otherMethods(allow string) handler {
+func otherMethods(allow string) Handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		w.Header().Set("Allow", allow)
 		if r.Method == http.MethodOptions {

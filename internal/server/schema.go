@@ -2,6 +2,7 @@ package server
 
 import (
 	"reflect"
+	"slices"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -52,8 +53,6 @@ var rootDocs = map[string]string{
 	"Domain.undelivered_more": "There may be more than undelivered: counting stops at 50,000, " +
 		"shared among destinations",
 	"Domain.oldest_undelivered_at": "When the work of the first of them ended; null: none waits",
-
-	"SubmissionEntry.processing_time": "processingTime, for clients of the FastAPI service",
 
 	"FieldError.location": "body.complexity, query.limit, header.Content-Type",
 	"FieldError.message":  "What was expected",
@@ -120,8 +119,8 @@ func enums(tasks []string) map[string][]any {
 
 // annotate finishes what reflection made: descriptions and enumerations of the
 // root's types, arrays that are never null, objects that may grow members in
-// later versions.
-func annotate(registry huma.Registry, tasks []string) {
+// later versions. nullable are objects that may be null.
+func annotate(registry huma.Registry, tasks, nullable []string) {
 	registry.Schema(reflect.TypeFor[tandem.Callback](), true, "")
 	values := enums(tasks)
 	for name, schema := range registry.Map() {
@@ -138,7 +137,7 @@ func annotate(registry huma.Registry, tasks []string) {
 			if enum, ok := values[key]; ok {
 				p.Enum = enum
 			}
-			if key == "SubmissionStatistics.latest_submission" { // huma has no word for an object or null
+			if slices.Contains(nullable, key) { // huma has no word for an object or null
 				p.AnyOf, p.Ref = []*huma.Schema{{Ref: p.Ref}, {Type: "null"}}, ""
 			}
 		}

@@ -8,10 +8,11 @@
 //
 // The package promises that bad input is never a 5xx, that no body is read
 // beyond its limit, and that every answer a handler writes carries X-Process-Time,
-// Server-Timing and X-Request-ID. cmd/tandem calls it.
+// Server-Timing and X-Request-ID. app calls it.
 package server
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -20,31 +21,32 @@ import (
 	"time"
 
 	"tandem/internal/engine"
+	"tandem/internal/keys"
 	"tandem/internal/limit"
 	"tandem/internal/store"
 )
 
+// Defaults and bounds of MaxData and MaxDepth.
 const (
-	defaultMaxData     = 10_240
-	mostMaxData        = 16 << 20
-	defaultMaxDepth    = 10
-	mostMaxDepth       = 1_000
-	defaultTaskTimeout = 30 * time.Second
+	DefaultData  = 10_240
+	DefaultDepth = 10
+	MostData     = 16 << 20
+	MostDepth    = 1_000
 )
 
 // Config of the API. Zero fields take the defaults named.
 type Config struct {
 	Engine       *engine.Engine // required
 	Store        store.History  // required; the one that Engine uses
-	Keys         *store.Keys    // whose holders may call; nil: everybody may, and nobody is asked
+	Keys         *keys.Keys     // whose holders may call; nil: everybody may, and nobody is asked
 	Nodes        *store.Nodes   // who shares the database of Store; nil: GET /nodes lists nobody
 	Mode         string         // "demo" or "production", as /stats shows it
 	TestCallback bool           // serve /test-callback (demo mode)
-	MaxData      int64          // bytes of `data`; 10,240; at most 16 MiB
-	MaxDepth     int            // levels of `data`; 10; at most 1,000
-	TaskTimeout  time.Duration  // 30 s; bounds how long an answer may take
+	MaxData      int64          // bytes of `data`; DefaultData; at most MostData
+	MaxDepth     int            // levels of `data`; DefaultDepth; at most MostDepth
+	TaskTimeout  time.Duration  // engine.DefaultTaskTimeout; bounds how long an answer may take
 	CORSOrigins  []string       // such as https://app.example.com; none: no CORS headers
-	RateLimit    limit.Quota    // of POST /sync, /async and submissions together, per client; zero: no limit
+	RateLimit    limit.Quota    // of all POSTs together, per client; zero: no limit
 	ReadLimit    limit.Quota    // of GETs that read data, per client; zero: no limit
 	Debug        bool           // what debug_mode says
 	Log          *slog.Logger   // slog.Default
@@ -64,6 +66,8 @@ type Config struct {
 	// TrustedProxies are the peers whose X-Forwarded-For and X-Forwarded-Prefix are believed; none.
 	TrustedProxies []netip.Prefix
 
+	Application *Application // served as well; nil: there is none
+
 	readerTimeout time.Duration // for each piece of an answer; only tests change it
 
 	Connections     *Connections // bounds what is open; nil: nothing does
@@ -77,11 +81,11 @@ func (cfg Config) Validate() error {
 	if cfg.Engine == nil || cfg.Store == nil {
 		errs = append(errs, errors.New("an engine and its store are required"))
 	}
-	if cfg.MaxData < 0 || cfg.MaxData > mostMaxData {
-		errs = append(errs, fmt.Errorf("max data %d: want 1 to %d bytes", cfg.MaxData, mostMaxData))
+	if cfg.MaxData < 0 || cfg.MaxData > MostData {
+		errs = append(errs, fmt.Errorf("max data %d: want 1 to %d bytes", cfg.MaxData, MostData))
 	}
-	if cfg.MaxDepth < 0 || cfg.MaxDepth > mostMaxDepth {
-		errs = append(errs, fmt.Errorf("max depth %d: want 1 to %d levels", cfg.MaxDepth, mostMaxDepth))
+	if cfg.MaxDepth < 0 || cfg.MaxDepth > MostDepth {
+		errs = append(errs, fmt.Errorf("max depth %d: want 1 to %d levels", cfg.MaxDepth, MostDepth))
 	}
 	if cfg.TaskTimeout < 0 {
 		errs = append(errs, fmt.Errorf("task timeout %s: want a positive duration", cfg.TaskTimeout))
@@ -112,21 +116,11 @@ func (cfg Config) Validate() error {
 
 // withDefaults fills in zero fields.
 func (cfg Config) withDefaults() Config {
-	if cfg.MaxData == 0 {
-		cfg.MaxData = defaultMaxData
-	}
-	if cfg.MaxDepth == 0 {
-		cfg.MaxDepth = defaultMaxDepth
-	}
-	if cfg.TaskTimeout == 0 {
-		cfg.TaskTimeout = defaultTaskTimeout
-	}
-	if cfg.readerTimeout == 0 {
-		cfg.readerTimeout = readerTimeout
-	}
-	if cfg.Log == nil {
-		cfg.Log = slog.Default()
-	}
+	cfg.MaxData = cmp.Or(cfg.MaxData, DefaultData)
+	cfg.MaxDepth = cmp.Or(cfg.MaxDepth, DefaultDepth)
+	cfg.TaskTimeout = cmp.Or(cfg.TaskTimeout, engine.DefaultTaskTimeout)
+	cfg.readerTimeout = cmp.Or(cfg.readerTimeout, readerTimeout)
+	cfg.Log = cmp.Or(cfg.Log, slog.Default())
 	return cfg
 }
 

@@ -27,6 +27,8 @@ import (
 	"tandem/internal/engine"
 	"tandem/internal/server"
 	"tandem/internal/store"
+	"tandem/internal/submissions"
+	"tandem/internal/work"
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")
@@ -52,6 +54,7 @@ type setup struct {
 	server server.Config
 	store  store.Config
 	egress egress.Config
+	sample submissions.Config
 	tune   func(*http.Server)
 
 	deliveries int // callbacks that are dispatched at once; 0: as many as the engine asks for
@@ -62,7 +65,7 @@ func start(t testing.TB, change func(*setup)) *service {
 	t.Helper()
 	quiet := slog.New(slog.DiscardHandler)
 	s := setup{
-		store:  store.Config{URL: ":memory:", Log: quiet},
+		store:  store.Config{URL: ":memory:", Counted: submissions.Task, Log: quiet},
 		engine: engine.Config{Workers: 2, Tasks: testTasks(), Grace: 100 * time.Millisecond, Log: quiet},
 		server: server.Config{Mode: "demo", TestCallback: true, Log: quiet},
 		egress: egress.Config{Policy: egress.Policy{AllowPrivate: true, AnyPort: true}, Log: quiet},
@@ -84,6 +87,12 @@ func start(t testing.TB, change func(*setup)) *service {
 	if s.engine.Secrets == nil {
 		s.engine.Secrets = []tandem.Secret{tandem.NewSecret()}
 	}
+	sample, err := submissions.New(s.sample)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.engine.Tasks, s.engine.Observe = append(s.engine.Tasks, sample.Task()), sample.Observe
+	s.server.Application = sample.API()
 	e, err := engine.New(s.engine)
 	if err != nil {
 		t.Fatal(err)
@@ -117,8 +126,18 @@ func start(t testing.TB, change func(*setup)) *service {
 			t.Errorf("close the store: %v", err)
 		}
 	})
-	svc.until("the engine accepts work", func() bool { return !e.Draining() })
+	<-e.Ready()
 	return svc
+}
+
+// sample is the sample application.
+func sample(t testing.TB) *submissions.App {
+	t.Helper()
+	app, err := submissions.New(submissions.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return app
 }
 
 // until waits for something that happens soon.
@@ -138,17 +157,17 @@ func (s *service) until(what string, happened func() bool) {
 }
 
 // testTasks are tasks that end in every way a task can.
-func testTasks() []engine.Task {
-	return []engine.Task{
-		{Name: "broken", Lane: store.LaneIO, Run: func(context.Context, json.RawMessage, int) (json.RawMessage, error) {
+func testTasks() []work.Task {
+	return []work.Task{
+		{Name: "broken", Class: work.IO, Run: work.JSON(func(context.Context, json.RawMessage, int) (json.RawMessage, error) {
 			return nil, errors.New("the printer is on fire")
-		}},
-		{Name: "panicky", Lane: store.LaneIO, Run: func(context.Context, json.RawMessage, int) (json.RawMessage, error) {
+		})},
+		{Name: "panicky", Class: work.IO, Run: func(context.Context, work.Input) work.Result {
 			panic("the printer exploded")
 		}},
-		{Name: "stuck", Lane: store.LaneIO, Run: func(ctx context.Context, _ json.RawMessage, _ int) (json.RawMessage, error) {
+		{Name: "stuck", Class: work.IO, Run: func(ctx context.Context, _ work.Input) work.Result {
 			<-ctx.Done()
-			return nil, context.Cause(ctx)
+			return work.Failed(context.Cause(ctx).Error())
 		}},
 	}
 }

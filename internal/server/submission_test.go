@@ -17,8 +17,8 @@ import (
 
 	"tandem"
 	"tandem/internal/egress"
-	"tandem/internal/engine"
 	"tandem/internal/store"
+	"tandem/internal/submissions"
 )
 
 // wireSubmission is an answer, or an entry of a list, as a client reads it.
@@ -77,8 +77,8 @@ func TestSubmit(t *testing.T) {
 	}
 	var r tandem.Request
 	svc.get("/requests/"+got.SubmissionID).decode(t, &r)
-	if r.Task != tandem.TaskSubmission || r.Mode != tandem.ModeSync || r.Status != tandem.StatusCompleted || string(r.Data) != `{"firstName":"Ada","lastName":"Lovelace"}` ||
-		!r.CreatedAt.Equal(got.Timestamp) {
+	if r.Task != submissions.Task || r.Mode != tandem.ModeSync || r.Status != tandem.StatusCompleted ||
+		string(r.Data) != `{"firstName":"Ada","lastName":"Lovelace"}` || !r.CreatedAt.Equal(got.Timestamp) {
 		t.Errorf("in the history: %+v", r)
 	}
 	if listed := ids(t, svc.get("/requests?task=submission")); len(listed) != 1 || listed[0] != got.SubmissionID {
@@ -379,7 +379,7 @@ func TestSubmitWithABadExternalService(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	svc := start(t, func(s *setup) { s.engine.External = engine.External{URL: external.URL, Client: client} })
+	svc := start(t, func(s *setup) { s.sample.External = submissions.External{URL: external.URL, Client: client} })
 	for code, want := range map[int]string{http.StatusOK: "confirmed", http.StatusBadGateway: "pending", http.StatusGone: "failed"} {
 		status <- code
 		a := svc.post("/api/submit", ada)
@@ -475,7 +475,7 @@ func TestSubmissionStats(t *testing.T) {
 	t.Parallel()
 	svc := start(t, func(s *setup) {
 		s.server.Debug = true
-		s.engine.External = engine.External{MinDelay: 30 * time.Millisecond, MaxDelay: 30 * time.Millisecond}
+		s.sample.External = submissions.External{MinDelay: 30 * time.Millisecond, MaxDelay: 30 * time.Millisecond}
 	})
 	var figures map[string]any
 	svc.get("/api/stats").decode(t, &figures)
@@ -553,8 +553,9 @@ func TestSubmissionsTogether(t *testing.T) {
 		}
 	}
 	stats, err := svc.store.Stats(t.Context())
-	want := store.Submissions{Accepted: 400, Kept: 400, Recent: 400, Ended: 400, Work: stats.Submissions.Work}
-	if diff := cmp.Diff(want, stats.Submissions); err != nil || diff != "" || stats.Submissions.Work.Count != 400 || stats.Unfinished != 0 {
+	want := store.Counted{Accepted: 400, Kept: 400, Recent: 400, Ended: 400, Work: stats.Counted.Work}
+	if diff := cmp.Diff(want, stats.Counted); err != nil || diff != "" || stats.Counted.Work.Count != 400 ||
+		stats.Unfinished != 0 {
 		t.Errorf("%v %+v\n%s", err, stats, diff)
 	}
 }

@@ -13,9 +13,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"tandem"
-	"tandem/internal/engine"
 	"tandem/internal/server"
-	"tandem/internal/store"
+	"tandem/internal/work"
 )
 
 func TestSyncAnswersWithTheResult(t *testing.T) {
@@ -385,14 +384,15 @@ func TestServiceThatCannot(t *testing.T) {
 	t.Run("no slot", func(t *testing.T) {
 		t.Parallel()
 		begun, release := make(chan struct{}), make(chan struct{})
-		stubborn := engine.Task{Name: "stubborn", Lane: store.LaneIO, Run: func(ctx context.Context, _ json.RawMessage, _ int) (json.RawMessage, error) {
-			close(begun)
-			<-ctx.Done() // not for the release alone: of two timers the later one may be noticed first
-			<-release    // holds the one slot beyond its deadline
-			return nil, errors.New("released")
-		}}
+		stubborn := work.Task{Name: "stubborn", Class: work.IO,
+			Run: work.JSON(func(ctx context.Context, _ json.RawMessage, _ int) (json.RawMessage, error) {
+				close(begun)
+				<-ctx.Done() // not for the release alone: of two timers the later one may be noticed first
+				<-release    // holds the one slot beyond its deadline
+				return nil, errors.New("released")
+			})}
 		svc := start(t, func(s *setup) {
-			s.engine.IOWorkers, s.engine.TaskTimeout, s.engine.Tasks = 1, 300*time.Millisecond, []engine.Task{stubborn}
+			s.engine.IOWorkers, s.engine.TaskTimeout, s.engine.Tasks = 1, 300*time.Millisecond, []work.Task{stubborn}
 		})
 		first := make(chan answer, 1)
 		go func() { first <- svc.post("/sync", `{"data":{"a":1},"task":"stubborn"}`) }()
@@ -437,12 +437,13 @@ func TestDeepNestingIsCheap(t *testing.T) {
 func TestCallerWhoHangsUpCancelsTheWork(t *testing.T) {
 	t.Parallel()
 	begun := make(chan struct{})
-	patient := engine.Task{Name: "patient", Lane: store.LaneIO, Run: func(ctx context.Context, _ json.RawMessage, _ int) (json.RawMessage, error) {
-		close(begun)
-		<-ctx.Done()
-		return nil, context.Cause(ctx)
-	}}
-	svc := start(t, func(s *setup) { s.engine.Tasks = []engine.Task{patient} })
+	patient := work.Task{Name: "patient", Class: work.IO,
+		Run: work.JSON(func(ctx context.Context, _ json.RawMessage, _ int) (json.RawMessage, error) {
+			close(begun)
+			<-ctx.Done()
+			return nil, context.Cause(ctx)
+		})}
+	svc := start(t, func(s *setup) { s.engine.Tasks = []work.Task{patient} })
 	ctx, hangUp := context.WithCancel(t.Context())
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, svc.URL+"/sync", strings.NewReader(`{"data":{"a":1},"task":"patient"}`))
 	if err != nil {

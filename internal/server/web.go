@@ -7,8 +7,6 @@ import (
 	"net"
 	"net/http"
 	"time"
-
-	"tandem/internal/engine"
 )
 
 // Limits of a connection. A caller that is slower than this is cut off, with a
@@ -31,14 +29,14 @@ const (
 
 // HTTPServer makes the server that the API is meant to run in; [Serve] runs it, and the caller
 // shuts it down. Its write timeout leaves a sync request its TaskTimeout, which covers the wait for
-// a slot as well, and a submission its wait and its call.
+// a slot as well, and an application its Application.AnswerTime.
 func HTTPServer(handler http.Handler, cfg Config) *http.Server {
 	cfg = cfg.withDefaults()
 	web := &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: readHeaderTimeout,
 		ReadTimeout:       readTimeout,
-		WriteTimeout:      readTimeout + max(cfg.TaskTimeout, 2*engine.MaxExternalTimeout) + answerTime,
+		WriteTimeout:      readTimeout + max(cfg.TaskTimeout, cfg.Application.answerTime()) + answerTime,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),

@@ -14,7 +14,7 @@ import (
 // async ones whose callback was sent, and one that waits.
 func fillFile(t testing.TB, path string, requests int) {
 	t.Helper()
-	s, err := store.OpenSQLite(t.Context(), store.Config{URL: path, Log: quiet()})
+	s, err := store.OpenSQLite(t.Context(), store.Config{Counted: counted, URL: path, Log: quiet()})
 	if err != nil {
 		t.Fatal(err)
 	}

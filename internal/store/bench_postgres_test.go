@@ -28,7 +28,9 @@ func BenchmarkPostgres(b *testing.B) {
 			b.ResetTimer()
 			acceptMany(b, s, b.N, store.LaneIO)
 			if works {
-				waitFor(b, "all to be delivered", func() bool { return mustStats(b, s).Ended[tandem.StatusCallbackSent] == int64(b.N) })
+				tandemtest.WaitFor(b, "all to be delivered", func() bool {
+					return mustStats(b, s).Ended[tandem.StatusCallbackSent] == int64(b.N)
+				})
 			}
 			b.StopTimer()
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "requests/s")

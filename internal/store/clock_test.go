@@ -13,6 +13,7 @@ import (
 
 	"tandem"
 	"tandem/internal/store"
+	"tandem/internal/tandemtest"
 )
 
 // A retry waits as long as it was told to, whatever somebody does to the clock
@@ -37,7 +38,7 @@ func TestClockSetBack(t *testing.T) {
 	})
 	before, after := newAsync(), newAsync()
 	accept(t, s, before, store.LaneIO)
-	waitFor(t, "the first try", func() bool { return mustRequest(t, s, before.ID).CallbackAttempts == 1 })
+	tandemtest.WaitFor(t, "the first try", func() bool { return mustRequest(t, s, before.ID).CallbackAttempts == 1 })
 	s.ShiftClock(-time.Hour)
 	accept(t, s, after, store.LaneIO) // is neither late nor hurried
 	for _, r := range []*tandem.Request{before, after} {
@@ -71,7 +72,7 @@ func TestClockSetBackWhileIdle(t *testing.T) {
 	})
 	r := newAsync()
 	accept(t, s, r, store.LaneIO)
-	waitFor(t, "the first try", func() bool { return mustRequest(t, s, r.ID).CallbackAttempts == 1 })
+	tandemtest.WaitFor(t, "the first try", func() bool { return mustRequest(t, s, r.ID).CallbackAttempts == 1 })
 	<-tries
 	s.ShiftClock(-time.Hour)
 	select {
@@ -95,11 +96,13 @@ func TestClockSetBackUnderABacklog(t *testing.T) {
 		}
 		return workEnded(`{}`)
 	})
-	waitFor(t, "all to be delivered", func() bool { return mustStats(t, s).Ended[tandem.StatusCallbackSent] == n })
+	tandemtest.WaitFor(t, "all to be delivered", func() bool {
+		return mustStats(t, s).Ended[tandem.StatusCallbackSent] == n
+	})
 }
 
 // The clock is set forward, or the machine slept: what has become due meanwhile
-// is handed out soon, once, and what is due later still is not.
+// is dispatched soon, once, and what is due later still is not.
 func TestClockSetForward(t *testing.T) {
 	t.Parallel()
 	s := openFile(t, filepath.Join(t.TempDir(), "tandem.db"))
@@ -121,7 +124,7 @@ func TestClockSetForward(t *testing.T) {
 	})
 	for _, r := range []*tandem.Request{soon, late} {
 		accept(t, s, r, store.LaneIO)
-		waitFor(t, "the first try", func() bool { return mustRequest(t, s, r.ID).CallbackAttempts == 1 })
+		tandemtest.WaitFor(t, "the first try", func() bool { return mustRequest(t, s, r.ID).CallbackAttempts == 1 })
 	}
 	s.ShiftClock(time.Hour)
 	waitStatus(t, s, soon.ID, tandem.StatusCallbackSent)

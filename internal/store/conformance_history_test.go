@@ -3,6 +3,7 @@ package store_test
 import (
 	"context"
 	"encoding/json"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +13,7 @@ import (
 
 	"tandem"
 	"tandem/internal/store"
+	"tandem/internal/tandemtest"
 )
 
 func conformPages(t *testing.T, s store.Store) {
@@ -185,7 +187,9 @@ func conformStats(t *testing.T, s store.Store) {
 		}
 		return workEnded(`{}`)
 	})
-	waitFor(t, "both to be delivered", func() bool { return mustStats(t, s).Ended[tandem.StatusCallbackSent] == 2 })
+	tandemtest.WaitFor(t, "both to be delivered", func() bool {
+		return mustStats(t, s).Ended[tandem.StatusCallbackSent] == 2
+	})
 	want := store.Stats{
 		Requests: map[tandem.Mode]int64{tandem.ModeAsync: 2},
 		Now:      map[tandem.Status]int64{tandem.StatusPending: 0},
@@ -227,9 +231,68 @@ func conformNextAttempt(t *testing.T, s store.Store) {
 	r := newAsync()
 	accept(t, s, r, store.LaneIO)
 	least := (<-first).Add(postponed)
-	waitFor(t, "the postponed attempt", func() bool { return !mustRequest(t, s, r.ID).Attempts[0].NextAt.IsZero() })
+	tandemtest.WaitFor(t, "the postponed attempt", func() bool {
+		return !mustRequest(t, s, r.ID).Attempts[0].NextAt.IsZero()
+	})
 	got := mustRequest(t, s, r.ID).Attempts[0].NextAt
 	if got.Before(least.Add(-time.Second)) || got.After(least.Add(postponed)) {
 		t.Errorf("the next attempt is shown due at %v, want about %v", got, least)
+	}
+}
+
+// TestKeysOwnRequests: lists of a key hold its requests only, whatever else is asked for.
+func TestKeysOwnRequests(t *testing.T) {
+	t.Parallel()
+	for kind, s := range map[string]store.Store{"file": openFile(t, filepath.Join(t.TempDir(), "tandem.db")),
+		"memory": openMemory(t), "postgres": openPostgres(t)} {
+		want := map[string][]string{}
+		for _, key := range []string{"key_a", "key_b", ""} {
+			for _, r := range []*tandem.Request{newSync(), newAsync(), newSubmission("batch_" + key), newSubmission("")} {
+				r.KeyID = key
+				lane := store.LaneIO
+				if r.Mode == tandem.ModeSync && r.Task != counted {
+					lane = store.LaneNone
+				}
+				accept(t, s, r, lane)
+				want[key] = append([]string{r.ID}, want[key]...)
+			}
+		}
+		ids := func(filter store.Filter) (found []string, submissions int64) {
+			t.Helper()
+			filter.Limit = 100
+			page, err := s.Requests(t.Context(), filter)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range page.Requests {
+				found = append(found, r.ID)
+			}
+			return found, page.Total
+		}
+		for _, key := range []string{"key_a", "key_b"} {
+			all, _ := ids(store.Filter{Key: key})
+			syncs, _ := ids(store.Filter{Key: key, Mode: tandem.ModeAsync})
+			batch, _ := ids(store.Filter{Key: key, Batch: "batch_" + key})
+			submissions, total := ids(store.Filter{Key: key, Task: counted})
+			got := [][]string{all, syncs, batch, submissions}
+			own := want[key]
+			if diff := cmp.Diff([][]string{own, {own[2]}, {own[1]}, {own[0], own[1]}}, got); diff != "" {
+				t.Errorf("%s: of %s (-want +got):\n%s", kind, key, diff)
+			}
+			if total != 2 {
+				t.Errorf("%s: %s has %d submissions, want 2", kind, key, total)
+			}
+		}
+		foreign, _ := ids(store.Filter{Key: "key_a", Batch: "batch_key_b"})
+		unknown, none := ids(store.Filter{Key: "key_c", Task: counted})
+		if len(foreign)+len(unknown) > 0 || none != 0 {
+			t.Errorf("%s: another's batch %v, of nobody %v, %d", kind, foreign, unknown, none)
+		}
+		if everybody, total := ids(store.Filter{Task: counted}); len(everybody) != 6 || total != 6 {
+			t.Errorf("%s: %d submissions, counted %d, want 6", kind, len(everybody), total)
+		}
+		if got := mustRequest(t, s, want["key_a"][0]); got.KeyID != "key_a" {
+			t.Errorf("%s: a request of key_a says %q", kind, got.KeyID)
+		}
 	}
 }

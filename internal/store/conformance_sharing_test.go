@@ -10,6 +10,7 @@ import (
 
 	"tandem"
 	"tandem/internal/store"
+	"tandem/internal/tandemtest"
 )
 
 // accepted accepts requests of an owner.
@@ -74,7 +75,7 @@ func conformShare(t *testing.T, s store.Store) {
 	defer stop()
 	defer close(hang)
 	accepted(t, s, "a", 100)
-	waitFor(t, "half of the slots to be taken", func() bool { return running.Load() == 4 })
+	tandemtest.WaitFor(t, "half of the slots to be taken", func() bool { return running.Load() == 4 })
 	for _, id := range accepted(t, s, "b", 3) {
 		waitStatus(t, s, id, tandem.StatusCallbackSent)
 	}
@@ -115,7 +116,7 @@ func conformParked(t *testing.T, s store.Store) {
 		return next
 	})
 	parked := append(accepted(t, s, "a", 50), accepted(t, s, "b", 50)...)
-	waitFor(t, "all to be parked", func() bool { return steps.Load() == 100 })
+	tandemtest.WaitFor(t, "all to be parked", func() bool { return steps.Load() == 100 })
 	for _, id := range accepted(t, s, "well", 20) {
 		waitStatus(t, s, id, tandem.StatusCallbackSent)
 	}
@@ -160,7 +161,7 @@ func conformParkedTooOld(t *testing.T, s store.Store) {
 func TestParkedSurvivesRestart(t *testing.T) {
 	t.Parallel()
 	path := t.TempDir() + "/tandem.db"
-	s, err := store.OpenSQLite(t.Context(), store.Config{URL: path, Log: quiet()})
+	s, err := store.OpenSQLite(t.Context(), store.Config{Counted: counted, URL: path, Log: quiet()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +176,7 @@ func TestParkedSurvivesRestart(t *testing.T) {
 		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, Destination: "dead.example:443", Parked: true}
 	})
 	ids := accepted(t, s, "a", 100)
-	waitFor(t, "all to be parked", func() bool { return steps.Load() == 100 })
+	tandemtest.WaitFor(t, "all to be parked", func() bool { return steps.Load() == 100 })
 	stop()
 	if err := s.Close(); err != nil {
 		t.Fatal(err)

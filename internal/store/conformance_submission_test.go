@@ -20,7 +20,7 @@ import (
 // newSubmission is a request as the engine accepts a submission: being worked on, in a lane.
 func newSubmission(batch string) *tandem.Request {
 	r := newSync()
-	r.Task, r.BatchID, r.StartedAt = tandem.TaskSubmission, batch, time.Time{}
+	r.Task, r.BatchID, r.StartedAt = counted, batch, time.Time{}
 	r.Data = json.RawMessage(`{"firstName":"Ada","lastName":"Lovelace"}`)
 	return r
 }
@@ -125,7 +125,7 @@ func conformPutOff(t *testing.T, s store.Store) {
 	waitStatus(t, s, r.ID, tandem.StatusCompleted)
 	for range 2 {
 		if job := <-jobs; job.Lane != store.LaneIO || job.Request.Status != tandem.StatusPending || string(job.Request.Data) != string(r.Data) ||
-			job.Request.Task != tandem.TaskSubmission {
+			job.Request.Task != counted {
 			t.Errorf("handed out %+v", job)
 		}
 	}
@@ -165,7 +165,7 @@ func conformFinishRules(t *testing.T, s store.Store) {
 }
 
 func conformSubmissionFigures(t *testing.T, s store.Store) {
-	if got := mustStats(t, s).Submissions; got != (store.Submissions{}) {
+	if got := mustStats(t, s).Counted; got != (store.Counted{}) {
 		t.Errorf("of none: %+v", got)
 	}
 	other := newSync()
@@ -187,8 +187,9 @@ func conformSubmissionFigures(t *testing.T, s store.Store) {
 			t.Fatal(err)
 		}
 	}
-	want := store.Submissions{Accepted: 7, Kept: 7, Recent: 7, Ended: 3, Work: store.WorkTime{Count: 4, Total: 480 * time.Millisecond}}
-	if diff := cmp.Diff(want, mustStats(t, s).Submissions); diff != "" {
+	want := store.Counted{Accepted: 7, Kept: 7, Recent: 7, Ended: 3,
+		Work: store.WorkTime{Count: 4, Total: 480 * time.Millisecond}}
+	if diff := cmp.Diff(want, mustStats(t, s).Counted); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 
@@ -218,7 +219,7 @@ func conformSubmissionFigures(t *testing.T, s store.Store) {
 		t.Errorf("deleted %d, %v", n, err)
 	}
 	want.Kept = 3
-	if diff := cmp.Diff(want, mustStats(t, s).Submissions); diff != "" {
+	if diff := cmp.Diff(want, mustStats(t, s).Counted); diff != "" {
 		t.Errorf("after retention (-want +got):\n%s", diff)
 	}
 }
@@ -239,24 +240,24 @@ func TestRecentSubmissions(t *testing.T) {
 		for h := max(hour-23, 0); h <= hour; h++ {
 			want += int64(h + 1)
 		}
-		if got := mustStats(t, s).Submissions; got.Recent != want || got.Accepted != total {
+		if got := mustStats(t, s).Counted; got.Recent != want || got.Accepted != total {
 			t.Errorf("in hour %d: %+v, want %d recent of %d", hour, got, want, total)
 		}
 		s.ShiftClock(time.Hour)
 	}
-	if got := mustStats(t, s).Submissions.Recent; got != 29*30/2+30-6*7/2-7 { // hours 7 to 29 of 0 to 29
+	if got := mustStats(t, s).Counted.Recent; got != 29*30/2+30-6*7/2-7 { // hours 7 to 29 of 0 to 29
 		t.Errorf("an hour later %d are recent", got)
 	}
 	if n := s.Counters("recent/"); n > 24 {
 		t.Errorf("%d hours are kept", n)
 	}
 	s.ShiftClock(24 * time.Hour)
-	if got := mustStats(t, s).Submissions; got.Recent != 0 || got.Accepted != total {
+	if got := mustStats(t, s).Counted; got.Recent != 0 || got.Accepted != total {
 		t.Errorf("a day later: %+v", got)
 	}
 }
 
-// A submission that was being worked on when the process died is handed out by the next one.
+// A submission that was being worked on when the process died is dispatched by the next one.
 func TestSubmissionIsResumed(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "tandem.db")
@@ -275,12 +276,13 @@ func TestSubmissionIsResumed(t *testing.T) {
 		return called("")
 	})
 	waitStatus(t, after, r.ID, tandem.StatusCompleted)
-	if got := mustStats(t, after); got.Unfinished != 0 || got.Failures[tandem.FailedInterrupted] != 0 || got.Submissions.Ended != 1 {
+	if got := mustStats(t, after); got.Unfinished != 0 || got.Failures[tandem.FailedInterrupted] != 0 ||
+		got.Counted.Ended != 1 {
 		t.Errorf("counters: %+v", got)
 	}
 }
 
-// A submission whose caller does not come back to it is handed out in the end, and what the
+// A submission whose caller does not come back to it is dispatched in the end, and what the
 // caller says of it then is not heard.
 func TestSubmissionOutlivesItsCaller(t *testing.T) {
 	t.Parallel()

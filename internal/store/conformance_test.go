@@ -18,6 +18,7 @@ import (
 
 	"tandem"
 	"tandem/internal/store"
+	"tandem/internal/tandemtest"
 )
 
 // TestConformance is what every store must keep. A new store adds a line here.
@@ -220,7 +221,7 @@ func conformFailedWork(t *testing.T, s store.Store) {
 	accept(t, s, told, store.LaneIO)
 	accept(t, s, untold, store.LaneIO)
 	for id, want := range map[string]tandem.CallbackStatus{told.ID: tandem.CallbackSent, untold.ID: tandem.CallbackFailed} {
-		waitFor(t, "callback "+string(want), func() bool { return mustRequest(t, s, id).CallbackStatus == want })
+		tandemtest.WaitFor(t, "callback "+string(want), func() bool { return mustRequest(t, s, id).CallbackStatus == want })
 		if got := mustRequest(t, s, id); got.Status != tandem.StatusFailed || got.ErrorCode != tandem.FailedPanic || got.ErrorMessage != "boom" {
 			t.Errorf("callback %s: %+v", want, got)
 		}
@@ -392,7 +393,9 @@ func conformCapacity(t *testing.T, s store.Store) {
 		return workEnded(`{}`)
 	})
 	acceptMany(t, s, 60, store.LaneIO)
-	waitFor(t, "all to be delivered", func() bool { return mustStats(t, s).Ended[tandem.StatusCallbackSent] == 60 })
+	tandemtest.WaitFor(t, "all to be delivered", func() bool {
+		return mustStats(t, s).Ended[tandem.StatusCallbackSent] == 60
+	})
 	if n := most.Load(); n != 3 {
 		t.Errorf("%d jobs of one owner at once, want half of 6", n)
 	}
@@ -427,7 +430,9 @@ func conformBytes(t *testing.T, s store.Store) {
 		}
 		accept(t, s, r, store.LaneIO)
 	}
-	waitFor(t, "all to be delivered", func() bool { return mustStats(t, s).Ended[tandem.StatusCallbackSent] == 20 })
+	tandemtest.WaitFor(t, "all to be delivered", func() bool {
+		return mustStats(t, s).Ended[tandem.StatusCallbackSent] == 20
+	})
 	if n := most.Load(); n != 2 {
 		t.Errorf("%d jobs of 1,000 bytes of one owner at once within half of 5,000, want 2", n)
 	}
@@ -450,7 +455,9 @@ func conformOverflow(t *testing.T, s store.Store) {
 		times[job.Request.ID]++
 		return workEnded(`{}`)
 	})
-	waitFor(t, "all to be delivered", func() bool { return mustStats(t, s).Ended[tandem.StatusCallbackSent] == n })
+	tandemtest.WaitFor(t, "all to be delivered", func() bool {
+		return mustStats(t, s).Ended[tandem.StatusCallbackSent] == n
+	})
 	mu.Lock()
 	defer mu.Unlock()
 	for id, count := range times {
@@ -480,7 +487,7 @@ func conformStop(t *testing.T, s store.Store) {
 		t.Fatal("Work returned while a step ran")
 	case <-time.After(20 * time.Millisecond):
 	}
-	accept(t, s, never, store.LaneCPU) // accepted, but handed out to nobody: step would close started twice
+	accept(t, s, never, store.LaneCPU) // accepted, but dispatched to nobody: step would close started twice
 	close(release)
 	<-stopped
 	if got := mustRequest(t, s, r.ID); got.Status != tandem.StatusCompleted || string(got.Result) != `{"late":true}` {
@@ -532,7 +539,9 @@ func conformMany(t *testing.T, s store.Store) {
 		return workEnded(string(job.Request.Data))
 	})
 	acceptMany(t, s, 2000, store.LaneIO)
-	waitFor(t, "all to be delivered", func() bool { return mustStats(t, s).Ended[tandem.StatusCallbackSent] == 2000 })
+	tandemtest.WaitFor(t, "all to be delivered", func() bool {
+		return mustStats(t, s).Ended[tandem.StatusCallbackSent] == 2000
+	})
 }
 
 func mustStats(t testing.TB, s store.Store) store.Stats {
@@ -546,7 +555,7 @@ func mustStats(t testing.TB, s store.Store) store.Stats {
 
 func waitStatus(t testing.TB, s store.Store, id string, want tandem.Status) {
 	t.Helper()
-	waitFor(t, id+" to be "+string(want), func() bool { return mustRequest(t, s, id).Status == want })
+	tandemtest.WaitFor(t, id+" to be "+string(want), func() bool { return mustRequest(t, s, id).Status == want })
 }
 
 func pageIDs(page store.Page) []string {

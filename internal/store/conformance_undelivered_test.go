@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"tandem/internal/store"
+	"tandem/internal/tandemtest"
 )
 
 // Undelivered callbacks are shown by site, the longest wait first. Those of one path of a site are shown there too.
@@ -87,7 +88,7 @@ func conformUndelivered(t *testing.T, s store.Store) {
 		}
 		return n
 	}
-	waitFor(t, "all to be on record as parked", func() bool {
+	tandemtest.WaitFor(t, "all to be on record as parked", func() bool {
 		return total(mustUndelivered(t, s)) == int64(len(waits))
 	})
 	if diff := cmp.Diff(want, mustUndelivered(t, s), cmp.Comparer(time.Time.Equal)); diff != "" {

@@ -6,15 +6,13 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 )
 
 const (
-	// copyRows and copyBytes bound a chunk of a copy, which is one transaction. Rows go through one by
-	// one, so that no more than one of them is in memory.
-	copyRows  = 8192
-	copyBytes = 32 << 20
+	// copyPageRows and copyPageBytes bound a page of a copy, which is one transaction. Three pages are in memory.
+	copyPageRows  = 4096
+	copyPageBytes = 16 << 20
 )
 
 // ErrDiffers says that what was copied is not what is in the source.
@@ -25,10 +23,10 @@ type CopyConfig struct {
 	From string // a path, or "file:" and a path
 	To   string // postgres://…
 
-	// Progress is told of every chunk, on a goroutine of Copy; nil: nobody is.
+	// Progress is told of every page, on a goroutine of Copy; nil: nobody is.
 	Progress func(CopyProgress)
 
-	chunk   int              // rows of a chunk; 0: copyRows
+	rows    int              // of a page; 0: copyPageRows
 	now     func() time.Time // time.Now but in tests
 	connect connector        // as in Config
 }
@@ -51,9 +49,9 @@ const (
 
 // CopyReport says what came of a copy.
 type CopyReport struct {
-	Begun          bool       // the target has a part of the copy, from which another call goes on, or all of it
+	Begun          bool       // the target has a part of the copy, which another call removes first, or all of it
 	Source, Target CopyDigest // zero in a copy that was over before
-	Resumed        int64      // requests that were in the target already, from a copy that was interrupted
+	Removed        string     // the source of an unfinished copy that was in the target; "": it was empty
 	Over           time.Time  // when this source had been copied before; zero: it had not, or not to the end
 }
 
@@ -61,12 +59,12 @@ type CopyReport struct {
 // API keys and counters. What is unfinished is as a start on the file would find it; the first node that serves
 // the target goes on with it. Nobody serves either of them meanwhile.
 //
-// Every chunk is a transaction that also says how far the copy is, so one that was interrupted, however it
-// ended, goes on from there when Copy is called again. Until both sides were compared and found
-// the same, no node starts on the target and none of its jobs is handed out. The file stays as it is. Errors are for people.
+// From its first transaction until both sides were compared and found the same, the target is marked as unfinished: no
+// node starts on it and none of its jobs is dispatched. Copy empties a target with that mark and begins anew. The
+// file stays as it is. Errors are for people.
 func Copy(ctx context.Context, cfg CopyConfig) (_ CopyReport, err error) {
-	if cfg.chunk == 0 {
-		cfg.chunk = copyRows
+	if cfg.rows == 0 {
+		cfg.rows = copyPageRows
 	}
 	if cfg.connect == nil {
 		cfg.connect = connect
@@ -88,7 +86,7 @@ func Copy(ctx context.Context, cfg CopyConfig) (_ CopyReport, err error) {
 	}()
 	target, err := openCopyTarget(ctx, cfg.To)
 	if err != nil {
-		return CopyReport{}, fmt.Errorf("copy to %s: %w", withoutPassword(cfg.To), explainPostgres(err))
+		return CopyReport{}, fmt.Errorf("copy to %s: %w", WithoutPassword(cfg.To), explainPostgres(err))
 	}
 	defer target.close()
 	c := &copying{cfg: cfg, source: source, target: target}
@@ -97,7 +95,7 @@ func Copy(ctx context.Context, cfg CopyConfig) (_ CopyReport, err error) {
 		return report, context.Cause(ctx)
 	}
 	if err != nil {
-		return report, fmt.Errorf("copy to %s: %w", withoutPassword(cfg.To), explainPostgres(explain(err)))
+		return report, fmt.Errorf("copy to %s: %w", WithoutPassword(cfg.To), explainPostgres(explain(err)))
 	}
 	return report, nil
 }
@@ -107,19 +105,14 @@ type copying struct {
 	cfg    CopyConfig
 	source *copySource
 	target *copyTarget
-	mark   copyMark
 }
 
-// copyMark is what the target knows of a copy: from its first transaction on in the setting copyUnfinished,
-// and in copyFinished from its last one on.
+// copyMark is what the target says of a copy: in the setting copyUnfinished from its first transaction on, and in
+// copyFinished from its last one on.
 type copyMark struct {
-	From     string    `json:"from"`     // the file, as it was named
-	Source   string    `json:"source"`   // fingerprint of what is in it
-	Began    time.Time `json:"began"`    // what was being worked on is taken as of then
-	AheadUS  int64     `json:"ahead_us"` // of the clock of the target, to that of the machine that copies
-	Last     int64     `json:"last"`     // order of the last request that was copied; -1: none was
-	Requests int64     `json:"requests"` // copied
-	Over     time.Time `json:"over"`     // when the copy was; zero: it is not
+	From   string    `json:"from"`          // the file, as it was named
+	Source string    `json:"source"`        // fingerprint of what is in it
+	Over   time.Time `json:"over,omitzero"` // when the copy was; zero: it is not
 }
 
 // Settings that keep a copyMark.
@@ -129,139 +122,107 @@ const (
 )
 
 func (c *copying) run(ctx context.Context) (report CopyReport, err error) {
-	if err := c.begin(ctx); err != nil {
+	mark := copyMark{From: c.cfg.From, Source: c.source.fingerprint}
+	before, err := c.target.begin(ctx, mark)
+	if err != nil {
 		return report, err
 	}
 	report.Begun = true
-	if !c.mark.Over.IsZero() {
-		report.Over = c.mark.Over
+	if before != nil && !before.Over.IsZero() {
+		report.Over = before.Over
 		return report, nil
 	}
-	report.Resumed = c.mark.Requests
-	if err := c.source.mend(ctx, c.mark); err != nil {
+	if before != nil {
+		report.Removed = before.From
+	}
+	ahead, err := c.target.ahead(ctx, c.cfg.now)
+	if err != nil {
+		return report, err
+	}
+	if err := c.source.recover(ctx, c.cfg.now(), ahead); err != nil {
 		return report, fmt.Errorf("read the source: %w", err)
 	}
 	if err := c.copyRequests(ctx); err != nil {
-		return report, err
+		return report, fmt.Errorf("copy requests: %w", err)
 	}
 	if err := c.target.keepRest(ctx, c.source.rest); err != nil {
-		return report, err
+		return report, fmt.Errorf("copy settings, API keys and counters: %w", err)
 	}
 	if report.Source, report.Target, err = c.digests(ctx); err != nil {
-		return report, err
+		return report, fmt.Errorf("compare: %w", err)
 	}
 	if !report.Source.same(&report.Target) {
 		return report, ErrDiffers
 	}
-	c.mark.Over = c.cfg.now().UTC()
-	return report, c.target.finish(ctx, c.mark)
+	mark.Over = c.cfg.now().UTC()
+	return report, c.target.finish(ctx, mark)
 }
 
-// begin finds out whether the target is empty, or has a part of this copy or all of it.
-func (c *copying) begin(ctx context.Context) error {
-	fresh := copyMark{From: c.cfg.From, Source: c.source.fingerprint, Began: c.cfg.now().UTC().Truncate(time.Microsecond), Last: -1}
-	ahead, err := c.target.ahead(ctx, c.cfg.now)
-	if err != nil {
-		return err
-	}
-	if ahead.Abs() >= minStep {
-		fresh.AheadUS = ahead.Microseconds()
-	}
-	known, err := c.target.begin(ctx, fresh)
-	if err != nil {
-		return err
-	}
-	c.mark = known
-	if c.mark.Source != c.source.fingerprint {
-		return fmt.Errorf("an unfinished copy of %s is in it, which is another database or has been used since; "+
-			"drop the target, create it anew and copy again", c.mark.From)
-	}
-	return nil
-}
-
-// copyRequests copies what is not in the target yet.
+// copyRequests copies requests with their attempts and jobs. It reads a page while it writes the one before.
 func (c *copying) copyRequests(ctx context.Context) error {
-	progress := CopyProgress{Phase: CopyRows, Done: c.mark.Requests, Total: c.source.requests}
+	progress := CopyProgress{Phase: CopyRows, Total: c.source.total}
 	c.cfg.Progress(progress)
-	for {
-		before := c.mark.Requests
-		err := c.target.transact(ctx, func(tx pgx.Tx) error {
-			next, err := c.copyChunk(ctx, tx)
-			if err == nil {
-				err = keepMark(ctx, tx, copyUnfinished, next)
+	pages := make(chan copyPage)
+	sides, ctx := errgroup.WithContext(ctx)
+	sides.Go(func() error {
+		defer close(pages)
+		return c.source.pages(ctx, c.cfg.rows, func(page copyPage) error {
+			select {
+			case pages <- page:
+				return nil
+			case <-ctx.Done():
+				return context.Cause(ctx)
 			}
-			if err == nil {
-				c.mark = next
-			}
-			return err
 		})
-		progress.Done, progress.Over = c.mark.Requests, c.mark.Requests == before
-		if err != nil {
-			return fmt.Errorf("copy requests: %w", err)
+	})
+	sides.Go(func() error {
+		for page := range pages {
+			if err := c.target.write(ctx, page); err != nil {
+				return err
+			}
+			progress.Done += int64(len(page.requests))
+			c.cfg.Progress(progress)
 		}
+		return nil
+	})
+	err := sides.Wait()
+	if err == nil {
+		progress.Over = true
 		c.cfg.Progress(progress)
-		if progress.Over {
-			return nil
-		}
 	}
-}
-
-// copyChunk copies some requests with their attempts and their jobs, and returns the mark after them.
-func (c *copying) copyChunk(ctx context.Context, tx pgx.Tx) (copyMark, error) {
-	next := c.mark
-	first, err := reserveJobs(ctx, tx, c.cfg.chunk)
-	if err != nil {
-		return next, err
-	}
-	rows, err := c.source.after(ctx, c.mark.Last, c.cfg.chunk)
-	if err != nil {
-		return next, err
-	}
-	defer rows.Close()
-	var jobs copiedJobs
-	bytes := 0
-	_, err = tx.CopyFrom(ctx, pgx.Identifier{"requests"}, copiedColumns, pgx.CopyFromFunc(func() ([]any, error) {
-		if bytes >= copyBytes {
-			return nil, nil
-		}
-		r, err := rows.next()
-		if r == nil || err != nil {
-			return nil, err
-		}
-		bytes += len(r.data) + len(r.result)
-		next.Last, next.Requests = r.order, next.Requests+1
-		return r.values(jobs.add(r, first))
-	}))
-	if err != nil {
-		return next, err
-	}
-	if err := rows.Close(); err != nil {
-		return next, err
-	}
-	if err := jobs.insert(ctx, tx); err != nil {
-		return next, err
-	}
-	return next, c.source.copyAttempts(ctx, tx, c.mark.Last, next.Last)
+	return err
 }
 
 // digests reads all of both sides, at the same time.
 func (c *copying) digests(ctx context.Context) (source, target CopyDigest, err error) {
-	progress := CopyProgress{Phase: CopyVerify, Total: c.source.requests}
+	progress := CopyProgress{Phase: CopyVerify, Total: c.source.total}
 	c.cfg.Progress(progress)
+	if err := c.target.analyze(ctx); err != nil {
+		return source, target, err
+	}
 	sides, ctx := errgroup.WithContext(ctx)
-	sides.Go(func() (err error) {
-		source, err = c.source.digest(ctx)
+	sides.Go(func() error {
+		d := newDigester()
+		err := c.source.pages(ctx, c.cfg.rows, d.page)
+		source = d.end(&c.source.rest)
 		return err
 	})
-	sides.Go(func() (err error) {
-		target, err = c.target.digest(ctx, c.source.rest.settings, func(done int64) {
-			progress.Done = done
+	sides.Go(func() error {
+		d := newDigester()
+		err := c.target.pages(ctx, c.cfg.rows, func(page copyPage) error {
+			progress.Done += int64(len(page.requests))
 			c.cfg.Progress(progress)
+			return d.page(page)
 		})
+		if err != nil {
+			return err
+		}
+		rest, err := c.target.readRest(ctx, c.source.rest.settings)
+		target = d.end(&rest)
 		return err
 	})
 	if err := sides.Wait(); err != nil {
-		return source, target, fmt.Errorf("compare: %w", err)
+		return source, target, err
 	}
 	progress.Over = true
 	c.cfg.Progress(progress)

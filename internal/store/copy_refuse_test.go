@@ -4,14 +4,15 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"tandem"
+	"tandem/internal/keys"
 	"tandem/internal/store"
 	"tandem/internal/tandemtest"
 )
@@ -20,7 +21,7 @@ import (
 func smallFile(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "tandem.db")
-	s, err := store.OpenSQLite(t.Context(), store.Config{URL: path, Log: quiet()})
+	s, err := store.OpenSQLite(t.Context(), store.Config{Counted: counted, URL: path, Log: quiet()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,7 +32,7 @@ func smallFile(t testing.TB) string {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	k, err := store.OpenKeys(t.Context(), store.KeysConfig{URL: path, Log: quiet()})
+	k, err := keys.Open(t.Context(), store.HandleConfig{URL: path, Log: quiet()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +81,10 @@ func TestCopyRefuses(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, "it holds requests already; a copy needs a database of its own"},
-		"API keys there": {func(t *testing.T, _ *string, to string) { makeKey(t, openKeys(t, to), "other", "read") }, "it holds API keys already"},
+		"API keys there": {func(t *testing.T, _ *string, to string) {
+			makeKey(t, tandemtest.OpenKeys(t, to), "other",
+				"read")
+		}, "it holds API keys already"},
 		"figures there": {func(t *testing.T, _ *string, to string) {
 			execPostgres(t, to, `INSERT INTO counters (node, writer, counts) VALUES ('gone', 0, '{"accepted/sync":1}')`)
 		}, "it was used already"},
@@ -88,17 +92,6 @@ func TestCopyRefuses(t *testing.T) {
 		"a newer target": {func(t *testing.T, _ *string, to string) {
 			execPostgres(t, to, `INSERT INTO goose_db_version (version_id, is_applied) VALUES (9999, true)`)
 		}, "start that one, or name another database"},
-		"another file is being copied": {func(t *testing.T, _ *string, to string) {
-			stopEarly(t, store.CopyConfig{From: smallFile(t), To: to})
-		}, "which is another database or has been used since"},
-		"the file was used since": {func(t *testing.T, from *string, to string) {
-			stopEarly(t, store.CopyConfig{From: *from, To: to})
-			s := openFile(t, *from)
-			accept(t, s, newSync(), store.LaneNone)
-			if err := s.Close(); err != nil {
-				t.Fatal(err)
-			}
-		}, "which is another database or has been used since"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -118,6 +111,57 @@ func TestCopyRefuses(t *testing.T) {
 	}
 }
 
+// An unfinished copy is replaced, also by another file or by what became of the same file since.
+func TestCopyReplaces(t *testing.T) {
+	t.Parallel()
+	first, to := smallFile(t), emptyPostgres(t, tandemtest.Volatile)
+	stopEarly(t, store.CopyConfig{From: first, To: to})
+	second := smallFile(t)
+	stopEarly(t, store.CopyConfig{From: second, To: to})
+	s := openFile(t, second)
+	accept(t, s, newAsync(), store.LaneIO)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	report := copyAll(t, store.CopyConfig{From: second, To: to})
+	if report.Removed != second || report.Target.Requests[tandem.StatusPending] != 4 {
+		t.Errorf("%+v", report)
+	}
+	const both = `SELECT concat((SELECT count(*) FROM requests), ' ', (SELECT count(*) FROM river_job))`
+	if rows := askPostgres(t, to, both); rows != "5 4" {
+		t.Errorf("requests and jobs: %s, want 5 4", rows)
+	}
+}
+
+// A node that starts at the moment when a copy begins is seen by the copy, or sees it.
+func TestCopyAndNodeAtOnce(t *testing.T) {
+	t.Parallel()
+	from := smallFile(t)
+	for range 4 {
+		to := emptyPostgres(t, tandemtest.Volatile)
+		var group sync.WaitGroup
+		var copied, served error
+		group.Go(func() { _, copied = store.Copy(t.Context(), store.CopyConfig{From: from, To: to}) })
+		group.Go(func() {
+			s, err := store.OpenPostgres(t.Context(), store.Config{URL: to, Log: quiet()})
+			if served = err; err == nil {
+				s.Close()
+			}
+		})
+		group.Wait()
+		switch {
+		case copied == nil && served == nil: // one after the other
+			if askPostgres(t, to, `SELECT count(*) FROM settings WHERE name = 'copied'`) != "1" {
+				t.Error("the copy is not finished")
+			}
+		case copied != nil && !strings.Contains(copied.Error(), "serves it, or did seconds ago"):
+			t.Errorf("copy: %v", copied)
+		case served != nil && !strings.Contains(served.Error(), "is not finished"):
+			t.Errorf("node: %v", served)
+		}
+	}
+}
+
 // stopEarly begins a copy, and interrupts it after one of its chunks.
 func stopEarly(t testing.TB, cfg store.CopyConfig) {
 	t.Helper()
@@ -128,7 +172,7 @@ func stopEarly(t testing.TB, cfg store.CopyConfig) {
 			stop(errStopped)
 		}
 	}
-	if _, err := store.Copy(ctx, cfg.InChunks(1)); !errors.Is(err, errStopped) {
+	if _, err := store.Copy(ctx, cfg.InPages(1)); !errors.Is(err, errStopped) {
 		t.Fatalf("interrupted: %v", err)
 	}
 }
@@ -153,14 +197,14 @@ func TestCopyLeavesTheFile(t *testing.T) {
 			return
 		}
 		tried = true
-		if s, err := store.OpenSQLite(t.Context(), store.Config{URL: from, Log: quiet()}); err == nil {
+		if s, err := store.OpenSQLite(t.Context(), store.Config{Counted: counted, URL: from, Log: quiet()}); err == nil {
 			t.Error("a server starts on a file that is being copied")
 			s.Close()
 		}
 		if _, err := other.Exec(`UPDATE keys SET last_used_at = 1`); err == nil {
 			t.Error("a key is written to a file that is being copied")
 		}
-		if s, err := store.OpenPostgres(t.Context(), store.Config{URL: to, Log: quiet()}); err == nil {
+		if s, err := store.OpenPostgres(t.Context(), store.Config{Counted: counted, URL: to, Log: quiet()}); err == nil {
 			t.Error("a node starts on a database that is being copied to")
 			s.Close()
 		}
@@ -207,7 +251,7 @@ func TestCopyAlone(t *testing.T) {
 func TestCopyOlderFile(t *testing.T) {
 	t.Parallel()
 	from, to := smallFile(t), emptyPostgres(t, tandemtest.Volatile)
-	for _, statement := range withoutKeys {
+	for _, statement := range tandemtest.WithoutKeys {
 		changeFile(t, from, statement)
 	}
 	if report := copyAll(t, store.CopyConfig{From: from, To: to}); report.Target.Requests[tandem.StatusPending] != 3 || report.Target.Keys != 0 {
@@ -261,25 +305,26 @@ func TestCopyWaitsAsLong(t *testing.T) {
 	}
 }
 
-// A copy whose connection ends says that it has begun, and the next one goes on. One that was refused has not begun.
+// A copy whose connection ends says that it has begun. One that was refused has not begun.
 func TestCopyCutOff(t *testing.T) {
 	t.Parallel()
-	h := newHistory(t, rand.Uint64(), 100)
-	path, to := duplicate(t, h.path), emptyPostgres(t, tandemtest.Volatile)
-	cfg := store.CopyConfig{From: path, To: to}.InChunks(20)
+	from, to := smallFile(t), emptyPostgres(t, tandemtest.Volatile)
+	cfg := store.CopyConfig{From: from, To: to}.InPages(1)
 	cut := cfg
 	cut.Progress = func(p store.CopyProgress) {
-		if p.Done > 0 {
-			execPostgres(t, to, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
+		if p.Done == 1 {
+			execPostgres(t, to, `
+				SELECT pg_terminate_backend(pid)
+				FROM pg_stat_activity
+				WHERE datname = current_database() AND pid <> pg_backend_pid()`)
 		}
 	}
 	if report, err := store.Copy(t.Context(), cut); err == nil || !report.Begun {
 		t.Errorf("begun: %t, %v", report.Begun, err)
 	}
-	if report := copyAll(t, cfg); report.Resumed == 0 {
-		t.Error("the next one began anew")
+	if report := copyAll(t, cfg); report.Removed != from {
+		t.Errorf("the next one removed %q", report.Removed)
 	}
-	cfg.From = h.path // another state, or the same: the target is not empty
 	execPostgres(t, to, `DELETE FROM settings WHERE name = 'copied'`)
 	if report, err := store.Copy(t.Context(), cfg); err == nil || report.Begun {
 		t.Errorf("into a database in use: begun: %t, %v", report.Begun, err)

@@ -20,6 +20,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"tandem"
+	"tandem/internal/keys"
 	"tandem/internal/store"
 	"tandem/internal/tandemtest"
 )
@@ -68,7 +69,7 @@ func newHistory(t *testing.T, seed uint64, requests int) *history {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	waitFor(t, "all that is due to have ended, or to run", func() bool {
+	tandemtest.WaitFor(t, "all that is due to have ended, or to run", func() bool {
 		var left int
 		if err := db.QueryRow(`SELECT count(*) FROM requests WHERE due_at <= ? AND status <> 'processing'`, time.Now().UnixMicro()).Scan(&left); err != nil {
 			t.Fatal(err)
@@ -80,7 +81,7 @@ func newHistory(t *testing.T, seed uint64, requests int) *history {
 }
 
 func (h *history) makeKeys(t *testing.T, path string) {
-	k := openKeys(t, path)
+	k := tandemtest.OpenKeys(t, path)
 	for i := range 6 {
 		made := makeKey(t, k, fmt.Sprintf("key %d, ключ", i), tandem.Scopes[:1+i%3]...)
 		h.keys, h.tokens = append(h.keys, made.Key), append(h.tokens, made.Token)
@@ -110,6 +111,7 @@ func (h *history) ask(t *testing.T, s *store.SQLite) {
 		r.Complexity = 1 + h.dice.IntN(10)
 		if h.dice.IntN(2) == 0 {
 			r.KeyID = h.keys[h.dice.IntN(len(h.keys))].ID
+			r.Owner = r.KeyID
 		}
 		return r
 	}
@@ -184,7 +186,7 @@ func (h *history) step(release chan struct{}) store.Step {
 			if err := json.Unmarshal(r.Data, &order); err != nil {
 				return store.Next{Verdict: store.Again, Lane: job.Lane, At: time.Now().Add(time.Hour)}
 			}
-			if order.Plan == "waits" || r.Task == tandem.TaskSubmission {
+			if order.Plan == "waits" || r.Task == counted {
 				return store.Next{Verdict: store.Again, Lane: job.Lane, At: time.Now().Add(time.Hour)}
 			}
 			if order.Plan == "runs" {
@@ -257,16 +259,12 @@ func duplicate(t testing.TB, path string) string {
 // TestCopy: whatever the history, both stores answer the same to everything.
 func TestCopy(t *testing.T) {
 	t.Parallel()
-	rounds := 5
-	if testing.Short() {
-		rounds = 3
-	}
-	for round := range rounds {
+	for round, requests := range []int{0, 20, 80, 200} {
 		t.Run(fmt.Sprint(round), func(t *testing.T) {
 			t.Parallel()
-			h := newHistory(t, rand.Uint64(), 30*round*round)
+			h := newHistory(t, rand.Uint64(), requests)
 			to := emptyPostgres(t, tandemtest.Volatile)
-			report := copyAll(t, store.CopyConfig{From: duplicate(t, h.path), To: to}.InChunks(1+h.dice.IntN(50)))
+			report := copyAll(t, store.CopyConfig{From: duplicate(t, h.path), To: to}.InPages(1+h.dice.IntN(50)))
 			if diff := cmp.Diff(report.Source, report.Target); diff != "" {
 				t.Errorf("digests (-source +target):\n%s", diff)
 			}
@@ -308,8 +306,8 @@ func sameDue(t testing.TB, path, to string) {
 		t.Fatal(err)
 	}
 	jobs, err := conn.Query(t.Context(), `
-		SELECT replace(requests.id::text, '-', ''), queue, state::text, (extract(epoch FROM scheduled_at) * 1000000)::bigint
-		FROM river_job JOIN requests ON job_id = river_job.id AND lane = queue
+		SELECT replace(requests.id::text, '-', ''), lane, state::text, (extract(epoch FROM scheduled_at) * 1000000)::bigint
+		FROM river_job JOIN requests ON job_id = river_job.id AND queue = concat_ws('|', lane, nullif(owner, ''))
 		WHERE mode = 'async' OR scheduled_at > now()`)
 	if err != nil {
 		t.Fatal(err)
@@ -347,7 +345,7 @@ func compareStores(t *testing.T, h *history, to string) {
 			t.Errorf("signing secret: made %v, %v", made, err)
 		}
 	}
-	ours, theirs := openKeys(t, path), openKeys(t, to)
+	ours, theirs := tandemtest.OpenKeys(t, path), tandemtest.OpenKeys(t, to)
 	want, err := ours.List(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -414,9 +412,10 @@ func shown(r tandem.Request) tandem.Request {
 
 // filters are every kind there is.
 func (h *history) filters() []store.Filter {
-	filters := []store.Filter{{}, {MaxBytes: 1000}, {Offset: 7}, {Task: tandem.TaskSubmission}, {Batch: "batch_1"}, {Batch: "batch_2", Key: h.keys[0].ID}}
+	filters := []store.Filter{{}, {MaxBytes: 1000}, {Offset: 7}, {Task: counted}, {Batch: "batch_1"},
+		{Batch: "batch_2", Key: h.keys[0].ID}}
 	for _, key := range h.keys {
-		filters = append(filters, store.Filter{Key: key.ID}, store.Filter{Key: key.ID, Task: tandem.TaskSubmission})
+		filters = append(filters, store.Filter{Key: key.ID}, store.Filter{Key: key.ID, Task: counted})
 	}
 	for _, status := range tandem.Statuses {
 		filters = append(filters, store.Filter{Status: status}, store.Filter{Status: status, Mode: tandem.ModeAsync, Task: "echo"})
@@ -448,46 +447,41 @@ func pages(t testing.TB, s store.Store, filter store.Filter) (all []store.Page) 
 	}
 }
 
-// A copy that is interrupted anywhere goes on where it was, and the target is the same in the end.
+// A copy that is interrupted anywhere begins anew, and the target is the same in the end.
 func TestCopyInterrupted(t *testing.T) {
 	t.Parallel()
-	h := newHistory(t, rand.Uint64(), 300)
+	h := newHistory(t, rand.Uint64(), 100)
 	path, to := duplicate(t, h.path), emptyPostgres(t, tandemtest.Volatile)
-	cfg := store.CopyConfig{From: path, To: to}.InChunks(20)
-	interrupted, reached := 0, int64(0)
-	for {
+	cfg := store.CopyConfig{From: path, To: to}.InPages(20)
+	interrupted, verifying := 0, 0
+	for events := 1; ; events += 1 + h.dice.IntN(3) {
 		ctx, cancel := context.WithCancelCause(t.Context())
-		left := 1 + h.dice.IntN(6) + interrupted/3
 		cause := errors.New("enough for now")
-		first := int64(-1)
+		left, removed := events, interrupted > 0
 		cfg.Progress = func(p store.CopyProgress) {
-			if p.Phase == store.CopyRows && first < 0 {
-				first = p.Done
-			}
 			if left--; left == 0 {
 				cancel(cause)
-			}
-			if p.Phase == store.CopyRows {
-				reached = max(reached, p.Done)
+				if p.Phase == store.CopyVerify {
+					verifying++
+				}
 			}
 		}
-		before := reached
-		_, err := store.Copy(ctx, cfg)
+		report, err := store.Copy(ctx, cfg)
 		cancel(nil)
-		if first < before {
-			t.Fatalf("it began with %d requests after it had been at %d", first, before)
+		if got := report.Removed; (got == path) != removed {
+			t.Fatalf("after %d interruptions a copy of %q was removed", interrupted, got)
 		}
 		if err == nil {
 			break
 		}
-		if !errors.Is(err, cause) {
-			t.Fatal(err)
+		if !errors.Is(err, cause) || !report.Begun {
+			t.Fatalf("begun: %t, %v", report.Begun, err)
 		}
 		interrupted++
 		refusedEverywhere(t, to, path)
 	}
-	if interrupted < 3 {
-		t.Errorf("interrupted %d times: too few to show anything", interrupted)
+	if interrupted < 4 || verifying == 0 {
+		t.Errorf("interrupted %d times, %d of them while comparing: too few to show anything", interrupted, verifying)
 	}
 	sameDue(t, h.path, to)
 	again := copyAll(t, store.CopyConfig{From: path, To: to})
@@ -501,13 +495,13 @@ func TestCopyInterrupted(t *testing.T) {
 func refusedEverywhere(t testing.TB, to, from string) {
 	t.Helper()
 	const want = "a copy into this database is not finished; run `tandem copy --from "
-	if s, err := store.OpenPostgres(t.Context(), store.Config{URL: to, Log: quiet()}); err == nil {
+	if s, err := store.OpenPostgres(t.Context(), store.Config{Counted: counted, URL: to, Log: quiet()}); err == nil {
 		s.Close()
 		t.Fatal("a node starts on a copy that is not finished")
 	} else if !strings.Contains(err.Error(), want+from) {
 		t.Fatal(err)
 	}
-	if k, err := store.OpenKeys(t.Context(), store.KeysConfig{URL: to, Log: quiet()}); err == nil {
+	if k, err := keys.Open(t.Context(), store.HandleConfig{URL: to, Log: quiet()}); err == nil {
 		k.Close()
 		t.Fatal("API keys can be changed in a copy that is not finished")
 	} else if !strings.Contains(err.Error(), want+from) {
@@ -537,7 +531,7 @@ func TestCopyGoesOn(t *testing.T) {
 		}
 		return workEnded(`{"by":"source"}`)
 	})
-	waitFor(t, "the first try", func() bool { return mustRequest(t, s, later.ID).CallbackAttempts == 1 })
+	tandemtest.WaitFor(t, "the first try", func() bool { return mustRequest(t, s, later.ID).CallbackAttempts == 1 })
 	stop()
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
@@ -547,7 +541,7 @@ func TestCopyGoesOn(t *testing.T) {
 	target := joinPostgres(t, to)
 	work(t, target, func(_ context.Context, job store.Job) store.Next {
 		switch {
-		case job.Request.Task == tandem.TaskSubmission:
+		case job.Request.Task == counted:
 			return called("")
 		case job.Lane == store.LaneDeliver:
 			return store.Next{Verdict: store.Done, Attempt: attempt(job.Request.CallbackAttempts+1, tandem.OutcomeDelivered)}

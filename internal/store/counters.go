@@ -26,10 +26,11 @@ const (
 	counterUnfinished = "unfinished/all" // gauge
 	counterRows       = "rows/all"       // gauge: rows of the history
 
-	counterSubmissionRows   = "submission/rows"       // gauge: submissions in the history
-	counterSubmissionsEnded = "submission/completed"  // that ended well
-	counterSubmissionWork   = "submission/work_count" // that ended, well or not
-	counterSubmissionTime   = "submission/work_us"    // their time in the external call, microseconds
+	// Of Config.Counted, whose name is the group.
+	memberRows  = "/rows"       // gauge: requests in the history
+	memberEnded = "/completed"  // that ended well
+	memberWork  = "/work_count" // that ended, well or not
+	memberTime  = "/work_us"    // their time in the task, microseconds
 
 	groupAccepted  = "accepted/"   // by mode
 	groupTask      = "task/"       // accepted, by task
@@ -41,7 +42,7 @@ const (
 	groupQueue     = "queue/"      // gauge by lane
 	groupWorkCount = "work_count/" // by mode
 	groupWorkTime  = "work_us/"    // by mode, microseconds
-	groupRecent    = "recent/"     // submissions accepted, by hour since 1970; the last recentHours only
+	groupRecent    = "recent/"     // accepted of Config.Counted, by hour since 1970; the last recentHours only
 )
 
 // recentHours is how many hours groupRecent has, the current one included.
@@ -143,8 +144,28 @@ func (c *counters) members(group string) []string {
 	return names
 }
 
-// stats sorts the counters into the groups of Stats.
-func (c *counters) stats(now time.Time) Stats {
+// countOutcome counts work that ended. counted says whether its task is Config.Counted.
+func countOutcome(count func(name string, delta int64), r *tandem.Request, o *Outcome, counted bool) {
+	count(endedCounter(o.Status()), 1)
+	if o.ErrorCode != "" {
+		count(failureCounter(o.ErrorCode), 1)
+	}
+	if counted && o.ErrorCode == "" {
+		count(r.Task+memberEnded, 1)
+	}
+	if o.StartedAt.IsZero() {
+		return
+	}
+	count(groupWorkCount+string(r.Mode), 1)
+	count(groupWorkTime+string(r.Mode), o.Processing.Microseconds())
+	if counted {
+		count(r.Task+memberWork, 1)
+		count(r.Task+memberTime, o.Processing.Microseconds())
+	}
+}
+
+// stats sorts the counters into the groups of Stats. counted is Config.Counted.
+func (c *counters) stats(now time.Time, counted string) Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	stats := Stats{
@@ -158,13 +179,13 @@ func (c *counters) stats(now time.Time) Stats {
 		Queue:      map[Lane]int64{},
 		Unfinished: c.values[counterUnfinished],
 		Commits:    c.commits,
-		Submissions: Submissions{
-			Accepted: c.values[groupTask+tandem.TaskSubmission],
-			Kept:     c.values[counterSubmissionRows],
-			Ended:    c.values[counterSubmissionsEnded],
+		Counted: Counted{
+			Accepted: c.values[groupTask+counted],
+			Kept:     c.values[counted+memberRows],
+			Ended:    c.values[counted+memberEnded],
 			Work: WorkTime{
-				Count: c.values[counterSubmissionWork],
-				Total: time.Duration(c.values[counterSubmissionTime]) * time.Microsecond,
+				Count: c.values[counted+memberWork],
+				Total: time.Duration(c.values[counted+memberTime]) * time.Microsecond,
 			},
 		},
 	}
@@ -187,7 +208,7 @@ func (c *counters) stats(now time.Time) Stats {
 			stats.Queue[Lane(member)] = value
 		case groupRecent:
 			if isRecent(name, now) {
-				stats.Submissions.Recent += value
+				stats.Counted.Recent += value
 			}
 		case groupWorkCount:
 			stats.Work[tandem.Mode(member)] = WorkTime{

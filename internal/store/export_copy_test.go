@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// InChunks has a copy commit after so many rows.
-func (c CopyConfig) InChunks(rows int) CopyConfig {
-	c.chunk = rows
+// InPages has a copy commit after so many rows.
+func (c CopyConfig) InPages(rows int) CopyConfig {
+	c.rows = rows
 	return c
 }
 
@@ -24,9 +24,9 @@ func ReadTraced(ctx context.Context, url string, seen func(statement string)) er
 	if err != nil {
 		return err
 	}
-	err = s.mend(ctx, copyMark{Began: time.Now()})
+	err = s.recover(ctx, time.Now(), 0)
 	if err == nil {
-		_, err = s.digest(ctx)
+		err = s.pages(ctx, copyPageRows, newDigester().page)
 	}
 	return errors.Join(err, s.close())
 }

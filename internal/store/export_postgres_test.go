@@ -22,7 +22,7 @@ func (s *Postgres) ExpireParked(ctx context.Context, maxAge time.Duration) error
 	return s.expireParked(ctx, maxAge)
 }
 
-// Reclaim has a node hand out again what it was handed without knowing.
+// Reclaim has a node dispatch again what it was handed without knowing.
 func (s *Postgres) Reclaim(ctx context.Context) error { return s.reclaim(ctx) }
 
 // EndStrays has a node end the requests that name it and that nobody there waits for.
@@ -47,13 +47,13 @@ func NewRiverLog(h slog.Handler, failing func() bool) slog.Handler { return rive
 
 // Parameters returns what sessions have for a parameter.
 // :: what they are for → value
-func (s *Postgres) Parameters(ctx context.Context, keys *Keys, name string) map[string]string {
+func (s *Postgres) Parameters(ctx context.Context, handle Handle, name string) map[string]string {
 	values := map[string]string{}
 	const current = `SELECT current_setting($1)`
 	for session, row := range map[string]interface{ Scan(...any) error }{
 		"writes": s.pool.QueryRow(ctx, current, name),
 		"reads":  s.reads.QueryRow(ctx, current, name),
-		"keys":   keys.db.reader().QueryRowContext(ctx, current, name),
+		"handle": handle.QueryRowContext(ctx, current, name),
 	} {
 		var value string
 		if err := row.Scan(&value); err != nil {

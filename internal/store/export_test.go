@@ -40,8 +40,6 @@ const (
 	MaxReady      = maxReady
 	MaxReadyBytes = maxReadyBytes
 	MemoryRows    = memoryRows
-
-	SharedKeysLook = sharedKeysLook
 )
 
 // Counters returns how many counters begin with a group's name.
@@ -58,6 +56,9 @@ func (s *SQLite) ShiftClock(by time.Duration) { s.clock.shift.Add(int64(by)) }
 // request on. To be set before Work.
 func (s *SQLite) OnCommitted(f func(id string, from Lane)) { s.queue.committed = f }
 
+// OnRefilling has f called when a lane is about to read rows from its index. To be set before Work.
+func (s *SQLite) OnRefilling(f func(Lane)) { s.queue.refilling = f }
+
 // SetPatience is how long a write waits for another program's lock on the database.
 func (s *SQLite) SetPatience(d time.Duration) error {
 	s.connMu.Lock()
@@ -65,17 +66,6 @@ func (s *SQLite) SetPatience(d time.Duration) error {
 	_, err := s.conn.ExecContext(context.Background(), fmt.Sprintf(`PRAGMA busy_timeout = %d`, d.Milliseconds()))
 	return err
 }
-
-// Forget deletes keys that were revoked long ago, whether there is room or not.
-func (k *Keys) Forget(ctx context.Context) error {
-	return k.change(ctx, func(ctx context.Context, tx keysTx) error {
-		_, err := forget(ctx, tx, time.Now())
-		return err
-	})
-}
-
-// ShiftClock moves the clock of the machine as the keys see it.
-func (k *Keys) ShiftClock(by time.Duration) { k.clock.shift.Store(int64(by)) }
 
 // DatabasePath reads a value of --db that names a file.
 func DatabasePath(url string) (string, error) { return databasePath(url) }

@@ -13,10 +13,10 @@ func OpenTraced(ctx context.Context, cfg Config, seen func(statement string)) (*
 	return OpenSQLite(ctx, cfg)
 }
 
-// OpenKeysTraced is OpenTraced for API keys.
-func OpenKeysTraced(ctx context.Context, cfg KeysConfig, seen func(statement string)) (*Keys, error) {
+// OpenHandleTraced is OpenTraced for a handle.
+func OpenHandleTraced(ctx context.Context, cfg HandleConfig, seen func(statement string)) (Handle, error) {
 	cfg.connect = traced(seen)
-	return OpenKeys(ctx, cfg)
+	return OpenHandle(ctx, cfg)
 }
 
 func traced(seen func(string)) connector {

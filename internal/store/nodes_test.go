@@ -20,7 +20,8 @@ import (
 func joinNodes(t testing.TB, url, address string) (*store.Postgres, *store.Nodes) {
 	t.Helper()
 	nodes := store.NewNodes(address)
-	s, err := store.OpenPostgres(context.Background(), store.Config{URL: url, Log: quiet(), Nodes: nodes})
+	s, err := store.OpenPostgres(context.Background(),
+		store.Config{Counted: counted, URL: url, Log: quiet(), Nodes: nodes})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +99,10 @@ func TestNodesTellEachOther(t *testing.T) {
 	if err := second.Close(); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "the first to be alone", func() bool { return first.Count() == 1 && slices.Equal(addresses(t, first), []string{"first*"}) })
+	tandemtest.WaitFor(t, "the first to be alone", func() bool {
+		return first.Count() == 1 &&
+			slices.Equal(addresses(t, first), []string{"first*"})
+	})
 	deaf()
 	select {
 	case <-heard:
@@ -141,7 +145,7 @@ func TestNodeThatWasCutOffWaits(t *testing.T) {
 	// A gap in its own signs of life is noticed by the next one of them.
 	execPostgres(t, url, `UPDATE nodes SET seen_at = now() - interval '6 seconds', steady_since = now() - interval '1 hour'`)
 	one.FallSilent(false)
-	waitFor(t, "a sign of life", func() bool {
+	tandemtest.WaitFor(t, "a sign of life", func() bool {
 		return askPostgres(t, url, `SELECT (now() - seen_at < interval '3 seconds')::text FROM nodes`) == "true"
 	})
 	if text := askPostgres(t, url, `SELECT (now() - steady_since < interval '30 seconds')::text FROM nodes`); text != "true" {

@@ -163,7 +163,7 @@ func explainedPostgres(t *testing.T) string {
 // livePostgres leads requests through everything that can happen to one.
 func livePostgres(t *testing.T, address string) {
 	t.Helper()
-	s, err := store.OpenPostgres(t.Context(), store.Config{URL: address, Log: quiet()})
+	s, err := store.OpenPostgres(t.Context(), store.Config{Counted: counted, URL: address, Log: quiet()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +175,7 @@ func livePostgres(t *testing.T, address string) {
 	stop := work(t, s, everyEnd(t, s, large.ID))
 	for range 20 { // each plan is made anew for the first five times, and then kept
 		acceptMany(t, s, 1, store.LaneIO)
-		waitFor(t, "the queue to be empty again", func() bool { return mustStats(t, s).Unfinished == 0 })
+		tandemtest.WaitFor(t, "the queue to be empty again", func() bool { return mustStats(t, s).Unfinished == 0 })
 	}
 	accept(t, s, large, store.LaneCPU)
 	submission := newSubmission("batch_a")
@@ -198,7 +198,7 @@ func livePostgres(t *testing.T, address string) {
 		}
 	}
 	waitStatus(t, s, large.ID, tandem.StatusCallbackFailed)
-	waitFor(t, "all to end", func() bool { return mustStats(t, s).Unfinished == 0 })
+	tandemtest.WaitFor(t, "all to end", func() bool { return mustStats(t, s).Unfinished == 0 })
 	stop()
 
 	acceptMany(t, s, 3000, store.LaneIO) // a long queue: what nobody works on, and then all at once
@@ -214,7 +214,7 @@ func livePostgres(t *testing.T, address string) {
 		mustUndelivered(t, s)
 	}
 	look(t, s)
-	if _, err := s.Requests(t.Context(), store.Filter{Task: tandem.TaskSubmission, Key: "key_a", Limit: 10}); err != nil {
+	if _, err := s.Requests(t.Context(), store.Filter{Task: counted, Key: "key_a", Limit: 10}); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {
@@ -222,7 +222,7 @@ func livePostgres(t *testing.T, address string) {
 	}
 	s = joinPostgres(t, address)
 	work(t, s, delivered)
-	waitFor(t, "the long queue to be worked off", func() bool { return mustStats(t, s).Unfinished == 0 })
+	tandemtest.WaitFor(t, "the long queue to be worked off", func() bool { return mustStats(t, s).Unfinished == 0 })
 	if n, err := s.Retain(t.Context(), time.UnixMilli(1767225600000+5000)); n == 0 || err != nil {
 		t.Fatalf("deleted %d, %v", n, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -19,7 +20,9 @@ import (
 	"time"
 
 	"tandem"
+	"tandem/internal/keys"
 	"tandem/internal/store"
+	"tandem/internal/tandemtest"
 )
 
 // Statements that have a plan, but for those about the schema; the rest are
@@ -160,13 +163,18 @@ func plan(t *testing.T, db *sql.DB, statement string) (steps []string) {
 	return steps
 }
 
-// checkComplete: every statement for SQLite that stands in the package was seen.
+// checkComplete: every statement for SQLite that stands in the package, or in keys, was seen.
 func checkComplete(t *testing.T, statements []string) {
 	t.Helper()
 	sources, err := filepath.Glob("*.go")
 	if err != nil {
 		t.Fatal(err)
 	}
+	ofKeys, err := filepath.Glob("../keys/*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sources = append(sources, ofKeys...)
 	found := 0
 	for _, source := range sources {
 		if strings.HasSuffix(source, "_test.go") || strings.HasPrefix(source, "postgres") { // another planner's
@@ -222,7 +230,7 @@ func textOf(expression ast.Expr) (pattern string, ok bool) {
 // openTraced opens a database until the test ends or the returned function is called.
 func openTraced(t *testing.T, url string, all *statements) (s *store.SQLite, closeStore func()) {
 	t.Helper()
-	s, err := store.OpenTraced(context.Background(), store.Config{URL: url, Log: quiet()}, all.add)
+	s, err := store.OpenTraced(context.Background(), store.Config{Counted: counted, URL: url, Log: quiet()}, all.add)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -266,7 +274,7 @@ func live(t *testing.T, path string, all *statements) {
 		}
 	}
 	waitStatus(t, s, large.ID, tandem.StatusCallbackFailed)
-	waitFor(t, "all to end", func() bool { return mustStats(t, s).Unfinished == 0 })
+	tandemtest.WaitFor(t, "all to end", func() bool { return mustStats(t, s).Unfinished == 0 })
 	stop()
 	if got := mustStats(t, s).Requests; got[tandem.ModeAsync]+got[tandem.ModeSync] != 1000 {
 		t.Errorf("%v requests, want 1,000", got)
@@ -297,7 +305,7 @@ func look(t *testing.T, s store.Store) {
 	for _, key := range []string{"", "key_a"} {
 		for _, mode := range append(tandem.Modes, "") {
 			for _, status := range append(tandem.Statuses, "") {
-				for _, task := range []string{"", "echo", tandem.TaskSubmission} {
+				for _, task := range []string{"", "echo", counted} {
 					for _, since := range []time.Time{{}, time.Now().Add(-time.Hour)} {
 						filter := store.Filter{Key: key, Mode: mode, Status: status, Task: task, Since: since, Until: since, Limit: 10}
 						if _, err := s.Requests(t.Context(), filter); err != nil {
@@ -320,20 +328,26 @@ func fill(t *testing.T, s *store.SQLite, all *statements) {
 	if err := s.LimitPages(pages); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "the database to be full", func() bool { return s.Accept(t.Context(), store.LaneNone, newSync()) != nil })
-	waitFor(t, "a probe", func() bool {
+	tandemtest.WaitFor(t, "the database to be full", func() bool {
+		return s.Accept(t.Context(), store.LaneNone, newSync()) != nil
+	})
+	tandemtest.WaitFor(t, "a probe", func() bool {
 		return slices.ContainsFunc(all.list(), func(text string) bool { return strings.Contains(text, "probe") })
 	})
 	if err := s.LimitPages(0); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "room", func() bool { return mustStats(t, s).Unavailable == nil })
+	tandemtest.WaitFor(t, "room", func() bool { return mustStats(t, s).Unavailable == nil })
 }
 
 // liveKeys does everything that can be done with keys.
 func liveKeys(t *testing.T, path string, all *statements) {
 	t.Helper()
-	k, err := store.OpenKeysTraced(t.Context(), store.KeysConfig{URL: path, Log: quiet()}, all.add)
+	handle, err := store.OpenHandleTraced(t.Context(), store.HandleConfig{URL: path, Log: quiet()}, all.add)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := keys.On(t.Context(), handle, quiet())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -347,7 +361,17 @@ func liveKeys(t *testing.T, path string, all *statements) {
 		}
 	}
 	_, errRevoke := k.Revoke(t.Context(), "a")
-	if err := errors.Join(errRevoke, k.Refresh(t.Context()), k.Flush(t.Context()), k.Forget(t.Context()), k.Close()); err != nil {
+	if err := errors.Join(errRevoke, k.Refresh(t.Context()), k.Flush(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	changeFile(t, path, fmt.Sprintf(`
+		WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < %d)
+		INSERT INTO keys (id, name, scopes, token_hash, secret, created_at)
+		SELECT 'key_' || i, 'n' || i, '', x'', '', 1 FROM n`, keys.Max))
+	if _, err := k.Create(t.Context(), keys.NewKey{Name: "b", Scopes: tandem.Scopes}); err == nil {
+		t.Error("there was room: the test shows nothing")
+	}
+	if err := k.Close(); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -365,7 +389,7 @@ func liveInMemory(t *testing.T, all *statements) {
 	if n, err := s.Retain(t.Context(), time.Now().Add(time.Hour)); n != 1 || err != nil {
 		t.Fatalf("deleted %d, %v", n, err)
 	}
-	waitFor(t, "a look at its size", func() bool {
+	tandemtest.WaitFor(t, "a look at its size", func() bool {
 		return slices.ContainsFunc(all.list(), func(text string) bool { return strings.Contains(text, "page_count") })
 	})
 }

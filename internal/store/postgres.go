@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,7 +30,7 @@ const (
 	silenceTimeout   = 10 * time.Second // of the network, while the server waits for it
 )
 
-// Postgres is the store that any number of nodes share. River hands out the
+// Postgres is the store that any number of nodes share. River dispatches the
 // work: see the package's file postgres_river.go and docs/decisions/0013-postgresql.md.
 type Postgres struct {
 	cfg  Config
@@ -84,9 +85,7 @@ func Open(ctx context.Context, cfg Config) (Store, error) {
 // OpenPostgres connects, brings the schema up to date and joins the nodes that
 // share the database. Errors are for people, and hold no password.
 func OpenPostgres(ctx context.Context, cfg Config) (_ *Postgres, err error) {
-	if cfg.MaxQueue == 0 {
-		cfg.MaxQueue = 1_000_000
-	}
+	cfg.MaxQueue = cmp.Or(cfg.MaxQueue, DefaultMaxQueue)
 	if cfg.MaxQueue < 0 {
 		return nil, fmt.Errorf("max queue %d: want at least 1", cfg.MaxQueue)
 	}
@@ -104,7 +103,7 @@ func OpenPostgres(ctx context.Context, cfg Config) (_ *Postgres, err error) {
 	defer func() {
 		if err != nil {
 			s.release()
-			err = fmt.Errorf("open database %s: %w", withoutPassword(cfg.URL), explainPostgres(err))
+			err = fmt.Errorf("open database %s: %w", WithoutPassword(cfg.URL), explainPostgres(err))
 		}
 	}()
 	if s.pool, s.reads, err = connectPools(ctx, cfg.URL); err != nil {

@@ -79,7 +79,7 @@ func (c *callers) inDoubt() bool {
 	return !c.doubtful.IsZero()
 }
 
-// looked is called when all such rows that were there at a moment have been ended. It forgets those submissions that
+// looked is called when all such rows that were there at a moment have been ended. It forgets those in a lane that
 // their callers could not finish and that were dispatched since.
 func (c *callers) looked(at time.Time) {
 	c.mu.Lock()
@@ -92,7 +92,7 @@ func (c *callers) looked(at time.Time) {
 
 // endStrays ends the requests that the database believes a caller on this node works on, and that no caller does:
 // they were committed after their callers had left. A caller holds its request from before the row can be there, so
-// this is certain however late the database answers. A submission whose lease is over is left alone: it is dispatched.
+// this is certain however late the database answers. One in a lane whose lease is over is left alone: it is dispatched.
 func (s *Postgres) endStrays(ctx context.Context) error {
 	began := time.Now()
 	strays, err := s.strays(ctx)
@@ -170,7 +170,7 @@ func (s *Postgres) strays(ctx context.Context) ([]Job, error) {
 	if err != nil || !slices.ContainsFunc(leases, func(lease int64) bool { return lease != 0 }) {
 		return found, err
 	}
-	// A row with a job is a submission: its caller's lease is what the job waits for.
+	// A row with a job is in a lane: its caller's lease is what the job waits for.
 	rows, err = s.pool.Query(ctx, `
 		SELECT id
 		FROM river_job

@@ -44,7 +44,7 @@ func TestRowsThatComeTooLateAreEnded(t *testing.T) {
 			refused(store.LaneIO, batch...)
 			awaitLocked(t, url, 2)
 			refused(store.LaneNone, behind)
-			waitFor(t, "the third to wait in line", func() bool { return s.Waiting() == 1 })
+			tandemtest.WaitFor(t, "the third to wait in line", func() bool { return s.Waiting() == 1 })
 			leave()
 			callers.Wait()
 			if err := open.Rollback(t.Context()); err != nil {
@@ -52,7 +52,7 @@ func TestRowsThatComeTooLateAreEnded(t *testing.T) {
 			}
 
 			for _, r := range append(slices.Clone(batch), alone) {
-				waitFor(t, "the end of "+r.ID, func() bool {
+				tandemtest.WaitFor(t, "the end of "+r.ID, func() bool {
 					got, err := s.Request(t.Context(), r.ID)
 					return err == nil && got.Status == tandem.StatusFailed && got.ErrorCode == tandem.FailedInterrupted
 				})
@@ -72,7 +72,7 @@ func TestRowsThatComeTooLateAreEnded(t *testing.T) {
 // awaitLocked waits until so many transactions wait for what another has locked.
 func awaitLocked(t *testing.T, url string, n int) {
 	t.Helper()
-	waitFor(t, strconv.Itoa(n)+" transactions to wait for the lock", func() bool {
+	tandemtest.WaitFor(t, strconv.Itoa(n)+" transactions to wait for the lock", func() bool {
 		return askPostgres(t, url, `
 			SELECT count(*)::text FROM pg_stat_activity
 			WHERE datname = current_database() AND pid <> pg_backend_pid() AND wait_event_type = 'Lock'

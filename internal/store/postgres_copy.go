@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,20 +15,19 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
-	"github.com/jackc/pgx/v5/pgxpool"
-
-	"tandem"
+	"github.com/jackc/pgx/v5/stdlib"
 )
 
-const (
-	copyPatience = 5 * time.Second // how long the connection of one that was killed may take to end
-)
+// copyLockTimeout is how long the connection of a copy that was killed may take to end.
+const copyLockTimeout = 5 * time.Second
 
 // copyTarget is the PostgreSQL database that is copied to.
 type copyTarget struct {
-	pool *pgPool
-	lock pgx.Tx        // open for as long as the copy: one process copies into a database
-	conn *pgxpool.Conn // for everything else
+	copyReader
+
+	pool *sql.DB
+	lock *sql.Tx   // open for as long as the copy: one process copies into a database
+	conn *sql.Conn // for everything else
 }
 
 // openCopyTarget connects, brings the schema up to date, and makes sure that nobody else copies into the database.
@@ -42,33 +42,63 @@ func openCopyTarget(ctx context.Context, url string) (_ *copyTarget, err error) 
 	if err != nil {
 		return nil, err
 	}
-	// A chunk takes as long as it takes; only locks are not waited for. A plan for any LIMIT would sort the whole table.
-	maps.Copy(cfg.ConnConfig.RuntimeParams, map[string]string{
-		"statement_timeout": "0", "lock_timeout": inMillis(copyPatience), "plan_cache_mode": "force_custom_plan",
-	})
-	if t.pool, err = newPool(ctx, cfg); err != nil {
-		return nil, err
-	}
 	if err := migratePostgres(ctx, url, slog.Default()); err != nil {
 		return nil, err
 	}
-	if t.lock, err = t.pool.Begin(ctx); err != nil {
+	// A page takes as long as it takes; only locks are not waited for. A plan for any LIMIT would sort the whole table.
+	maps.Copy(cfg.ConnConfig.RuntimeParams, map[string]string{
+		"statement_timeout": "0", "lock_timeout": inMillis(copyLockTimeout), "plan_cache_mode": "force_custom_plan",
+	})
+	t.pool = stdlib.OpenDB(*cfg.ConnConfig, stdlib.OptionAfterConnect(sessionOf(cfg.ConnConfig).begin))
+	if t.lock, err = t.pool.BeginTx(context.WithoutCancel(ctx), nil); err != nil {
 		return nil, err
 	}
 	// This mode lets everybody read and write, and excludes itself. Only the owner of the table, and roles
 	// that may write to it, can take it.
-	_, err = t.lock.Exec(ctx, `SET LOCAL idle_in_transaction_session_timeout = 0`)
+	_, err = t.lock.ExecContext(ctx, `SET LOCAL idle_in_transaction_session_timeout = 0`)
 	if err == nil {
-		_, err = t.lock.Exec(ctx, `LOCK TABLE settings IN SHARE UPDATE EXCLUSIVE MODE`)
+		_, err = t.lock.ExecContext(ctx, `LOCK TABLE settings IN SHARE UPDATE EXCLUSIVE MODE`)
+	}
+	if cause, ok := errors.AsType[*pgconn.PgError](err); ok && cause.Code == "55P03" {
+		return nil, errors.New("another process copies into it")
 	}
 	if err != nil {
-		if cause, ok := errors.AsType[*pgconn.PgError](err); ok && cause.Code == "55P03" {
-			return nil, errors.New("another process copies into it")
-		}
 		return nil, err
 	}
-	if t.conn, err = t.pool.Acquire(ctx); err != nil {
+	if t.conn, err = t.pool.Conn(ctx); err != nil {
 		return nil, err
+	}
+	t.copyReader = copyReader{
+		db: t.conn,
+		requests: `
+			SELECT 'req_' || replace(requests.id::text, '-', ''), mode, task, status, callback_status,
+			       complexity, callback_attempts, processing_us,
+			       (extract(epoch FROM started_at) * 1000000)::bigint,
+			       (extract(epoch FROM completed_at) * 1000000)::bigint,
+			       CASE
+			           WHEN queue IS DISTINCT FROM (` + queueOf + `)
+			           THEN coalesce(lane, '') || ' in the queue ' || coalesce(queue, '')
+			           ELSE lane
+			       END,
+			       (extract(epoch FROM scheduled_at) * 1000000)::bigint,
+			       error_code, error_message, callback_url, batch_id, key_id, owner, data, result
+			FROM requests LEFT JOIN river_job ON river_job.id = job_id AND state = 'pending'
+			WHERE requests.id > $1
+			ORDER BY requests.id
+			LIMIT $2`,
+		attempts: `
+			SELECT 'req_' || replace(request::text, '-', ''), number, outcome,
+			       (extract(epoch FROM started_at) * 1000000)::bigint, duration_us, status_code, error,
+			       (extract(epoch FROM next_at) * 1000000)::bigint
+			FROM attempts
+			WHERE request > $1 AND request <= $2
+			ORDER BY request, number, outcome COLLATE "C"`,
+		key: func(id string) (any, error) {
+			if id == "" {
+				return pgtype.UUID{Valid: true}, nil
+			}
+			return uuidOf(id)
+		},
 	}
 	return t, nil
 }
@@ -76,83 +106,69 @@ func openCopyTarget(ctx context.Context, url string) (_ *copyTarget, err error) 
 // close lets go of the database.
 func (t *copyTarget) close() {
 	if t.conn != nil {
-		t.conn.Conn().Close(context.Background()) //nolint:errcheck // whatever comes of it
-		t.conn.Release()
+		t.conn.Close() //nolint:errcheck // releases it to the pool
 	}
 	if t.lock != nil {
-		t.lock.Conn().Close(context.Background()) //nolint:errcheck // lets go of the lock, whatever comes of it
-		t.lock.Rollback(context.Background())     //nolint:errcheck // releases the connection
+		t.lock.Rollback()
 	}
 	if t.pool != nil {
-		t.pool.Close()
+		t.pool.Close() //nolint:errcheck // lets go of the lock, whatever comes of it
 	}
 }
 
-// transact runs f in a transaction.
-func (t *copyTarget) transact(ctx context.Context, f func(tx pgx.Tx) error) error {
-	return pgx.BeginFunc(ctx, t.conn, f)
+// transact runs f in a transaction of conn.
+func (t *copyTarget) transact(ctx context.Context, f func(tx *sql.Tx) error) error {
+	tx, err := t.conn.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback() // after a commit there is nothing to roll back
+	if err := f(tx); err != nil {
+		return err
+	}
+	return tx.Commit()
 }
 
 // ahead is how far the clock of the database is ahead of ours.
 func (t *copyTarget) ahead(ctx context.Context, ours func() time.Time) (time.Duration, error) {
 	var now time.Time
 	before := ours()
-	if err := t.conn.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&now); err != nil {
+	if err := t.conn.QueryRowContext(ctx, `SELECT clock_timestamp()`).Scan(&now); err != nil {
 		return 0, err
 	}
 	return now.Sub(before.Add(ours().Sub(before) / 2)), nil
 }
 
-// begin returns the mark of a copy that is in the target, or, if that is empty, leaves fresh there. From then on
-// no node starts, and begin finds those that have started before.
-func (t *copyTarget) begin(ctx context.Context, fresh copyMark) (mark copyMark, err error) {
-	made := false
-	err = t.transact(ctx, func(tx pgx.Tx) error {
-		if known, err := scanMark(tx.QueryRow(ctx, selectMark, copyFinished)); err != nil {
-			return err
-		} else if known != nil && known.Source == fresh.Source {
-			mark = *known
-			return nil
-		}
-		if known, err := scanMark(tx.QueryRow(ctx, selectMark, copyUnfinished)); err != nil {
-			return err
-		} else if known != nil {
-			mark = *known
-			return nil
-		}
-		if err := refuseUsed(ctx, tx); err != nil {
+// begin returns the mark that it found: of a finished copy of the same source, or of an unfinished copy, which it
+// removes. nil: none. Unless the copy is finished, the target is empty but for the new mark, and no node starts on it.
+func (t *copyTarget) begin(ctx context.Context, fresh copyMark) (found *copyMark, err error) {
+	err = t.transact(ctx, func(tx *sql.Tx) error {
+		found, err = scanMark(tx.QueryRowContext(ctx, selectMark, copyFinished))
+		if err != nil || found != nil && found.Source == fresh.Source {
 			return err
 		}
-		mark, made = fresh, true
+		found, err = scanMark(tx.QueryRowContext(ctx, selectMark, copyUnfinished))
+		if err == nil && found == nil {
+			err = refuseUsed(ctx, tx)
+		}
+		if err == nil {
+			err = refuseServed(ctx, tx)
+		}
+		if err == nil && found != nil {
+			err = empty(ctx, tx)
+		}
+		if err != nil {
+			return err
+		}
 		return keepMark(ctx, tx, copyUnfinished, fresh)
 	})
-	if err != nil || !mark.Over.IsZero() {
-		return mark, err
-	}
-	var node string
-	err = t.conn.QueryRow(ctx, `
-		SELECT name
-		FROM nodes
-		WHERE seen_at >= now() - $1::bigint * interval '1 microsecond'
-		LIMIT 1`, deadAfter.Microseconds()).Scan(&node)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return mark, nil
-	}
-	if err == nil {
-		err = fmt.Errorf("a node on %s serves it, or did seconds ago; stop all that do", node)
-	}
-	if made {
-		if _, undo := t.conn.Exec(ctx, `DELETE FROM settings WHERE name = $1`, copyUnfinished); undo != nil {
-			err = errors.Join(err, undo)
-		}
-	}
-	return mark, err
+	return found, err
 }
 
 // refuseUsed returns an error when somebody has used a database for anything that a copy would be mixed up with.
-func refuseUsed(ctx context.Context, tx pgx.Tx) error {
+func refuseUsed(ctx context.Context, tx *sql.Tx) error {
 	var requests, keys, counters bool
-	err := tx.QueryRow(ctx, `
+	err := tx.QueryRowContext(ctx, `
 		SELECT EXISTS (SELECT FROM requests) OR EXISTS (SELECT FROM river_job),
 		       EXISTS (SELECT FROM keys),
 		       EXISTS (SELECT FROM counters WHERE counts <> '{}')`).Scan(&requests, &keys, &counters)
@@ -171,54 +187,168 @@ func refuseUsed(ctx context.Context, tx pgx.Tx) error {
 	}
 }
 
-// keepRest writes what there is little of, in place of what an earlier try has written.
+// refuseServed returns an error when a node may be at work. A node first announces itself and then looks for the mark
+// of a copy. None can announce itself before this transaction ends: a node that is not seen here will see the mark.
+func refuseServed(ctx context.Context, tx *sql.Tx) error {
+	if _, err := tx.ExecContext(ctx, `LOCK TABLE nodes IN SHARE MODE`); err != nil {
+		return err
+	}
+	var node string
+	err := tx.QueryRowContext(ctx, `
+		SELECT name
+		FROM nodes
+		WHERE seen_at >= now() - $1::bigint * interval '1 microsecond'
+		LIMIT 1`, deadAfter.Microseconds()).Scan(&node)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("a node on %s serves it, or did seconds ago; stop all that do", node)
+}
+
+// empty removes all that an unfinished copy has written, but for counters: keepRest replaces those.
+func empty(ctx context.Context, tx *sql.Tx) error {
+	_, err := tx.ExecContext(ctx, `TRUNCATE requests, attempts, keys, river_job`)
+	if err == nil {
+		_, err = tx.ExecContext(ctx, `DELETE FROM settings`)
+	}
+	return err
+}
+
+var (
+	copiedRequestColumns = []string{
+		"id", "mode", "task", "status", "callback_status", "complexity", "callback_attempts", "processing_us", "job_id",
+		"started_at", "completed_at", "lane", "node", "error_code", "error_message", "callback_url", "batch_id", "key_id",
+		"owner", "data", "result",
+	}
+	copiedAttemptColumns = []string{
+		"request", "number", "outcome", "started_at", "duration_us", "status_code", "error", "next_at",
+	}
+)
+
+// write adds a page. Its jobs are in River's state pending, in which none is dispatched before finish.
+func (t *copyTarget) write(ctx context.Context, page copyPage) error {
+	return t.transact(ctx, func(tx *sql.Tx) error {
+		first, err := reserveJobs(ctx, tx, len(page.requests))
+		if err != nil {
+			return err
+		}
+		var jobs copiedJobs
+		requests := pgx.CopyFromSlice(len(page.requests), func(i int) ([]any, error) {
+			r := &page.requests[i]
+			if r.data == nil { // the column is NOT NULL
+				r.data = []byte{}
+			}
+			id, err := uuidOf(r.id)
+			return []any{
+				id, r.mode, r.task, r.status, r.callbackStatus, int16(r.complexity), int32(r.callbackAttempts),
+				r.processing, jobs.add(r, first), timestampOf(r.started), timestampOf(r.completed), r.lane, "",
+				r.errorCode, r.errorMessage, r.callbackURL, r.batch, r.key, r.owner, r.data, r.result,
+			}, err
+		})
+		if err := copyInto(ctx, t.conn, "requests", copiedRequestColumns, requests); err != nil {
+			return err
+		}
+		if err := jobs.insert(ctx, tx); err != nil {
+			return err
+		}
+		return copyInto(ctx, t.conn, "attempts", copiedAttemptColumns,
+			pgx.CopyFromSlice(len(page.attempts), func(i int) ([]any, error) {
+				a := &page.attempts[i]
+				id, err := uuidOf(a.request)
+				started := timestampOf(sql.NullInt64{Int64: a.started, Valid: true})
+				return []any{
+					id, int32(a.number), a.outcome, started, a.duration, int32(a.statusCode), a.err, timestampOf(a.next),
+				}, err
+			}))
+	})
+}
+
+func timestampOf(us sql.NullInt64) pgtype.Timestamptz {
+	return pgtype.Timestamptz{Time: time.UnixMicro(us.Int64), Valid: us.Valid}
+}
+
+// keepRest writes what there is little of. COPY has no parameters: a server may log those.
 func (t *copyTarget) keepRest(ctx context.Context, rest copyRest) error {
 	counts, err := json.Marshal(rest.counters)
 	if err != nil {
 		return err
 	}
-	err = t.transact(ctx, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `DELETE FROM keys`); err != nil {
+	return t.transact(ctx, func(tx *sql.Tx) error {
+		keys := pgx.CopyFromSlice(len(rest.keys), func(i int) ([]any, error) { return rest.keys[i].fields(), nil })
+		columns := strings.FieldsFunc(copiedKeyColumns, func(r rune) bool { return strings.ContainsRune(", \n\t", r) })
+		if err := copyInto(ctx, t.conn, "keys", columns, keys); err != nil {
 			return err
 		}
-		keys := pgx.CopyFromSlice(len(rest.keys), func(i int) ([]any, error) { return rest.keys[i].values(), nil })
-		if _, err := tx.CopyFrom(ctx, pgx.Identifier{"keys"}, strings.Split(copiedKeyColumns, ", "), keys); err != nil {
+		var names []string
+		for _, setting := range rest.settings {
+			names = append(names, setting.name)
+		}
+		if _, err := tx.ExecContext(ctx, `DELETE FROM settings WHERE name = ANY ($1)`, names); err != nil {
 			return err
 		}
-		names := slices.Collect(maps.Keys(rest.settings))
-		if _, err := tx.Exec(ctx, `DELETE FROM settings WHERE name = ANY ($1)`, names); err != nil {
-			return err
-		}
-		settings := pgx.CopyFromSlice(len(names), func(i int) ([]any, error) {
-			return []any{names[i], rest.settings[names[i]]}, nil
+		settings := pgx.CopyFromSlice(len(rest.settings), func(i int) ([]any, error) {
+			return rest.settings[i].fields(), nil
 		})
-		// COPY has no parameters, which a server may log.
-		_, err := tx.CopyFrom(ctx, pgx.Identifier{"settings"}, []string{"name", "value"}, settings)
-		if err != nil {
+		if err := copyInto(ctx, t.conn, "settings", []string{"name", "value"}, settings); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, `DELETE FROM counters WHERE node <> ''`); err != nil {
+		if _, err := tx.ExecContext(ctx, `DELETE FROM counters WHERE node <> ''`); err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, `UPDATE counters SET counts = $1 WHERE node = ''`, string(counts))
+		_, err := tx.ExecContext(ctx, `UPDATE counters SET counts = $1 WHERE node = ''`, string(counts))
 		return err
 	})
+}
+
+// readRest reads what there is little of; of settings those that the source has as well.
+func (t *copyTarget) readRest(ctx context.Context, settings []copiedSetting) (copyRest, error) {
+	rest, err := readSettingsAndKeys(ctx, t.conn)
 	if err != nil {
-		return fmt.Errorf("copy settings, API keys and counters: %w", err)
+		return rest, err
+	}
+	rest.settings = slices.DeleteFunc(rest.settings, func(of copiedSetting) bool {
+		return !slices.ContainsFunc(settings, func(s copiedSetting) bool { return s.name == of.name })
+	})
+	rest.counters = map[string]int64{}
+	rows, err := t.conn.QueryContext(ctx, `SELECT counts FROM counters`)
+	if err != nil {
+		return rest, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var counts string
+		if err := rows.Scan(&counts); err != nil {
+			return rest, err
+		}
+		if err := addCounts(rest.counters, counts); err != nil {
+			return rest, err
+		}
+	}
+	return rest, rows.Err()
+}
+
+// analyze gathers statistics, for the queries of the comparison and the first of a server: without, the planner sorts
+// the whole table for every page.
+func (t *copyTarget) analyze(ctx context.Context) error {
+	if _, err := t.conn.ExecContext(ctx, `ANALYZE requests, attempts, river_job`); err != nil {
+		return fmt.Errorf("gather statistics: %w", err)
 	}
 	return nil
 }
 
-// finish opens the database to those who serve it.
+// finish opens the database to those who serve it, and has its jobs dispatched when they are due.
 func (t *copyTarget) finish(ctx context.Context, mark copyMark) error {
-	err := t.transact(ctx, func(tx pgx.Tx) error {
-		if err := releaseJobs(ctx, tx); err != nil {
+	err := t.transact(ctx, func(tx *sql.Tx) error {
+		if _, err := tx.ExecContext(ctx, `UPDATE river_job SET state = 'available' WHERE state = 'pending'`); err != nil {
 			return err
 		}
 		if err := keepMark(ctx, tx, copyFinished, mark); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, `DELETE FROM settings WHERE name = $1`, copyUnfinished)
+		_, err := tx.ExecContext(ctx, `DELETE FROM settings WHERE name = $1`, copyUnfinished)
 		return err
 	})
 	if err != nil {
@@ -227,118 +357,11 @@ func (t *copyTarget) finish(ctx context.Context, mark copyMark) error {
 	return nil
 }
 
-// digest reads all of the target that the source has as well, and tells tick of the requests so far.
-func (t *copyTarget) digest(ctx context.Context, settings map[string]string, tick func(requests int64)) (CopyDigest, error) {
-	d := newDigester()
-	// For these queries and for the first of a server: without, the planner sorts the whole table for every part of it.
-	if _, err := t.conn.Exec(ctx, `ANALYZE requests, attempts, river_job`); err != nil {
-		return d.digest, fmt.Errorf("gather statistics: %w", err)
-	}
-	for after := (pgtype.UUID{Valid: true}); ; {
-		last, err := t.digestRequests(ctx, d, after)
-		if err != nil {
-			return d.digest, err
-		}
-		tick(d.rows)
-		if last == after {
-			break
-		}
-		after = last
-	}
-	if err := t.digestAttempts(ctx, d); err != nil {
-		return d.digest, err
-	}
-	rest, err := t.readRest(ctx, settings)
-	if err != nil {
-		return d.digest, err
-	}
-	return d.rest(&rest), nil
-}
-
-// digestRequests adds some requests after one, and returns the last. The lane is that of the row and of its job alike.
-func (t *copyTarget) digestRequests(ctx context.Context, d *digester, after pgtype.UUID) (last pgtype.UUID, err error) {
-	last = after
-	rows, err := t.conn.Query(ctx, `
-		SELECT requests.id, mode, task, status, callback_status, complexity, callback_attempts, processing_us, started_at, completed_at,
-		       CASE WHEN lane IS DISTINCT FROM queue THEN coalesce(lane, '') || ' in the queue ' || coalesce(queue, '') ELSE lane END, scheduled_at,
-		       error_code, error_message, callback_url, batch_id, key_id, sha256(data), sha256(result)
-		FROM requests LEFT JOIN river_job ON river_job.id = job_id AND state = 'pending'
-		WHERE requests.id > $1
-		ORDER BY requests.id
-		LIMIT $2`, after, copyRows)
-	if err != nil {
-		return last, err
-	}
-	var r copiedRequest
-	var started, completed, due pgtype.Timestamptz
-	_, err = pgx.ForEachRow(rows, []any{
-		&last, &r.mode, &r.task, &r.status, &r.callbackStatus, &r.complexity, &r.callbackAttempts, &r.processing, &started, &completed,
-		&r.lane, &due, &r.errorCode, &r.errorMessage, &r.callbackURL, &r.batch, &r.key, &r.dataSum, &r.resultSum,
-	}, func() error {
-		r.id = tandem.ID(last.Bytes)
-		r.started, r.completed, r.due = microsOf(started), microsOf(completed), microsOf(due)
-		d.request(&r)
-		return nil
-	})
-	return last, err
-}
-
-func (t *copyTarget) digestAttempts(ctx context.Context, d *digester) error {
-	rows, err := t.conn.Query(ctx, `
-		SELECT request, number, outcome, started_at, duration_us, status_code, error, next_at
-		FROM attempts
-		ORDER BY request, number, outcome COLLATE "C"`)
-	if err != nil {
-		return err
-	}
-	var a copiedAttempt
-	var id pgtype.UUID
-	var started, next pgtype.Timestamptz
-	_, err = pgx.ForEachRow(rows, []any{&id, &a.number, &a.outcome, &started, &a.duration, &a.statusCode, &a.err, &next}, func() error {
-		a.request, a.started, a.next = tandem.ID(id.Bytes), started.Time.UnixMicro(), microsOf(next)
-		d.attempt(&a)
-		return nil
-	})
-	return err
-}
-
-// readRest reads what there is little of; of settings those that are asked for.
-func (t *copyTarget) readRest(ctx context.Context, settings map[string]string) (copyRest, error) {
-	rest := copyRest{settings: map[string]string{}, counters: map[string]int64{}}
-	rows, err := t.conn.Query(ctx, `SELECT name, value FROM settings WHERE name = ANY($1)`, slices.Collect(maps.Keys(settings)))
-	if err != nil {
-		return rest, err
-	}
-	var name, value string
-	_, err = pgx.ForEachRow(rows, []any{&name, &value}, func() error {
-		rest.settings[name] = value
-		return nil
-	})
-	if err != nil {
-		return rest, err
-	}
-	if rows, err = t.conn.Query(ctx, `SELECT `+copiedKeyColumns+` FROM keys ORDER BY id COLLATE "C"`); err != nil {
-		return rest, err
-	}
-	rest.keys, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (k copiedKey, err error) {
-		err = k.scan(row)
-		return k, err
-	})
-	if err != nil {
-		return rest, err
-	}
-	if rows, err = t.conn.Query(ctx, `SELECT counts FROM counters`); err != nil {
-		return rest, err
-	}
-	_, err = pgx.ForEachRow(rows, []any{&value}, func() error { return addCounts(rest.counters, value) })
-	return rest, err
-}
-
-// copiedJobs are the jobs of a chunk.
+// copiedJobs are the jobs of a page.
 type copiedJobs struct {
-	ids   []int64
-	lanes []string
-	due   []pgtype.Timestamptz
+	ids    []int64
+	queues []string
+	due    []pgtype.Timestamptz
 }
 
 // add makes the job of a request, if it has one: the next after first.
@@ -347,38 +370,33 @@ func (j *copiedJobs) add(r *copiedRequest, first int64) pgtype.Int8 {
 		return pgtype.Int8{}
 	}
 	id := first + int64(len(j.ids))
-	j.ids, j.lanes, j.due = append(j.ids, id), append(j.lanes, r.lane.String), append(j.due, copiedTime(r.due))
+	queue := pgQueue{lane: Lane(r.lane.String), owner: r.owner}
+	j.ids, j.queues, j.due = append(j.ids, id), append(j.queues, queue.name()), append(j.due, timestampOf(r.due))
 	return pgtype.Int8{Int64: id, Valid: true}
 }
 
-// insert adds the jobs in River's state pending, in which nobody hands them out: release does, at the end of the copy.
-func (j *copiedJobs) insert(ctx context.Context, tx pgx.Tx) error {
-	_, err := tx.Exec(ctx, `
+func (j *copiedJobs) insert(ctx context.Context, tx *sql.Tx) error {
+	_, err := tx.ExecContext(ctx, `
 		INSERT INTO river_job (id, args, kind, max_attempts, queue, scheduled_at, state)
-		SELECT id, '{}', 'request', 25, lane, due, 'pending'
-		FROM unnest($1::bigint[], $2::text[], $3::timestamptz[]) AS u(id, lane, due)`, j.ids, j.lanes, j.due)
+		SELECT id, '{}', 'request', 25, queue, due, 'pending'
+		FROM unnest($1::bigint[], $2::text[], $3::timestamptz[]) AS u(id, queue, due)`, j.ids, j.queues, j.due)
 	return err
 }
 
 // reserveJobs returns the first of so many job ids that nobody else gets.
-func reserveJobs(ctx context.Context, tx pgx.Tx, n int) (first int64, err error) {
-	err = tx.QueryRow(ctx, `SELECT setval('river_job_id_seq', nextval('river_job_id_seq') + $1::bigint) - $1`, n).Scan(&first)
+func reserveJobs(ctx context.Context, tx *sql.Tx, n int) (first int64, err error) {
+	err = tx.QueryRowContext(ctx, `
+		SELECT setval('river_job_id_seq', nextval('river_job_id_seq') + $1::bigint) - $1`, n).Scan(&first)
 	return first, err
 }
 
-// releaseJobs has the jobs of a copy handed out when they are due.
-func releaseJobs(ctx context.Context, tx pgx.Tx) error {
-	_, err := tx.Exec(ctx, `UPDATE river_job SET state = 'available' WHERE state = 'pending'`)
-	return err
-}
-
-// keepMark writes how far a copy is.
-func keepMark(ctx context.Context, tx pgx.Tx, name string, mark copyMark) error {
+// keepMark writes where a copy stands.
+func keepMark(ctx context.Context, tx *sql.Tx, name string, mark copyMark) error {
 	text, err := json.Marshal(mark)
 	if err != nil {
 		return err
 	}
-	_, err = tx.Exec(ctx, `
+	_, err = tx.ExecContext(ctx, `
 		INSERT INTO settings (name, value) VALUES ($1, $2)
 		ON CONFLICT (name) DO UPDATE SET value = excluded.value`, name, string(text))
 	return err
@@ -395,7 +413,7 @@ func scanMark(row interface{ Scan(dest ...any) error }) (*copyMark, error) {
 	}
 	mark := &copyMark{}
 	if err := json.Unmarshal([]byte(text), mark); err != nil {
-		return nil, fmt.Errorf("read how far a copy is: %w", err)
+		return nil, fmt.Errorf("read where a copy stands: %w", err)
 	}
 	return mark, nil
 }
@@ -407,5 +425,6 @@ func refuseUnfinished(row interface{ Scan(dest ...any) error }) error {
 	if err != nil || mark == nil {
 		return err
 	}
-	return fmt.Errorf("a copy into this database is not finished; run `tandem copy --from %s --to …` again, and it goes on", mark.From)
+	return fmt.Errorf("a copy into this database is not finished; "+
+		"run `tandem copy --from %s --to …` again, which begins anew", mark.From)
 }

@@ -38,7 +38,7 @@ func TestCountersOfAllNodes(t *testing.T) {
 			}
 		}
 	}
-	waitFor(t, "all of it to end", func() bool { return mustStats(t, first).Unfinished == 0 })
+	tandemtest.WaitFor(t, "all of it to end", func() bool { return mustStats(t, first).Unfinished == 0 })
 	if done.Load() == 0 {
 		t.Error("the second node did nothing")
 	}

@@ -325,9 +325,9 @@ func (s *Postgres) reclaim(ctx context.Context) error {
 	return nil
 }
 
-// handOutAgain deletes the jobs that a query names and inserts them anew, under other ids: whoever still works on one
-// finds that the result comes too late. Requests that a transaction holds are left to the next time: it may be that of a node
-// which has stopped in the middle of it.
+// handOutAgain deletes the jobs that a query names and inserts them anew, under other ids: a node that still works on
+// one finds that its result comes too late. Requests that a transaction holds are left to the next time: it may be
+// that of a node which has stopped in the middle of it.
 func handOutAgain(ctx context.Context, tx pgx.Tx, deltas map[string]int64, which string, args ...any) (again int64, err error) {
 	rows, err := tx.Query(ctx, `
 		WITH lost_jobs AS MATERIALIZED (`+which+`

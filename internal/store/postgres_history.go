@@ -77,14 +77,16 @@ const pgColumns = `id, mode, task, status, callback_status, complexity, callback
 func scanPostgres(row pgx.Row, first ...any) (r tandem.Request, err error) {
 	var id pgtype.UUID
 	var processing int64
+	var tries int
 	var started, completed pgtype.Timestamptz
 	var data, result []byte
 	err = row.Scan(append(first, &id, &r.Mode, &r.Task, &r.Status, &r.CallbackStatus, &r.Complexity,
-		&r.CallbackAttempts, &processing, &started, &completed, &r.ErrorCode, &r.ErrorMessage, &r.CallbackURL,
+		&tries, &processing, &started, &completed, &r.ErrorCode, &r.ErrorMessage, &r.CallbackURL,
 		&r.BatchID, &r.KeyID, &r.Owner, &data, &result)...)
 	if err != nil {
 		return r, err
 	}
+	readTries(&r, tries)
 	r.ID, r.Data, r.Result = tandem.ID(id.Bytes), data, result
 	r.ProcessingTimeMS = float64(processing) / 1000
 	r.StartedAt, r.CompletedAt = utc(started), utc(completed)
@@ -225,21 +227,23 @@ func (s *Postgres) Requests(ctx context.Context, f Filter) (Page, error) {
 			page.Requests = append(page.Requests, r)
 		}
 		rows.Close()
-		if err := rows.Err(); err != nil || !f.allSubmissions() {
+		if err := rows.Err(); err != nil || !f.total(&s.cfg) {
 			return err
 		}
-		page.Submissions, err = s.submissions(ctx, f.Key)
+		page.Total, err = s.countedRows(ctx, f.Key)
 		return err
 	})
 	return page, err
 }
 
-// submissions is how many are in the history: all of them, or those of a key, which are counted in its index.
-func (s *Postgres) submissions(ctx context.Context, key string) (n int64, err error) {
+// countedRows is how many requests of Config.Counted are in the history: all of them, or those of a key, which are
+// counted in its index.
+func (s *Postgres) countedRows(ctx context.Context, key string) (n int64, err error) {
 	if key == "" {
-		return s.total(ctx).value(counterSubmissionRows), nil
+		return s.total(ctx).value(s.cfg.Counted + memberRows), nil
 	}
-	err = s.reads.QueryRow(ctx, `SELECT count(*) FROM requests WHERE key_id = $1 AND task = $2`, key, tandem.TaskSubmission).Scan(&n)
+	err = s.reads.QueryRow(ctx, `SELECT count(*) FROM requests WHERE key_id = $1 AND task = $2`, key,
+		s.cfg.Counted).Scan(&n)
 	return n, err
 }
 
@@ -323,7 +327,7 @@ func postgresPage(f Filter, tasks []string, from, before pgtype.UUID) (string, [
 
 // Stats returns the counters of all nodes.
 func (s *Postgres) Stats(ctx context.Context) (Stats, error) {
-	stats := s.total(ctx).stats(s.now())
+	stats := s.total(ctx).stats(s.now(), s.cfg.Counted)
 	stats.Capacity = s.cfg.MaxQueue
 	if failure := s.failure.Load(); failure != nil {
 		stats.Unavailable = *failure
@@ -342,7 +346,7 @@ func (s *Postgres) Retain(ctx context.Context, before time.Time) (int, error) {
 	deleted := 0
 	after := pgtype.UUID{Valid: true}
 	for {
-		chunk := oldChunk{after: after, before: orderID(before)}
+		chunk := oldChunk{after: after, before: orderID(before), counted: s.cfg.Counted}
 		err := ctx.Err()
 		if err == nil {
 			err = s.do(ctx, chunk.delete)
@@ -364,12 +368,13 @@ func (s *Postgres) Retain(ctx context.Context, before time.Time) (int, error) {
 // oldChunk is a part of the history that retention looks at.
 type oldChunk struct {
 	after, before pgtype.UUID
+	counted       string      // Config.Counted
 	last          pgtype.UUID // up to where it has looked; not valid: there was nothing
 	deleted       int
 }
 
 func (c *oldChunk) delete(ctx context.Context, tx pgx.Tx, deltas map[string]int64) error {
-	var submissions int
+	var counted int
 	err := tx.QueryRow(ctx, `
 		WITH looked AS MATERIALIZED (
 			SELECT id, task, job_id IS NULL AND status NOT IN ('pending', 'processing') AS over
@@ -386,11 +391,11 @@ func (c *oldChunk) delete(ctx context.Context, tx pgx.Tx, deltas map[string]int6
 			WHERE request = ANY (ARRAY(SELECT id FROM gone))
 		)
 		SELECT (SELECT id FROM looked ORDER BY id DESC LIMIT 1), count(*), count(*) FILTER (WHERE task = $4)
-		FROM gone`, c.after, c.before, chunkRows, tandem.TaskSubmission).Scan(&c.last, &c.deleted, &submissions)
+		FROM gone`, c.after, c.before, chunkRows, c.counted).Scan(&c.last, &c.deleted, &counted)
 	if err != nil {
 		return err
 	}
 	deltas[counterRows] -= int64(c.deleted)
-	deltas[counterSubmissionRows] -= int64(submissions)
+	deltas[c.counted+memberRows] -= int64(counted)
 	return nil
 }

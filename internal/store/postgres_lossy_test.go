@@ -171,7 +171,7 @@ func TestAnswersLost(t *testing.T) {
 			pause(5 * time.Millisecond)
 		}
 	})
-	waitFor(t, "enough to be promised and lost", func() bool {
+	tandemtest.WaitFor(t, "enough to be promised and lost", func() bool {
 		mu.Lock()
 		defer mu.Unlock()
 		return len(promised) >= 200 && way.lost.Load() >= 40
@@ -180,7 +180,7 @@ func TestAnswersLost(t *testing.T) {
 	asking.Wait()
 	way.worse.Store(0)
 
-	waitFor(t, "all to be done", func() bool {
+	tandemtest.WaitFor(t, "all to be done", func() bool {
 		stats, err := s.Stats(context.Background())
 		return err == nil && stats.Unavailable == nil && stats.Unfinished == 0
 	})
@@ -234,8 +234,8 @@ func TestLastAnswerLost(t *testing.T) {
 		}
 	}
 	way.cut.Store(false)
-	waitFor(t, "the store to be well", func() bool { return mustStats(t, s).Unavailable == nil })
-	waitFor(t, "the figures to say what is there", func() bool {
+	tandemtest.WaitFor(t, "the store to be well", func() bool { return mustStats(t, s).Unavailable == nil })
+	tandemtest.WaitFor(t, "the figures to say what is there", func() bool {
 		page, err := s.Requests(t.Context(), store.Filter{Limit: 1000})
 		if err != nil {
 			return false

@@ -25,7 +25,7 @@ const quietWait = time.Second
 // MigratePostgres brings a database up to date and does nothing else. It logs what it waits for.
 func MigratePostgres(ctx context.Context, url string) error {
 	if err := migratePostgres(ctx, url, slog.Default()); err != nil {
-		return fmt.Errorf("migrate database %s: %w", withoutPassword(url), explainPostgres(err))
+		return fmt.Errorf("migrate database %s: %w", WithoutPassword(url), explainPostgres(err))
 	}
 	return nil
 }

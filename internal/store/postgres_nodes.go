@@ -301,7 +301,7 @@ func (w *sweeping) run(ctx context.Context, tx pgx.Tx, deltas map[string]int64) 
 	if err != nil {
 		return err
 	}
-	// Whoever was cut off a moment ago knows nothing of others' silence: it may have been the database's.
+	// A node that was cut off a moment ago knows nothing of others' silence: it may have been the database's.
 	rows, err := tx.Query(ctx, `
 		DELETE FROM nodes
 		WHERE seen_at < now() - $1::bigint * interval '1 microsecond' AND EXISTS (
@@ -380,7 +380,7 @@ const goneJobs = `
 	WHERE job_id IS NOT NULL AND NOT EXISTS (
 		SELECT FROM river_job WHERE river_job.id = job_id AND state NOT IN ('completed', 'discarded', 'cancelled'))`
 
-// resume hands out again what nodes that are no more were working on.
+// resume dispatches again what nodes that are no more were working on.
 func (w *sweeping) resume(ctx context.Context, tx pgx.Tx, deltas map[string]int64) error {
 	which := lostJobs
 	if w.deep {

@@ -44,7 +44,9 @@ func TestNodesShareWork(t *testing.T) {
 	acceptMany(t, nodes[0], n/2, store.LaneIO)
 	acceptMany(t, nodes[1], n/2, store.LaneIO)
 	for _, s := range nodes {
-		waitFor(t, "all to be delivered", func() bool { return mustStats(t, s).Ended[tandem.StatusCallbackSent] == n })
+		tandemtest.WaitFor(t, "all to be delivered", func() bool {
+			return mustStats(t, s).Ended[tandem.StatusCallbackSent] == n
+		})
 		if stats := mustStats(t, s); stats.Requests[tandem.ModeAsync] != n || stats.Unfinished != 0 {
 			t.Errorf("a node counts %d accepted and %d unfinished", stats.Requests[tandem.ModeAsync], stats.Unfinished)
 		}
@@ -84,7 +86,7 @@ func TestSilentNodeIsReplaced(t *testing.T) {
 	silent := time.Now()
 	stopOther := work(t, other, func(ctx context.Context, job store.Job) store.Next {
 		next := delivered(ctx, job)
-		if job.Request.Task == tandem.TaskSubmission {
+		if job.Request.Task == counted {
 			return called("")
 		}
 		if next.Outcome != nil {
@@ -116,7 +118,7 @@ func TestSilentNodeIsReplaced(t *testing.T) {
 	slow.FallSilent(false) // it takes part again, and counts anew
 	accept(t, slow, newSync(), store.LaneNone)
 	for _, s := range []*store.Postgres{slow, other} {
-		waitFor(t, "both to count the same", func() bool {
+		tandemtest.WaitFor(t, "both to count the same", func() bool {
 			stats := mustStats(t, s)
 			return stats.Requests[tandem.ModeSync] == 3 && stats.Requests[tandem.ModeAsync] == 1 && stats.Unfinished == 1 && stats.Failures[tandem.FailedInterrupted] == 1
 		})
@@ -163,7 +165,7 @@ func TestForgottenNodeFetchesNothing(t *testing.T) {
 	checkPostgres(t, url)
 }
 
-// A job whose fetch was answered to nobody, because the connection broke, is handed out again by the node that
+// A job whose fetch was answered to nobody, because the connection broke, is dispatched again by the node that
 // the database believes runs it. Jobs that it does run are left alone.
 func TestStrayJobIsReclaimed(t *testing.T) {
 	t.Parallel()
@@ -201,7 +203,7 @@ func TestStrayJobIsReclaimed(t *testing.T) {
 		}
 	}
 	end()
-	waitFor(t, "its result", func() bool { return mustRequest(t, s, held.ID).Status == tandem.StatusCompleted })
+	tandemtest.WaitFor(t, "its result", func() bool { return mustRequest(t, s, held.ID).Status == tandem.StatusCompleted })
 	stop()
 	if err := s.Close(); err != nil {
 		t.Error(err)
@@ -254,7 +256,10 @@ func TestConnectionsKilled(t *testing.T) {
 	if count == 0 {
 		t.Error("nothing was accepted")
 	}
-	waitFor(t, "the store to be well", func() bool { return mustStats(t, s).Unavailable == nil && mustStats(t, s).Unfinished == 0 })
+	tandemtest.WaitFor(t, "the store to be well", func() bool {
+		return mustStats(t, s).Unavailable == nil &&
+			mustStats(t, s).Unfinished == 0
+	})
 	stop()
 	if err := s.Close(); err != nil {
 		t.Error(err)
@@ -272,7 +277,7 @@ func TestOneSecretForAllNodes(t *testing.T) {
 	secrets := map[string]bool{}
 	for range 4 {
 		group.Go(func() {
-			s, err := store.OpenPostgres(context.Background(), store.Config{URL: url, Log: quiet()})
+			s, err := store.OpenPostgres(context.Background(), store.Config{Counted: counted, URL: url, Log: quiet()})
 			if err != nil {
 				t.Error(err)
 				return
@@ -335,7 +340,7 @@ func TestDatabaseThatTakesNoWritesIsRead(t *testing.T) {
 		t.Errorf("%d requests, %v", len(page.Requests), err)
 	}
 	has("off")
-	waitFor(t, "the store to be well", func() bool { return mustStats(t, s).Unavailable == nil })
+	tandemtest.WaitFor(t, "the store to be well", func() bool { return mustStats(t, s).Unavailable == nil })
 	accept(t, s, newSync(), store.LaneNone)
 }
 
@@ -359,7 +364,11 @@ func TestIdleNodesAskLittle(t *testing.T) {
 	url := emptyPostgres(t, tandemtest.Volatile)
 	for range 3 {
 		work(t, joinPostgres(t, url), delivered)
-		runKeys(t, openKeys(t, url))
+		k := tandemtest.OpenKeys(t, url)
+		ctx, stop := context.WithCancel(context.Background())
+		var running sync.WaitGroup
+		running.Go(func() { k.Run(ctx) })
+		t.Cleanup(func() { stop(); running.Wait() })
 	}
 	pause(12 * time.Second) // River elects its leader; idle connections hand in their figures after 10 s
 	before, started := transactions(t, url), time.Now()

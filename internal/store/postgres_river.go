@@ -26,7 +26,7 @@ const (
 	maxAhead = 256
 	// keepForever is for how long River keeps jobs that have ended: there are none, they are deleted with their results.
 	keepForever = -1
-	// rescueAfter is when River hands out a job again that has not ended. It does not know of nodes and
+	// rescueAfter is when River dispatches a job again that has not ended. It does not know of nodes and
 	// goes by the leader's clock; the sweep is quicker and does know, so River's never comes to it.
 	rescueAfter = 365 * 24 * time.Hour
 )
@@ -37,7 +37,7 @@ type jobArgs struct{}
 // Kind is the same for all jobs; what is to be done follows from the queue, which is the lane.
 func (jobArgs) Kind() string { return "request" }
 
-// handout is what Work needs to hand out jobs.
+// handout is what Work needs to dispatch jobs.
 type handout struct {
 	river.WorkerDefaults[jobArgs]
 
@@ -47,7 +47,7 @@ type handout struct {
 	stopping chan struct{} // closed when nothing more is to be begun
 }
 
-// Work hands out due jobs until ctx ends.
+// Work dispatches due jobs until ctx ends.
 func (s *Postgres) Work(ctx context.Context, capacity Capacity, step Step) error {
 	if s.working.Swap(true) {
 		return errors.New("hand out work: already done by another call")
@@ -151,7 +151,7 @@ func (h *handout) run(job int64, lane Lane, it *pgItem) error {
 		}
 		it.request = *whole
 	}
-	handed := Job{Lane: lane, Request: it.request, Started: func() {}}
+	handed := Job{Lane: lane, Request: it.request, Started: func() {}, Answered: func() {}}
 	var mark *time.Timer
 	if lane != LaneDeliver {
 		handed.Started = func() {
@@ -227,7 +227,7 @@ func (h *handout) settle(o *pgOp) error {
 	}
 }
 
-// pgItem is a request whose job was handed out.
+// pgItem is a request whose job was dispatched.
 type pgItem struct {
 	request tandem.Request
 	queue   pgQueue

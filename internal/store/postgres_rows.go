@@ -33,7 +33,7 @@ func (t *pgTx) count(name string, delta int64) { t.deltas[name] += delta }
 type pgRow struct {
 	request *tandem.Request
 	lane    Lane
-	delay   time.Duration // before it is handed out
+	delay   time.Duration // before it is dispatched
 }
 
 // pgMark notes that the work of a job has begun. Nothing depends on it but what people see, and
@@ -130,8 +130,8 @@ func (t *pgTx) insert(ctx context.Context, rows []pgRow) error {
 		} {
 			texts[column] = append(texts[column], plain(text))
 		}
-		if r.Task == tandem.TaskSubmission {
-			t.count(counterSubmissionRows, 1)
+		if t.store.cfg.counts(r.Task) {
+			t.count(r.Task+memberRows, 1)
 			t.count(recentCounter(t.store.now()), 1)
 		}
 		if lane != LaneNone {
@@ -242,7 +242,7 @@ func (t *pgTx) settle(ctx context.Context, settles []*pgSettle) error {
 			return errTwice
 		}
 		seen[id] = true
-		numbers[i], ids[i], jobs[i], attemptsMade[i] = int32(i), id, s.job, int32(s.after.CallbackAttempts)
+		numbers[i], ids[i], jobs[i], attemptsMade[i] = int32(i), id, s.job, int32(triesOf(s.after))
 		lane := LaneNone
 		if s.next.Verdict == Again {
 			lane, delays[i] = s.next.Lane, delayUntil(s.next.At).Microseconds()
@@ -296,7 +296,7 @@ func (t *pgTx) countSettled(s *pgSettle, before tandem.Status) {
 		t.count(queueCounter(next.Lane), 1)
 	}
 	if next.Outcome != nil {
-		t.countOutcome(after, next.Outcome)
+		countOutcome(t.count, after, next.Outcome, t.store.cfg.counts(after.Task))
 	}
 	if after.Status != before {
 		for _, status := range []tandem.Status{tandem.StatusPending, tandem.StatusProcessing} {
@@ -316,27 +316,6 @@ func (t *pgTx) countSettled(s *pgSettle, before tandem.Status) {
 			t.count(groupCallback+string(after.CallbackStatus), 1)
 		}
 		t.count(counterUnfinished, -1)
-	}
-}
-
-func (t *pgTx) countOutcome(r *tandem.Request, o *Outcome) {
-	t.count(endedCounter(o.Status()), 1)
-	if o.ErrorCode != "" {
-		t.count(failureCounter(o.ErrorCode), 1)
-	}
-	if !o.StartedAt.IsZero() {
-		t.count(groupWorkCount+string(r.Mode), 1)
-		t.count(groupWorkTime+string(r.Mode), o.Processing.Microseconds())
-	}
-	if r.Task != tandem.TaskSubmission {
-		return
-	}
-	if o.ErrorCode == "" {
-		t.count(counterSubmissionsEnded, 1)
-	}
-	if !o.StartedAt.IsZero() {
-		t.count(counterSubmissionWork, 1)
-		t.count(counterSubmissionTime, o.Processing.Microseconds())
 	}
 }
 

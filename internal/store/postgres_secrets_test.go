@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tandem"
+	"tandem/internal/keys"
 	"tandem/internal/store"
 	"tandem/internal/tandemtest"
 )
@@ -28,24 +29,24 @@ func TestSigningSecretsStayOutOfTheServersLog(t *testing.T) {
 			t.Fatal(secret, err)
 		}
 	}
-	keys, err := store.OpenKeys(t.Context(), store.KeysConfig{URL: database, Log: quiet()})
+	k, err := keys.Open(t.Context(), store.HandleConfig{URL: database, Log: quiet()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer keys.Close()
-	made, err := keys.Create(t.Context(), store.NewKey{Name: "a", Scopes: tandem.Scopes})
+	defer k.Close()
+	made, err := k.Create(t.Context(), keys.NewKey{Name: "a", Scopes: tandem.Scopes})
 	if err != nil {
 		t.Fatal(err)
 	}
 	secrets := []tandem.Secret{kept, other, made.Secret}
 	for _, overlap := range []time.Duration{0, time.Hour} {
 		rotated := tandem.NewSecret()
-		if _, err := keys.RotateSigning(t.Context(), "a", rotated, overlap); err != nil {
+		if _, err := k.RotateSigning(t.Context(), "a", rotated, overlap); err != nil {
 			t.Fatal(err)
 		}
 		secrets = append(secrets, rotated)
 	}
-	got := keys.SigningSecrets(made.Key.ID, time.Now())
+	got := k.SigningSecrets(made.Key.ID, time.Now())
 	if len(got) != 2 || got[0].Reveal() != secrets[4].Reveal() || got[1].Reveal() != secrets[3].Reveal() {
 		t.Error("the key has other secrets than it was given")
 	}

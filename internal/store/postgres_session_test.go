@@ -16,10 +16,11 @@ import (
 )
 
 // openLogged opens a node and returns what it logs.
-func openLogged(t testing.TB, url string) (*store.Postgres, *logged) {
+func openLogged(t testing.TB, url string) (*store.Postgres, *tandemtest.Log) {
 	t.Helper()
-	lines := &logged{}
-	s, err := store.OpenPostgres(t.Context(), store.Config{URL: url, Log: slog.New(slog.NewTextHandler(lines, nil))})
+	lines := &tandemtest.Log{}
+	s, err := store.OpenPostgres(t.Context(), store.Config{Counted: counted, URL: url,
+		Log: slog.New(slog.NewTextHandler(lines, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +39,7 @@ func databaseOf(t testing.TB, url string) string {
 }
 
 // What a database says of sessions that tandem cannot live with does not reach its sessions: those that
-// write, those that read, and the one of the keys.
+// write, those that read, and a handle.
 func TestDatabaseThatSaysOtherwise(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -60,21 +61,21 @@ func TestDatabaseThatSaysOtherwise(t *testing.T) {
 			url := emptyPostgres(t, tandemtest.Volatile)
 			execPostgres(t, url, "ALTER DATABASE "+databaseOf(t, url)+" SET "+test.parameter+" = "+test.database)
 			s, lines := openLogged(t, url)
-			keys, err := store.OpenKeys(t.Context(), store.KeysConfig{URL: url, Log: quiet()})
+			handle, err := store.OpenHandle(t.Context(), store.HandleConfig{URL: url, Log: quiet()})
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Cleanup(func() { keys.Close() })
-			for session, value := range s.Parameters(t.Context(), keys, test.parameter) {
-				if test.parameter == "jit" && session == "keys" {
-					continue // they have few rows, and plans do not matter
+			t.Cleanup(func() { handle.Close() })
+			for session, value := range s.Parameters(t.Context(), handle, test.parameter) {
+				if test.parameter == "jit" && session == "handle" {
+					continue // its tables are small, and plans do not matter
 				}
 				if value != test.sessions {
 					t.Errorf("the database says %s, sessions for %s have %q, want %s",
 						test.database, session, value, test.sessions)
 				}
 			}
-			if test.said != "" && lines.count(test.said) != 1 {
+			if test.said != "" && lines.Count(test.said) != 1 {
 				t.Errorf("the start did not say: %s", test.said)
 			}
 		})
@@ -86,7 +87,7 @@ func TestServerWithoutFsyncIsWarnedOf(t *testing.T) {
 	t.Parallel()
 	_, lines := openLogged(t, emptyPostgres(t, tandemtest.Volatile))
 	for _, parameter := range []string{"fsync is off", "full_page_writes is off"} {
-		if lines.count(parameter) != 1 {
+		if lines.Count(parameter) != 1 {
 			t.Errorf("nothing was said of it: %s", parameter)
 		}
 	}
@@ -185,7 +186,7 @@ func TestPoolThatMayNotGrowWaits(t *testing.T) {
 		})
 	}
 	calls.Wait()
-	if lines.count("the database does not take writes") > 0 { // River's own statements do not wait, and say so
+	if lines.Count("the database does not take writes") > 0 { // River's own statements do not wait, and say so
 		t.Error("the node believes that its database takes no writes")
 	}
 }
@@ -204,15 +205,15 @@ func TestReadsWithoutConnectionAreLoggedOnce(t *testing.T) {
 			t.Error("a read succeeded without a connection")
 		}
 	}
-	if n := lines.count("no connection to read from the database"); n != 1 {
+	if n := lines.Count("no connection to read from the database"); n != 1 {
 		t.Errorf("it was said %d times, want once", n)
 	}
 	execPostgres(t, url, "ALTER ROLE "+role+" CONNECTION LIMIT -1")
-	waitFor(t, "reads to succeed", func() bool {
+	tandemtest.WaitFor(t, "reads to succeed", func() bool {
 		_, err := s.Requests(t.Context(), store.Filter{Limit: 1})
 		return err == nil
 	})
-	if n := lines.count("the database can be read again"); n != 1 {
+	if n := lines.Count("the database can be read again"); n != 1 {
 		t.Errorf("that it is over was said %d times, want once", n)
 	}
 }

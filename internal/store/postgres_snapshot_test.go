@@ -31,7 +31,7 @@ func TestHeldSnapshotSlowsNothingDown(t *testing.T) {
 			if err := s.Finish(t.Context(), store.Job{Request: *r}, called("")); err != nil {
 				t.Fatal(err)
 			}
-			waitFor(t, "the queue to be empty", func() bool { return mustStats(t, s).Unfinished == 0 })
+			tandemtest.WaitFor(t, "the queue to be empty", func() bool { return mustStats(t, s).Unfinished == 0 })
 			if err := s.Sweep(t.Context()); err != nil {
 				t.Fatal(err)
 			}
@@ -71,7 +71,7 @@ func TestHeldSnapshotSlowsNothingDown(t *testing.T) {
 		})
 	}
 	callers.Wait()
-	waitFor(t, "all to end", func() bool { return mustStats(t, s).Unfinished == 0 })
+	tandemtest.WaitFor(t, "all to end", func() bool { return mustStats(t, s).Unfinished == 0 })
 	after := steady()
 	compared := 0
 	for query, blocks := range after {

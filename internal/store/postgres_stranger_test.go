@@ -45,7 +45,7 @@ func TestNotificationsOfStrangersAreIgnored(t *testing.T) {
 	stranger := strangerOf(t, url)
 	s, lines := openLogged(t, url)
 	workWith(t, s, everyLane, delivered)
-	waitFor(t, "the node to listen", func() bool {
+	tandemtest.WaitFor(t, "the node to listen", func() bool {
 		return askPostgres(t, url, `
 			SELECT count(*)::text
 			FROM pg_stat_activity
@@ -64,13 +64,13 @@ func TestNotificationsOfStrangersAreIgnored(t *testing.T) {
 		}
 		r := newAsync()
 		accept(t, s, r, store.LaneIO)
-		waitFor(t, "work in spite of notifications that pause queues", func() bool {
+		tandemtest.WaitFor(t, "work in spite of notifications that pause queues", func() bool {
 			// Again and again: no pause ends by itself.
 			execPostgres(t, stranger, `SELECT pg_notify('public.' || $1, $2)`, pause[0], pause[1])
 			return mustRequest(t, s, r.ID).Status == tandem.StatusCallbackSent
 		})
 	}
-	if n := lines.count("level=ERROR"); n > 0 {
+	if n := lines.Count("level=ERROR"); n > 0 {
 		t.Errorf("%d errors were logged", n)
 	}
 }
@@ -91,7 +91,7 @@ func TestAdvisoryLocksOfStrangersAreIgnored(t *testing.T) {
 		INSERT INTO nodes (id, name, version, since, seen_at)
 		VALUES ('dead', '', '', now(), now() - interval '1 hour')`)
 	execPostgres(t, url, `UPDATE nodes SET steady_since = now() - interval '1 hour' WHERE id <> 'dead'`)
-	waitFor(t, "the dead node to be removed", func() bool {
+	tandemtest.WaitFor(t, "the dead node to be removed", func() bool {
 		if err := s.Sweep(t.Context()); err != nil {
 			t.Error(err)
 		}
@@ -113,15 +113,15 @@ func TestStartSaysWhatItWaitsFor(t *testing.T) {
 		}
 	}
 	hold()
-	lines := &logged{}
+	lines := &tandemtest.Log{}
 	migrated := make(chan error, 1)
 	go func() {
 		migrated <- store.MigrateLogged(context.Background(), url, slog.New(slog.NewTextHandler(lines, nil)))
 	}()
-	waitFor(t, "the start to say what it waits for", func() bool {
-		return lines.count("waiting for another node that changes the schema") == 1
+	tandemtest.WaitFor(t, "the start to say what it waits for", func() bool {
+		return lines.Count("waiting for another node that changes the schema") == 1
 	})
-	if lines.count(": another, user postgres, from this machine") != 1 {
+	if lines.Count(": another, user postgres, from this machine") != 1 {
 		t.Error("it does not say which session that is")
 	}
 	select {
@@ -148,11 +148,11 @@ func TestStartSaysWhoMayConnect(t *testing.T) {
 	const warning = "every role of the server may connect to this database"
 	statement := `REVOKE CONNECT ON DATABASE "` + databaseOf(t, url) + `" FROM PUBLIC`
 	_, lines := openLogged(t, url)
-	if lines.count(warning) != 1 || lines.count(strings.ReplaceAll(statement, `"`, `\"`)) != 1 {
+	if lines.Count(warning) != 1 || lines.Count(strings.ReplaceAll(statement, `"`, `\"`)) != 1 {
 		t.Errorf("want a warning with %s:\n%s", statement, lines)
 	}
 	execPostgres(t, url, statement)
-	if _, lines := openLogged(t, url); lines.count(warning) != 0 {
+	if _, lines := openLogged(t, url); lines.Count(warning) != 0 {
 		t.Error("it is said although only the owner may connect")
 	}
 }

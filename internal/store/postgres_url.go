@@ -216,8 +216,8 @@ func Shown(text string) string {
 	return shown.String()
 }
 
-// withoutPassword is a URL that may be shown.
-func withoutPassword(text string) string {
+// WithoutPassword returns the name of a database, as it may be shown.
+func WithoutPassword(text string) string {
 	if shown := Shown(text); shown != "" {
 		return shown
 	}

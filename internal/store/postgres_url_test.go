@@ -23,17 +23,17 @@ func with(address *url.URL, parameters ...string) string {
 	return changed.String()
 }
 
-// opened is what opening a database says, as a node and for its keys; "" where it can be opened.
+// opened is what opening a database says, as a node and by a handle; "" where it can be opened.
 func opened(t testing.TB, address string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	s, err := store.OpenPostgres(ctx, store.Config{URL: address, Log: quiet()})
+	s, err := store.OpenPostgres(ctx, store.Config{Counted: counted, URL: address, Log: quiet()})
 	if err != nil {
 		return err.Error()
 	}
 	t.Cleanup(func() { s.Close() })
-	k, err := store.OpenKeys(ctx, store.KeysConfig{URL: address, Log: quiet()})
+	k, err := store.OpenHandle(ctx, store.HandleConfig{URL: address, Log: quiet()})
 	if err != nil {
 		return err.Error()
 	}

@@ -101,7 +101,7 @@ func (w *pgWriter) run() {
 	batch := make([]*pgOp, 0, maxBatch)
 	for first := range w.line.ops {
 		batch = append(batch[:0], first)
-		runtime.Gosched() // whoever is about to hand in a write does so first
+		runtime.Gosched() // a goroutine about to hand in a write does so first
 	fill:
 		for len(batch) < maxBatch {
 			select {
@@ -176,7 +176,7 @@ func worthAnother(err error, writes int) bool {
 	return writes > 1 || !ok || lostConnection(err) || strings.HasPrefix(cause.Code, "40")
 }
 
-// finish tells whoever waits, in words that may be shown.
+// finish tells the waiting caller, in words that may be shown.
 func (w *pgWriter) finish(o *pgOp, err error) {
 	if err == nil && o.after != nil {
 		o.after()

@@ -104,7 +104,9 @@ func TestMarksWaitForNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	end()
-	waitFor(t, "the end of all work", func() bool { return mustStats(t, s).Ended[tandem.StatusCompleted] == jobs+1 })
+	tandemtest.WaitFor(t, "the end of all work", func() bool {
+		return mustStats(t, s).Ended[tandem.StatusCompleted] == jobs+1
+	})
 	stop()
 	if err := s.Close(); err != nil {
 		t.Error(err)
@@ -126,7 +128,7 @@ func TestMigrationTakesItsTime(t *testing.T) {
 	var migrating sync.WaitGroup
 	migrating.Go(func() { migrated <- store.MigratePostgres(context.Background(), url+"&statement_timeout=1000") })
 	t.Cleanup(migrating.Wait)
-	waitFor(t, "it to have waited for longer than that", func() bool {
+	tandemtest.WaitFor(t, "it to have waited for longer than that", func() bool {
 		select {
 		case err := <-migrated:
 			t.Fatal("it did not wait: ", err)

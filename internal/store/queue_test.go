@@ -13,10 +13,34 @@ import (
 
 	"tandem"
 	"tandem/internal/store"
+	"tandem/internal/tandemtest"
 )
 
+// A request that comes while its lane is about to read the index, and is left to the index because older ones are
+// there, is read: nothing else would look for it.
+func TestAcceptedDuringRefill(t *testing.T) {
+	t.Parallel()
+	s := openFile(t, filepath.Join(t.TempDir(), "tandem.db"))
+	older, late := newAsync(), newAsync()
+	accept(t, s, older, store.LaneIO)
+	var once sync.Once
+	s.OnRefilling(func(lane store.Lane) {
+		if lane == store.LaneIO {
+			once.Do(func() { accept(t, s, late, store.LaneIO) })
+		}
+	})
+	work(t, s, func(_ context.Context, job store.Job) store.Next {
+		if job.Lane != store.LaneDeliver {
+			return workEnded(`{}`)
+		}
+		return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+	})
+	waitStatus(t, s, older.ID, tandem.StatusCallbackSent)
+	waitStatus(t, s, late.ID, tandem.StatusCallbackSent)
+}
+
 // The index shows a row in its next lane as soon as it is committed, which is
-// before the goroutine that committed it has handed it on. It is handed out once.
+// before the goroutine that committed it has handed it on. It is dispatched once.
 func TestHandedOnOnce(t *testing.T) {
 	t.Parallel()
 	s := openFile(t, filepath.Join(t.TempDir(), "tandem.db"))
@@ -65,7 +89,7 @@ func TestHandedOnOnce(t *testing.T) {
 func TestRowDeletedByHand(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "tandem.db")
-	s, err := store.OpenSQLite(context.Background(), store.Config{URL: path, Log: quiet()})
+	s, err := store.OpenSQLite(context.Background(), store.Config{Counted: counted, URL: path, Log: quiet()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +171,8 @@ func TestLockedByAnotherProgram(t *testing.T) {
 		t.Errorf("%d commits failed for %d writes, unavailable: %v", got.Commits.Failed, n, got.Unavailable)
 	}
 	unlock()
-	waitFor(t, "the store to find by itself that the lock is free", func() bool { return mustStats(t, s).Unavailable == nil })
+	tandemtest.WaitFor(t, "the store to find by itself that the lock is free",
+		func() bool { return mustStats(t, s).Unavailable == nil })
 	accept(t, s, newAsync(), store.LaneIO)
 }
 
@@ -169,7 +194,7 @@ func TestBurstEnds(t *testing.T) {
 	})
 	defer close(release)
 	acceptMany(t, s, 1000, store.LaneIO)
-	waitFor(t, "every slot of one owner to be used", func() bool {
+	tandemtest.WaitFor(t, "every slot of one owner to be used", func() bool {
 		return running.Load() == int64(everyLane.Jobs[store.LaneIO])/2
 	})
 }
@@ -207,7 +232,9 @@ func TestLargeJobsAreNotStarved(t *testing.T) {
 		}
 		return workEnded(`{}`)
 	})
-	waitFor(t, "all work to be done", func() bool { return mustStats(t, s).Ended[tandem.StatusCompleted] == n+1 })
+	tandemtest.WaitFor(t, "all work to be done", func() bool {
+		return mustStats(t, s).Ended[tandem.StatusCompleted] == n+1
+	})
 	if got := before.Load(); got > n/2 {
 		t.Errorf("%d of %d small jobs went first", got, n)
 	}

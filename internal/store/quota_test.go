@@ -49,7 +49,7 @@ func owned(owner string, n int) (all []*tandem.Request) {
 func TestQueueShareOfAnOwner(t *testing.T) {
 	t.Parallel()
 	quotaStores(t, func(t *testing.T, open func(store.Config) store.Store) {
-		s := open(store.Config{MaxQueue: 20, MaxPerOwner: 5})
+		s := open(store.Config{Counted: counted, MaxQueue: 20, MaxPerOwner: 5})
 		add := func(owner string, n int) error {
 			return s.Accept(t.Context(), store.LaneIO, owned(owner, n)...)
 		}
@@ -84,12 +84,12 @@ func TestQueueShareOfAnOwner(t *testing.T) {
 			}
 			return workEnded(`{}`)
 		})
-		waitFor(t, "all to be done", func() bool { return mustStats(t, s).Unfinished == 0 })
+		tandemtest.WaitFor(t, "all to be done", func() bool { return mustStats(t, s).Unfinished == 0 })
 		for range 3 {
 			if err := add("a", 5); err != nil {
 				t.Errorf("when all has ended: %v", err)
 			}
-			waitFor(t, "all to be done", func() bool { return mustStats(t, s).Unfinished == 0 })
+			tandemtest.WaitFor(t, "all to be done", func() bool { return mustStats(t, s).Unfinished == 0 })
 		}
 	})
 }
@@ -98,7 +98,7 @@ func TestQueueShareOfAnOwner(t *testing.T) {
 func TestBytesOfAnOwner(t *testing.T) {
 	t.Parallel()
 	quotaStores(t, func(t *testing.T, open func(store.Config) store.Store) {
-		s := open(store.Config{MaxBytesPerOwner: 1000})
+		s := open(store.Config{Counted: counted, MaxBytesPerOwner: 1000})
 		add := func(owner string, bytes int) error {
 			r := owned(owner, 1)[0]
 			r.Data = json.RawMessage(`"` + strings.Repeat("x", bytes-2) + `"`)
@@ -124,7 +124,7 @@ func TestBytesOfAnOwner(t *testing.T) {
 			}
 			return workEnded(`"` + strings.Repeat("y", 498) + `"`)
 		})
-		waitFor(t, "the work to be done", func() bool {
+		tandemtest.WaitFor(t, "the work to be done", func() bool {
 			return mustStats(t, s).Now[tandem.StatusPending]+mustStats(t, s).Now[tandem.StatusProcessing] == 0
 		})
 		// What the owner has is read again before it is refused, now with the result.

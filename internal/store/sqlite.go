@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"embed"
@@ -29,19 +30,29 @@ import (
 //go:embed migrations
 var migrations embed.FS
 
+// DefaultMaxQueue is that of [Config].
+const DefaultMaxQueue = 1_000_000
+
 // Config of a store. Zero fields take the defaults named.
 type Config struct {
 	URL      string // ":memory:", a path, or "file:" and a path
-	MaxQueue int64  // unfinished requests on disk; beyond it Accept refuses; 1,000,000
+	MaxQueue int64  // unfinished requests on disk; beyond it Accept refuses; DefaultMaxQueue
 	// Of one owner (tandem.Request.Owner). Beyond either Accept refuses.
 	MaxPerOwner      int64 // unfinished requests; 0: MaxQueue
 	MaxBytesPerOwner int64 // data and results of unfinished requests; 0: any number
+
+	// Counted is the task that Stats.Counted and Page.Total are about; "": none. It is the same whenever the database is
+	// opened.
+	Counted string
 
 	Nodes *Nodes       // filled in with who shares the database; nil: nobody asks
 	Log   *slog.Logger // slog.Default
 
 	connect connector // nil but in tests that watch what is asked of the database
 }
+
+// counts reports whether requests of a task are counted on their own.
+func (c *Config) counts(task string) bool { return task != "" && task == c.Counted }
 
 // connector opens a pool of connections.
 type connector func(dsn string) (*sql.DB, error)
@@ -91,11 +102,9 @@ type SQLite struct {
 
 // OpenSQLite opens or creates the database, brings its schema up to date and
 // recovers what the last process left: an interrupted sync request becomes
-// failed, an interrupted async one or submission pending again. Errors are for people.
+// failed, an interrupted one that is in a lane pending again. Errors are for people.
 func OpenSQLite(ctx context.Context, cfg Config) (*SQLite, error) {
-	if cfg.MaxQueue == 0 {
-		cfg.MaxQueue = 1_000_000
-	}
+	cfg.MaxQueue = cmp.Or(cfg.MaxQueue, DefaultMaxQueue)
 	if cfg.MaxQueue < 0 {
 		return nil, fmt.Errorf("max queue %d: want at least 1", cfg.MaxQueue)
 	}
@@ -291,13 +300,13 @@ func explain(err error) error {
 	}
 }
 
-// recover mends what the last process left, before anything is handed out.
+// recover repairs what the last process left, before anything is dispatched.
 func (s *SQLite) recover(ctx context.Context) error {
 	if err := s.counters.load(ctx, s.conn); err != nil {
 		return fmt.Errorf("read counters: %w", err)
 	}
 	err := s.commit([]*op{{apply: func(tx *tx) error {
-		interrupted, again, err := mend(tx, s.clock.now())
+		interrupted, again, err := repair(tx, s.clock.now())
 		if err == nil && interrupted+again > 0 {
 			s.cfg.Log.Info("recovered after a crash", "interrupted", interrupted, "again", again)
 		}
@@ -309,9 +318,9 @@ func (s *SQLite) recover(ctx context.Context) error {
 	return nil
 }
 
-// mend changes the rows that were being worked on when the last process ended, as of now, and brings
+// repair changes the rows that were being worked on when the last process ended, as of now, and brings
 // forward what waits if the clock was set back since.
-func mend(tx *tx, now time.Time) (interrupted, again int64, err error) {
+func repair(tx *tx, now time.Time) (interrupted, again int64, err error) {
 	interrupted, err = tx.exec(`
 		UPDATE requests
 		SET status = 'failed', error_code = ?, error_message = ?, completed_at = ?

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"tandem/internal/store"
+	"tandem/internal/tandemtest"
 )
 
 // The file itself is locked: one server keeps another out although the lock beside it was removed, or is
@@ -16,7 +17,7 @@ func TestDatabaseFileWhoseLockWasRemoved(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "tandem.db")
 	s, _ := openWithLog(t, path)
 	possible(t, os.Remove(path+".lock"))
-	second, err := store.OpenSQLite(t.Context(), store.Config{URL: path, Log: quiet()})
+	second, err := store.OpenSQLite(t.Context(), store.Config{Counted: counted, URL: path, Log: quiet()})
 	if err == nil {
 		second.Close()
 	}
@@ -24,11 +25,11 @@ func TestDatabaseFileWhoseLockWasRemoved(t *testing.T) {
 		t.Errorf("a second server: %v, want it refused", err)
 	}
 	accept(t, s, newAsync(), store.LaneIO)
-	k, err := store.OpenKeys(t.Context(), store.KeysConfig{URL: path, Log: quiet()})
+	k, err := store.OpenHandle(t.Context(), store.HandleConfig{URL: path, Log: quiet()})
 	possible(t, err)
 	possible(t, k.Close())
 	backup := filepath.Join(t.TempDir(), "backup.db")
-	if _, err := openDB(t, path).Exec(`VACUUM INTO ?`, backup); err != nil {
+	if _, err := tandemtest.OpenDB(t, path).Exec(`VACUUM INTO ?`, backup); err != nil {
 		t.Errorf("a backup beside the server: %v", err)
 	}
 	possible(t, s.Close())

@@ -13,13 +13,15 @@ import (
 
 	"tandem"
 	"tandem/internal/store"
+	"tandem/internal/tandemtest"
 )
 
 // openWithLog opens a database file and returns its log as well.
-func openWithLog(t *testing.T, path string) (*store.SQLite, *logged) {
+func openWithLog(t *testing.T, path string) (*store.SQLite, *tandemtest.Log) {
 	t.Helper()
-	log := &logged{}
-	s, err := store.OpenSQLite(t.Context(), store.Config{URL: path, Log: slog.New(slog.NewTextHandler(log, nil))})
+	log := &tandemtest.Log{}
+	s, err := store.OpenSQLite(t.Context(), store.Config{Counted: counted, URL: path,
+		Log: slog.New(slog.NewTextHandler(log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +59,7 @@ func TestDatabaseFileThatMoves(t *testing.T) {
 			if _, err := s.Retain(t.Context(), time.Now()); !errors.Is(err, store.ErrMoved) {
 				t.Errorf("retention: %v, want %v, which its caller need not log", err, store.ErrMoved)
 			}
-			if got := log.count("level=ERROR"); got != 1 || !strings.Contains(log.String(), path) {
+			if got := log.Count("level=ERROR"); got != 1 || !strings.Contains(log.String(), path) {
 				t.Errorf("%d lines of level ERROR, want one that names %s:\n%s", got, path, log)
 			}
 		})
@@ -84,9 +86,9 @@ func TestDatabaseFileThatComesBack(t *testing.T) {
 		return err == nil && stats.Unavailable == nil
 	}
 	possible(t, os.Rename(path, path+".old"))
-	waitFor(t, "the loss is noticed", func() bool { return !well() })
+	tandemtest.WaitFor(t, "the loss is noticed", func() bool { return !well() })
 	possible(t, os.Rename(path+".old", path))
-	waitFor(t, "the return is noticed", well)
+	tandemtest.WaitFor(t, "the return is noticed", well)
 	accept(t, s, newAsync(), store.LaneIO)
 }
 
@@ -101,14 +103,14 @@ func TestDatabaseFileWithTwoNames(t *testing.T) {
 		t.Skipf("SKIPPED: no hard links here: %v", err)
 	}
 	for _, name := range []string{path, other} {
-		opened, err := store.OpenSQLite(t.Context(), store.Config{URL: name, Log: quiet()})
+		opened, err := store.OpenSQLite(t.Context(), store.Config{Counted: counted, URL: name, Log: quiet()})
 		if err == nil {
 			opened.Close()
 		}
 		if err == nil || !strings.Contains(err.Error(), "2 names (hard links)") {
 			t.Errorf("a server: %v, want it refused", err)
 		}
-		k, err := store.OpenKeys(t.Context(), store.KeysConfig{URL: name, Log: quiet()})
+		k, err := store.OpenHandle(t.Context(), store.HandleConfig{URL: name, Log: quiet()})
 		if err == nil {
 			k.Close()
 		}
@@ -126,14 +128,14 @@ func TestDatabaseFilesBecomePrivate(t *testing.T) {
 	for name, open := range map[string]func(t *testing.T, path string, log *slog.Logger){
 		"server": func(t *testing.T, path string, log *slog.Logger) {
 			t.Helper()
-			s, err := store.OpenSQLite(t.Context(), store.Config{URL: path, Log: log})
+			s, err := store.OpenSQLite(t.Context(), store.Config{Counted: counted, URL: path, Log: log})
 			possible(t, err)
 			accept(t, s, newAsync(), store.LaneIO)
 			t.Cleanup(func() { s.Close() })
 		},
 		"keys": func(t *testing.T, path string, log *slog.Logger) {
 			t.Helper()
-			k, err := store.OpenKeys(t.Context(), store.KeysConfig{URL: path, Log: log})
+			k, err := store.OpenHandle(t.Context(), store.HandleConfig{URL: path, Log: log})
 			possible(t, err)
 			t.Cleanup(func() { k.Close() })
 		},
@@ -148,7 +150,7 @@ func TestDatabaseFilesBecomePrivate(t *testing.T) {
 				possible(t, os.Chmod(copied+suffix, 0o644))
 			}
 			possible(t, os.Chmod(filepath.Dir(copied), 0o777))
-			log := &logged{}
+			log := &tandemtest.Log{}
 			open(t, copied, slog.New(slog.NewTextHandler(log, nil)))
 			files, err := filepath.Glob(copied + "*")
 			possible(t, err)
@@ -157,10 +159,10 @@ func TestDatabaseFilesBecomePrivate(t *testing.T) {
 					t.Errorf("%s: mode %v, %v; want 600", file, info.Mode().Perm(), err)
 				}
 			}
-			if got := log.count("its files have mode 600 now"); got != 1 {
+			if got := log.Count("its files have mode 600 now"); got != 1 {
 				t.Errorf("said %d times, want once:\n%s", got, log)
 			}
-			if log.count("other users can replace the database") != 1 {
+			if log.Count("other users can replace the database") != 1 {
 				t.Errorf("nothing is said of the folder:\n%s", log)
 			}
 		})

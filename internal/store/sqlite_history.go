@@ -40,15 +40,17 @@ const columns = `seq, id, mode, task, status, callback_status, complexity, callb
 func scan(row interface{ Scan(...any) error }) (seq int64, r tandem.Request, err error) {
 	var mode, status, callback string
 	var processing int64
+	var tries int
 	var started, completed sql.NullInt64
 	var batch, key sql.NullString
 	var data, result []byte
-	err = row.Scan(&seq, &r.ID, &mode, &r.Task, &status, &callback, &r.Complexity, &r.CallbackAttempts, &processing,
+	err = row.Scan(&seq, &r.ID, &mode, &r.Task, &status, &callback, &r.Complexity, &tries, &processing,
 		&started, &completed, &r.ErrorCode, &r.ErrorMessage, &r.CallbackURL, &batch, &key, &r.Owner, &data, &result)
 	if err != nil {
 		return 0, r, err
 	}
 	r.Mode, r.Status, r.CallbackStatus = tandem.Mode(mode), tandem.Status(status), tandem.CallbackStatus(callback)
+	readTries(&r, tries)
 	r.BatchID, r.KeyID, r.Data, r.Result = batch.String, key.String, data, result
 	r.ProcessingTimeMS = float64(processing) / 1000
 	r.StartedAt, r.CompletedAt = fromMicros(started), fromMicros(completed)
@@ -177,24 +179,25 @@ func (s *SQLite) Requests(ctx context.Context, f Filter) (Page, error) {
 			}
 			page.Requests = append(page.Requests, r)
 		}
-		if err := rows.Err(); err != nil || !f.allSubmissions() {
+		if err := rows.Err(); err != nil || !f.total(&s.cfg) {
 			return err
 		}
-		page.Submissions, err = s.submissions(ctx, q, f.Key)
+		page.Total, err = s.countedRows(ctx, q, f.Key)
 		return err
 	})
 	return page, err
 }
 
-// allSubmissions reports whether a filter finds every submission, or every one of a key.
-func (f *Filter) allSubmissions() bool {
-	return f.Task == tandem.TaskSubmission && f.Mode == "" && f.Status == "" && f.Batch == "" && f.Since.IsZero() && f.Until.IsZero()
+// total reports whether a filter finds every request of Config.Counted, or every one of a key: then Page.Total is
+// known.
+func (f *Filter) total(cfg *Config) bool {
+	return cfg.counts(f.Task) && f.Mode == "" && f.Status == "" && f.Batch == "" && f.Since.IsZero() && f.Until.IsZero()
 }
 
-// submissions is how many are in the history: all of them, or those of a key.
-func (s *SQLite) submissions(ctx context.Context, q querier, key string) (n int64, err error) {
+// countedRows is how many requests of Config.Counted are in the history: all of them, or those of a key.
+func (s *SQLite) countedRows(ctx context.Context, q querier, key string) (n int64, err error) {
 	if key == "" {
-		return s.counters.value(counterSubmissionRows), nil
+		return s.counters.value(s.cfg.Counted + memberRows), nil
 	}
 	err = q.QueryRowContext(ctx, `SELECT submissions FROM key_totals WHERE key_id = ?`, key).Scan(&n)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -263,7 +266,7 @@ func pageQuery(f Filter, tasks []string, from, before int64) (string, []any) {
 // it returns is never older than a row that the caller has seen.
 func (s *SQLite) Stats(ctx context.Context) (Stats, error) {
 	s.connMu.Lock()
-	stats := s.counters.stats(s.clock.now())
+	stats := s.counters.stats(s.clock.now(), s.cfg.Counted)
 	s.connMu.Unlock()
 	stats.Capacity = s.cfg.MaxQueue
 	if failure := s.failure.Load(); failure != nil {
@@ -390,8 +393,8 @@ func (s *SQLite) deleteRows(ctx context.Context, old []oldRow) (deleted int, too
 				return err
 			}
 			gone += int(n)
-			if row.task == tandem.TaskSubmission {
-				tx.count(counterSubmissionRows, -n)
+			if s.cfg.counts(row.task) {
+				tx.count(row.task+memberRows, -n)
 				tx.own(row.key.String, -n)
 			}
 		}

@@ -13,9 +13,12 @@ const (
 	// more stays in the index and has its turn when others have nothing to do.
 	maxGroups = 4096
 	// groupBatch is how many rows of a group are read at a time.
-	groupBatch = 32
+	groupBatch = 256
 	// maxParkedReady is how many rows of all groups wait in memory.
 	maxParkedReady = 4096
+	// maxAwaiting is how many callbacks wait in memory for a busy destination without being parked, a group
+	// has at most half of what the others leave.
+	maxAwaiting = 16384
 	// groupsPerLook is how many groups are read from the index before other lanes are looked at again.
 	groupsPerLook = 64
 	// listInterval is how often groups that are not looked after are listed.
@@ -30,7 +33,8 @@ type parked struct {
 	maxAge       time.Duration
 	destinations map[string]*destination // :: destination → its groups; those without any are forgotten
 	groups       int                     // in all of them; at most maxGroups
-	ready        int                     // items in all of them
+	ready        int                     // items in all of them that are parked
+	awaiting     int                     // items in all of them that are not
 	pressed      bool                    // some found no room in the lane
 	unlisted     bool                    // the index may hold groups that are not listed
 	after        groupKey                // where to go on listing
@@ -44,7 +48,7 @@ type groupKey struct{ destination, owner string }
 // destination is where some parked callbacks go.
 type destination struct {
 	name       string
-	ready      limit.Turns[*item] // read from the index
+	ready      limit.Turns[*item] // parked ones read from the index, and those that only wait
 	dispatched int                // in the lane or running
 	groups     map[string]*group  // :: owner → group
 }
@@ -75,14 +79,24 @@ func (p *parked) group(key groupKey) *group {
 		p.unlisted = true
 		return nil
 	}
-	if d == nil {
-		d = &destination{name: key.destination, groups: map[string]*group{}}
-		p.destinations[key.destination] = d
+	d = p.destination(key.destination)
+	if d.groups == nil {
+		d.groups = map[string]*group{}
 	}
 	g := &group{}
 	d.groups[key.owner] = g
 	p.groups++
 	return g
+}
+
+// destination returns a destination, which forget lets go of. It must not be called before open.
+func (p *parked) destination(name string) *destination {
+	d := p.destinations[name]
+	if d == nil {
+		d = &destination{name: name}
+		p.destinations[name] = d
+	}
+	return d
 }
 
 // forget lets go of a group that has nothing to do.
@@ -111,6 +125,74 @@ func (q *queue) parkLocked(it *item, now time.Time) {
 		g.nextDue = it.due
 		notify(q.wake)
 	}
+}
+
+// mustPark reports whether a callback to a destination, about to be committed, is to be parked: the destination
+// has enough to do, and memory has no room for more that wait for it.
+func (q *queue) mustPark(destination, owner string) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	p := &q.parked
+	d := p.destinations[destination]
+	if d == nil || d.groups[owner] == nil {
+		return false
+	}
+	g := d.groups[owner]
+	room := p.room(destination, owner)
+	return room > 0 && d.dispatched >= room && (g.more || g.ready >= limit.Share(maxAwaiting, p.awaiting-g.ready))
+}
+
+// awaitLocked dispatches a callback that is due, or keeps it in memory while its destination has enough to do,
+// which costs no write. It reports false if neither can be: then the step finds out what the callback waits for.
+func (q *queue) awaitLocked(it *item) bool {
+	p, l, owner := &q.parked, q.lanes[LaneDeliver], it.request.Owner
+	if p.destinations == nil || l.ready.Len() >= maxReady {
+		return false
+	}
+	room := p.room(it.site, owner)
+	d := p.destinations[it.site]
+	if room > 0 && (d == nil || d.dispatched < room && d.ready.Len() == 0 && d.groups[owner] == nil) {
+		it.from = p.destination(it.site)
+		it.from.dispatched++
+		q.enqueue(l, it)
+		q.startLocked(l)
+		return true
+	}
+	if room == 0 {
+		return false
+	}
+	g := p.group(groupKey{it.site, owner})
+	if g == nil || g.more || g.ready >= limit.Share(maxAwaiting, p.awaiting-g.ready) {
+		return false
+	}
+	d = p.destinations[it.site]
+	q.keep(it)
+	l.hold(it.seq, owner)
+	g.ready++
+	p.awaiting++
+	d.ready.Push(owner, 1+it.size/jobBytes, it)
+	q.dispatchLocked(d)
+	q.startLocked(l)
+	return true
+}
+
+// awaited lists what waits in memory for each destination without being parked.
+func (q *queue) awaited() (heads []undeliveredHead, counts []undeliveredCount) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for name, d := range q.parked.destinations {
+		head, count := undeliveredHead{destination: name}, undeliveredCount{destination: name}
+		d.ready.Each(func(it *item) {
+			if it.parked == "" {
+				head.oldest = sooner(head.oldest, it.request.CompletedAt)
+				count.count++
+			}
+		})
+		if count.count > 0 {
+			heads, counts = append(heads, head), append(counts, count)
+		}
+	}
+	return heads, counts
 }
 
 // unparkLocked follows the end of a callback: from is where it was counted as dispatched, freed what may have room now.
@@ -153,12 +235,19 @@ func (q *queue) dispatchLocked(d *destination) {
 			return
 		}
 	}
+	for owner := range d.groups {
+		p.forget(d, owner)
+	}
 	p.forget(d, "")
 }
 
 // unkeepParked counts an item out of those of its group.
 func (q *queue) unkeepParked(d *destination, it *item) {
-	q.parked.ready--
+	if it.parked == "" {
+		q.parked.awaiting--
+	} else {
+		q.parked.ready--
+	}
 	if it.loaded {
 		q.readyBytes -= int64(it.size)
 	}
@@ -225,13 +314,17 @@ func (q *queue) wantedGroups(now time.Time) (wanted []groupKey, next time.Time) 
 	return wanted, next
 }
 
-// letGo drops what was read of a group.
+// letGo drops what was read of a group. What waits without being parked is dispatched, so that its step parks it.
 func (q *queue) letGo(d *destination, owner string, g *group) {
 	l := q.lanes[LaneDeliver]
-	g.more = true
 	for g.ready > 0 {
 		d.ready.Remove(owner, func(it *item) bool {
 			q.unkeepParked(d, it)
+			if it.parked == "" {
+				q.enqueue(l, it)
+				return true
+			}
+			g.more = true
 			l.drop(it.seq)
 			return true
 		})
@@ -349,6 +442,7 @@ func (q *queue) expireParked(ctx context.Context) error {
 	}
 	p.looked = time.Now()
 	now := q.store.clock.now()
+	q.expireAwaiting(now.Add(-p.maxAge))
 	seqs, err := q.store.oldParked(ctx, now.Add(-p.maxAge), maxParkedReady)
 	if err != nil {
 		return fmt.Errorf("look for parked callbacks that are too old: %w", err)
@@ -368,6 +462,26 @@ func (q *queue) expireParked(ctx context.Context) error {
 	l.gone = nil
 	q.startLocked(l)
 	return err
+}
+
+// expireAwaiting dispatches those that only wait in memory and whose work ended before a time.
+func (q *queue) expireAwaiting(ended time.Time) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, d := range q.parked.destinations {
+		for owner := range d.groups {
+			for d.ready.Remove(owner, func(it *item) bool {
+				old := it.parked == "" && it.request.CompletedAt.Before(ended)
+				if old {
+					q.unkeepParked(d, it)
+					q.enqueue(q.lanes[LaneDeliver], it)
+				}
+				return old
+			}) {
+				continue
+			}
+		}
+	}
 }
 
 // expireInterval is how often parked callbacks are looked through for those that are older than maxAge.

@@ -40,7 +40,7 @@ const (
 	pressureCommits = 32
 	fewJobs         = 8
 	// restFactor is for how many times as long as it took a lane does not read the
-	// index again for what has become due. Thousands of jobs that it hands out may wait for
+	// index again for what has become due. Thousands of jobs that it dispatches may wait for
 	// a slow destination; their rows would be read for every one that comes due.
 	restFactor = 4
 	// burstPause is how long nothing is accepted when a burst is over.
@@ -59,6 +59,7 @@ type item struct {
 	size    int          // bytes of data or result that the job will hold
 	marked  bool         // the row says processing; the writer's
 	parked  string       // the destination that the row waits for; "": none
+	site    string       // where the callback goes, unless parked says so; "": not known
 	from    *destination // where it is counted as dispatched; nil: nowhere
 }
 
@@ -66,7 +67,7 @@ type item struct {
 type lane struct {
 	name     Lane
 	capacity int                // jobs that may run at once; 0 until Work
-	running  int                // jobs handed out and not yet committed
+	running  int                // jobs dispatched and not yet committed
 	ready    limit.Turns[*item] // due; at most maxReady and minReady for each owner
 	shares   map[string]*share  // :: owner → what it has here; owners that have nothing are forgotten
 	gone     map[int64]struct{} // seqs committed while refill reads the index, which may still show them due; nil otherwise
@@ -145,7 +146,7 @@ func (l *lane) maxReady() int { return max(minReady, maxReady/(len(l.shares)+1))
 // low reports whether an owner's jobs are to be read from the index.
 func (l *lane) low(sh *share) bool { return sh.overflow && sh.ready <= l.maxReady()/4 }
 
-// queue hands out jobs. It lives in memory and may be lost at any moment: the
+// queue dispatches jobs. It lives in memory and may be lost at any moment: the
 // index requests_queue is the truth, and refill reads it.
 type queue struct {
 	store *SQLite
@@ -166,6 +167,8 @@ type queue struct {
 	accepted   int64
 	acceptedAt time.Time
 
+	// a fault point, nil but in tests: called before the rows of owners are read from the index
+	refilling func(Lane)
 	committed func(id string, from Lane) // a fault point, nil but in tests: called between the commit of a result and handing its request on
 }
 
@@ -178,7 +181,7 @@ func (q *queue) init(s *SQLite) {
 	}
 }
 
-// Work hands out due jobs until ctx ends.
+// Work dispatches due jobs until ctx ends.
 func (s *SQLite) Work(ctx context.Context, capacity Capacity, step Step) error {
 	q := &s.queue
 	q.mu.Lock()
@@ -261,6 +264,9 @@ func (q *queue) pushLocked(it *item) {
 		}
 		return
 	}
+	if it.site != "" && q.awaitLocked(it) {
+		return
+	}
 	sh := l.share(it.request.Owner)
 	if l.unread || sh.overflow || sh.ready >= l.maxReady() { // the index holds older ones: first come, first served
 		sh.overflow = true
@@ -281,7 +287,8 @@ func (q *queue) enqueue(l *lane, it *item) {
 // keep counts what an item that waits in memory holds, or has it read again when its turn comes.
 func (q *queue) keep(it *item) {
 	if it.loaded && q.readyBytes+int64(it.size) > maxReadyBytes {
-		it.request, it.loaded = tandem.Request{ID: it.request.ID, Owner: it.request.Owner}, false
+		r := &it.request
+		it.request, it.loaded = tandem.Request{ID: r.ID, Owner: r.Owner, CompletedAt: r.CompletedAt}, false
 	}
 	if it.loaded {
 		q.readyBytes += int64(it.size)
@@ -409,7 +416,7 @@ func (q *queue) job(l *lane, it *item) (next *item, freed [2]string) {
 			return nil, freed // settled since refill saw it
 		}
 	}
-	job := Job{Lane: l.name, Request: it.request, Started: func() {}}
+	job := Job{Lane: l.name, Request: it.request, Started: func() {}, Answered: func() { q.answered(it) }}
 	var mark *time.Timer
 	marked := make(chan struct{})
 	if l.name != LaneDeliver {
@@ -441,6 +448,11 @@ func (q *queue) job(l *lane, it *item) (next *item, freed [2]string) {
 		q.settle(it, &after, &does)
 		return nil, does.Freed
 	}
+	site := ""
+	if does.Lane == LaneDeliver && does.Outcome != nil && does.Destination != "" && !does.Parked {
+		does.Parked = q.mustPark(does.Destination, it.request.Owner)
+		site = does.Destination
+	}
 	q.hold(does.Lane, it)
 	if !q.settle(it, &after, &does) {
 		q.drop(does.Lane, it.seq)
@@ -452,7 +464,19 @@ func (q *queue) job(l *lane, it *item) (next *item, freed [2]string) {
 	}
 	return &item{
 		seq: it.seq, request: after, loaded: true, lane: does.Lane, due: it.due, size: size, parked: does.parkedFor(),
+		site: site,
 	}, does.Freed
+}
+
+// answered lets the next callback go to a destination that has answered one.
+func (q *queue) answered(it *item) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if d := it.from; d != nil {
+		it.from = nil
+		q.unparkLocked(d, [2]string{})
+		q.startLocked(q.lanes[LaneDeliver])
+	}
 }
 
 // hold keeps the index from handing a request out in the lane that it is being

@@ -42,8 +42,11 @@ func (q *queue) refillLane(ctx context.Context, l *lane) (time.Time, error) {
 	if unread {
 		wanted, next, err = q.store.dueOwners(ctx, l.name, now)
 	}
+	if q.refilling != nil {
+		q.refilling(l.name)
+	}
 	for i := 0; err == nil && i < len(wanted); i++ {
-		err = q.refillOwner(ctx, l, wanted[i], now)
+		err = q.refillOwner(ctx, l, wanted[i])
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -96,12 +99,13 @@ func (q *queue) nextLook(l *lane, now time.Time) time.Time {
 }
 
 // refillOwner reads due rows of one owner.
-func (q *queue) refillOwner(ctx context.Context, l *lane, owner string, now time.Time) error {
+func (q *queue) refillOwner(ctx context.Context, l *lane, owner string) error {
 	q.mu.Lock()
 	sh := l.share(owner)
 	room := l.maxReady() - sh.ready
 	most := room + sh.held
-	sh.overflow = false // set again by what is pushed meanwhile and finds no room
+	sh.overflow = false        // set again by what is pushed meanwhile and finds no room
+	now := q.store.clock.now() // not earlier: what found no room until now is to be read
 	q.mu.Unlock()
 	var items []*item
 	more := false

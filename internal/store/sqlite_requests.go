@@ -73,8 +73,8 @@ func (s *SQLite) Accept(ctx context.Context, lane Lane, requests ...*tandem.Requ
 func insert(tx *tx, it *item) error {
 	r := &it.request
 	it.due = tx.store.clock.now()
-	if r.Task == tandem.TaskSubmission {
-		tx.count(counterSubmissionRows, 1)
+	if tx.store.cfg.counts(r.Task) {
+		tx.count(r.Task+memberRows, 1)
 		tx.count(recentCounter(it.due), 1)
 		tx.own(r.KeyID, 1)
 	}
@@ -143,30 +143,6 @@ func (s *SQLite) Finish(ctx context.Context, job Job, next Next) error {
 	return nil
 }
 
-func countOutcome(tx *tx, r *tandem.Request, outcome *Outcome) {
-	tx.count(endedCounter(outcome.Status()), 1)
-	if outcome.ErrorCode != "" {
-		tx.count(failureCounter(outcome.ErrorCode), 1)
-	}
-	if !outcome.StartedAt.IsZero() {
-		tx.count(groupWorkCount+string(r.Mode), 1)
-		tx.count(groupWorkTime+string(r.Mode), outcome.Processing.Microseconds())
-	}
-	if r.Task == tandem.TaskSubmission {
-		countSubmission(tx, outcome)
-	}
-}
-
-func countSubmission(tx *tx, outcome *Outcome) {
-	if outcome.ErrorCode == "" {
-		tx.count(counterSubmissionsEnded, 1)
-	}
-	if !outcome.StartedAt.IsZero() {
-		tx.count(counterSubmissionWork, 1)
-		tx.count(counterSubmissionTime, outcome.Processing.Microseconds())
-	}
-}
-
 // markProcessing notes that the work of a pending request has begun. Nothing
 // depends on it but what people see: after a crash both run again.
 func markProcessing(tx *tx, it *item, started time.Time) error {
@@ -213,7 +189,7 @@ func settle(tx *tx, it *item, after *tandem.Request, next *Next) (bool, error) {
 		n, err = tx.exec(`
 			UPDATE requests
 			SET status = ?, result = ?, processing_us = ?, started_at = ?, completed_at = ?, error_code = ?, error_message = ?,
-			    lane = ?, due_at = ?, waits_for = ?
+			    callback_attempts = 0, lane = ?, due_at = ?, waits_for = ?
 			WHERE seq = ? AND lane = ? AND status = ?`,
 			string(after.Status), []byte(o.Result), o.Processing.Microseconds(), nullMicros(o.StartedAt), nullMicros(o.CompletedAt),
 			o.ErrorCode, o.ErrorMessage, lane, due, parked, it.seq, string(it.lane), string(before))
@@ -222,7 +198,7 @@ func settle(tx *tx, it *item, after *tandem.Request, next *Next) (bool, error) {
 			UPDATE requests
 			SET status = ?, callback_status = ?, callback_attempts = ?, lane = ?, due_at = ?, waits_for = ?
 			WHERE seq = ? AND lane = ? AND status = ?`,
-			string(after.Status), string(after.CallbackStatus), after.CallbackAttempts,
+			string(after.Status), string(after.CallbackStatus), triesOf(after),
 			lane, due, parked, it.seq, string(it.lane), string(before))
 	}
 	if err != nil {
@@ -238,7 +214,7 @@ func settle(tx *tx, it *item, after *tandem.Request, next *Next) (bool, error) {
 		tx.count(queueCounter(next.Lane), 1)
 	}
 	if next.Outcome != nil {
-		countOutcome(tx, after, next.Outcome)
+		countOutcome(tx.count, after, next.Outcome, tx.store.cfg.counts(after.Task))
 	}
 	if after.Status != before {
 		for _, status := range []tandem.Status{tandem.StatusPending, tandem.StatusProcessing} {

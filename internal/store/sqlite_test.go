@@ -18,6 +18,7 @@ import (
 
 	"tandem"
 	"tandem/internal/store"
+	"tandem/internal/tandemtest"
 )
 
 // crash copies the files of an open database as a dead process would leave
@@ -85,7 +86,7 @@ func TestRecovery(t *testing.T) {
 	}
 }
 
-// A retry that became due while the process was down is handed out at the next
+// A retry that became due while the process was down is dispatched at the next
 // start, and one that is not yet due waits.
 func TestRetrySurvivesRestart(t *testing.T) {
 	t.Parallel()
@@ -105,7 +106,7 @@ func TestRetrySurvivesRestart(t *testing.T) {
 	accept(t, s, soon, store.LaneIO)
 	accept(t, s, late, store.LaneIO)
 	for _, r := range []*tandem.Request{soon, late} {
-		waitFor(t, "the first attempt", func() bool { return mustRequest(t, s, r.ID).CallbackAttempts == 1 })
+		tandemtest.WaitFor(t, "the first attempt", func() bool { return mustRequest(t, s, r.ID).CallbackAttempts == 1 })
 	}
 	stop()
 	if err := s.Close(); err != nil {
@@ -133,7 +134,7 @@ func TestOneProcessPerFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{path, "file:" + path, link} {
-		_, err := store.OpenSQLite(context.Background(), store.Config{URL: name, Log: quiet()})
+		_, err := store.OpenSQLite(context.Background(), store.Config{Counted: counted, URL: name, Log: quiet()})
 		if err == nil || !strings.Contains(err.Error(), "another tandem is using it") {
 			t.Errorf("second open of %s: %v", name, err)
 		}
@@ -148,7 +149,7 @@ func TestOpenErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	newer := filepath.Join(dir, "newer.db")
-	s, err := store.OpenSQLite(context.Background(), store.Config{URL: newer, Log: quiet()})
+	s, err := store.OpenSQLite(context.Background(), store.Config{Counted: counted, URL: newer, Log: quiet()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +175,7 @@ func TestOpenErrors(t *testing.T) {
 		"postgres://localhost/tandem":    "SQLite",
 		"file:x.db?mode=memory":          "not supported",
 	} {
-		s, err := store.OpenSQLite(context.Background(), store.Config{URL: url, Log: quiet()})
+		s, err := store.OpenSQLite(context.Background(), store.Config{Counted: counted, URL: url, Log: quiet()})
 		if err == nil {
 			s.Close()
 		}
@@ -188,7 +189,7 @@ func TestAwkwardPaths(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"with space.db", "per%20cent.db", "hash#tag.db", "ünï.db"} {
 		path := filepath.Join(t.TempDir(), name)
-		s, err := store.OpenSQLite(context.Background(), store.Config{URL: path, Log: quiet()})
+		s, err := store.OpenSQLite(context.Background(), store.Config{Counted: counted, URL: path, Log: quiet()})
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -208,7 +209,8 @@ func TestAwkwardPaths(t *testing.T) {
 
 func TestQueueCap(t *testing.T) {
 	t.Parallel()
-	s, err := store.OpenSQLite(context.Background(), store.Config{URL: ":memory:", MaxQueue: 20, Log: quiet()})
+	s, err := store.OpenSQLite(context.Background(), store.Config{Counted: counted, URL: ":memory:", MaxQueue: 20,
+		Log: quiet()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -237,7 +239,7 @@ func TestQueueCap(t *testing.T) {
 		}
 		return workEnded(`{}`)
 	})
-	waitFor(t, "room", func() bool { return s.Accept(context.Background(), store.LaneIO, newAsync()) == nil })
+	tandemtest.WaitFor(t, "room", func() bool { return s.Accept(context.Background(), store.LaneIO, newAsync()) == nil })
 }
 
 // A full disk: no accept succeeds, the store says so, and once there is room it
@@ -275,7 +277,7 @@ func TestDiskFull(t *testing.T) {
 	if err := s.LimitPages(0); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "the store to find room by itself", func() bool { return mustStats(t, s).Unavailable == nil })
+	tandemtest.WaitFor(t, "the store to find room by itself", func() bool { return mustStats(t, s).Unavailable == nil })
 	accept(t, s, newAsync(), store.LaneIO)
 	for _, id := range accepted {
 		mustRequest(t, s, id)
@@ -307,7 +309,7 @@ func TestDiskFullWhileWorking(t *testing.T) {
 		worked++
 		return workEnded(result)
 	})
-	waitFor(t, "the failed commit", func() bool { return mustStats(t, s).Unavailable != nil })
+	tandemtest.WaitFor(t, "the failed commit", func() bool { return mustStats(t, s).Unavailable != nil })
 	if err := s.LimitPages(0); err != nil {
 		t.Fatal(err)
 	}
@@ -339,7 +341,7 @@ func TestReadyJobsHoldBoundedMemory(t *testing.T) {
 		accept(t, s, r, store.LaneIO)
 	}
 	// Those accepted before the queue first looks come from the index.
-	waitFor(t, "39 jobs to wait in memory", func() bool {
+	tandemtest.WaitFor(t, "39 jobs to wait in memory", func() bool {
 		ready, bytes := s.Held()
 		if bytes > store.MaxReadyBytes {
 			t.Fatalf("%d waiting jobs hold %d bytes, want at most %d", ready, bytes, store.MaxReadyBytes)
@@ -347,7 +349,9 @@ func TestReadyJobsHoldBoundedMemory(t *testing.T) {
 		return ready == 39
 	})
 	close(block)
-	waitFor(t, "all to be delivered", func() bool { return mustStats(t, s).Ended[tandem.StatusCallbackSent] == 40 })
+	tandemtest.WaitFor(t, "all to be delivered", func() bool {
+		return mustStats(t, s).Ended[tandem.StatusCallbackSent] == 40
+	})
 	if ready, bytes := s.Held(); ready != 0 || bytes != 0 {
 		t.Errorf("at the end %d jobs hold %d bytes", ready, bytes)
 	}
@@ -370,11 +374,13 @@ func TestMemoryIsTrimmed(t *testing.T) {
 		r.Data = json.RawMessage(`{"x":"` + strings.Repeat("x", 1<<20) + `"}`)
 		accept(t, s, r, store.LaneIO)
 	}
-	waitFor(t, "the oldest to go", func() bool {
+	tandemtest.WaitFor(t, "the oldest to go", func() bool {
 		_, err := s.Request(context.Background(), first.ID)
 		return tandem.CodeOf(err) == tandem.CodeNotFound
 	})
-	waitFor(t, "all to be delivered", func() bool { return mustStats(t, s).Ended[tandem.StatusCallbackSent] == 281 })
+	tandemtest.WaitFor(t, "all to be delivered", func() bool {
+		return mustStats(t, s).Ended[tandem.StatusCallbackSent] == 281
+	})
 }
 
 // Deletions give the writer back soon: a chunk that took long is followed by a

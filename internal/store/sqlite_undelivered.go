@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"math"
 )
 
 // Undelivered looks for callbacks that could not be delivered yet.
@@ -19,6 +20,8 @@ func (s *SQLite) undelivered(ctx context.Context, limits undeliveredLimits) (Und
 		if err != nil {
 			return err
 		}
+		waitingHeads, waiting := s.queue.awaited()
+		heads = append(heads, waitingHeads...)
 		var names []string
 		u.Sites, names = sitesOf(heads, limits.sites)
 		most := limits.share(len(names))
@@ -27,6 +30,7 @@ func (s *SQLite) undelivered(ctx context.Context, limits undeliveredLimits) (Und
 			return err
 		}
 		countSites(u.Sites, counts, most)
+		countSites(u.Sites, waiting, math.MaxInt)
 		if len(u.Sites) > 0 {
 			u.Oldest = u.Sites[0].Oldest
 		}

@@ -34,7 +34,7 @@ type tx struct {
 	deltas map[string]int64 // :: counter → what this transaction adds
 	values map[string]int64 // :: counter → its value once this is committed; nil: none changes
 
-	owned map[string]int64 // :: key → submissions that this transaction adds to its history
+	owned map[string]int64 // :: key → requests of Config.Counted that this transaction adds to its history
 
 	requests, attempts insertion // rows to add
 
@@ -59,7 +59,7 @@ func (t *tx) exec(text string, args ...any) (int64, error) {
 // count adds to a counter in this transaction.
 func (t *tx) count(name string, delta int64) { t.deltas[name] += delta }
 
-// own adds to the submissions of a key in this transaction; "" is nobody's.
+// own adds to the requests of Config.Counted of a key in this transaction; "" is nobody's.
 func (t *tx) own(key string, delta int64) {
 	if key == "" {
 		return
@@ -154,7 +154,7 @@ func (s *SQLite) write() {
 			}
 			continue
 		}
-		runtime.Gosched() // whoever is about to hand in a write does so first: a busy machine makes larger batches
+		runtime.Gosched() // a goroutine about to hand in a write does so first: a busy machine makes larger batches
 	fill:
 		for len(batch) < maxBatch {
 			select {
@@ -227,7 +227,7 @@ func (s *SQLite) report(batch []*op, err error) {
 	}
 }
 
-// finish tells whoever waits, in words that may be shown.
+// finish tells the waiting caller, in words that may be shown.
 func (s *SQLite) finish(o *op, err error) {
 	if o.done == nil {
 		return
@@ -310,7 +310,7 @@ func (t *tx) run(ops []*op) error {
 		return fmt.Errorf("log attempts: %w", err)
 	}
 	if err := t.countOwned(); err != nil {
-		return fmt.Errorf("count submissions of keys: %w", err)
+		return fmt.Errorf("count requests of keys: %w", err)
 	}
 	if len(t.deltas) > 0 {
 		var counts []byte

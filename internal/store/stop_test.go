@@ -61,7 +61,7 @@ func TestStartAndStopOften(t *testing.T) {
 // requests it accepted and refused meanwhile.
 func startAndStop(t *testing.T, url string, moment time.Duration) (accepted, refused int) {
 	t.Helper()
-	s, err := store.OpenSQLite(context.Background(), store.Config{URL: url, Log: quiet()})
+	s, err := store.OpenSQLite(context.Background(), store.Config{Counted: counted, URL: url, Log: quiet()})
 	if err != nil {
 		t.Fatal(err)
 	}

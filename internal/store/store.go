@@ -6,8 +6,8 @@
 // The package hides databases, transactions and batches. It promises that what
 // a method reports as done is committed and fsynced (see [Store.Accept]), that
 // every move of a request obeys tandem.Status.CanBecome, and that work is
-// handed out at least once. The engine calls Accept, Finish and Work; the HTTP
-// server reads the history; cmd/tandem opens and closes it.
+// dispatched at least once. The engine calls Accept, Finish and Work; the HTTP
+// server reads the history; app opens and closes it.
 package store
 
 import (
@@ -27,9 +27,9 @@ type Store interface {
 
 	// Accept commits new requests of one owner, all of them or none: pending in a lane that
 	// hands them out (async), or processing, because the caller does the work itself. Of the
-	// latter those in LaneNone are never handed out (sync), and those in another lane
-	// only if they are not finished within CallerLease, or found after a crash
-	// (submissions). It returns nil only when the rows are durable. After an error there
+	// latter those in LaneNone are never dispatched (sync), and those in another lane
+	// only if they are not finished within CallerLease, or found after a crash.
+	// It returns nil only when the rows are durable. After an error there
 	// is no row, unless ctx ended first or it is ErrUnsure: then there may be all, now or later. The caller
 	// should Finish those in processing; rows that appear only after that are ended as interrupted by the
 	// store. ErrExists asks for other ids.
@@ -41,8 +41,8 @@ type Store interface {
 	// After any other answer of Accept it says only that there is no row yet.
 	Finish(ctx context.Context, job Job, next Next) error
 
-	// Work hands out due jobs and commits what step returns for each, until ctx
-	// ends; then it hands out nothing more, waits for the steps that run, commits
+	// Work dispatches due jobs and commits what step returns for each, until ctx
+	// ends; then it dispatches nothing more, waits for the steps that run, commits
 	// their results and returns. It never cancels the context it gives to step: who
 	// owns step decides how long a job may go on. Work is called once.
 	Work(ctx context.Context, capacity Capacity, step Step) error
@@ -88,22 +88,22 @@ type Lane string
 
 // The lanes.
 const (
-	LaneNone    Lane = ""        // nothing to hand out
+	LaneNone    Lane = ""        // nothing to dispatch
 	LaneCPU     Lane = "cpu"     // work that computes
 	LaneIO      Lane = "io"      // work that waits
 	LaneDeliver Lane = "deliver" // callbacks
 )
 
-// Lanes lists the lanes that hand out jobs.
+// Lanes lists the lanes that dispatch jobs.
 var Lanes = []Lane{LaneCPU, LaneIO, LaneDeliver}
 
 // CallerLease is how long a request that was accepted processing in a lane is left
-// to its caller. Then it is handed out: whoever wanted to finish it has not been able to.
+// to its caller. Then it is dispatched: its caller has not been able to finish it.
 const CallerLease = time.Minute
 
-// Capacity bounds what is handed out at once.
+// Capacity bounds what is dispatched at once.
 type Capacity struct {
-	Jobs  map[Lane]int // :: lane → jobs whose step may run at the same time; a lane without an entry hands out nothing
+	Jobs  map[Lane]int // :: lane → jobs whose step may run at the same time; a lane without an entry dispatches nothing
 	Bytes int64        // data and results of all handed-out jobs together; 0: 256 MiB. One job is always let through
 
 	// Room returns how many parked callbacks of an owner may be with a destination at the same time:
@@ -119,6 +119,9 @@ type Job struct {
 	Lane    Lane
 	Request tandem.Request // without its log of attempts, and with Data for work or Result for a callback only; not to be modified
 	Started func()         // to be called, from Step, when work (cpu, io) begins, at most once: until then its row says pending
+	// Answered is to be called, from Step, when the exchange of a callback has ended, at most once: its destination
+	// may take another one while the result is committed.
+	Answered func()
 }
 
 // Step does a job and says what comes next. It must return soon after the
@@ -131,19 +134,24 @@ type Verdict int
 // The verdicts.
 const (
 	Done  Verdict = iota // nothing left to do: the callback was delivered, or the work ended and nobody is to be called
-	Again                // hand out the request again, in Lane at At
+	Again                // dispatch the request again, in Lane at At
 	Dead                 // nothing left to do: the callback is given up
 )
 
 // Next is what a [Step] returns. The store commits all of it in one transaction.
 type Next struct {
 	Verdict Verdict
-	Lane    Lane            // of Again. The job's own lane without an Outcome: handed back or put off
-	At      time.Time       // of Again: not before; the zero time means now
-	Outcome *Outcome        // the work ended: set by cpu and io jobs. Then Again in LaneDeliver, or Done for a request without a callback
-	Attempt *tandem.Attempt // one try was made (or it expired); nil: the job was put off and nothing is counted
+	Lane    Lane      // of Again. The job's own lane without an Outcome: released or rescheduled
+	At      time.Time // of Again: not before; the zero time means now
+	// Outcome is set by cpu and io jobs whose work ended. Then Again in LaneDeliver, or Done for a request without a
+	// callback.
+	Outcome *Outcome
+	// Runs, of Again in a lane of work, are those that have used up an attempt, this one included; 0: as before.
+	Runs    int
+	Attempt *tandem.Attempt // one attempt was made (or it expired); nil: the job was rescheduled and nothing is counted
 
-	// Destination is what a parked callback waits for, as Capacity.Room has it.
+	// Destination is what a parked callback waits for, and with an Outcome where the callback will go, as
+	// Capacity.Room has it; "": not known. A callback may then wait for it without being dispatched.
 	Destination string
 	// Freed are the destinations that may have room now that the job has ended; "": none.
 	Freed [2]string
@@ -186,9 +194,9 @@ type Filter struct {
 
 // Page is a part of the history.
 type Page struct {
-	Requests    []tandem.Request
-	Next        string // cursor of the page after this one; "" at the end
-	Submissions int64  // in the history, for a filter on their task and at most a key, whatever is on the page; else 0
+	Requests []tandem.Request
+	Next     string // cursor of the page after this one; "" at the end
+	Total    int64  // in the history, for a filter on Config.Counted and at most a key, whatever is on the page; else 0
 }
 
 // Stats are the counters of a store. Totals count since the database was made
@@ -202,9 +210,9 @@ type Stats struct {
 	Attempts map[tandem.Outcome]int64        // total attempts by outcome
 	Work     map[tandem.Mode]WorkTime        // time in the task, of work that ended
 
-	Submissions Submissions
+	Counted Counted
 
-	Queue       map[Lane]int64 // gauge: jobs waiting or handed out, by lane
+	Queue       map[Lane]int64 // gauge: jobs waiting or dispatched, by lane
 	Unfinished  int64          // gauge: what --max-queue bounds
 	Capacity    int64          // --max-queue
 	OldestDue   time.Time      // when the job that has waited longest became due; zero: none waits
@@ -220,8 +228,8 @@ type Commits struct {
 	Time   time.Duration // spent on those that succeeded, their fsync included
 }
 
-// Submissions are the counters of requests whose task is tandem.TaskSubmission.
-type Submissions struct {
+// Counted are the counters of the requests whose task is Config.Counted.
+type Counted struct {
 	Accepted int64    // total
 	Kept     int64    // gauge: those in the history
 	Recent   int64    // accepted in the current hour (UTC) and the 23 before it

@@ -13,14 +13,18 @@ import (
 	"github.com/google/uuid"
 
 	"tandem"
+	"tandem/internal/keys"
 	"tandem/internal/store"
 )
+
+// counted is the task that is counted on its own.
+const counted = "submission"
 
 // openFile opens a database file and, at the end of the test, closes it and
 // checks that the file is sound and its counters tell the truth.
 func openFile(t testing.TB, path string) *store.SQLite {
 	t.Helper()
-	s, err := store.OpenSQLite(context.Background(), store.Config{URL: path, Log: quiet()})
+	s, err := store.OpenSQLite(context.Background(), store.Config{Counted: counted, URL: path, Log: quiet()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,7 +39,7 @@ func openFile(t testing.TB, path string) *store.SQLite {
 
 func openMemory(t testing.TB) *store.SQLite {
 	t.Helper()
-	s, err := store.OpenSQLite(context.Background(), store.Config{URL: ":memory:", Log: quiet()})
+	s, err := store.OpenSQLite(context.Background(), store.Config{Counted: counted, URL: ":memory:", Log: quiet()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,23 +153,6 @@ func workWith(t testing.TB, s store.Store, capacity store.Capacity, step store.S
 	return stop
 }
 
-// waitFor polls a condition of the store: what a step returns is committed
-// after it has returned, so there is nothing to wait on but the row.
-func waitFor(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	limit := time.NewTimer(5 * time.Minute) // only a hang takes so long, even on a busy machine
-	defer limit.Stop()
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-limit.C:
-			t.Fatalf("waited in vain for %s", what)
-		}
-	}
-}
-
 func mustRequest(t testing.TB, s store.Store, id string) tandem.Request {
 	t.Helper()
 	r, err := s.Request(context.Background(), id)
@@ -193,4 +180,30 @@ func workEnded(result string) store.Next {
 
 func attempt(number int, outcome tandem.Outcome) *tandem.Attempt {
 	return &tandem.Attempt{Number: number, StartedAt: time.Now().UTC().Truncate(time.Microsecond), DurationMS: 2.5, StatusCode: 200, Outcome: outcome}
+}
+
+func makeKey(t testing.TB, k *keys.Keys, name string, scopes ...tandem.Scope) keys.Made {
+	t.Helper()
+	made, err := k.Create(t.Context(), keys.NewKey{Name: name, Scopes: scopes})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return made
+}
+
+// valid reports whether a token is taken, and fails the test for any error but a refusal.
+func valid(t testing.TB, k *keys.Keys, token tandem.Token, now time.Time) bool {
+	t.Helper()
+	_, err := k.Authenticate(token, now)
+	if err != nil && tandem.CodeOf(err) != tandem.CodeUnauthenticated {
+		t.Fatal(err)
+	}
+	return err == nil
+}
+
+func revealed(secrets []tandem.Secret) (texts []string) {
+	for _, s := range secrets {
+		texts = append(texts, s.Reveal())
+	}
+	return texts
 }

@@ -24,6 +24,7 @@ func (n *Next) apply(job *Job) (tandem.Request, error) {
 		r.Result, r.ErrorCode, r.ErrorMessage = o.Result, o.ErrorCode, o.ErrorMessage
 		r.StartedAt, r.CompletedAt = o.StartedAt, o.CompletedAt
 		r.ProcessingTimeMS = float64(o.Processing.Microseconds()) / 1000
+		r.Runs = 0
 		return move(r, o.Status())
 	}
 	if n.Attempt != nil && n.Attempt.Outcome != tandem.OutcomeExpired {
@@ -31,6 +32,9 @@ func (n *Next) apply(job *Job) (tandem.Request, error) {
 	}
 	switch n.Verdict {
 	case Again:
+		if n.Runs > 0 && n.Lane != LaneDeliver {
+			r.Runs = n.Runs
+		}
 		if n.Lane != job.Lane || n.Lane == LaneNone {
 			return r, fmt.Errorf("%s put off from lane %q to lane %q without an outcome", r.ID, job.Lane, n.Lane)
 		}
@@ -54,6 +58,28 @@ func (n *Next) apply(job *Job) (tandem.Request, error) {
 	default:
 		return r, fmt.Errorf("%s: unknown verdict %d", r.ID, n.Verdict)
 	}
+}
+
+// triesOf is what the column callback_attempts holds: until the work has ended its runs, and then the attempts of
+// the callback. No row needs both, so runs need no column of their own.
+func triesOf(r *tandem.Request) int {
+	if isWork(r) {
+		return r.Runs
+	}
+	return r.CallbackAttempts
+}
+
+// readTries takes what triesOf has written. The other fields of r have been read.
+func readTries(r *tandem.Request, n int) {
+	if isWork(r) {
+		r.Runs = n
+	} else {
+		r.CallbackAttempts = n
+	}
+}
+
+func isWork(r *tandem.Request) bool {
+	return r.Status == tandem.StatusPending || r.Status == tandem.StatusProcessing
 }
 
 // parkedFor is the destination that a callback is parked for; "": it is not.

@@ -96,7 +96,11 @@ func countSites(sites []UndeliveredSite, counts []undeliveredCount, most int) {
 		index[sites[i].Site] = i
 	}
 	for _, c := range counts {
-		site := &sites[index[siteOf(c.destination)]]
+		i, listed := index[siteOf(c.destination)]
+		if !listed {
+			continue
+		}
+		site := &sites[i]
 		site.Count += c.count
 		site.More = site.More || c.count >= int64(most)
 	}

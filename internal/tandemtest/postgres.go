@@ -127,7 +127,7 @@ func (s *throwaway) template(ctx context.Context, name string, fill func(url str
 	return nil
 }
 
-// supervise runs as whoever owns the folder: $1 is the folder, $2 where the programs are, the rest are settings. A
+// supervise runs as the owner of the folder: $1 is the folder, $2 where the programs are, the rest are settings. A
 // line that it reads is the name of a signal, with which the server is ended and after which it is started again.
 const supervise = `
 	folder=$1 programs=$2

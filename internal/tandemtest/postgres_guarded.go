@@ -18,7 +18,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Guarded is a PostgreSQL of one test that is asked over TCP: whoever comes that way needs a
+// Guarded is a PostgreSQL of one test that is asked over TCP: anyone who comes that way needs a
 // password, and TLS once there is a certificate.
 type Guarded struct {
 	Address string // HOST:PORT
@@ -44,7 +44,7 @@ func NewGuarded(t testing.TB) *Guarded {
 	return g
 }
 
-// freeAddress is where nobody listens, and below the ports that the system gives to whoever wants any.
+// freeAddress is where nobody listens, and below the ports that the system gives to anyone who wants one.
 func freeAddress(t testing.TB) string {
 	t.Helper()
 	for {
@@ -74,7 +74,7 @@ func (g *Guarded) Database(t testing.TB, password string) *url.URL {
 	return &url.URL{Scheme: "postgres", User: url.UserPassword(name, password), Host: g.Address, Path: "/" + name}
 }
 
-// Encrypt has the server use a certificate, and refuse from now on whoever comes without TLS; and
+// Encrypt has the server use a certificate, and refuse from now on anyone who comes without TLS; and
 // returns the file of the authority that vouches for it.
 func (g *Guarded) Encrypt(t testing.TB, certificate Certificate) (authority string) {
 	t.Helper()

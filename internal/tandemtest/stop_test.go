@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"tandem/internal/app"
 	"tandem/internal/tandemtest"
 )
 
@@ -34,7 +35,7 @@ func TestStartAndStopOften(t *testing.T) {
 
 func startAndStop(t *testing.T) {
 	t.Helper()
-	s := tandemtest.Start(t, tandemtest.Config{})
+	s := tandemtest.Start(t, app.Preset(app.Demo))
 	client := &http.Client{Transport: &http.Transport{}}
 	defer client.CloseIdleConnections()
 	body := fmt.Sprintf(`{"data":{"n":1},"task":"echo","callback_url":%q}`, s.URL+"/test-callback")

@@ -6,14 +6,13 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"tandem"
-	"tandem/internal/egress"
-	"tandem/internal/engine"
-	"tandem/internal/load"
-	"tandem/internal/store"
+	"tandem/internal/app"
+	"tandem/internal/receiver"
 	"tandem/internal/tandemtest"
 )
 
@@ -31,18 +30,18 @@ func submit(t *testing.T, s *tandemtest.Service, callback string) tandem.Request
 // kept, signed callback out.
 func TestService(t *testing.T) {
 	t.Parallel()
-	s := tandemtest.Start(t, tandemtest.Config{})
-	receiver, err := load.NewReceiver(load.ReceiverConfig{Secret: s.Secret})
+	s := tandemtest.Start(t, app.Preset(app.Demo))
+	callbacks, err := receiver.New(receiver.Config{Secret: s.Secret})
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := httptest.NewServer(receiver)
+	server := httptest.NewServer(callbacks)
 	defer server.Close()
 	request := submit(t, s, server.URL+"/one")
 	if request.Status != tandem.StatusCallbackSent {
 		t.Errorf("status %s, want callback_sent", request.Status)
 	}
-	if got := receiver.Counts(); got.Delivered != 1 || got.Received != 1 {
+	if got := callbacks.Counts(); got.Delivered != 1 || got.Received != 1 {
 		t.Errorf("receiver counts %+v", got)
 	}
 	if answer := s.Post(t, "/sync", `{"data":{"n":1},"task":"echo"}`); answer.Status != http.StatusOK {
@@ -57,7 +56,8 @@ func TestService(t *testing.T) {
 // TestServiceKeepsItsFile stops a service and starts another on its file.
 func TestServiceKeepsItsFile(t *testing.T) {
 	t.Parallel()
-	cfg := tandemtest.Config{Store: store.Config{URL: filepath.Join(t.TempDir(), "kept.db")}}
+	cfg := app.Preset(app.Demo)
+	cfg.DB = filepath.Join(t.TempDir(), "kept.db")
 	first := tandemtest.Start(t, cfg)
 	id := first.Post(t, "/sync", `{"data":{"n":1},"task":"echo"}`).RequestID()
 	first.Stop()
@@ -71,12 +71,11 @@ func TestServiceKeepsItsFile(t *testing.T) {
 // the history calls it. The timeout is one that a busy machine keeps while it connects.
 func TestFaults(t *testing.T) {
 	t.Parallel()
-	s := tandemtest.Start(t, tandemtest.Config{
-		Egress: egress.Config{Timeout: 3 * time.Second},
-		Engine: engine.Config{Retry: engine.Schedule{Attempts: 1}},
-	})
-	fault := func(f tandemtest.Fault) func(*testing.T) string {
-		return func(t *testing.T) string { return tandemtest.NewReceiver(t, f).URL }
+	cfg := app.Preset(app.Demo)
+	cfg.CallbackTimeout, cfg.CallbackAttempts = 3*time.Second, 1
+	s := tandemtest.Start(t, cfg)
+	fault := func(f http.HandlerFunc) func(*testing.T) string {
+		return func(t *testing.T) string { return tandemtest.Receive(t, f) }
 	}
 	for _, test := range []struct {
 		name   string
@@ -86,15 +85,15 @@ func TestFaults(t *testing.T) {
 	}{
 		{"refuse", func(t *testing.T) string { return tandemtest.Refusing(t) }, tandem.OutcomeConnect, 0},
 		{"certificate", func(t *testing.T) string { return tandemtest.BadCertificate(t) }, tandem.OutcomeTLS, 0},
-		{"hang", fault(tandemtest.Hang), tandem.OutcomeTimeout, 0},
-		{"reset", fault(tandemtest.Reset), tandem.OutcomeConnect, 0},
-		{"close early", fault(tandemtest.CloseEarly), tandem.OutcomeConnect, 0},
-		{"head without end", fault(tandemtest.DripHead), tandem.OutcomeTimeout, 0},
-		{"headers without end", fault(tandemtest.Flood), tandem.OutcomeConnect, 0},
-		{"redirect", fault(tandemtest.Redirect("http://127.0.0.1:1/")), tandem.OutcomeRedirect, 302},
-		{"gone", fault(tandemtest.Answer(410)), tandem.OutcomeGone, 410},
-		{"server error", fault(tandemtest.Answer(500)), tandem.OutcomeHTTPError, 500},
-		{"throttle", fault(tandemtest.RetryAfter(1)), tandem.OutcomeThrottled, 503},
+		{"hang", fault(receiver.Hang), tandem.OutcomeTimeout, 0},
+		{"reset", fault(receiver.Reset), tandem.OutcomeConnect, 0},
+		{"close early", fault(receiver.CloseEarly), tandem.OutcomeConnect, 0},
+		{"head without end", fault(receiver.DripHead), tandem.OutcomeTimeout, 0},
+		{"headers without end", fault(receiver.Flood), tandem.OutcomeConnect, 0},
+		{"redirect", fault(receiver.Answer(302, "Location: http://127.0.0.1:1/")), tandem.OutcomeRedirect, 302},
+		{"gone", fault(receiver.Answer(410)), tandem.OutcomeGone, 410},
+		{"server error", fault(receiver.Answer(500)), tandem.OutcomeHTTPError, 500},
+		{"throttle", fault(receiver.RetryAfter(1)), tandem.OutcomeThrottled, 503},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -113,13 +112,16 @@ func TestFaults(t *testing.T) {
 // after a 2xx, does not hold the callback up until its timeout.
 func TestDrip(t *testing.T) {
 	t.Parallel()
-	s := tandemtest.Start(t, tandemtest.Config{Egress: egress.Config{Timeout: 10 * time.Second}})
-	receiver := tandemtest.NewReceiver(t, tandemtest.Drip)
-	request := submit(t, s, receiver.URL)
+	s := tandemtest.Start(t, app.Preset(app.Demo))
+	var calls atomic.Int64
+	request := submit(t, s, tandemtest.Receive(t, func(w http.ResponseWriter, r *http.Request) {
+		calls.Add(1)
+		receiver.Drip(w, r)
+	}))
 	if got := request.Attempts[0]; got.Outcome != tandem.OutcomeDelivered || got.DurationMS > 5000 {
 		t.Errorf("outcome %s after %v ms, want delivered soon after the header", got.Outcome, got.DurationMS)
 	}
-	if got := receiver.Connections(); got != 1 {
-		t.Errorf("%d connections, want 1", got)
+	if got := calls.Load(); got != 1 {
+		t.Errorf("%d calls, want 1", got)
 	}
 }

@@ -25,7 +25,7 @@ func Clean(text string, most int) string {
 	return clean.String()
 }
 
-// RedactURL hides the password and the query of a URL.
+// RedactURL hides the password, the query and the fragment of a URL.
 func RedactURL(text string) string {
 	address, err := url.Parse(text)
 	if err != nil {
@@ -35,5 +35,27 @@ func RedactURL(text string) string {
 	if address.RawQuery != "" {
 		address.RawQuery = "redacted"
 	}
+	address.Fragment, address.RawFragment = "", ""
 	return address.Redacted()
+}
+
+// Typos counts the keystrokes between two names (Levenshtein).
+func Typos(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := diagonal
+			if a[i] != b[j] {
+				change++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(change, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
 }

@@ -96,11 +96,12 @@ func TestCleanTextIsPrintableAndBounded(t *testing.T) {
 	}
 }
 
-func TestRedactedURLShowsNoPasswordAndNoQuery(t *testing.T) {
+func TestRedactedURLShowsNoSecret(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
 		"http://127.0.0.1:8000/a":                    "http://127.0.0.1:8000/a",
 		"https://ada:hunter2@example.com/?k=hunter2": "https://ada:xxxxx@example.com/?redacted",
+		"https://example.com/a#hunter2":              "https://example.com/a",
 		"postgres://ada:hunter2@[::1/db":             "postgres:[redacted]",
 		"http://ada:hunter2@host\n":                  "http:[redacted]",
 	} {

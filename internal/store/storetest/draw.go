@@ -156,9 +156,9 @@ func (w *world) drawSync(t *rapid.T) *tandem.Request {
 	return r
 }
 
-func (w *world) drawSubmission(t *rapid.T, batch string) *tandem.Request {
+func (w *world) drawLeased(t *rapid.T, batch string) *tandem.Request {
 	r := w.drawRequest(t, tandem.ModeSync)
-	r.Status, r.Task, r.BatchID = tandem.StatusProcessing, tandem.TaskSubmission, batch
+	r.Status, r.Task, r.BatchID = tandem.StatusProcessing, counted, batch
 	return r
 }
 
@@ -192,6 +192,14 @@ func (w *world) drawDue(t *rapid.T) time.Time {
 	}
 }
 
+// drawRuns is one run more, or, when it does not count, none.
+func (w *world) drawRuns(t *rapid.T, r *row) int {
+	if rapid.Bool().Draw(t, "counts") {
+		return r.request.Runs + 1
+	}
+	return 0
+}
+
 // drawAttempt is the next of a row, or, rarely, the last one once more.
 func (w *world) drawAttempt(t *rapid.T, r *row, outcome tandem.Outcome) *tandem.Attempt {
 	a := &tandem.Attempt{
@@ -214,7 +222,7 @@ func (w *world) drawFilter(t *rapid.T) store.Filter {
 		f.Mode = rapid.SampledFrom(append([]tandem.Mode{"", ""}, tandem.Modes...)).Draw(t, "mode")
 		f.Status = rapid.SampledFrom(append([]tandem.Status{"", "", ""}, tandem.Statuses...)).Draw(t, "status")
 		f.Task = rapid.SampledFrom([]string{
-			"", "", "echo", "compute", "nothing", tandem.TaskSubmission, tandem.TaskSubmission,
+			"", "", "echo", "compute", "nothing", counted, counted,
 		}).Draw(t, "task")
 	}
 	if rapid.IntRange(0, 3).Draw(t, "since") == 0 {

@@ -138,9 +138,9 @@ func (m *model) accept(node int, lane store.Lane, requests ...*tandem.Request) a
 		leased := lane != store.LaneNone && r.Status == tandem.StatusProcessing
 		m.rows[r.ID] = &row{request: *r, lane: lane, leased: leased, node: node}
 		m.counters.Requests[r.Mode]++
-		if r.Task == tandem.TaskSubmission {
-			m.counters.Submissions.Accepted++
-			m.counters.Submissions.Recent++ // no test goes on for a day
+		if r.Task == counted {
+			m.counters.Counted.Accepted++
+			m.counters.Counted.Recent++ // no test goes on for a day
 		}
 	}
 	return done
@@ -193,6 +193,9 @@ func (m *model) step(r *row, next store.Next) {
 		if r.request.Status == tandem.StatusProcessing {
 			r.request.Status = tandem.StatusPending
 		}
+		if next.Runs > 0 && next.Lane != store.LaneDeliver {
+			r.request.Runs = next.Runs
+		}
 	default:
 		m.called(r, next.Verdict == store.Done)
 	}
@@ -220,16 +223,17 @@ func (m *model) worked(r *row, o *store.Outcome) {
 	q.Result, q.ErrorCode, q.ErrorMessage = o.Result, o.ErrorCode, o.ErrorMessage
 	q.StartedAt, q.CompletedAt, r.startedFrom = o.StartedAt, o.CompletedAt, time.Time{}
 	q.ProcessingTimeMS = float64(o.Processing.Microseconds()) / 1000
-	submission := q.Task == tandem.TaskSubmission
-	if submission && o.ErrorCode == "" {
-		m.counters.Submissions.Ended++
+	q.Runs = 0
+	own := q.Task == counted
+	if own && o.ErrorCode == "" {
+		m.counters.Counted.Ended++
 	}
 	if o.StartedAt.IsZero() {
 		return
 	}
 	m.counters.Work[q.Mode] = plus(m.counters.Work[q.Mode], o.Processing)
-	if submission {
-		m.counters.Submissions.Work = plus(m.counters.Submissions.Work, o.Processing)
+	if own {
+		m.counters.Counted.Work = plus(m.counters.Counted.Work, o.Processing)
 	}
 }
 
@@ -311,7 +315,7 @@ func madeBefore(r *row, t time.Time) bool { return r.request.CreatedAt.Before(t)
 
 // page is a page of the history after the given id; "" is its beginning. next is the id
 // that the page after it begins after, "" at the end.
-func (m *model) page(f store.Filter, after string) (page []tandem.Request, next string, submissions int64) {
+func (m *model) page(f store.Filter, after string) (page []tandem.Request, next string, total int64) {
 	matching := m.sorted(func(r *row) bool {
 		q := &r.request
 		return (f.Mode == "" || q.Mode == f.Mode) && (f.Status == "" || q.Status == f.Status) &&
@@ -332,13 +336,13 @@ func (m *model) page(f store.Filter, after string) (page []tandem.Request, next 
 		q.Attempts = nil
 		page = append(page, q)
 	}
-	if f.Task == tandem.TaskSubmission && f.Mode == "" && f.Status == "" && f.Batch == "" &&
+	if f.Task == counted && f.Mode == "" && f.Status == "" && f.Batch == "" &&
 		f.Since.IsZero() && f.Until.IsZero() {
-		submissions = m.count(func(r *row) bool {
+		total = m.count(func(r *row) bool {
 			return r.request.Task == f.Task && (f.Key == "" || r.request.KeyID == f.Key)
 		})
 	}
-	return page, next, submissions
+	return page, next, total
 }
 
 // stats are the counters, and the gauges as the rows have them.
@@ -352,7 +356,7 @@ func (m *model) stats() store.Stats {
 		s.Queue[lane] = m.count(func(r *row) bool { return r.lane == lane })
 	}
 	s.Unfinished = m.unfinished()
-	s.Submissions.Kept = m.count(func(r *row) bool { return r.request.Task == tandem.TaskSubmission })
+	s.Counted.Kept = m.count(func(r *row) bool { return r.request.Task == counted })
 	return s
 }
 

@@ -30,11 +30,11 @@ var cut = &operation{name: "cut a node off", weight: 1, rare: true, always: true
 var operations = []*operation{
 	{name: "accept a sync request", weight: 6, run: acceptSync},
 	{name: "accept an async request", weight: 8, run: acceptAsync},
-	{name: "accept a submission", weight: 4, run: acceptSubmission},
+	{name: "accept a leased request", weight: 4, run: acceptLeased},
 	{name: "accept several", weight: 3, run: acceptSeveral},
 	{name: "finish a sync request", weight: 6, run: finishSync},
-	{name: "finish a submission", weight: 4, run: finishSubmission},
-	{name: "reschedule a submission", weight: 2, run: rescheduleSubmission},
+	{name: "finish a leased request", weight: 4, run: finishLeased},
+	{name: "reschedule a leased request", weight: 2, run: rescheduleLeased},
 	{name: "finish twice", weight: 2, run: finishTwice},
 	{name: "begin work", weight: 2, always: true, run: beginWork},
 	{name: "end work", weight: 8, run: endWork},
@@ -173,17 +173,18 @@ func acceptAsync(w *world, t *rapid.T) answer {
 	return w.accept(t, workLane.Draw(t, "lane"), w.drawAsync(t))
 }
 
-func acceptSubmission(w *world, t *rapid.T) answer {
-	return w.accept(t, store.LaneIO, w.drawSubmission(t, batches.Draw(t, "batch")))
+func acceptLeased(w *world, t *rapid.T) answer {
+	return w.accept(t, store.LaneIO, w.drawLeased(t, batches.Draw(t, "batch")))
 }
 
-// acceptSeveral is a batch of submissions or of async requests, one of which may be there already, or be there twice.
+// acceptSeveral is a batch of leased requests or of async requests, one of which may be there already, or be there
+// twice.
 func acceptSeveral(w *world, t *rapid.T) answer {
-	batch, submissions := batches.Draw(t, "batch"), rapid.Bool().Draw(t, "submissions")
+	batch, leased := batches.Draw(t, "batch"), rapid.Bool().Draw(t, "leased")
 	var requests []*tandem.Request
 	for range rapid.IntRange(2, 6).Draw(t, "several") {
-		if submissions {
-			requests = append(requests, w.drawSubmission(t, batch))
+		if leased {
+			requests = append(requests, w.drawLeased(t, batch))
 		} else {
 			requests = append(requests, w.drawAsync(t))
 		}
@@ -206,7 +207,7 @@ func finishSync(w *world, t *rapid.T) answer {
 	return w.finish(t, job, next)
 }
 
-func finishSubmission(w *world, t *rapid.T) answer {
+func finishLeased(w *world, t *rapid.T) answer {
 	r := w.pick(t, func(r *row) bool { return r.leased })
 	job, next := store.Job{Lane: r.lane, Request: r.request}, w.drawDone(t)
 	if oneIn(t, 6, "against the rules") {
@@ -215,9 +216,9 @@ func finishSubmission(w *world, t *rapid.T) answer {
 	return w.finish(t, job, next)
 }
 
-func rescheduleSubmission(w *world, t *rapid.T) answer {
+func rescheduleLeased(w *world, t *rapid.T) answer {
 	r := w.pick(t, func(r *row) bool { return r.leased })
-	next := store.Next{Verdict: store.Again, Lane: r.lane, At: w.drawDue(t)}
+	next := store.Next{Verdict: store.Again, Lane: r.lane, At: w.drawDue(t), Runs: w.drawRuns(t, r)}
 	if rapid.IntRange(0, 3).Draw(t, "how") == 0 {
 		next.Lane = store.LaneCPU
 	}
@@ -275,7 +276,7 @@ func endWork(w *world, t *rapid.T) answer {
 
 func rescheduleWork(w *world, t *rapid.T) answer {
 	r := working(w, t)
-	next := store.Next{Verdict: store.Again, Lane: r.lane, At: w.drawDue(t)}
+	next := store.Next{Verdict: store.Again, Lane: r.lane, At: w.drawDue(t), Runs: w.drawRuns(t, r)}
 	if oneIn(t, 10, "against the rules") {
 		next.Lane = store.LaneDeliver
 	}
@@ -363,7 +364,7 @@ func listNext(w *world, t *rapid.T) answer {
 
 // page compares a page, and remembers where it ends.
 func (w *world) page(t *rapid.T, at cursor) int {
-	want, next, submissions := w.model.page(at.filter, at.after)
+	want, next, total := w.model.page(at.filter, at.after)
 	end := cursor{filter: at.filter, after: next, texts: map[*subject]string{}}
 	w.each(t, w.someNode(t), func(s *subject, n *node) error {
 		f := at.filter
@@ -375,9 +376,9 @@ func (w *world) page(t *rapid.T, at cursor) int {
 			return err
 		}
 		end.texts[s] = page.Next
-		if page.Submissions != submissions || (page.Next == "") != (next == "") {
-			return fmt.Errorf("%+v: %d submissions and next page %q, want %d and %q",
-				f, page.Submissions, page.Next, submissions, next)
+		if page.Total != total || (page.Next == "") != (next == "") {
+			return fmt.Errorf("%+v: %d in all and next page %q, want %d and %q",
+				f, page.Total, page.Next, total, next)
 		}
 		if err := w.compareRows(want, page.Requests); err != nil {
 			return fmt.Errorf("%+v: %w", f, err)

@@ -30,7 +30,7 @@ type Setting struct {
 
 const endless = 1_000_000
 
-// ownTime is for how long a submission may be its caller's: well below store.CallerLease, after which the
+// ownTime is for how long a leased request may be its caller's: well below store.CallerLease, after which the
 // stores dispatch it.
 const ownTime = store.CallerLease / 3
 
@@ -58,6 +58,9 @@ type world struct {
 	cursors    []cursor
 }
 
+// counted is the task of requests whose callers do the work, and that are counted on their own.
+const counted = "leased"
+
 // cursor is where a page of the history ended, as each subject says it.
 type cursor struct {
 	filter store.Filter
@@ -73,6 +76,7 @@ func newWorld(setting Setting, counts *Counts) (*world, error) {
 		setting: setting, counts: counts, rooms: newRooms(),
 		model: newModel(store.Config{
 			MaxQueue: setting.MaxQueue, MaxPerOwner: setting.MaxPerOwner, MaxBytesPerOwner: setting.MaxBytesPerOwner,
+			Counted: counted,
 		}),
 		base:   time.Now().UTC().Add(-time.Hour).Truncate(time.Second),
 		leases: map[string]time.Time{}, started: map[string]bool{}, seen: map[*heldJob]bool{},

@@ -1,0 +1,71 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"log/slog"
+	"time"
+)
+
+// Handle is one connection to a database, beside the servers that use it: for a package that keeps a table of its own
+// there. What it commits is as durable as what a [Store] accepts. Callers take turns: one call at a time.
+type Handle interface {
+	querier
+
+	// Transact must commit all that f has written, or nothing. Where one writer at a time locks the database, it
+	// waits about as long as timeout for the others and then returns ErrBusy.
+	Transact(ctx context.Context, timeout time.Duration, f func(context.Context, Tx) error) error
+	// Poll must return the value of a setting ("": there is none) and the time by the database's clock (zero: that is
+	// the machine's own). It may return seen unread if nobody else has written since the last Poll.
+	Poll(ctx context.Context, setting, seen string) (value string, now time.Time, err error)
+	// PollInterval must be rare enough for many idle processes, and under a second.
+	PollInterval() time.Duration
+	// Duplicate must report whether a statement failed because a unique index has such a row already.
+	Duplicate(err error) bool
+	Close() error
+}
+
+// Tx is a transaction of a [Handle].
+type Tx interface {
+	querier
+
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+	// KeepSecret must add a setting without making it a parameter of a statement: servers may log those.
+	KeepSecret(ctx context.Context, setting, secret string) error
+}
+
+// ErrBusy says that others were writing for as long as we were ready to wait.
+var ErrBusy = errors.New("others are writing to the database")
+
+// HandleConfig of [OpenHandle].
+type HandleConfig struct {
+	URL    string       // a path, "file:" and a path, or postgres://…
+	Create bool         // make the database if there is none; on PostgreSQL its tables
+	Log    *slog.Logger // slog.Default
+
+	connect connector // as in Config
+}
+
+// OpenHandle opens a database that a server may be using. A file whose schema is older, or that Create is to make, is
+// migrated under the lock of the one process that may do that.
+func OpenHandle(ctx context.Context, cfg HandleConfig) (Handle, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	if cfg.connect == nil {
+		cfg.connect = connect
+	}
+	if IsPostgres(cfg.URL) {
+		p := &postgresHandle{}
+		if err := p.open(ctx, cfg); err != nil {
+			return nil, errors.Join(explainPostgres(err), p.Close())
+		}
+		return p, nil
+	}
+	s := &sqliteHandle{}
+	if err := s.open(ctx, cfg); err != nil {
+		return nil, errors.Join(explain(err), s.Close())
+	}
+	return s, nil
+}
