@@ -75,7 +75,8 @@ func TestAttemptJSON(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 	got, err := json.Marshal([]tandem.Attempt{
-		{Number: 1, StartedAt: at, DurationMS: 0.5, Outcome: tandem.OutcomeConnect, Error: "connection refused", NextAt: at.Add(time.Second)},
+		{Number: 1, StartedAt: at, DurationMS: 0.5, Outcome: tandem.OutcomeConnect, Error: "connection refused",
+			NextAt: at.Add(time.Second)},
 		{Number: 2, StartedAt: at, DurationMS: 3, StatusCode: 200, Outcome: tandem.OutcomeDelivered},
 	})
 	if err != nil {

@@ -30,7 +30,8 @@ func TestTokenForm(t *testing.T) {
 		}
 		seen[text] = true
 		again, err := tandem.ParseToken(text)
-		if err != nil || again.Reveal() != text || again.Hash() != token.Hash() || token.Hash() != sha256.Sum256([]byte(text)) {
+		if err != nil || again.Reveal() != text || again.Hash() != token.Hash() ||
+			token.Hash() != sha256.Sum256([]byte(text)) {
 			t.Fatalf("%q: %v", text, err)
 		}
 	}
@@ -41,7 +42,8 @@ func TestParseToken(t *testing.T) {
 	good := tandem.NewToken().Reveal()
 	for name, text := range map[string]string{
 		"empty": "", "the prefix": "tdm_", "cut short": good[:len(good)-1], "too long": good + "0", "space": " " + good,
-		"another prefix": "tdn_" + good[4:], "no prefix": good[4:], "a secret": "whsec_" + good[4:], "other letters": strings.ToUpper(good),
+		"another prefix": "tdn_" + good[4:], "no prefix": good[4:], "a secret": "whsec_" + good[4:],
+		"other letters": strings.ToUpper(good),
 	} {
 		if token, err := tandem.ParseToken(text); !errors.Is(err, tandem.ErrNotAToken) || !token.IsZero() {
 			t.Errorf("%s: %v", name, err)

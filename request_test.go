@@ -153,12 +153,14 @@ func drawID(t *rapid.T, ms int64) string {
 func TestID(t *testing.T) {
 	t.Parallel()
 	// The example of RFC 9562, appendix A.6.
-	id := tandem.ID([16]byte{0x01, 0x7f, 0x22, 0xe2, 0x79, 0xb0, 0x7c, 0xc3, 0x98, 0xc4, 0xdc, 0x0c, 0x0c, 0x07, 0x39, 0x8f})
+	id := tandem.ID([16]byte{0x01, 0x7f, 0x22, 0xe2, 0x79, 0xb0, 0x7c, 0xc3, 0x98, 0xc4, 0xdc, 0x0c, 0x0c, 0x07, 0x39,
+		0x8f})
 	if want := "req_017f22e279b07cc398c4dc0c0c07398f"; id != want {
 		t.Fatalf("id %s, want %s", id, want)
 	}
 	at, err := tandem.IDTime(id)
-	if want := time.Date(2022, 2, 22, 19, 22, 22, 0, time.UTC); err != nil || !at.Equal(want) || at.Location() != time.UTC {
+	if want := time.Date(2022, 2, 22, 19, 22, 22, 0, time.UTC); err != nil || !at.Equal(want) ||
+		at.Location() != time.UTC {
 		t.Errorf("time %v, %v; want %v", at, err, want)
 	}
 }

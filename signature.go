@@ -116,7 +116,8 @@ func (s Secret) Verify(header http.Header, body []byte, now time.Time) error {
 	}
 	at := time.Unix(seconds, 0)
 	if at.Before(now.Add(-SignatureTolerance)) || at.After(now.Add(SignatureTolerance)) {
-		return fmt.Errorf("%w: sent at %s, now %s", ErrSignatureExpired, at.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+		return fmt.Errorf("%w: sent at %s, now %s", ErrSignatureExpired, at.UTC().Format(time.RFC3339),
+			now.UTC().Format(time.RFC3339))
 	}
 	want := []byte(s.Sign(id, at, body))
 	for _, signature := range signatures {

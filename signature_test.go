@@ -135,7 +135,8 @@ func TestVerifyHeaders(t *testing.T) {
 			t.Parallel()
 			header := http.Header{}
 			for name, value := range map[string]string{
-				tandem.HeaderWebhookID: test.id, tandem.HeaderWebhookTimestamp: test.stamp, tandem.HeaderWebhookSignature: test.signature,
+				tandem.HeaderWebhookID: test.id, tandem.HeaderWebhookTimestamp: test.stamp,
+				tandem.HeaderWebhookSignature: test.signature,
 			} {
 				if value != "" {
 					header.Set(name, value)
@@ -215,7 +216,8 @@ func TestParseSecret(t *testing.T) {
 			if test.ok && secret.Reveal() != strings.TrimSpace(test.text) {
 				t.Errorf("reveals %q", secret.Reveal())
 			}
-			if encoded := strings.TrimPrefix(strings.TrimSpace(test.text), "whsec_"); err != nil && len(encoded) > 8 && strings.Contains(err.Error(), encoded) {
+			if encoded := strings.TrimPrefix(strings.TrimSpace(test.text), "whsec_"); err != nil && len(encoded) > 8 &&
+				strings.Contains(err.Error(), encoded) {
 				t.Errorf("the error shows the secret: %v", err)
 			}
 		})
@@ -248,13 +250,16 @@ func TestSecretNeverPrints(t *testing.T) {
 	type secrets struct{ List []tandem.Secret }
 	var printed []string
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%t"} {
-		for _, value := range []any{secret, &secret, config{secret}, &config{secret}, hidden{secret}, &hidden{secret}, secrets{[]tandem.Secret{secret}}} {
+		for _, value := range []any{secret, &secret, config{secret}, &config{secret}, hidden{secret}, &hidden{secret},
+			secrets{[]tandem.Secret{secret}}} {
 			printed = append(printed, fmt.Sprintf(verb, value))
 		}
 	}
 	var log strings.Builder
-	slog.New(slog.NewTextHandler(&log, nil)).Info("text", "secret", secret, "config", config{secret}, "hidden", hidden{secret})
-	slog.New(slog.NewJSONHandler(&log, nil)).Info("json", "secret", secret, "config", config{secret}, "hidden", hidden{secret})
+	slog.New(slog.NewTextHandler(&log, nil)).Info("text", "secret", secret, "config", config{secret}, "hidden",
+		hidden{secret})
+	slog.New(slog.NewJSONHandler(&log, nil)).Info("json", "secret", secret, "config", config{secret}, "hidden",
+		hidden{secret})
 	encoded, err := json.Marshal(config{secret})
 	if err != nil {
 		t.Fatal(err)

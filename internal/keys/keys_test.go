@@ -44,7 +44,8 @@ func TestKeysCreate(t *testing.T) {
 		if valid(t, k, tandem.NewToken(), time.Now()) {
 			t.Error("a token that nobody made is taken")
 		}
-		for at, want := range map[time.Time]bool{made.Key.ExpiresAt.Add(-time.Microsecond): true, made.Key.ExpiresAt: false, made.Key.ExpiresAt.Add(time.Hour): false} {
+		for at, want := range map[time.Time]bool{made.Key.ExpiresAt.Add(-time.Microsecond): true, made.Key.ExpiresAt: false,
+			made.Key.ExpiresAt.Add(time.Hour): false} {
 			if got := valid(t, k, made.Token, at); got != want {
 				t.Errorf("%v before its end: taken %v", made.Key.ExpiresAt.Sub(at), got)
 			}
@@ -134,9 +135,11 @@ func TestKeysRotate(t *testing.T) {
 			t.Fatalf("%v, %v", key, err)
 		}
 		now := time.Now()
-		for at, old := range map[time.Time]bool{now: true, now.Add(59 * time.Minute): true, now.Add(61 * time.Minute): false} {
+		for at, old := range map[time.Time]bool{now: true, now.Add(59 * time.Minute): true,
+			now.Add(61 * time.Minute): false} {
 			if !valid(t, k, second, at) || valid(t, k, made.Token, at) != old {
-				t.Errorf("after %v the new token is taken %v, the old one %v", at.Sub(now), valid(t, k, second, at), valid(t, k, made.Token, at))
+				t.Errorf("after %v the new token is taken %v, the old one %v", at.Sub(now), valid(t, k, second, at),
+					valid(t, k, made.Token, at))
 			}
 		}
 		_, err = k.Rotate(t.Context(), "a", third, time.Hour) // the first goes, whatever it was promised
@@ -161,7 +164,8 @@ func TestKeysRotateSigning(t *testing.T) {
 		}
 		now := time.Now()
 		both, one := []string{second.Reveal(), made.Secret.Reveal()}, []string{second.Reveal()}
-		for at, want := range map[time.Time][]string{now: both, now.Add(59 * time.Minute): both, now.Add(61 * time.Minute): one} {
+		for at, want := range map[time.Time][]string{now: both, now.Add(59 * time.Minute): both,
+			now.Add(61 * time.Minute): one} {
 			if diff := cmp.Diff(want, revealed(k.SigningSecrets(made.Key.ID, at))); diff != "" {
 				t.Errorf("after %v (-want +got):\n%s", at.Sub(now), diff)
 			}
@@ -173,7 +177,8 @@ func TestKeysRotateSigning(t *testing.T) {
 			t.Errorf("without overlap (-want +got):\n%s", diff)
 		}
 		var none *keys.Keys
-		if k.SigningSecrets("key_nobody", now) != nil || k.SigningSecrets("", now) != nil || none.SigningSecrets(made.Key.ID, now) != nil {
+		if k.SigningSecrets("key_nobody", now) != nil || k.SigningSecrets("", now) != nil ||
+			none.SigningSecrets(made.Key.ID, now) != nil {
 			t.Error("secrets of nobody")
 		}
 	})
@@ -353,7 +358,8 @@ func TestKeysCreatedAtOnce(t *testing.T) {
 		if _, err := tandemtest.OpenDB(t, url).Exec(fillKeys(4, keys.Max-1)); err != nil {
 			t.Fatal(err)
 		}
-		race("the last place", func(i int) string { return fmt.Sprint("last", i) }, func(err error) bool { return strings.Contains(err.Error(), "which is the most") })
+		race("the last place", func(i int) string { return fmt.Sprint("last", i) },
+			func(err error) bool { return strings.Contains(err.Error(), "which is the most") })
 	})
 }
 
@@ -376,7 +382,8 @@ func TestKeysAtTheBound(t *testing.T) {
 			ago  time.Duration
 			room bool
 		}{{365 * 24 * time.Hour, false}, {367 * 24 * time.Hour, true}} {
-			if _, err := db.Exec(`UPDATE keys SET revoked_at = $1 WHERE id = 'key_3'`, time.Now().Add(-revoked.ago).UnixMicro()); err != nil {
+			if _, err := db.Exec(`UPDATE keys SET revoked_at = $1 WHERE id = 'key_3'`,
+				time.Now().Add(-revoked.ago).UnixMicro()); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := k.Create(t.Context(), one); (err == nil) != revoked.room {

@@ -62,11 +62,14 @@ func TestKeysOfASharedClock(t *testing.T) {
 				29 * time.Minute: {false, true, 1}, 31 * time.Minute: {false, false, 1},
 			} {
 				at := time.Now().Add(theirs + after)
-				if first, second := valid(t, other, made.Token, at), valid(t, other, second, at); first != want.first || second != want.second {
-					t.Errorf("made by a clock off by %v, asked by one off by %v after %v: taken %v and %v, want %v and %v", off, theirs, after, first, second, want.first, want.second)
+				first, second := valid(t, other, made.Token, at), valid(t, other, second, at)
+				if first != want.first || second != want.second {
+					t.Errorf("made by a clock off by %v, asked by one off by %v after %v: taken %v and %v, want %v and %v", off,
+						theirs, after, first, second, want.first, want.second)
 				}
 				if got := len(other.SigningSecrets(made.Key.ID, at)); got != want.secrets {
-					t.Errorf("made by a clock off by %v, asked by one off by %v after %v: %d secrets, want %d", off, theirs, after, got, want.secrets)
+					t.Errorf("made by a clock off by %v, asked by one off by %v after %v: %d secrets, want %d", off, theirs, after,
+						got, want.secrets)
 				}
 			}
 		}
@@ -122,7 +125,8 @@ func TestKeysWithoutTheirDatabase(t *testing.T) {
 	tandemtest.WaitFor(t, "a line about that", func() bool { return log.Count("can be read again") == 1 })
 }
 
-// TestKeysOpenPostgres: which databases keys are opened in, and what is said of the others. None is changed but by Create.
+// TestKeysOpenPostgres: which databases keys are opened in, and what is said of the others. None is changed but by
+// Create.
 func TestKeysOpenPostgres(t *testing.T) {
 	t.Parallel()
 	open := func(url string, create bool) error {
@@ -150,7 +154,8 @@ func TestKeysOpenPostgres(t *testing.T) {
 		{"no tables", empty, false, "no tables of tandem's yet"},
 		{"older", older, true, "bring it up to date with `tandem migrate`"},
 		{"newer", newer, true, "written by a newer tandem"},
-		{"nobody listens", "postgres://me:hunter2@127.0.0.1:1/db", true, "open API keys of postgres://me:xxxxx@127.0.0.1:1/db: no connection"},
+		{"nobody listens", "postgres://me:hunter2@127.0.0.1:1/db", true,
+			"open API keys of postgres://me:xxxxx@127.0.0.1:1/db: no connection"},
 	} {
 		err := open(test.url, test.create)
 		if text := fmt.Sprint(err); !strings.Contains(text, test.want) || strings.Contains(text, "hunter2") {

@@ -66,8 +66,10 @@ const rivalBody = `{"complexity":1,"data":{"number":1234}}`
 // rivals: hey is a Go module (github.com/rakyll/hey), wrk a package of Debian.
 func rivals(url string) []rival {
 	return []rival{
-		{"hey", []string{"-z", "2s", "-c", "64", "-m", "POST", "-T", "application/json", "-d", rivalBody, url + "/sync"}, regexp.MustCompile(`Requests/sec:\s*([0-9.]+)`)},
-		{"wrk", []string{"-t1", "-c64", "-d2s", "-s", "testdata/post.lua", url + "/sync"}, regexp.MustCompile(`Requests/sec:\s*([0-9.]+)`)},
+		{"hey", []string{"-z", "2s", "-c", "64", "-m", "POST", "-T", "application/json", "-d", rivalBody, url + "/sync"},
+			regexp.MustCompile(`Requests/sec:\s*([0-9.]+)`)},
+		{"wrk", []string{"-t1", "-c64", "-d2s", "-s", "testdata/post.lua", url + "/sync"},
+			regexp.MustCompile(`Requests/sec:\s*([0-9.]+)`)},
 	}
 }
 
@@ -100,7 +102,8 @@ func BenchmarkClosedLoop(b *testing.B) {
 		answers := bareLoop(b, url+"/sync", 64, 2*time.Second)
 		b.ReportMetric(float64(answers)/2, "net/http/s")
 		b.ReportMetric(float64((processCPU(b)-cpu).Microseconds())/float64(answers), "net/http-cpu-us/req")
-		report, err := load.Run(b.Context(), load.Config{URL: url, Phases: []string{load.PhaseSync}, Duration: 2 * time.Second, Concurrency: 64})
+		report, err := load.Run(b.Context(),
+			load.Config{URL: url, Phases: []string{load.PhaseSync}, Duration: 2 * time.Second, Concurrency: 64})
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -155,7 +158,8 @@ func BenchmarkOpenLoop(b *testing.B) {
 	url := startFloor(b)
 	for range b.N {
 		report, err := load.Run(context.Background(), load.Config{
-			URL: url, Phases: []string{load.PhaseSync}, Duration: 5 * time.Second, Warmup: time.Second, Concurrency: 64, Rate: 5000,
+			URL: url, Phases: []string{load.PhaseSync}, Duration: 5 * time.Second, Warmup: time.Second, Concurrency: 64,
+			Rate: 5000,
 		})
 		if err != nil {
 			b.Fatal(err)

@@ -51,8 +51,10 @@ func TestCompareReportsGroups(t *testing.T) {
 	}{
 		{"two files", []string{"a.json", "b.json"}, "a 1 | b 1"},
 		{"repeats in turn", []string{"base-1.json", "new-1.json", "base-2.json", "new-2.json"}, "base 2 | new 2"},
-		{"repeats in blocks", []string{"out/base1.json", "out/base2.json", "out/base3.json", "out/new1.json"}, "out/base 3 | out/new 1"},
-		{"numbers only at the end of one name", []string{"run-1.json", "run-2.json", "run-3.json"}, "run-1.json 1 | run-2.json 1 | run-3.json 1"},
+		{"repeats in blocks", []string{"out/base1.json", "out/base2.json", "out/base3.json", "out/new1.json"},
+			"out/base 3 | out/new 1"},
+		{"numbers only at the end of one name", []string{"run-1.json", "run-2.json", "run-3.json"},
+			"run-1.json 1 | run-2.json 1 | run-3.json 1"},
 		{"nothing but numbers", []string{"7.json", "8.json"}, "7 1 | 8 1"},
 		{"numbers in folders", []string{"a/1.json", "b/1.json"}, "a/1 1 | b/1 1"},
 		{"three groups", []string{"a.json", "b_01.json", "b_02.json", "c.json"}, "a 1 | b 2 | c 1"},
@@ -92,23 +94,33 @@ func TestCompareReportsBound(t *testing.T) {
 		worse     bool
 		noise     bool
 	}{
-		{"at the bound", "async.accept.p99", []*load.Report{small(10, 1, 0)}, []*load.Report{small(11, 1, 0)}, 0.1, 1.1, 1.1, 1.1, false, false},
-		{"just beyond", "async.accept.p99", []*load.Report{small(10, 1, 0)}, []*load.Report{small(11.01, 1, 0)}, 0.1, 1.101, 1.101, 1.101, true, false},
-		{"no bound", "async.accept.p99", []*load.Report{small(10, 1, 0)}, []*load.Report{small(99, 1, 0)}, -1, 9.9, 9.9, 9.9, false, false},
-		{"better", "async.accept.p99", []*load.Report{small(10, 1, 0)}, []*load.Report{small(5, 1, 0)}, 0, 0.5, 0.5, 0.5, false, false},
-		{"fewer per second", "async.completed_per_second", []*load.Report{small(1, 100, 0)}, []*load.Report{small(1, 89, 0)}, 0.1, 0.89, 0.89, 0.89, true, false},
-		{"more per second", "async.completed_per_second", []*load.Report{small(1, 100, 0)}, []*load.Report{small(1, 300, 0)}, 0.1, 3, 3, 3, false, false},
-		{"first one missing", "async.missing", []*load.Report{small(1, 1, 0)}, []*load.Report{small(1, 1, 1)}, 5, math.Inf(1), math.Inf(1), math.Inf(1), true, false},
+		{"at the bound", "async.accept.p99", []*load.Report{small(10, 1, 0)}, []*load.Report{small(11, 1, 0)}, 0.1, 1.1, 1.1,
+			1.1, false, false},
+		{"just beyond", "async.accept.p99", []*load.Report{small(10, 1, 0)}, []*load.Report{small(11.01, 1, 0)}, 0.1, 1.101,
+			1.101, 1.101, true, false},
+		{"no bound", "async.accept.p99", []*load.Report{small(10, 1, 0)}, []*load.Report{small(99, 1, 0)}, -1, 9.9, 9.9, 9.9,
+			false, false},
+		{"better", "async.accept.p99", []*load.Report{small(10, 1, 0)}, []*load.Report{small(5, 1, 0)}, 0, 0.5, 0.5, 0.5,
+			false, false},
+		{"fewer per second", "async.completed_per_second", []*load.Report{small(1, 100, 0)}, []*load.Report{small(1, 89, 0)},
+			0.1, 0.89, 0.89, 0.89, true, false},
+		{"more per second", "async.completed_per_second", []*load.Report{small(1, 100, 0)}, []*load.Report{small(1, 300, 0)},
+			0.1, 3, 3, 3, false, false},
+		{"first one missing", "async.missing", []*load.Report{small(1, 1, 0)}, []*load.Report{small(1, 1, 1)}, 5, math.Inf(1),
+			math.Inf(1), math.Inf(1), true, false},
 		{
-			"every run agrees", "async.accept.p99", []*load.Report{small(10, 1, 0), small(20, 1, 0)}, []*load.Report{small(30, 1, 0), small(26, 1, 0)},
+			"every run agrees", "async.accept.p99", []*load.Report{small(10, 1, 0), small(20, 1, 0)},
+			[]*load.Report{small(30, 1, 0), small(26, 1, 0)},
 			0.1, 28.0 / 15, 1.3, 3, true, false,
 		},
 		{
-			"one is within the bound", "async.accept.p99", []*load.Report{small(10, 1, 0), small(20, 1, 0)}, []*load.Report{small(30, 1, 0), small(21, 1, 0)},
+			"one is within the bound", "async.accept.p99", []*load.Report{small(10, 1, 0), small(20, 1, 0)},
+			[]*load.Report{small(30, 1, 0), small(21, 1, 0)},
 			0.1, 25.5 / 15, 1.05, 3, false, false,
 		},
 		{
-			"they disagree", "async.accept.p99", []*load.Report{small(10, 1, 0), small(20, 1, 0), small(12, 1, 0)}, []*load.Report{small(15, 1, 0), small(18, 1, 0)},
+			"they disagree", "async.accept.p99", []*load.Report{small(10, 1, 0), small(20, 1, 0), small(12, 1, 0)},
+			[]*load.Report{small(15, 1, 0), small(18, 1, 0)},
 			0.1, 16.5 / 12, 0.75, 1.8, false, true,
 		},
 	}
@@ -126,7 +138,8 @@ func TestCompareReportsBound(t *testing.T) {
 			continue
 		}
 		got := change(t, c, test.metric)
-		want := load.Change{Ratio: test.ratio, Low: test.low, High: test.high, WithinNoise: test.noise, Regression: test.worse}
+		want := load.Change{Ratio: test.ratio, Low: test.low, High: test.high, WithinNoise: test.noise,
+			Regression: test.worse}
 		diff := cmp.Diff(want, got, cmpopts.EquateApprox(1e-9, 0), cmpopts.IgnoreUnexported(load.Change{}),
 			cmpopts.IgnoreFields(load.Change{}, "Metric", "Unit", "HigherIsBetter", "Base", "New"))
 		if diff != "" || (len(c.Regressions()) > 0) != test.worse {
@@ -145,13 +158,17 @@ func TestCompareReportsUnlike(t *testing.T) {
 		"the same":        {func(*load.Report) {}, ""},
 		"another seed":    {func(r *load.Report) { r.Settings.Seed = 9 }, ""},
 		"another address": {func(r *load.Report) { r.Target.URL = "https://example.com" }, ""},
-		"other work":      {func(r *load.Report) { r.Settings.Task = "echo" }, `task is "sleep" in a.json and "echo" in b.json`},
-		"harder work":     {func(r *load.Report) { r.Settings.Complexity = 4 }, "complexity is 3 in a.json and 4 in b.json"},
-		"more callers":    {func(r *load.Report) { r.Settings.Concurrency++ }, "concurrency is 256 in a.json and 257 in b.json"},
-		"another rate":    {func(r *load.Report) { r.Settings.RatePerSecond = 61 }, "rate_per_second is 60 in a.json and 61 in b.json"},
-		"another ratio":   {func(r *load.Report) { r.Settings.SyncRatio = 0.2 }, "sync_ratio is 0.5 in a.json and 0.2 in b.json"},
-		"interrupted":     {func(r *load.Report) { r.Interrupted = true }, "b.json was interrupted"},
-		"invalid":         {func(r *load.Report) { r.Valid = false }, "b.json is invalid"},
+		"other work": {func(r *load.Report) { r.Settings.Task = "echo" },
+			`task is "sleep" in a.json and "echo" in b.json`},
+		"harder work": {func(r *load.Report) { r.Settings.Complexity = 4 }, "complexity is 3 in a.json and 4 in b.json"},
+		"more callers": {func(r *load.Report) { r.Settings.Concurrency++ },
+			"concurrency is 256 in a.json and 257 in b.json"},
+		"another rate": {func(r *load.Report) { r.Settings.RatePerSecond = 61 },
+			"rate_per_second is 60 in a.json and 61 in b.json"},
+		"another ratio": {func(r *load.Report) { r.Settings.SyncRatio = 0.2 },
+			"sync_ratio is 0.5 in a.json and 0.2 in b.json"},
+		"interrupted": {func(r *load.Report) { r.Interrupted = true }, "b.json was interrupted"},
+		"invalid":     {func(r *load.Report) { r.Valid = false }, "b.json is invalid"},
 	}
 	base := func() *load.Report {
 		r := small(1, 1, 0)
@@ -186,7 +203,9 @@ func TestCompareReportsErrors(t *testing.T) {
 	t.Parallel()
 	a, b := small(1, 1, 0), &load.Report{Valid: true}
 	for name, try := range map[string]func() (*load.Comparisons, error){
-		"one report": func() (*load.Comparisons, error) { return load.CompareReports([]load.NamedReport{named("a", a)}, 0.1) },
+		"one report": func() (*load.Comparisons, error) {
+			return load.CompareReports([]load.NamedReport{named("a", a)}, 0.1)
+		},
 		"nothing in common": func() (*load.Comparisons, error) {
 			return load.CompareReports([]load.NamedReport{named("a", a), named("b", b)}, 0.1)
 		},
@@ -209,7 +228,8 @@ func TestCompareReportsProperties(t *testing.T) {
 		var reports []load.NamedReport
 		for _, name := range []string{"base1", "new1"} {
 			for range rapid.IntRange(1, 4).Draw(t, "runs") {
-				reports = append(reports, named(name, small(figure.Draw(t, "p99"), figure.Draw(t, "rate"), rapid.Int64Range(0, 3).Draw(t, "missing"))))
+				reports = append(reports, named(name,
+					small(figure.Draw(t, "p99"), figure.Draw(t, "rate"), rapid.Int64Range(0, 3).Draw(t, "missing"))))
 			}
 		}
 		bound := rapid.Float64Range(0, 1).Draw(t, "bound")

@@ -57,11 +57,13 @@ func TestConfigValidate(t *testing.T) {
 		{"poll and misbehave", func(c *load.Config) { c.Callback.Poll, c.Callback.Behaviour.FailRate = true, 1 }, "polled"},
 		{"no port", func(c *load.Config) { c.Callback.Listen = "host" }, "receiver"},
 		{"a public URL", func(c *load.Config) { c.Callback.PublicURL = "https://example.com/hooks" }, ""},
-		{"a public URL with a query", func(c *load.Config) { c.Callback.PublicURL = "https://example.com/?a" }, "callback url"},
+		{"a public URL with a query", func(c *load.Config) { c.Callback.PublicURL = "https://example.com/?a" },
+			"callback url"},
 		{"a public name", func(c *load.Config) { c.Callback.PublicURL = "example.com" }, "callback url"},
 		{"an impossible receiver", func(c *load.Config) { c.Callback.Behaviour.FailRate = 2 }, "fail rate"},
 		{"a threshold of a phase that does not run", func(c *load.Config) {
-			c.Phases, c.Thresholds = []string{"sync"}, []load.Threshold{{Expression: "async.missing==0", Metric: "async.missing", Operator: "=="}}
+			c.Phases, c.Thresholds = []string{"sync"},
+				[]load.Threshold{{Expression: "async.missing==0", Metric: "async.missing", Operator: "=="}}
 		}, "async.missing"},
 	} {
 		cfg := load.Config{URL: "http://127.0.0.1:1", Requests: 10, Concurrency: 2}
@@ -70,7 +72,8 @@ func TestConfigValidate(t *testing.T) {
 		switch {
 		case test.want == "" && err != nil:
 			t.Errorf("%s: %v", test.name, err)
-		case test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "secret")):
+		case test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want) ||
+			strings.Contains(err.Error(), "secret")):
 			t.Errorf("%s: %v, want an error about %q without secrets", test.name, err, test.want)
 		}
 	}
@@ -82,7 +85,8 @@ func TestConfigDefaults(t *testing.T) {
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	if len(cfg.Phases) != 3 || cfg.Complexity != 1 || cfg.Timeout != time.Minute || cfg.On429 != load.On429Count || cfg.Tool == "" {
+	if len(cfg.Phases) != 3 || cfg.Complexity != 1 || cfg.Timeout != time.Minute || cfg.On429 != load.On429Count ||
+		cfg.Tool == "" {
 		t.Errorf("defaults: %+v", cfg)
 	}
 }

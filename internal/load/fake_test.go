@@ -51,7 +51,8 @@ func (f *fake) start(t *testing.T) *fake {
 	f.client.Transport = &http.Transport{MaxIdleConnsPerHost: 16}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintf(w, `{"status":"healthy","timestamp":%q,"version":"fake"}`, time.Now().Add(f.skew).UTC().Format(time.RFC3339Nano))
+		fmt.Fprintf(w, `{"status":"healthy","timestamp":%q,"version":"fake"}`,
+			time.Now().Add(f.skew).UTC().Format(time.RFC3339Nano))
 	})
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
 		if f.metrics == nil {
@@ -144,7 +145,8 @@ func (f *fake) handle(w http.ResponseWriter, r *http.Request) {
 // send posts a callback of the n-th request.
 func (f *fake) send(url, id string, n int64, attempt int) {
 	now := time.Now()
-	callback := tandem.Callback{Type: tandem.EventCompleted, RequestID: id, ProcessingTimeMS: 4, Timestamp: now.Add(f.skew).UTC()}
+	callback := tandem.Callback{Type: tandem.EventCompleted, RequestID: id, ProcessingTimeMS: 4,
+		Timestamp: now.Add(f.skew).UTC()}
 	callback.Metadata.Attempt = attempt
 	body, err := json.Marshal(callback)
 	if err != nil {

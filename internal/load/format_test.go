@@ -57,11 +57,13 @@ func TestShow(t *testing.T) {
 func TestDescribeRun(t *testing.T) {
 	t.Parallel()
 	for want, settings := range map[string]load.Settings{
-		"500 requests, 20 at a time (closed loop":                       {Requests: 500, Concurrency: 20},
-		"1.67 min, 20 at a time (closed loop":                           {DurationSeconds: 100, Concurrency: 20},
-		"500 requests or 10.0 s, 1 at a time":                           {Requests: 500, DurationSeconds: 10, Concurrency: 1},
-		"10.0 s, 200 a second (open loop, at most 64 at once)":          {DurationSeconds: 10, RatePerSecond: 200, Concurrency: 64},
-		"10.0 s, from 10.0 to 200 a second (open loop, at most 64 at o": {DurationSeconds: 10, RatePerSecond: 200, RampFromPerSecond: 10, Concurrency: 64},
+		"500 requests, 20 at a time (closed loop": {Requests: 500, Concurrency: 20},
+		"1.67 min, 20 at a time (closed loop":     {DurationSeconds: 100, Concurrency: 20},
+		"500 requests or 10.0 s, 1 at a time":     {Requests: 500, DurationSeconds: 10, Concurrency: 1},
+		"10.0 s, 200 a second (open loop, at most 64 at once)": {DurationSeconds: 10, RatePerSecond: 200,
+			Concurrency: 64},
+		"10.0 s, from 10.0 to 200 a second (open loop, at most 64 at o": {DurationSeconds: 10, RatePerSecond: 200,
+			RampFromPerSecond: 10, Concurrency: 64},
 	} {
 		if got := load.DescribeRun(&load.Report{Settings: settings}); !strings.Contains(got, "Each phase: "+want) {
 			t.Errorf("%q, want it to say %q", got, want)

@@ -80,7 +80,8 @@ func TestHTMLFetchesNothing(t *testing.T) {
 		}
 		for _, a := range node.Attr {
 			switch {
-			case strings.HasPrefix(a.Key, "on"), a.Key == "src", a.Key == "href", a.Key == "style", a.Key == "srcset", a.Key == "action":
+			case strings.HasPrefix(a.Key, "on"), a.Key == "src", a.Key == "href", a.Key == "style", a.Key == "srcset",
+				a.Key == "action":
 				t.Errorf("<%s %s=%q>", node.Data, a.Key, a.Val)
 			}
 		}
@@ -91,7 +92,8 @@ func TestHTMLFetchesNothing(t *testing.T) {
 		}
 	}
 	policy := attribute(p.all("meta")[1], "content")
-	if !strings.HasPrefix(policy, "default-src 'none'; ") || strings.Contains(policy, "unsafe") || strings.Contains(policy, "http") {
+	if !strings.HasPrefix(policy, "default-src 'none'; ") || strings.Contains(policy, "unsafe") ||
+		strings.Contains(policy, "http") {
 		t.Errorf("policy %q", policy)
 	}
 	if limit := 600_000; len(p.text) > limit {
@@ -166,7 +168,8 @@ func TestHTMLHoldsTheReport(t *testing.T) {
 				}
 			}
 			if len(line.Y) != len(chart.X) || points < 10 {
-				t.Errorf("%s, %s: %d values for %d places, %d of them points", chart.ID, line.Label, len(line.Y), len(chart.X), points)
+				t.Errorf("%s, %s: %d values for %d places, %d of them points", chart.ID, line.Label, len(line.Y), len(chart.X),
+					points)
 			}
 		}
 	}
@@ -242,7 +245,8 @@ func TestHTMLCards(t *testing.T) {
 		return strings.Join(texts, "\n")
 	}
 	good, bad := cards(0), cards(1)
-	if strings.Contains(good, "bad Callbacks") || !strings.Contains(good, "Work completedthe same") || strings.Count(good, "\n") != 3 {
+	if strings.Contains(good, "bad Callbacks") || !strings.Contains(good, "Work completedthe same") ||
+		strings.Count(good, "\n") != 3 {
 		t.Errorf("nothing missing:\n%s", good)
 	}
 	if !strings.Contains(bad, "bad Callbacks1,499 of 1,500") || !strings.Contains(bad, "Work completedunknown") {

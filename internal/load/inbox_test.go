@@ -36,7 +36,8 @@ func TestInboxCounts(t *testing.T) {
 		}
 		open := func(f fate) bool { return !f.answered && !f.refused }
 		for range rapid.IntRange(0, 200).Draw(t, "steps") {
-			switch rapid.SampledFrom([]string{"expect", "expect", "answer", "answer", "refuse", "arrive", "arrive", "arrive"}).Draw(t, "step") {
+			switch rapid.SampledFrom([]string{"expect", "expect", "answer", "answer", "refuse", "arrive", "arrive",
+				"arrive"}).Draw(t, "step") {
 			case "expect":
 				number, err := inbox.Expect()
 				if err != nil || number != uint64(len(fates)) {
@@ -119,8 +120,9 @@ func TestInboxKnowsItsKeys(t *testing.T) {
 	key := inbox.Key(1)
 	prefix := strings.TrimSuffix(key, "1")
 	for key, want := range map[string]int{
-		key: 200, prefix + "0": 200, prefix + "2": 404, prefix + "01": 404, prefix + "+1": 404, prefix + "-1": 404, prefix: 404,
-		"1": 404, "": 404, strings.ToUpper(prefix) + "x": 404, prefix + "18446744073709551616": 404,
+		key: 200, prefix + "0": 200, prefix + "2": 404, prefix + "01": 404, prefix + "+1": 404, prefix + "-1": 404,
+		prefix: 404,
+		"1":    404, "": 404, strings.ToUpper(prefix) + "x": 404, prefix + "18446744073709551616": 404,
 	} {
 		if got := inbox.ArriveAt(key); got != want {
 			t.Errorf("key %q: answered %d, want %d", key, got, want)

@@ -41,11 +41,14 @@ func TestInsightsFlip(t *testing.T) {
 		{"acceptance at the edge of the same", none, accept(242 / 1.09), accept(242 / 1.2), "Callers wait equally long",
 			"Async frees the caller"},
 		{
-			"acceptance becomes uneven", none, phase(func(_, p *load.Phase) { p.Async.Response.P99MS = 99 * p.Async.Response.P50MS }), none,
+			"acceptance becomes uneven", none,
+			phase(func(_, p *load.Phase) { p.Async.Response.P99MS = 99 * p.Async.Response.P50MS }), none,
 			"Acceptance is uneven", "",
 		},
-		{"async completes more", closed, completed(100, 109), completed(100, 250), "complete the work equally fast", "Async completes 2.5× as much"},
-		{"async completes less", closed, completed(100, 92), completed(250, 100), "complete the work equally fast", "Sync completes 2.5× as much"},
+		{"async completes more", closed, completed(100, 109), completed(100, 250), "complete the work equally fast",
+			"Async completes 2.5× as much"},
+		{"async completes less", closed, completed(100, 92), completed(250, 100), "complete the work equally fast",
+			"Sync completes 2.5× as much"},
 		{
 			"async completes less, and waited for what was missing", func(r *load.Report) { closed(r); completed(250, 100)(r) },
 			none, phase(func(_, p *load.Phase) { p.Callbacks.Missing = 3 }),
@@ -54,7 +57,8 @@ func TestInsightsFlip(t *testing.T) {
 		{"async completes nothing", closed, completed(100, 100), completed(100, 0), "complete the work equally fast", ""},
 		{
 			"the work computes, by the service's account", func(r *load.Report) { closed(r); completed(80, 80)(r) },
-			phase(func(p, _ *load.Phase) { p.Server.CPUSeconds = 240 * 1.8 * 0.9 }), phase(func(p, _ *load.Phase) { p.Server.CPUSeconds = 240 * 1.8 * 0.2 }),
+			phase(func(p, _ *load.Phase) { p.Server.CPUSeconds = 240 * 1.8 * 0.9 }),
+			phase(func(p, _ *load.Phase) { p.Server.CPUSeconds = 240 * 1.8 * 0.2 }),
 			"The work is CPU-bound", "Both ways complete the work equally fast",
 		},
 		{
@@ -67,7 +71,8 @@ func TestInsightsFlip(t *testing.T) {
 			"Both ways keep up with what was asked", "Both ways complete the work equally fast",
 		},
 		{
-			"a queue grows", none, phase(func(_, p *load.Phase) { p.Async.AcceptedPerSecond = 1000 }), phase(func(_, p *load.Phase) { p.Async.AcceptedPerSecond = 60 }),
+			"a queue grows", none, phase(func(_, p *load.Phase) { p.Async.AcceptedPerSecond = 1000 }),
+			phase(func(_, p *load.Phase) { p.Async.AcceptedPerSecond = 60 }),
 			"the rest waited in the queue", "",
 		},
 		{
@@ -75,7 +80,8 @@ func TestInsightsFlip(t *testing.T) {
 			"The result itself comes later with async", "The result itself comes equally soon",
 		},
 		{
-			"the result comes sooner", none, phase(func(_, p *load.Phase) { p.Async.EndToEnd.P50MS = 90 }), phase(func(_, p *load.Phase) { p.Async.EndToEnd = nil }),
+			"the result comes sooner", none, phase(func(_, p *load.Phase) { p.Async.EndToEnd.P50MS = 90 }),
+			phase(func(_, p *load.Phase) { p.Async.EndToEnd = nil }),
 			"The result itself comes sooner with async", "",
 		},
 		{
@@ -83,14 +89,17 @@ func TestInsightsFlip(t *testing.T) {
 			"most of it is waiting for a slot", "the delivery 1.52 ms.",
 		},
 		{
-			"a callback is missing", none, none, phase(func(_, p *load.Phase) { p.Callbacks.Delivered--; p.Callbacks.Missing++ }),
+			"a callback is missing", none, none,
+			phase(func(_, p *load.Phase) { p.Callbacks.Delivered--; p.Callbacks.Missing++ }),
 			"All 1,800 callbacks came, and every signature was verified", "1 of 1,800 callbacks had not come",
 		},
 		{
-			"all callbacks are missing", none, phase(func(_, p *load.Phase) { p.Callbacks.Missing = 1799 }), phase(func(_, p *load.Phase) { p.Callbacks.Missing = 1800 }),
+			"all callbacks are missing", none, phase(func(_, p *load.Phase) { p.Callbacks.Missing = 1799 }),
+			phase(func(_, p *load.Phase) { p.Callbacks.Missing = 1800 }),
 			"1,799 of 1,800 callbacks had not come", "None of 1,800 callbacks came",
 		},
-		{"signatures are not checked", none, none, func(r *load.Report) { r.Settings.Signed = false }, "every signature was verified", "signatures were not checked"},
+		{"signatures are not checked", none, none, func(r *load.Report) { r.Settings.Signed = false },
+			"every signature was verified", "signatures were not checked"},
 		{
 			"results are polled for", none, none, func(r *load.Report) {
 				r.Settings.Completion, r.Phases[1].Callbacks.Polled = load.CompletionPoll, 1700
@@ -102,7 +111,8 @@ func TestInsightsFlip(t *testing.T) {
 			"Sync completes 333× as much", "The throughput of async is unknown",
 		},
 		{
-			"what a poll sees may have been there before", func(r *load.Report) { phase(func(_, p *load.Phase) { p.Async.EndToEnd.P50MS = 1360 })(r) }, none,
+			"what a poll sees may have been there before",
+			func(r *load.Report) { phase(func(_, p *load.Phase) { p.Async.EndToEnd.P50MS = 1360 })(r) }, none,
 			func(r *load.Report) { r.Settings.Completion = load.CompletionPoll },
 			"The result itself comes later with async", "Half of the async results were seen within 1.36 s, by polling",
 		},
@@ -131,30 +141,40 @@ func TestInsightsFlip(t *testing.T) {
 			"8 callbacks were answered badly on purpose, and the service tried again: 6 of the 1,800", "",
 		},
 		{
-			"the breaker", none, phase(func(_, p *load.Phase) { p.Callbacks.Breaker = load.BreakerOpen }), phase(func(_, p *load.Phase) { p.Callbacks.Breaker = load.BreakerHalfOpen }),
+			"the breaker", none, phase(func(_, p *load.Phase) { p.Callbacks.Breaker = load.BreakerOpen }),
+			phase(func(_, p *load.Phase) { p.Callbacks.Breaker = load.BreakerHalfOpen }),
 			"circuit breaker for this receiver was open", "",
 		},
 		{
-			"what is missing on purpose is no reason", phase(func(_, p *load.Phase) { p.Callbacks.Missing = 9 }), none, phase(func(_, p *load.Phase) { p.Callbacks.Misbehaved = 9 }),
+			"what is missing on purpose is no reason", phase(func(_, p *load.Phase) { p.Callbacks.Missing = 9 }), none,
+			phase(func(_, p *load.Phase) { p.Callbacks.Misbehaved = 9 }),
 			"callbacks are missing before you choose async", "Choose async when callers can go on",
 		},
-		{"repeats", none, phase(func(_, p *load.Phase) { p.Callbacks.Duplicate = 4 }), none, "4 of the callbacks were repeats", ""},
-		{"a forgery", none, phase(func(_, p *load.Phase) { p.Callbacks.BadSignature = 1 }), none, "1 of the callbacks had a signature that does not verify", ""},
+		{"repeats", none, phase(func(_, p *load.Phase) { p.Callbacks.Duplicate = 4 }), none,
+			"4 of the callbacks were repeats", ""},
+		{"a forgery", none, phase(func(_, p *load.Phase) { p.Callbacks.BadSignature = 1 }), none,
+			"1 of the callbacks had a signature that does not verify", ""},
 		{
-			"refusals", none, phase(func(p, _ *load.Phase) { p.Sync.Errors["http_429"] = 7 }), phase(func(p, _ *load.Phase) { p.Sync.Errors["http_500"] = 7 }),
-			"In the sync phase, 7 of the answers to 1,800 requests said 429 or 503", "In the sync phase, 7 of 1,800 requests ended in an error",
+			"refusals", none, phase(func(p, _ *load.Phase) { p.Sync.Errors["http_429"] = 7 }),
+			phase(func(p, _ *load.Phase) { p.Sync.Errors["http_500"] = 7 }),
+			"In the sync phase, 7 of the answers to 1,800 requests said 429 or 503",
+			"In the sync phase, 7 of 1,800 requests ended in an error",
 		},
 		{
-			"async costs more", none, phase(func(_, p *load.Phase) { p.Server.CPUSeconds *= 2 }), phase(func(_, p *load.Phase) { p.Server.CPUSeconds /= 2 }),
+			"async costs more", none, phase(func(_, p *load.Phase) { p.Server.CPUSeconds *= 2 }),
+			phase(func(_, p *load.Phase) { p.Server.CPUSeconds /= 2 }),
 			"Async costs the server more CPU time", "Async costs the server less CPU time",
 		},
 		{"async costs the same", none, none, phase(func(_, p *load.Phase) { p.Server = nil }), "equally much CPU time", ""},
 		{
-			"side by side", none, func(r *load.Report) { r.Phases[2].Sync.Response.P99MS *= 3 }, func(r *load.Report) { r.Phases[2].Sync.Response.P99MS /= 3 },
+			"side by side", none, func(r *load.Report) { r.Phases[2].Sync.Response.P99MS *= 3 },
+			func(r *load.Report) { r.Phases[2].Sync.Response.P99MS /= 3 },
 			"sync answers are slower than alone", "sync answers are faster than alone",
 		},
-		{"sync is the choice", none, accept(1), accept(500), "Choose sync when the caller cannot go on", "Choose sync for work like this"},
-		{"async is the choice", none, accept(1), accept(500), "Choose async when callers can go on", "Choose async here for what it promises"},
+		{"sync is the choice", none, accept(1), accept(500), "Choose sync when the caller cannot go on",
+			"Choose sync for work like this"},
+		{"async is the choice", none, accept(1), accept(500), "Choose async when callers can go on",
+			"Choose async here for what it promises"},
 		{
 			"async is the choice for throughput", closed, completed(100, 300), completed(100, 100),
 			"300/s are completed", "the result follows in",
@@ -244,12 +264,14 @@ func TestCompare(t *testing.T) {
 	r := &load.Report{Phases: []load.Phase{
 		{
 			Name: load.PhaseSync, Server: &load.ServerUse{CPUSeconds: 2},
-			Sync: &load.Side{Accepted: 100, Completed: 100, AcceptedPerSecond: 80, CompletedPerSecond: 80, Response: load.Latency{Count: 100, P50MS: 200, P99MS: 300}},
+			Sync: &load.Side{Accepted: 100, Completed: 100, AcceptedPerSecond: 80, CompletedPerSecond: 80,
+				Response: load.Latency{Count: 100, P50MS: 200, P99MS: 300}},
 		},
 		{
 			Name: load.PhaseAsync, Server: &load.ServerUse{CPUSeconds: 3},
 			Async: &load.Side{
-				Accepted: 100, Completed: 90, WorkFailed: 7, AcceptedPerSecond: 800, CompletedPerSecond: 84, Response: load.Latency{Count: 100, P50MS: 2, P99MS: 5},
+				Accepted: 100, Completed: 90, WorkFailed: 7, AcceptedPerSecond: 800, CompletedPerSecond: 84,
+				Response: load.Latency{Count: 100, P50MS: 2, P99MS: 5},
 				EndToEnd: &load.Latency{Count: 100, P50MS: 400},
 			},
 		},
@@ -263,7 +285,8 @@ func TestCompare(t *testing.T) {
 	}
 	r.Phases[0].Sync.CompletedPerSecond, r.Phases[0].Server, r.Phases[1].Async.EndToEnd = 70, nil, nil
 	got := load.Compare(r)
-	if got.SameCompletion || math.Abs(got.CompletedRatio-1.2) > 1e-9 || got.CPUPerRequestSync != 0 || got.EndToEndP50Ratio != 0 {
+	if got.SameCompletion || math.Abs(got.CompletedRatio-1.2) > 1e-9 || got.CPUPerRequestSync != 0 ||
+		got.EndToEndP50Ratio != 0 {
 		t.Errorf("%+v", got)
 	}
 	r.Settings.Completion = load.CompletionPoll
@@ -290,8 +313,12 @@ func TestStarved(t *testing.T) {
 		{"longer", func(r *load.Report) { r.Phases[0].Sync.Processing.P50MS = 2.2 * 24 }, true},
 		{"longer, async", func(r *load.Report) { r.Phases[1].Async.Processing.P50MS = 2.2 * 24 }, true},
 		{"the default task", func(r *load.Report) { r.Settings.Task = ""; r.Phases[0].Sync.Processing.P50MS = 200 }, true},
-		{"work that waits", func(r *load.Report) { r.Settings.Task = "sleep"; r.Phases[0].Sync.Processing.P50MS = 200 }, false},
-		{"others used the time", func(r *load.Report) { r.Phases[0].Sync.Completed--; r.Phases[0].Sync.Processing.P50MS = 200 }, false},
+		{"work that waits", func(r *load.Report) { r.Settings.Task = "sleep"; r.Phases[0].Sync.Processing.P50MS = 200 },
+			false},
+		{
+			"others used the time",
+			func(r *load.Report) { r.Phases[0].Sync.Completed--; r.Phases[0].Sync.Processing.P50MS = 200 }, false,
+		},
 		{"too little to tell", func(r *load.Report) {
 			r.Phases[0].Server.CPUSeconds = 1500 * 0.004
 			r.Phases[0].Sync.Processing.P50MS = 200

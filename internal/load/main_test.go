@@ -39,7 +39,8 @@ func serveFloor() error {
 	mux.HandleFunc("POST /sync", func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		w.Header().Set("Content-Type", "application/json")
-		_, _ = io.WriteString(w, `{"request_id":"req_0","result":{"number":1},"processing_time_ms":0.1,"timestamp":"2026-01-01T00:00:00Z"}`)
+		_, _ = io.WriteString(w, `{"request_id":"req_0","result":{"number":1},"processing_time_ms":0.1,`+
+			`"timestamp":"2026-01-01T00:00:00Z"}`)
 	})
 	fmt.Println(listener.Addr())
 	go func() {

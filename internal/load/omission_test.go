@@ -115,7 +115,8 @@ func (p *pipes) Close() error {
 func (p *pipes) Addr() net.Addr { return &net.TCPAddr{} }
 
 // TestOpenLoopSeesStalls: a server that stands still for 1 s in 10 s. Of 50
-// requests a second, five of the 500 are planned in the first 100 ms of the stall, so the true p99 is 0.9 s. The report must say
+// requests a second, five of the 500 are planned in the first 100 ms of the stall, so the true p99 is 0.9 s. The report
+// must say
 // so to 3 %, although no caller was free to send on time.
 func TestOpenLoopSeesStalls(t *testing.T) {
 	t.Parallel()
@@ -138,7 +139,8 @@ func testOpenLoopSeesStalls(t *testing.T) {
 		t.Fatalf("loop %s, side %+v", phase.Loop, phase.Sync)
 	}
 
-	// The truth, by the server's account: no request comes before it is planned, so the earliest tells when the plan began.
+	// The truth, by the server's account: no request comes before it is planned, so the earliest tells when the plan
+	// began.
 	planned := func(k int64) time.Duration { return time.Duration(k) * time.Second / rate }
 	began := time.Hour
 	for k, visit := range s.seen {
@@ -159,7 +161,8 @@ func testOpenLoopSeesStalls(t *testing.T) {
 	// 16 requests were in flight when it stood still; those after them waited for a place, and the
 	// service time of the p99 hides that.
 	if phase.Sync.Service.Count != count || phase.Sync.Service.P95MS >= phase.Sync.Response.P95MS {
-		t.Errorf("service p95 %.1f ms, response p95 %.1f ms: want the former to be less", phase.Sync.Service.P95MS, phase.Sync.Response.P95MS)
+		t.Errorf("service p95 %.1f ms, response p95 %.1f ms: want the former to be less", phase.Sync.Service.P95MS,
+			phase.Sync.Response.P95MS)
 	}
 	if phase.Lag.MaxMS < 600 {
 		t.Errorf("scheduling lag at most %.1f ms: the wait for a place is not shown", phase.Lag.MaxMS)
@@ -206,14 +209,16 @@ func testScheduleThatCannotBeHeld(t *testing.T) {
 	dial, stop := s.serve()
 	defer stop()
 	report, err := load.Run(t.Context(), load.Elsewhere(load.Config{
-		URL: "http://127.0.0.1:1", Phases: []string{load.PhaseSync}, Rate: 1000, Duration: 500 * time.Millisecond, Concurrency: 2, Timeout: 500 * time.Millisecond,
+		URL: "http://127.0.0.1:1", Phases: []string{load.PhaseSync}, Rate: 1000, Duration: 500 * time.Millisecond,
+		Concurrency: 2, Timeout: 500 * time.Millisecond,
 	}, dial))
 	if err != nil {
 		t.Fatal(err)
 	}
 	side := report.Phases[0].Sync
 	if side.Planned != 500 || side.Sent == 0 || side.Sent > 110 || report.Valid {
-		t.Errorf("planned %d, sent %d, valid %t: 2 callers send at most 50 a second each", side.Planned, side.Sent, report.Valid)
+		t.Errorf("planned %d, sent %d, valid %t: 2 callers send at most 50 a second each", side.Planned, side.Sent,
+			report.Valid)
 	}
 	var sent int64
 	for _, step := range side.Series {

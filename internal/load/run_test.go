@@ -54,10 +54,12 @@ func TestCallbacksAreCountedExactly(t *testing.T) {
 		t.Errorf("callbacks (-want +got)\n%s", diff)
 	}
 	side := phase.Async
-	if side.Sent != n || side.Accepted != n || side.Completed != want.Delivered || side.SuccessRatePercent != 92.9 || len(side.Errors) != 0 {
+	if side.Sent != n || side.Accepted != n || side.Completed != want.Delivered || side.SuccessRatePercent != 92.9 ||
+		len(side.Errors) != 0 {
 		t.Errorf("side: %+v", side)
 	}
-	for name, latency := range map[string]*load.Latency{"end to end": side.EndToEnd, "processing": side.Processing, "delivery": side.DeliveryLag} {
+	for name, latency := range map[string]*load.Latency{"end to end": side.EndToEnd, "processing": side.Processing,
+		"delivery": side.DeliveryLag} {
 		if latency == nil || latency.Count != want.Delivered {
 			t.Errorf("%s: %+v, want one value for each of %d callbacks", name, latency, want.Delivered)
 		}
@@ -108,7 +110,8 @@ func TestNoCallbacks(t *testing.T) {
 		t.Errorf("callbacks (-want +got)\n%s", diff)
 	}
 	side := report.Phases[0].Async
-	if side.Accepted != 30 || side.Completed != 0 || side.CompletedPerSecond != 0 || side.SuccessRatePercent != 0 || side.EndToEnd != nil {
+	if side.Accepted != 30 || side.Completed != 0 || side.CompletedPerSecond != 0 || side.SuccessRatePercent != 0 ||
+		side.EndToEnd != nil {
 		t.Errorf("side: %+v, want 30 accepted and nothing completed", side)
 	}
 	if len(report.Thresholds) != 1 || report.Thresholds[0].Pass || report.Thresholds[0].Value != 30 {
@@ -175,11 +178,14 @@ func TestInterrupted(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !report.Interrupted || len(report.Thresholds) != 0 || len(report.Phases) != 1 {
-		t.Errorf("interrupted %t, %d thresholds, %d phases; want true, none, one", report.Interrupted, len(report.Thresholds), len(report.Phases))
+		t.Errorf("interrupted %t, %d thresholds, %d phases; want true, none, one", report.Interrupted, len(report.Thresholds),
+			len(report.Phases))
 	}
 	// 3 callers may still have been reading one of the 19 answers.
-	if side := report.Phases[0].Sync; side.Accepted < 16 || side.Accepted > 19 || side.Sent != side.Accepted || len(side.Errors) != 0 {
-		t.Errorf("%d accepted, %d sent, errors %v; want the 19 that were answered, and no error for those that were cut off", side.Accepted, side.Sent, side.Errors)
+	if side := report.Phases[0].Sync; side.Accepted < 16 || side.Accepted > 19 || side.Sent != side.Accepted ||
+		len(side.Errors) != 0 {
+		t.Errorf("%d accepted, %d sent, errors %v; want the 19 that were answered, and no error for those that were cut off",
+			side.Accepted, side.Sent, side.Errors)
 	}
 }
 
@@ -235,13 +241,16 @@ func TestErrorsByCategory(t *testing.T) {
 		}
 		return true
 	}}).start(t)
-	report := f.run(t, load.Config{Phases: []string{load.PhaseSync}, Requests: 20, Concurrency: 1, Timeout: 2 * time.Second})
+	report := f.run(t, load.Config{Phases: []string{load.PhaseSync}, Requests: 20, Concurrency: 1,
+		Timeout: 2 * time.Second})
 	side := report.Phases[0].Sync
-	want := map[string]int64{"timeout": 1, "connect": 1, "http_429": 1, "http_503": 1, "http_400": 1, "http_502": 1, "bad_body": 2}
+	want := map[string]int64{"timeout": 1, "connect": 1, "http_429": 1, "http_503": 1, "http_400": 1, "http_502": 1,
+		"bad_body": 2}
 	if diff := cmp.Diff(want, side.Errors); diff != "" {
 		t.Errorf("errors (-want +got)\n%s", diff)
 	}
-	if side.Sent != 20 || side.Accepted != 12 || side.WorkFailed != 1 || side.SuccessRatePercent != 60 || side.Response.Count != 12 {
+	if side.Sent != 20 || side.Accepted != 12 || side.WorkFailed != 1 || side.SuccessRatePercent != 60 ||
+		side.Response.Count != 12 {
 		t.Errorf("side: %+v", side)
 	}
 	if warnings := strings.Join(report.Warnings, "\n"); !strings.Contains(warnings, "INVALID_INPUT: data is empty") {
@@ -274,13 +283,16 @@ func TestRespectsRefusals(t *testing.T) {
 		}
 		return false
 	}}).start(t)
-	report := f.run(t, load.Config{Phases: []string{load.PhaseSync}, Requests: 10, Concurrency: 1, On429: load.On429Respect})
+	report := f.run(t, load.Config{Phases: []string{load.PhaseSync}, Requests: 10, Concurrency: 1,
+		On429: load.On429Respect})
 	side := report.Phases[0].Sync
-	if side.Sent != 10 || side.Retried != 1 || side.Accepted != 10 || side.Errors["http_429"] != 1 || side.SuccessRatePercent != 100 {
+	if side.Sent != 10 || side.Retried != 1 || side.Accepted != 10 || side.Errors["http_429"] != 1 ||
+		side.SuccessRatePercent != 100 {
 		t.Errorf("side: %+v, want 10 sent, one of them twice, and all accepted", side)
 	}
 	if side.Response.MaxMS < 1000 || side.Service.MaxMS >= 1000 {
-		t.Errorf("response max %v ms, service max %v ms: the wait belongs to the former only", side.Response.MaxMS, side.Service.MaxMS)
+		t.Errorf("response max %v ms, service max %v ms: the wait belongs to the former only", side.Response.MaxMS,
+			side.Service.MaxMS)
 	}
 }
 
@@ -347,7 +359,8 @@ func TestPoll(t *testing.T) {
 		Phases: []string{load.PhaseAsync}, Requests: 6, Concurrency: 2, Drain: 3 * time.Second,
 		Callback: load.CallbackConfig{Poll: true}, Progress: progress,
 	})
-	want := load.Callbacks{Expected: 6, Polled: 5, Missing: 1, MissingSampled: 1, MissingByStatus: map[string]int64{"pending": 1}}
+	want := load.Callbacks{Expected: 6, Polled: 5, Missing: 1, MissingSampled: 1,
+		MissingByStatus: map[string]int64{"pending": 1}}
 	if diff := cmp.Diff(want, *report.Phases[0].Callbacks); diff != "" {
 		t.Errorf("callbacks (-want +got)\n%s", diff)
 	}
@@ -361,7 +374,8 @@ func TestPoll(t *testing.T) {
 			t.Errorf("callback_url %s could reach somebody", url)
 		}
 	}
-	if !strings.Contains(strings.Join(report.Warnings, "\n"), "tandem-load.invalid") || report.Settings.Completion != "poll" {
+	if !strings.Contains(strings.Join(report.Warnings, "\n"), "tandem-load.invalid") ||
+		report.Settings.Completion != "poll" {
 		t.Errorf("the report does not say that it polled: %q", report.Warnings)
 	}
 }
@@ -411,10 +425,12 @@ func TestPhases(t *testing.T) {
 	if report.Phases[0].Async != nil || report.Phases[1].Sync != nil || report.Phases[0].Sync.Sent != 40 {
 		t.Errorf("a phase has a side that it did not ask for, or counts the warm-up")
 	}
-	if len(told) != 4 || told[0].Phase != "warm-up" || told[3].Number != 3 || told[3].Sent != 40 || told[3].Completed != 40 {
+	if len(told) != 4 || told[0].Phase != "warm-up" || told[3].Number != 3 || told[3].Sent != 40 ||
+		told[3].Completed != 40 {
 		t.Errorf("told of the ends of phases: %+v", told)
 	}
-	if report.Comparison == nil || report.Settings.DataBytes != 14 || !report.Settings.Signed || report.Target.Version != "fake" || report.Target.MetricsRead {
+	if report.Comparison == nil || report.Settings.DataBytes != 14 || !report.Settings.Signed ||
+		report.Target.Version != "fake" || report.Target.MetricsRead {
 		t.Errorf("comparison %v, settings %+v, target %+v", report.Comparison, report.Settings, report.Target)
 	}
 }
@@ -427,10 +443,13 @@ func TestCannotStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	nobody.Close()
-	stranger := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>") }))
+	stranger := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, "<html>")
+	}))
 	t.Cleanup(stranger.Close)
 	secured := httptest.NewUnstartedServer(http.NotFoundHandler())
-	secured.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // it complains of a caller who does not trust it
+	// it complains of a caller who does not trust it
+	secured.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	secured.StartTLS()
 	t.Cleanup(secured.Close)
 	f := (&fake{}).start(t)
@@ -443,16 +462,18 @@ func TestCannotStart(t *testing.T) {
 		url, listen string
 		want, hint  string
 	}{
-		"nobody listens":       {"http://" + nobody.Addr().String(), "", "connection refused", "is the service running"},
-		"not tandem":           {stranger.URL, "", "is not a tandem service", "base URL"},
-		"unknown certificate":  {secured.URL, "", "certificate", "not trusted"},
-		"plain, asked for TLS": {strings.Replace(f.url, "http:", "https:", 1), "", "HTTP response to HTTPS client", "http://"},
-		"unknown name":         {"http://tandem-load.invalid", "", "tandem-load.invalid", "name is not known"},
-		"port in use":          {f.url, taken.Addr().String(), "address already in use", "--callback-port"},
+		"nobody listens":      {"http://" + nobody.Addr().String(), "", "connection refused", "is the service running"},
+		"not tandem":          {stranger.URL, "", "is not a tandem service", "base URL"},
+		"unknown certificate": {secured.URL, "", "certificate", "not trusted"},
+		"plain, asked for TLS": {strings.Replace(f.url, "http:", "https:", 1), "", "HTTP response to HTTPS client",
+			"http://"},
+		"unknown name": {"http://tandem-load.invalid", "", "tandem-load.invalid", "name is not known"},
+		"port in use":  {f.url, taken.Addr().String(), "address already in use", "--callback-port"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, err := load.Run(t.Context(), load.Config{URL: test.url, Requests: 1, Concurrency: 1, Callback: load.CallbackConfig{Listen: test.listen}})
+			_, err := load.Run(t.Context(),
+				load.Config{URL: test.url, Requests: 1, Concurrency: 1, Callback: load.CallbackConfig{Listen: test.listen}})
 			var start *load.StartError
 			if !errors.As(err, &start) || !strings.Contains(err.Error(), test.want) || !strings.Contains(start.Hint, test.hint) {
 				t.Errorf("%v (%+v), want a StartError with %q and the hint %q", err, start, test.want, test.hint)
@@ -467,7 +488,8 @@ func TestServerUse(t *testing.T) {
 	var reads atomic.Int64
 	f := (&fake{metrics: func() string {
 		n := reads.Add(1) // the first answer is that of the check before the run
-		return fmt.Sprintf("# HELP x y\nprocess_cpu_seconds_total %d.5\nprocess_cpu_seconds_total_of_another 99\nprocess_resident_memory_bytes %de6\n", 10*n, 5-n)
+		return fmt.Sprintf("# HELP x y\nprocess_cpu_seconds_total %d.5\nprocess_cpu_seconds_total_of_another "+
+			"99\nprocess_resident_memory_bytes %de6\n", 10*n, 5-n)
 	}}).start(t)
 	report := f.run(t, load.Config{Phases: []string{load.PhaseSync}, Requests: 5})
 	phase := report.Phases[0]
@@ -477,7 +499,8 @@ func TestServerUse(t *testing.T) {
 	// A reading a second, of which there may be some on a busy machine: 10 s each.
 	want := float64(10 * (reads.Load() - 2))
 	if use := phase.Server; use.CPUSeconds != want || use.MaxMemoryBytes != 3e6 || use.CPUCores != want/phase.WallSeconds {
-		t.Errorf("use %+v after %d readings, want %v s of CPU and 3 MB, the first that the phase saw", use, reads.Load(), want)
+		t.Errorf("use %+v after %d readings, want %v s of CPU and 3 MB, the first that the phase saw", use, reads.Load(),
+			want)
 	}
 }
 
@@ -501,7 +524,8 @@ func TestReceiverAddress(t *testing.T) {
 	report := f.run(t, load.Config{
 		Phases: []string{load.PhaseAsync}, Requests: 5, Drain: 10 * time.Second, Callback: load.CallbackConfig{Listen: ":0"},
 	})
-	if url := report.Settings.CallbackURL; !strings.HasPrefix(url, "http://127.0.0.1:") || report.Phases[0].Callbacks.Delivered != 5 {
+	if url := report.Settings.CallbackURL; !strings.HasPrefix(url, "http://127.0.0.1:") ||
+		report.Phases[0].Callbacks.Delivered != 5 {
 		t.Errorf("callbacks at %s: %+v", url, report.Phases[0].Callbacks)
 	}
 }
@@ -511,7 +535,8 @@ func TestPublicURL(t *testing.T) {
 	t.Parallel()
 	f := (&fake{callbacks: func(int64) int { return 0 }}).start(t)
 	report := f.run(t, load.Config{
-		Phases: []string{load.PhaseAsync}, Requests: 2, Callback: load.CallbackConfig{PublicURL: "https://example.com/hooks/"},
+		Phases: []string{load.PhaseAsync}, Requests: 2,
+		Callback: load.CallbackConfig{PublicURL: "https://example.com/hooks/"},
 	})
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -28,7 +28,8 @@ type sample struct {
 }
 
 // sleepy is work that waits on a service with many slots: async frees its callers at once.
-var sleepy = sample{requests: 1800, concurrency: 64, rate: 60, slots: 32, workMS: 240, acceptMS: 1.1, mixed: true, seed: 1}
+var sleepy = sample{requests: 1800, concurrency: 64, rate: 60, slots: 32, workMS: 240, acceptMS: 1.1, mixed: true,
+	seed: 1}
 
 // busy is work that computes on two cores: both ways complete equally fast.
 var busy = sample{requests: 1500, concurrency: 20, slots: 2, workMS: 24, acceptMS: 1.3, seed: 2}
@@ -45,14 +46,16 @@ func (s sample) report(t testing.TB) *load.Report {
 	r := &load.Report{
 		Schema: load.SchemaVersion, Tool: "tandem 1.2.3", Mode: "balanced", Valid: true,
 		StartedAt: time.Date(2026, 11, 21, 23, 15, 0, 0, time.UTC),
-		Target:    load.Target{URL: "http://127.0.0.1:8000", Version: "1.2.3", Mode: "demo", MetricsRead: true, ClockOffsetMS: 0.08},
+		Target: load.Target{URL: "http://127.0.0.1:8000", Version: "1.2.3", Mode: "demo", MetricsRead: true,
+			ClockOffsetMS: 0.08},
 		Settings: load.Settings{
 			Requests: int64(s.requests), Concurrency: s.concurrency, RatePerSecond: s.rate, WarmupSeconds: 1,
 			SyncRatio: 0.5, Task: "sleep", Complexity: 3, DataBytes: 14, TimeoutSeconds: 30, DrainSeconds: 30, Seed: s.seed,
 			On429: load.On429Count, Completion: load.CompletionCallback, CallbackURL: "http://127.0.0.1:41234", Signed: true,
 		},
-		Generator: load.Generator{CPUSeconds: 3.2, CPUShare: 0.05, MaxMemoryBytes: 38_000_000, Cores: 2, LagP99MS: 0.4, SharesMachine: true},
-		Warnings:  []string{"the service runs on the generator's machine: their CPU competes"},
+		Generator: load.Generator{CPUSeconds: 3.2, CPUShare: 0.05, MaxMemoryBytes: 38_000_000, Cores: 2, LagP99MS: 0.4,
+			SharesMachine: true},
+		Warnings: []string{"the service runs on the generator's machine: their CPU competes"},
 	}
 	if s.slots < 10 {
 		r.Settings.Task = "compute"

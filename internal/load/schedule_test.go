@@ -63,9 +63,11 @@ func TestSchedule(t *testing.T) {
 		ends     time.Duration
 		at       map[int64]time.Duration
 	}{
-		{"constant", 100, 100, 0, second, 100, second, map[int64]time.Duration{0: 0, 1: 10 * time.Millisecond, 99: 990 * time.Millisecond}},
+		{"constant", 100, 100, 0, second, 100, second,
+			map[int64]time.Duration{0: 0, 1: 10 * time.Millisecond, 99: 990 * time.Millisecond}},
 		{"bounded by requests", 100, 100, 30, second, 30, second, map[int64]time.Duration{29: 290 * time.Millisecond}},
-		{"length follows from requests", 100, 100, 30, 0, 30, 300 * time.Millisecond, map[int64]time.Duration{29: 290 * time.Millisecond}},
+		{"length follows from requests", 100, 100, 30, 0, 30, 300 * time.Millisecond,
+			map[int64]time.Duration{29: 290 * time.Millisecond}},
 		{"less than one a second", 0.1, 0.1, 0, 100 * second, 10, 100 * second, map[int64]time.Duration{9: 90 * second}},
 		{"growing", 10, 30, 0, 2 * second, 40, 2 * second, map[int64]time.Duration{0: 0, 15: second}},
 		{"falling", 30, 10, 0, 2 * second, 40, 2 * second, map[int64]time.Duration{25: second}},
@@ -87,7 +89,8 @@ func TestSchedule(t *testing.T) {
 // TestWaitUntil: never early, and over at once when nobody needs it any more.
 func TestWaitUntil(t *testing.T) {
 	t.Parallel()
-	for _, d := range []time.Duration{-time.Second, 0, 300 * time.Microsecond, 1900 * time.Microsecond, 2100 * time.Microsecond, 20 * time.Millisecond} {
+	for _, d := range []time.Duration{-time.Second, 0, 300 * time.Microsecond, 1900 * time.Microsecond,
+		2100 * time.Microsecond, 20 * time.Millisecond} {
 		due := time.Now().Add(d)
 		if !load.WaitUntil(t.Context(), due) || time.Now().Before(due) {
 			t.Errorf("a wait of %v was over %v too early", d, time.Until(due))
@@ -156,7 +159,8 @@ func TestMergedHistograms(t *testing.T) {
 		}
 		// They are the values, to three digits; what is longer than an hour counts as an hour.
 		slices.Sort(values)
-		for _, check := range []struct{ q, got float64 }{{0.5, merged.P50MS}, {0.9, merged.P90MS}, {0.99, merged.P99MS}, {1, merged.MaxMS}} {
+		for _, check := range []struct{ q, got float64 }{{0.5, merged.P50MS}, {0.9, merged.P90MS}, {0.99, merged.P99MS},
+			{1, merged.MaxMS}} {
 			rank := max(int(check.q*float64(len(values))+0.5), 1) - 1 // as HdrHistogram rounds
 			want := float64(min(values[rank], int64(time.Hour))/1000) / 1000
 			if math.Abs(check.got-want) > 0.001+want/1000 {

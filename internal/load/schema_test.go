@@ -29,20 +29,24 @@ var schemaPath = filepath.FromSlash("../../api/load-report.schema.json")
 var signed = map[string]bool{
 	"Target.clock_offset_milliseconds": true,
 	// A delivery lag is corrected by the clock's offset, which is known to half a round trip.
-	"Latency.min_milliseconds": true, "Latency.mean_milliseconds": true, "Latency.p50_milliseconds": true, "Latency.p90_milliseconds": true,
-	"Latency.p95_milliseconds": true, "Latency.p99_milliseconds": true, "Latency.p999_milliseconds": true, "Latency.max_milliseconds": true,
+	"Latency.min_milliseconds": true, "Latency.mean_milliseconds": true, "Latency.p50_milliseconds": true,
+	"Latency.p90_milliseconds": true,
+	"Latency.p95_milliseconds": true, "Latency.p99_milliseconds": true, "Latency.p999_milliseconds": true,
+	"Latency.max_milliseconds": true,
 }
 
 // words are the strings that are one of a few.
 var words = map[string][]string{
-	"Report.schema":        {load.SchemaVersion},
-	"Settings.on_429":      {load.On429Count, load.On429Respect},
-	"Settings.completion":  {load.CompletionCallback, load.CompletionPoll},
-	"Callbacks.breaker":    {load.BreakerClosed, load.BreakerOpen, load.BreakerHalfOpen},
-	"Phase.name":           {load.PhaseSync, load.PhaseAsync, load.PhaseMixed},
-	"Phase.loop":           {"closed", "open"},
-	"Insight.topic":        {load.TopicAnswer, load.TopicThroughput, load.TopicResult, load.TopicCallbacks, load.TopicErrors, load.TopicCost, load.TopicChoice},
-	"ThresholdResult.unit": {load.UnitMilliseconds, load.UnitPerSecond, load.UnitPercent, load.UnitCount, load.UnitCores, load.UnitMegabytes},
+	"Report.schema":       {load.SchemaVersion},
+	"Settings.on_429":     {load.On429Count, load.On429Respect},
+	"Settings.completion": {load.CompletionCallback, load.CompletionPoll},
+	"Callbacks.breaker":   {load.BreakerClosed, load.BreakerOpen, load.BreakerHalfOpen},
+	"Phase.name":          {load.PhaseSync, load.PhaseAsync, load.PhaseMixed},
+	"Phase.loop":          {"closed", "open"},
+	"Insight.topic": {load.TopicAnswer, load.TopicThroughput, load.TopicResult, load.TopicCallbacks,
+		load.TopicErrors, load.TopicCost, load.TopicChoice},
+	"ThresholdResult.unit": {load.UnitMilliseconds, load.UnitPerSecond, load.UnitPercent, load.UnitCount, load.UnitCores,
+		load.UnitMegabytes},
 }
 
 // most are upper bounds.
@@ -78,7 +82,8 @@ func comments(t *testing.T) map[string]string {
 func oneLine(group *ast.CommentGroup) string { return strings.Join(strings.Fields(group.Text()), " ") }
 
 // schemaOf describes a type; structs go into definitions.
-func schemaOf(t *testing.T, of reflect.Type, place string, texts map[string]string, definitions map[string]any) map[string]any {
+func schemaOf(t *testing.T, of reflect.Type, place string, texts map[string]string,
+	definitions map[string]any) map[string]any {
 	t.Helper()
 	switch of.Kind() {
 	case reflect.Pointer:
@@ -140,7 +145,8 @@ func object(t *testing.T, of reflect.Type, texts map[string]string, definitions 
 		}
 	}
 	return map[string]any{
-		"description": texts[of.Name()], "type": "object", "properties": properties, "required": required, "additionalProperties": false,
+		"description": texts[of.Name()], "type": "object", "properties": properties, "required": required,
+		"additionalProperties": false,
 	}
 }
 
@@ -168,7 +174,8 @@ func TestSchema(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text = bytes.NewBufferString(strings.NewReplacer(`\u003c`, "<", `\u003e`, ">", `\u0026`, "&").Replace(string(text)) + "\n").Bytes()
+	text = bytes.NewBufferString(strings.NewReplacer(`\u003c`, "<", `\u003e`, ">", `\u0026`, "&").Replace(string(text)) +
+		"\n").Bytes()
 	golden(t, schemaPath, text)
 }
 
@@ -217,7 +224,8 @@ func TestSchemaAccepts(t *testing.T) {
 	t.Parallel()
 	schema := compiled(t)
 	full := sleepy.report(t)
-	full.Thresholds = append(full.Thresholds, evaluate(t, "async.accept.p99<10ms", full), load.ThresholdResult{Expression: "x", Metric: "async.accept.p99"})
+	full.Thresholds = append(full.Thresholds, evaluate(t, "async.accept.p99<10ms", full),
+		load.ThresholdResult{Expression: "x", Metric: "async.accept.p99"})
 	part := busy.report(t)
 	part.Phases, part.Comparison, part.Insights, part.Interrupted = part.Phases[:1], nil, nil, true
 	part.Phases[0].Sync.Errors, part.Phases[0].Sync.Series, part.Phases[0].Server = nil, nil, nil
@@ -246,12 +254,14 @@ func TestSchemaAcceptsRuns(t *testing.T) {
 	for name, run := range map[string]func(t *testing.T) *load.Report{
 		"all phases": func(t *testing.T) *load.Report {
 			t.Helper()
-			return (&fake{}).start(t).run(t, load.Config{Requests: 40, SyncRatio: 0.5, Drain: 10 * time.Second, Thresholds: []load.Threshold{threshold}})
+			return (&fake{}).start(t).run(t,
+				load.Config{Requests: 40, SyncRatio: 0.5, Drain: 10 * time.Second, Thresholds: []load.Threshold{threshold}})
 		},
 		"open loop, refusals, no callbacks": func(t *testing.T) *load.Report {
 			t.Helper()
 			f := (&fake{post: refusing, callbacks: func(int64) int { return 0 }}).start(t)
-			return f.run(t, load.Config{Phases: []string{load.PhaseAsync}, Requests: 40, Rate: 1000, Thresholds: []load.Threshold{threshold}})
+			return f.run(t, load.Config{Phases: []string{load.PhaseAsync}, Requests: 40, Rate: 1000,
+				Thresholds: []load.Threshold{threshold}})
 		},
 		"everything refused": func(t *testing.T) *load.Report {
 			t.Helper()
@@ -264,7 +274,8 @@ func TestSchemaAcceptsRuns(t *testing.T) {
 		"polled": func(t *testing.T) *load.Report {
 			t.Helper()
 			return (&fake{callbacks: func(int64) int { return 0 }}).start(t).run(t, load.Config{
-				Phases: []string{load.PhaseAsync}, Requests: 5, Callback: load.CallbackConfig{Poll: true}, Drain: 100 * time.Millisecond,
+				Phases: []string{load.PhaseAsync}, Requests: 5, Callback: load.CallbackConfig{Poll: true},
+				Drain: 100 * time.Millisecond,
 			})
 		},
 	} {
@@ -301,10 +312,12 @@ func TestSchemaRefuses(t *testing.T) {
 		return value.(map[string]any)
 	}
 	for name, edit := range map[string]func(map[string]any){
-		"another schema":       func(d map[string]any) { d["schema"] = "tandem.load/2" },
-		"no phases":            func(d map[string]any) { delete(d, "phases") },
-		"one member too many":  func(d map[string]any) { d["extra"] = 1 },
-		"too many deep inside": func(d map[string]any) { at(d, "phases", 0, "sync", "response_time")["p98_milliseconds"] = 1 },
+		"another schema":      func(d map[string]any) { d["schema"] = "tandem.load/2" },
+		"no phases":           func(d map[string]any) { delete(d, "phases") },
+		"one member too many": func(d map[string]any) { d["extra"] = 1 },
+		"too many deep inside": func(d map[string]any) {
+			at(d, "phases", 0, "sync", "response_time")["p98_milliseconds"] = 1
+		},
 		"a text for a number":  func(d map[string]any) { at(d, "phases", 0, "sync")["sent"] = "many" },
 		"half a request":       func(d map[string]any) { at(d, "phases", 0, "sync")["sent"] = 1.5 },
 		"a negative count":     func(d map[string]any) { at(d, "phases", 1, "callbacks")["missing"] = -1 },
@@ -344,7 +357,8 @@ func TestDecodeReport(t *testing.T) {
 		"two reports":      string(text) + string(text),
 		"half a report":    string(text[:len(text)/2]),
 	} {
-		if _, err := load.DecodeReport(strings.NewReader(wrong)); err == nil || !strings.HasPrefix(err.Error(), "decode report: ") {
+		if _, err := load.DecodeReport(strings.NewReader(wrong)); err == nil ||
+			!strings.HasPrefix(err.Error(), "decode report: ") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -355,7 +369,8 @@ func FuzzDecodeReport(f *testing.F) {
 	for _, text := range []string{
 		`{"schema":"tandem.load/1"}`,
 		`{"schema":"tandem.load/1","phases":[{"name":"sync","sync":{"response_time":{"count":1}}}],"insights":[{}]}`,
-		`{"schema":"tandem.load/1","phases":[{"name":"async","async":{"series":[{}],"response_time":{"count":3,"hdr_v2_base64":"HISTFAAAAB"}},"callbacks":{}}]}`,
+		`{"schema":"tandem.load/1","phases":[{"name":"async","async":{"series":[{}],` +
+			`"response_time":{"count":3,"hdr_v2_base64":"HISTFAAAAB"}},"callbacks":{}}]}`,
 		`{"schema":"tandem.load/1","phases":[{"name":"mixed"},{"name":"async"}],"settings":{"rate_per_second":-1e308}}`,
 	} {
 		f.Add(text)
@@ -373,7 +388,8 @@ func FuzzDecodeReport(f *testing.F) {
 		if err := load.WriteHTML(&shown, r); err != nil && !strings.Contains(err.Error(), "decode histogram") {
 			t.Fatal(err)
 		}
-		if _, err := load.CompareReports([]load.NamedReport{{Name: "a", Report: r}, {Name: "b", Report: r}}, -1); err != nil && !strings.Contains(err.Error(), "no metric in common") {
+		both := []load.NamedReport{{Name: "a", Report: r}, {Name: "b", Report: r}}
+		if _, err := load.CompareReports(both, -1); err != nil && !strings.Contains(err.Error(), "no metric in common") {
 			t.Fatal(err)
 		}
 		_ = fmt.Sprint(load.Insights(r), load.Compare(r))

@@ -55,7 +55,8 @@ func TestWriteTable(t *testing.T) {
 		"misbehaving": func(t *testing.T) *load.Report {
 			t.Helper()
 			s := busy
-			s.callbacks = load.Callbacks{Missing: 105, Duplicate: 45, BadSignature: 1, MissingByStatus: map[string]int64{"callback_failed": 90, "unknown": 10}, MissingSampled: 100}
+			s.callbacks = load.Callbacks{Missing: 105, Duplicate: 45, BadSignature: 1,
+				MissingByStatus: map[string]int64{"callback_failed": 90, "unknown": 10}, MissingSampled: 100}
 			r := s.report(t)
 			r.Phases[0].Sync.Errors = map[string]int64{"timeout": 3, "http_429": 40}
 			r.Insights = load.Insights(r)
@@ -71,7 +72,8 @@ func TestWriteTable(t *testing.T) {
 		"invalid": func(t *testing.T) *load.Report {
 			t.Helper()
 			r := sleepy.report(t)
-			r.Valid, r.InvalidReasons = false, []string{"requests left 31 ms late (p99): the generator could not keep the schedule"}
+			r.Valid, r.InvalidReasons = false,
+				[]string{"requests left 31 ms late (p99): the generator could not keep the schedule"}
 			r.Phases = r.Phases[1:2]
 			r.Insights = load.Insights(r)
 			return r
@@ -113,7 +115,8 @@ func TestWriteTableOfAStranger(t *testing.T) {
 	t.Parallel()
 	evil := "\x1b[2J\x1b]0;owned\a\r\n\u202e" + strings.Repeat("long", 100)
 	r := busy.report(t)
-	r.Target.URL, r.Target.Version, r.Target.Mode, r.Settings.Task, r.Settings.CallbackURL, r.Tool = evil, evil, evil, evil, evil, evil
+	r.Target.URL, r.Target.Version, r.Target.Mode, r.Settings.Task, r.Settings.CallbackURL, r.Tool = evil, evil, evil,
+		evil, evil, evil
 	r.Warnings, r.Valid, r.InvalidReasons = []string{evil}, false, []string{evil}
 	r.Phases[0].Sync.Errors = map[string]int64{evil: 1}
 	r.Phases[1].Callbacks.MissingByStatus = map[string]int64{evil: 1}

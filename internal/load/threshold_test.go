@@ -131,7 +131,8 @@ func TestThresholdEvaluate(t *testing.T) {
 	}
 	for _, test := range tests {
 		want := load.ThresholdResult{
-			Expression: test.expression, Metric: strings.FieldsFunc(test.expression, func(r rune) bool { return strings.ContainsRune("<>=", r) })[0],
+			Expression: test.expression, Metric: strings.FieldsFunc(test.expression,
+				func(r rune) bool { return strings.ContainsRune("<>=", r) })[0],
 			Measured: test.measured, Value: test.value, Unit: test.unit, Pass: test.pass,
 		}
 		if diff := cmp.Diff(want, evaluate(t, test.expression, r)); diff != "" {
@@ -149,7 +150,8 @@ func TestThresholdEvaluate(t *testing.T) {
 	}
 }
 
-// TestMetricNames: each name is there once, is a threshold that can be written, and is in a report that measured everything.
+// TestMetricNames: each name is there once, is a threshold that can be written, and is in a report that measured
+// everything.
 func TestMetricNames(t *testing.T) {
 	t.Parallel()
 	names := load.MetricNames(nil)
@@ -180,7 +182,8 @@ func TestMetricNames(t *testing.T) {
 
 // FuzzParseThreshold: what is read is a bound on a metric that exists, and reads the same again.
 func FuzzParseThreshold(f *testing.F) {
-	for _, text := range []string{"async.accept.p99<10ms", "sync.success_rate>=99.9%", "async.missing==0", "x<1", "async.accept.p99<1e9ms", "mixed.sync.errors<9999999999999999999"} {
+	for _, text := range []string{"async.accept.p99<10ms", "sync.success_rate>=99.9%", "async.missing==0", "x<1",
+		"async.accept.p99<1e9ms", "mixed.sync.errors<9999999999999999999"} {
 		f.Add(text)
 	}
 	names := load.MetricNames(nil)
@@ -189,7 +192,8 @@ func FuzzParseThreshold(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if !slices.Contains(names, threshold.Metric) || !slices.Contains([]string{"<", "<=", ">", ">=", "=="}, threshold.Operator) ||
+		if !slices.Contains(names, threshold.Metric) ||
+			!slices.Contains([]string{"<", "<=", ">", ">=", "=="}, threshold.Operator) ||
 			math.IsNaN(threshold.Value) || math.IsInf(threshold.Value, 0) || threshold.Value < 0 {
 			t.Fatalf("%q became %+v", text, threshold)
 		}

@@ -95,7 +95,8 @@ func TestSubmissionLogLines(t *testing.T) {
 		log, path := openLog(t, submissions.LogConfig{Names: names})
 		log.Append(submission(7))
 		flush(log)
-		want := `{"time":"1970-01-01T00:00:00Z","submission_id":"req_7","status":"completed","save_ms":1.5,"external_ms":120,"total_ms":121`
+		want := `{"time":"1970-01-01T00:00:00Z","submission_id":"req_7","status":"completed",` +
+			`"save_ms":1.5,"external_ms":120,"total_ms":121`
 		if names {
 			want += `,"names":{"firstName":"Ada","lastName":"<Lovelace>"}`
 		}
@@ -199,7 +200,8 @@ func TestSubmissionLogComesBack(t *testing.T) {
 	must(t, os.Rename(path, path+".moved"))
 	write(4)
 	stats(t, log, submissions.LogStats{Written: 3, Dropped: 1})
-	if diff := cmp.Diff([][]string{{"req_1", "req_3"}, {"req_4"}}, [][]string{logged(t, path+".moved"), logged(t, path)}); diff != "" {
+	if diff := cmp.Diff([][]string{{"req_1", "req_3"}, {"req_4"}},
+		[][]string{logged(t, path+".moved"), logged(t, path)}); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
@@ -266,7 +268,8 @@ func TestSubmissionLogRotates(t *testing.T) {
 		if files, err := os.ReadDir(folder); err != nil || len(files) > cfg.Keep+1 {
 			r.Errorf("files %v, %v", files, err)
 		}
-		if len(got) == 0 && len(want) > 0 || !cmp.Equal(append([]string{}, want[len(want)-len(got):]...), append([]string{}, got...)) {
+		if len(got) == 0 && len(want) > 0 ||
+			!cmp.Equal(append([]string{}, want[len(want)-len(got):]...), append([]string{}, got...)) {
 			r.Errorf("lines %v are not the last ones of %d", got, len(want))
 		}
 	})
@@ -275,7 +278,8 @@ func TestSubmissionLogRotates(t *testing.T) {
 // TestSubmissionLogKeepsWhatFits: a file begins anew when it has its size, not before.
 func TestSubmissionLogKeepsWhatFits(t *testing.T) {
 	t.Parallel()
-	line := int64(len(`{"time":"1970-01-01T00:00:00Z","submission_id":"req_0","status":"completed","save_ms":1.5,"external_ms":120,"total_ms":121}`) + 1)
+	line := int64(len(`{"time":"1970-01-01T00:00:00Z","submission_id":"req_0","status":"completed",`+
+		`"save_ms":1.5,"external_ms":120,"total_ms":121}`) + 1)
 	for _, test := range []struct {
 		size int64
 		want []int // lines per file, the newest last
@@ -322,7 +326,8 @@ func TestOpenSubmissionLogErrors(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			log, err := submissions.OpenLog(test.cfg)
-			if log != nil || err == nil || !strings.Contains(err.Error(), "open submission log: ") || !strings.Contains(err.Error(), test.want) {
+			if log != nil || err == nil || !strings.Contains(err.Error(), "open submission log: ") ||
+				!strings.Contains(err.Error(), test.want) {
 				t.Errorf("%v, %v; want %q", log, err, test.want)
 			}
 		})

@@ -168,7 +168,8 @@ func cleanName(text string) (name, expected string) {
 // the letters and the symbol that only fill space.
 func isVisible(r rune) bool {
 	const brailleBlank = '\u2800'
-	return unicode.In(r, unicode.L, unicode.N, unicode.P, unicode.S) && !unicode.Is(unicode.Other_Default_Ignorable_Code_Point, r) && r != brailleBlank
+	return unicode.In(r, unicode.L, unicode.N, unicode.P, unicode.S) &&
+		!unicode.Is(unicode.Other_Default_Ignorable_Code_Point, r) && r != brailleBlank
 }
 
 // isControl reports control characters, and those that end a line or a paragraph.

@@ -131,10 +131,12 @@ func TestExternalCall(t *testing.T) {
 		string(got.Data) != string(ada) || got.ProcessingTimeMS <= 0 {
 		t.Errorf("%+v", got)
 	}
-	if header.Get("Idempotency-Key") != r.ID || header.Get("Content-Type") != "application/json" || header.Get("User-Agent") != "tandem/"+tandem.Version {
+	if header.Get("Idempotency-Key") != r.ID || header.Get("Content-Type") != "application/json" ||
+		header.Get("User-Agent") != "tandem/"+tandem.Version {
 		t.Errorf("header %v", header)
 	}
-	want := fmt.Sprintf(`{"submissionId":%q,"batch_id":"batch_a","timestamp":%q,"submission":%s}`, r.ID, r.CreatedAt.Format(time.RFC3339Nano), ada)
+	want := fmt.Sprintf(`{"submissionId":%q,"batch_id":"batch_a","timestamp":%q,"submission":%s}`, r.ID,
+		r.CreatedAt.Format(time.RFC3339Nano), ada)
 	if diff := cmp.Diff([]string{want}, x.body); diff != "" {
 		t.Errorf("body (-want +got):\n%s", diff)
 	}
@@ -181,7 +183,8 @@ func TestExternalFaults(t *testing.T) {
 				t.Fatalf("%+v", s)
 			}
 			got := p.Settled(s.Request.ID)
-			if calls := x.calls(); got.Status != tandem.StatusCompleted || len(calls) != 2 || calls[0] != got.ID || calls[1] != got.ID {
+			if calls := x.calls(); got.Status != tandem.StatusCompleted || len(calls) != 2 || calls[0] != got.ID ||
+				calls[1] != got.ID {
 				t.Errorf("calls %v; %+v", calls, got)
 			}
 			if got.ProcessingTimeMS >= 1000 {

@@ -50,7 +50,8 @@ func TestPageIsLaidOutInColumns(t *testing.T) {
 	p := term.Page{Width: 24}
 	p.Factf("service", "%s", "http://a")
 	p.Heading("Größe")
-	p.Table([]int{-4, 6, 1}, [][]string{{"", "one", "two", "verdict"}, {"group"}, {"  ä", "1", "1,234,567", "same"}, {"  b", "20", "", ""}})
+	p.Table([]int{-4, 6, 1}, [][]string{{"", "one", "two", "verdict"}, {"group"}, {"  ä", "1", "1,234,567", "same"},
+		{"  b", "20", "", ""}})
 	p.Paragraph("\x1b[32mok\x1b[0m  ", "it took more than 10 s\tin all "+strings.Repeat("x", 25))
 	p.List("Nothing", nil)
 	p.List("Points", []string{"first", "second"})
