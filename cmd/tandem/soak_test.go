@@ -57,9 +57,9 @@ func TestSoak(t *testing.T) {
 	rate := float64(soakGentle)
 	if long {
 		begun := time.Now()
-		s.run(t.Context(), soakTrial, 1e6)
+		s.run(t.Context(), soakTrial, 1e6, 0)
 		s.drain(t)
-		rate = float64(s.accepted.Load()+s.answered.Load()) / time.Since(begun).Seconds() / 2
+		rate = float64(s.served()) / time.Since(begun).Seconds() / 2
 		s.late.Store(0)
 	}
 	t.Logf("%v at %.0f requests per second", duration, rate)
@@ -67,7 +67,8 @@ func TestSoak(t *testing.T) {
 	var samples []sample
 	ctx, stop := context.WithCancel(t.Context())
 	sampling.Go(func() { samples = s.sample(ctx, t, duration/soakSamples) })
-	s.run(ctx, duration, rate)
+	enough := s.served() + int64(duration.Seconds()*rate/2)
+	s.run(ctx, duration, rate, enough)
 	stop()
 	sampling.Wait()
 	s.drain(t)
@@ -79,8 +80,8 @@ func TestSoak(t *testing.T) {
 	if lost := s.accepted.Load() - s.doomed.Load() - counts.Delivered; lost != 0 || counts.BadSignature+counts.Malformed > 0 {
 		t.Errorf("%d callbacks did not come; %+v", lost, counts)
 	}
-	if want := int64(duration.Seconds() * rate / 2); s.accepted.Load()+s.answered.Load() < want {
-		t.Errorf("%d requests served, want %d at the least: too few to show anything", s.accepted.Load()+s.answered.Load(), want)
+	if served := s.served(); served < enough {
+		t.Errorf("%d requests served, want %d at the least: too few to show anything", served, enough)
 	}
 	p.signal(t, terminate)
 	if code := p.exitCode(t); code != 0 {
@@ -115,9 +116,13 @@ func newSoak(t *testing.T, p *process, secret tandem.Secret) *soak {
 	return s
 }
 
-// run asks for work at a rate, whatever the answers, for so long.
-func (s *soak) run(ctx context.Context, duration time.Duration, rate float64) {
-	ctx, cancel := context.WithTimeout(ctx, duration)
+// served is how many requests have had the answer that they asked for.
+func (s *soak) served() int64 { return s.accepted.Load() + s.answered.Load() }
+
+// run asks for work at a rate for so long, and longer on a machine that is too busy to serve enough requests in that
+// time.
+func (s *soak) run(ctx context.Context, duration time.Duration, rate float64, enough int64) {
+	ctx, cancel := context.WithTimeout(ctx, duration+crashPatience)
 	defer cancel()
 	turns := make(chan int, soakCallers)
 	var callers sync.WaitGroup
@@ -137,6 +142,9 @@ func (s *soak) run(ctx context.Context, duration time.Duration, rate float64) {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
+			return
+		}
+		if time.Since(begun) > duration && s.served() >= enough {
 			return
 		}
 		for due := int(time.Since(begun).Seconds() * rate); n < due; n++ {
