@@ -6,71 +6,113 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"tandem"
-	"tandem/internal/tandemtest"
 )
 
-// TestNodeCutOff stalls, and then cuts, the network between a node and its database: the node says so, answers
-// 503 within a bounded time, and goes on by itself. Told to stop meanwhile it does, and what it had promised is done by the next one.
+// TestNodeCutOff stalls, or cuts, the network between a node and its database: the node says so, answers 503 within a
+// bounded time, and recovers by itself.
 func TestNodeCutOff(t *testing.T) {
 	t.Parallel()
-	database, err := url.Parse(tandemtest.Postgres(t, tandemtest.Durable))
-	if err != nil {
-		t.Fatal(err)
-	}
-	cable := newCable(t, filepath.Join(database.Query().Get("host"), ".s.PGSQL.5432"))
-	through := "postgres://postgres@" + cable.address + database.Path + "?sslmode=disable"
-	secret := tandem.NewSecret()
-	address := crashAddress(t)
-	serve := func(database string) *process {
-		p := start(t, []string{"TANDEM_SIGNING_SECRET=" + secret.Reveal()}, "serve", "--listen", address, "--db", database, "--drain-delay", "0s")
-		p.awaitReady(t)
-		return p
-	}
-	node := serve(through)
-	c := newCrash(t, "http://"+address, secret)
-
 	for name, state := range map[string]wear{"stalled": stalled, "refused": refused} {
-		cable.set(state)
-		cut := time.Now()
-		for status := http.StatusOK; status == http.StatusOK; {
-			status, _, _, _ = c.ask(t, "/readyz")
-		}
-		t.Logf("%s: not ready after %v", name, time.Since(cut).Round(time.Millisecond))
-		if took := time.Since(cut); took > 8*time.Second {
-			t.Errorf("%s: /readyz noticed after %v", name, took)
-		}
-		status, header, body, took := c.ask(t, "/async")
-		t.Logf("%s: the first POST is answered %d after %v", name, status, took.Round(time.Millisecond))
-		if status != http.StatusServiceUnavailable || header.Get("Retry-After") == "" ||
-			!strings.Contains(body, string(tandem.CodeStoreUnavailable)) || took > 15*time.Second {
-			t.Errorf("%s: the first POST is answered %d after %v, Retry-After %q: %s", name, status, took, header.Get("Retry-After"), body)
-		}
-		for _, probe := range []struct {
-			path string
-			want int
-		}{{"/readyz", 503}, {"/async", 503}, {"/sync", 503}, {"/requests", 503}, {"/stats", 200}, {"/livez", 200}, {"/healthz", 200}} {
-			status, _, body, took := c.ask(t, probe.path)
-			if status != probe.want || took > 3*time.Second {
-				t.Errorf("%s: %s is answered %d after %v, want %d at once: %s", name, probe.path, status, took, probe.want, body)
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newCutOff(t)
+			c.network.set(state)
+			cut := time.Now()
+			for status := http.StatusOK; status == http.StatusOK; {
+				status, _, _, _ = c.ask(t, "/readyz")
 			}
-		}
-		cable.set(whole)
-		t.Logf("%s for %v", name, time.Since(cut).Round(time.Millisecond))
-		mended := time.Now()
-		if err := awaitOK(node.url + "/readyz"); err != nil {
-			t.Fatalf("%s: %v\n%s", name, err, node.stderr.String())
-		}
-		t.Logf("%s: ready %v after it was mended", name, time.Since(mended).Round(time.Millisecond))
+			t.Logf("not ready after %v", time.Since(cut).Round(time.Millisecond))
+			if took := time.Since(cut); took > 8*time.Second {
+				t.Errorf("/readyz noticed after %v", took)
+			}
+			status, header, body, took := c.ask(t, "/async")
+			t.Logf("the first POST is answered %d after %v", status, took.Round(time.Millisecond))
+			if status != http.StatusServiceUnavailable || header.Get("Retry-After") == "" ||
+				!strings.Contains(body, string(tandem.CodeStoreUnavailable)) || took > 15*time.Second {
+				t.Errorf("the first POST is answered %d after %v, Retry-After %q: %s",
+					status, took, header.Get("Retry-After"), body)
+			}
+			for _, probe := range []struct {
+				path string
+				want int
+			}{
+				{"/readyz", 503}, {"/async", 503}, {"/sync", 503}, {"/requests", 503},
+				{"/stats", 200}, {"/livez", 200}, {"/healthz", 200},
+			} {
+				status, _, body, took := c.ask(t, probe.path)
+				if status != probe.want || took > 3*time.Second {
+					t.Errorf("%s is answered %d after %v, want %d at once: %s", probe.path, status, took, probe.want, body)
+				}
+			}
+			c.network.set(whole)
+			mended := time.Now()
+			if err := awaitOK(c.url + "/readyz"); err != nil {
+				t.Fatalf("%v\n%s", err, c.node.stderr.String())
+			}
+			t.Logf("ready %v after it was mended", time.Since(mended).Round(time.Millisecond))
+			c.finish(t, c.work(t))
+		})
 	}
+}
 
-	stop := c.callers(t, 1)
+// TestStopWhileCutOff: a node that is told to stop while its network stalls does, and the next one does what it had
+// promised.
+func TestStopWhileCutOff(t *testing.T) {
+	t.Parallel()
+	c := newCutOff(t)
+	stop := c.work(t)
+	c.network.set(stalled)
+	<-time.After(time.Second) // and what comes of it waits
+	c.node.signal(t, terminate)
+	told := time.Now()
+	select {
+	case <-c.node.exited:
+		t.Logf("stopped %v after it was told to, exit code %d", time.Since(told).Round(time.Millisecond), c.node.exitCode(t))
+	case <-time.After(time.Minute):
+		t.Fatalf("it does not stop\n%s", c.node.stderr.String())
+	}
+	c.client.CloseIdleConnections()
+	c.serve(t, c.database)
+	c.finish(t, stop)
+}
+
+// cutOff is a node, the network between it and its database, and what its callers know.
+type cutOff struct {
+	*crash
+
+	database string // URL
+	network  *cable
+	secret   tandem.Secret
+	node     *process
+}
+
+func newCutOff(t *testing.T) *cutOff {
+	t.Helper()
+	c := &cutOff{database: clusterDatabase(t), secret: tandem.NewSecret()}
+	c.crash = newCrash(t, "http://"+crashAddress(t), c.secret)
+	network, through := cabled(t, c.database)
+	c.network = network
+	c.serve(t, through)
+	return c
+}
+
+// serve starts the node, or the next one at its address.
+func (c *cutOff) serve(t *testing.T, database string) {
+	t.Helper()
+	c.node = start(t, []string{"TANDEM_SIGNING_SECRET=" + c.secret.Reveal()}, "serve",
+		"--listen", strings.TrimPrefix(c.url, "http://"), "--db", database, "--drain-delay", "0s")
+	c.node.awaitReady(t)
+}
+
+// work has callers ask for work, and returns when some of it is under way.
+func (c *cutOff) work(t *testing.T) (stop func()) {
+	t.Helper()
+	stop = c.callers(t, 1)
 	const enough = 10 // promised, to show anything
 	if err := poll("work to be under way", func() error {
 		c.mu.Lock()
@@ -80,21 +122,15 @@ func TestNodeCutOff(t *testing.T) {
 		}
 		return nil
 	}); err != nil {
-		t.Fatalf("%v\n%s", err, node.stderr.String())
+		t.Fatalf("%v\n%s", err, c.node.stderr.String())
 	}
-	cable.set(stalled)
-	<-time.After(time.Second) // and what comes of it waits
-	node.signal(t, terminate)
-	told := time.Now()
-	select {
-	case <-node.exited:
-		t.Logf("stopped %v after it was told to, exit code %d", time.Since(told).Round(time.Millisecond), node.exitCode(t))
-	case <-time.After(time.Minute):
-		t.Fatalf("it does not stop\n%s", node.stderr.String())
-	}
+	return stop
+}
+
+// finish ends the calls, and looks for what was promised and not kept.
+func (c *cutOff) finish(t *testing.T, stop func()) {
+	t.Helper()
 	stop()
-	c.client.CloseIdleConnections()
-	serve(database.String())
 	c.drain(t)
 	c.mu.Lock()
 	defer c.mu.Unlock()
