@@ -40,26 +40,26 @@ import (
 // operator's file vouch for, and to nobody else.
 func TestImage(t *testing.T) {
 	t.Parallel()
-	authority := newAuthority(t)
-	receiver := authority.receiver(t)
-	plain := buildImage(t, "")
+	embedded, stranger := newAuthority(t, "embedded"), newAuthority(t, "stranger")
+	binary := buildImage(t, embedded.embedded(t))
 	for _, test := range []struct {
-		name    string
-		binary  string
-		roots   bool // a file with the authority's certificate is in /data, and SSL_CERT_FILE names it
-		status  tandem.Status
-		outcome tandem.Outcome
+		name      string
+		authority *authority // of the receiver
+		roots     bool       // a file with the authority's certificate is in /data, and SSL_CERT_FILE names it
+		status    tandem.Status
+		outcome   tandem.Outcome
 	}{
-		{"nobody vouches", plain, false, tandem.StatusCallbackFailed, tandem.OutcomeTLS},
-		{"a file of roots vouches", plain, true, tandem.StatusCallbackSent, tandem.OutcomeDelivered},
-		{"the embedded roots vouch", buildImage(t, authority.embedded(t)), false, tandem.StatusCallbackSent, tandem.OutcomeDelivered},
+		{"nobody vouches", stranger, false, tandem.StatusCallbackFailed, tandem.OutcomeTLS},
+		{"a file of roots vouches", stranger, true, tandem.StatusCallbackSent, tandem.OutcomeDelivered},
+		{"the embedded roots vouch", embedded, false, tandem.StatusCallbackSent, tandem.OutcomeDelivered},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			j := newJail(t, test.binary)
+			receiver := test.authority.receiver(t)
+			j := newJail(t, binary)
 			var extra []string
 			if test.roots {
-				j.write(t, "data/roots.pem", authority.pem())
+				j.write(t, "data/roots.pem", test.authority.pem())
 				extra = []string{"SSL_CERT_FILE=/data/roots.pem"}
 			}
 			address, err := url.Parse(receiver.URL)
@@ -159,7 +159,7 @@ func readImage(t *testing.T) image {
 }
 
 // buildImage runs the commands of the Dockerfile's stage `build` with another directory in the place
-// of /image, and returns the binary. A go.mod, unless "", takes the place of the module's.
+// of /image and another go.mod in the place of the module's, and returns the binary.
 func buildImage(t *testing.T, modfile string) string {
 	t.Helper()
 	target := t.TempDir()
@@ -171,10 +171,7 @@ func buildImage(t *testing.T, modfile string) string {
 		// At a low priority: the other tests of this package run at the same time.
 		cmd := exec.Command("nice", "-n", "10", "sh", "-c", strings.ReplaceAll(step.rest, "/image/", target+"/"))
 		cmd.Dir = "../.."
-		cmd.Env = append(os.Environ(), "VERSION=of-the-image")
-		if modfile != "" {
-			cmd.Env = append(cmd.Env, "GOFLAGS="+os.Getenv("GOFLAGS")+" -modfile="+modfile)
-		}
+		cmd.Env = append(os.Environ(), "VERSION=of-the-image", "GOFLAGS="+os.Getenv("GOFLAGS")+" -modfile="+modfile)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("RUN %s: %v\n%s", step.rest, err, out)
 		}
@@ -288,7 +285,7 @@ type authority struct {
 }
 
 // newAuthority makes an authority that nobody knows.
-func newAuthority(t *testing.T) *authority {
+func newAuthority(t *testing.T, name string) *authority {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -297,7 +294,7 @@ func newAuthority(t *testing.T) *authority {
 	a := &authority{key: key}
 	a.certificate = a.issue(t, &x509.Certificate{
 		SerialNumber:          big.NewInt(1),
-		Subject:               pkix.Name{CommonName: "a test of tandem"},
+		Subject:               pkix.Name{CommonName: name},
 		KeyUsage:              x509.KeyUsageCertSign,
 		IsCA:                  true,
 		BasicConstraintsValid: true,
