@@ -24,10 +24,6 @@ import (
 	"tandem/internal/tandemtest"
 )
 
-// clusters is held by the test that has faults happen to clusters: more of them at a time than one such test
-// runs are starved on two cores, and show that instead.
-var clusters sync.Mutex
-
 // TestChaos runs clusters of three nodes, each on a database of its own and under load, has something happen
 // to each of them again and again, and then looks for anything lost: every acknowledged request has ended and its
 // receiver was called, nobody was called for a request that is not in the database, the figures of every node are
@@ -37,8 +33,6 @@ var clusters sync.Mutex
 // The scenarios wait most of the time, so they run at the same time whatever -parallel says.
 func TestChaos(t *testing.T) {
 	t.Parallel()
-	clusters.Lock()
-	defer clusters.Unlock()
 	scenarios := map[string]func(*testing.T, int){
 		"nodes killed":       nodesKilled,
 		"node stopped":       nodeStopped,
@@ -57,9 +51,18 @@ func TestChaos(t *testing.T) {
 	}
 	var running sync.WaitGroup
 	for name, run := range scenarios {
-		running.Go(func() { t.Run(name, func(t *testing.T) { run(t, rounds) }) })
+		running.Go(func() { t.Run(name, withPermit(func(t *testing.T) { run(t, rounds) })) })
 	}
 	running.Wait()
+}
+
+// withPermit is a test of a cluster that waits until there is room for one more.
+func withPermit(test func(*testing.T)) func(*testing.T) {
+	return func(t *testing.T) {
+		clusters <- struct{}{}
+		t.Cleanup(func() { <-clusters }) // after those of the test
+		test(t)
+	}
 }
 
 // pause lets time pass, in which callers call and faults have their effect.

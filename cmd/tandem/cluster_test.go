@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"tandem"
 	"tandem/internal/tandemtest"
@@ -31,11 +32,15 @@ const (
 	ofTests = "test"
 )
 
+// clusters are permits: with more clusters than these at a time two cores are starved, and tests show that instead.
+var clusters = make(chan struct{}, 6)
+
 // cluster is three nodes of the real binary on one PostgreSQL, with callers at each of them who
 // remember what they were promised.
 type cluster struct {
 	t        *testing.T
-	database string // URL
+	database string        // URL
+	pool     *pgxpool.Pool // of the test's own connections
 	secret   tandem.Secret
 	members  []*member
 
@@ -76,7 +81,9 @@ func clusterDatabase(t *testing.T) string {
 // newCluster starts the nodes. Those of which via has a URL reach the database there.
 func newCluster(t *testing.T, database string, via map[int]string, args ...string) *cluster {
 	t.Helper()
-	c := &cluster{t: t, database: database, secret: tandem.NewSecret(), known: map[string]bool{}}
+	c := &cluster{
+		t: t, database: database, pool: poolOfTests(t, database), secret: tandem.NewSecret(), known: map[string]bool{},
+	}
 	t.Cleanup(func() {
 		if !t.Failed() {
 			return
@@ -175,17 +182,24 @@ func (c *cluster) query(t *testing.T, what string, ask func(context.Context, *pg
 func (c *cluster) ask(ask func(context.Context, *pgx.Conn) error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	config, err := pgx.ParseConfig(c.database)
+	return c.pool.AcquireFunc(ctx, func(db *pgxpool.Conn) error { return ask(ctx, db.Conn()) })
+}
+
+// poolOfTests keeps the test's own connections to a database: a new one for every look at it would cost the machine
+// more than the nodes do.
+func poolOfTests(t *testing.T, database string) *pgxpool.Pool {
+	t.Helper()
+	config, err := pgxpool.ParseConfig(database)
 	if err != nil {
-		return err
+		t.Fatal(err)
 	}
-	config.RuntimeParams["application_name"] = ofTests
-	db, err := pgx.ConnectConfig(ctx, config)
+	config.ConnConfig.RuntimeParams["application_name"] = ofTests
+	pool, err := pgxpool.NewWithConfig(context.Background(), config)
 	if err != nil {
-		return err
+		t.Fatal(err)
 	}
-	defer db.Close(ctx)
-	return ask(ctx, db)
+	t.Cleanup(pool.Close)
+	return pool
 }
 
 // leader returns the member whose node leads River's others, once there is one.

@@ -48,8 +48,6 @@ var allDelays = []time.Duration{9 * time.Second, 11 * time.Second, 13 * time.Sec
 // one delay for each kind but the last; TANDEM_CHAOS_ROUNDS repeats every delay of every kind that often.
 func TestChaosDelays(t *testing.T) {
 	t.Parallel()
-	clusters.Lock()
-	defer clusters.Unlock()
 	delays := []delay{
 		{"queue locked", 13 * time.Second, false, locked("river_job")},
 		{"history and keys locked", 11 * time.Second, false, locked("requests, keys")},
@@ -71,7 +69,7 @@ func TestChaosDelays(t *testing.T) {
 			holds = []time.Duration{d.quick}
 		}
 		if len(holds) > 0 {
-			running.Go(func() { t.Run(d.name, func(t *testing.T) { runDelays(t, d, holds) }) })
+			running.Go(func() { t.Run(d.name, withPermit(func(t *testing.T) { runDelays(t, d, holds) })) })
 		}
 	}
 	running.Wait()
