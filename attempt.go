@@ -8,8 +8,7 @@ import (
 // Outcome says how one attempt to deliver a callback ended.
 type Outcome string
 
-// The outcomes of an attempt. Only those that a receiver can repair by itself are
-// tried again; [Outcome.Permanent] tells.
+// The outcomes of an attempt. [Outcome.Permanent] reports the ones a retry cannot help.
 const (
 	OutcomeDelivered Outcome = "delivered"     // 2xx
 	OutcomeHTTPError Outcome = "http_error"    // any other 4xx or 5xx
@@ -30,12 +29,12 @@ func (o Outcome) Permanent() bool {
 
 // Attempt is one try to deliver a callback.
 type Attempt struct {
-	Number     int       `json:"number"`                // 1, 2, …; an expiry, which sends nothing, repeats the last number
+	Number     int       `json:"number"`                // 1, 2, …; an expiry sends nothing and repeats the last number
 	StartedAt  time.Time `json:"started_at"`            // UTC
 	DurationMS float64   `json:"duration_ms"`           // the whole exchange, milliseconds
-	StatusCode int       `json:"status_code,omitempty"` // what the receiver answered; 0: nothing
+	StatusCode int       `json:"status_code,omitempty"` // answer of the receiver; 0: none
 	Outcome    Outcome   `json:"outcome"`               // how it ended
-	Error      string    `json:"error,omitempty"`       // for people; never says what an address hides
+	Error      string    `json:"error,omitempty"`       // for people; reveals nothing about forbidden addresses
 	NextAt     time.Time `json:"next_at,omitzero"`      // when the next try is due; zero: there is none
 }
 
@@ -66,6 +65,6 @@ type CallbackError struct {
 // CallbackMetadata tells the tries of one callback apart.
 type CallbackMetadata struct {
 	Attempt     int       `json:"attempt"`      // 1..MaxAttempts
-	MaxAttempts int       `json:"max_attempts"` // after this many it is given up
+	MaxAttempts int       `json:"max_attempts"` // then the callback is marked as failed
 	SentAt      time.Time `json:"sent_at"`      // UTC, of this try
 }

@@ -14,12 +14,12 @@ type Code string
 const (
 	CodeInvalidJSON        Code = "INVALID_JSON"         // not JSON at all
 	CodeInvalidInput       Code = "INVALID_INPUT"        // JSON, but `data` cannot be used
-	CodeInvalidCallbackURL Code = "INVALID_CALLBACK_URL" // not a URL that can be called
-	CodeCallbackBlocked    Code = "CALLBACK_BLOCKED"     // a URL that policy forbids
-	CodeInvalidCursor      Code = "INVALID_CURSOR"       // not a cursor that this server gave out
+	CodeInvalidCallbackURL Code = "INVALID_CALLBACK_URL" // not a callable URL
+	CodeCallbackBlocked    Code = "CALLBACK_BLOCKED"     // forbidden by policy
+	CodeInvalidCursor      Code = "INVALID_CURSOR"       // not issued by this server
 	CodeValidation         Code = "VALIDATION_FAILED"    // a field missing, of the wrong type or out of range
-	CodeUnauthenticated    Code = "UNAUTHENTICATED"      // no API key, or none that is known
-	CodeForbidden          Code = "FORBIDDEN"            // the key has not the scope for this
+	CodeUnauthenticated    Code = "UNAUTHENTICATED"      // no API key, or an unknown one
+	CodeForbidden          Code = "FORBIDDEN"            // the key lacks the scope
 	CodeCrossOrigin        Code = "CROSS_ORIGIN"         // a browser sent it for a page of somebody else
 	CodeNotFound           Code = "NOT_FOUND"
 	CodeHostNotAllowed     Code = "HOST_NOT_ALLOWED" // Host is not a name of this server
@@ -39,26 +39,25 @@ const (
 	CodeInternal           Code = "INTERNAL"          // a defect of tandem
 )
 
-// Error is the only error that a user sees. Err, when set, is for the log.
+// Error is the only error shown to users. Err, when set, is for the log.
 type Error struct {
 	Code       Code
-	Message    string        // what happened, to what, what to do next
-	Fields     []FieldError  // what is wrong with which field
+	Message    string        // the event, its subject, the next step
+	Fields     []FieldError  // one entry per invalid field
 	RequestID  string        // the request it is about, if there is one
 	RetryAfter time.Duration // on 429 and 503: when it is worth trying again; whole seconds
 	Err        error         // the cause; logged, never shown
 }
 
-// FieldError says what is wrong with one part of a request.
+// FieldError describes one invalid part of a request.
 type FieldError struct {
 	Location string `json:"location"`        // body.complexity, query.limit, header.Content-Type
-	Message  string `json:"message"`         // what was expected
-	Value    any    `json:"value,omitempty"` // what was found, shortened
+	Message  string `json:"message"`         // the expectation
+	Value    any    `json:"value,omitempty"` // the value received, shortened
 }
 
-// Errorf makes an Error with a message for people. A %w verb sets the cause
-// and its text becomes part of the message: use it only for texts that a
-// stranger may read.
+// Errorf makes an Error with a message for people. A %w verb sets the cause, and its text becomes part of the message:
+// use it only for texts fit for strangers.
 func Errorf(code Code, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
 	return &Error{Code: code, Message: err.Error(), Err: errors.Unwrap(err)}

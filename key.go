@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// Scope is something that an API key allows.
+// Scope is a permission of an API key.
 type Scope string
 
 // The scopes of a key.
@@ -24,18 +24,18 @@ const (
 // Scopes lists every scope.
 var Scopes = []Scope{ScopeSubmit, ScopeRead, ScopeAdmin}
 
-// Key is what is known about an API key. It holds neither the token nor the signing secret.
+// Key describes an API key, without its token and its signing secret.
 type Key struct {
 	ID         string    // key_ and 12 characters; it stays when the token is rotated
-	Name       string    // for people; no two keys that are not revoked share one
-	Scopes     []Scope   // what it allows; at least one
+	Name       string    // for people; unique among keys not revoked
+	Scopes     []Scope   // its permissions; at least one
 	CreatedAt  time.Time // UTC
 	ExpiresAt  time.Time // UTC; zero: never
 	RevokedAt  time.Time // UTC; zero: it is not
 	LastUsedAt time.Time // UTC, to about a minute; zero: never
 }
 
-// Allows reports whether the key has a scope. Who administers also reads.
+// Allows reports whether the key has a scope. The scope admin includes read.
 func (k *Key) Allows(scope Scope) bool {
 	return slices.Contains(k.Scopes, scope) || scope == ScopeRead && slices.Contains(k.Scopes, ScopeAdmin)
 }
@@ -46,8 +46,8 @@ func (k *Key) Sees(r *Request) bool {
 	return k == nil || k.Allows(ScopeAdmin) || r.KeyID == k.ID
 }
 
-// The form of a token: a mark for secret scanners, 256 random bits, and a checksum over both by
-// which a slip of the pen is told apart from a key that is not known.
+// The form of a token: a mark for secret scanners, 256 random bits, and a checksum over both, to tell a typing error
+// from an unknown key.
 const (
 	tokenPrefix   = "tdm_"
 	tokenDigits   = 43 // of base 62, for 256 bits
@@ -55,11 +55,11 @@ const (
 	tokenLength   = len(tokenPrefix) + tokenDigits + checksumChars
 )
 
-// ErrNotAToken says that a text cannot be a token: it was cut short or mistyped.
+// ErrNotAToken means a malformed token: cut short or mistyped.
 var ErrNotAToken = errors.New("not an API key: its form or checksum is wrong; was it copied whole?")
 
-// Token is the text of an API key, which its owner alone has: tandem keeps its hash. It
-// prints as tdm_[redacted]; [Token.Reveal] gives the text. It may be copied freely.
+// Token is the text of an API key. Only its owner has it; tandem keeps its hash. It prints as tdm_[redacted];
+// [Token.Reveal] gives the text. It may be copied freely.
 type Token struct {
 	text func() string // nil: no token. A function, for the reason given at Secret
 }
@@ -86,7 +86,7 @@ func ParseToken(text string) (Token, error) {
 
 func tokenOf(text string) Token { return Token{func() string { return text }} }
 
-// base62 writes a number in digits, letters and nothing else, so that a double click selects all of it.
+// base62 writes a number in digits and letters only: a double click selects all of it.
 func base62(n *big.Int, width int) string {
 	text := n.Text(62)
 	return strings.Repeat("0", width-len(text)) + text
@@ -112,8 +112,8 @@ func (t Token) Reveal() string {
 	return t.text()
 }
 
-// Hash is what is kept of a token. SHA-256 without salt or stretching is enough: there is
-// nothing to guess in 256 random bits.
+// Hash is the stored form of a token. SHA-256 without salt or stretching is enough: there is nothing to guess in 256
+// random bits.
 func (t Token) Hash() [sha256.Size]byte { return sha256.Sum256([]byte(t.Reveal())) }
 
 // String hides the token.

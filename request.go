@@ -49,7 +49,7 @@ var transitions = map[Status][]Status{
 	StatusCompleted:      {StatusCallbackSent, StatusCallbackFailed},
 	StatusCallbackSent:   {},
 	StatusCallbackFailed: {},
-	StatusFailed:         {}, // the callback that reports the failure is in CallbackStatus
+	StatusFailed:         {}, // the callback about it is in CallbackStatus
 }
 
 // CanBecome reports whether a request may move from s to next.
@@ -65,7 +65,7 @@ type CallbackStatus string
 const (
 	CallbackPending CallbackStatus = "pending" // not yet due, being tried, or waiting for a retry
 	CallbackSent    CallbackStatus = "sent"    // the receiver answered 2xx
-	CallbackFailed  CallbackStatus = "failed"  // given up
+	CallbackFailed  CallbackStatus = "failed"  // marked as failed
 )
 
 // Reasons a request failed, as its ErrorCode in the history. They are stable.
@@ -88,12 +88,12 @@ type Request struct {
 	CallbackStatus   CallbackStatus  `json:"callback_status,omitempty"` // async only
 	Data             json.RawMessage `json:"input_data"`                // the caller's JSON object, as received
 	Complexity       int             `json:"complexity"`                // 1..10
-	BatchID          string          `json:"batch_id,omitempty"`        // of requests that came together
-	KeyID            string          `json:"key_id,omitempty"`          // the API key that asked for it; "" where nobody is asked for one
-	Result           json.RawMessage `json:"result,omitempty"`          // what the task returned
+	BatchID          string          `json:"batch_id,omitempty"`        // of requests sent together
+	KeyID            string          `json:"key_id,omitempty"`          // the caller's API key; "" without keys
+	Result           json.RawMessage `json:"result,omitempty"`          // of the task
 	ProcessingTimeMS float64         `json:"processing_time_ms"`        // time in the task, milliseconds; 0 until it ended
 	CallbackURL      string          `json:"callback_url,omitempty"`    // async only
-	CallbackAttempts int             `json:"callback_attempts"`         // attempts that counted
+	CallbackAttempts int             `json:"callback_attempts"`         // counted attempts
 	CreatedAt        time.Time       `json:"created_at"`                // UTC, whole milliseconds: the time inside ID
 	StartedAt        time.Time       `json:"started_at,omitzero"`       // UTC, when the task last started
 	CompletedAt      time.Time       `json:"completed_at,omitzero"`     // UTC, when the task ended, well or not
@@ -104,13 +104,12 @@ type Request struct {
 	// Runs is how many runs of the work have used up an attempt; 0 once it has ended.
 	Runs int `json:"-"`
 
-	// Owner is whose share of the capacity the request takes: its API key, or, on a server without
-	// keys, OwnerNetwork and a number made of the caller's network. Requests with "" have one share
-	// together.
+	// Owner is the tenant for fair sharing: the API key, or, on a server without keys, OwnerNetwork and a number made of
+	// the caller's network. Requests with "" have one share together.
 	Owner string `json:"-"`
 }
 
-// OwnerNetwork begins the owners of requests that no API key asked for.
+// OwnerNetwork begins the owners of requests without an API key.
 const OwnerNetwork = "net-"
 
 // KeyOf is the API key of an owner; "" if it is not one.
@@ -137,12 +136,11 @@ func (r *Request) Unfinished() bool {
 // idPrefix starts every request id.
 const idPrefix = "req_"
 
-// ID formats a UUID version 7 (RFC 9562, section 5.7) as a request id. Ids sort
-// by the time they were made, which is how the history orders requests.
+// ID formats a UUID version 7 (RFC 9562, section 5.7) as a request id. Ids sort by their creation time, as the history
+// does.
 func ID(uuid7 [16]byte) string { return idPrefix + hex.EncodeToString(uuid7[:]) }
 
-// IDTime returns the time inside a request id, UTC, to the millisecond. An id
-// that tandem cannot have made is an error.
+// IDTime returns the time inside a request id, UTC, to the millisecond. A foreign id is an error.
 func IDTime(id string) (time.Time, error) {
 	order, err := IDOrder(id)
 	if err != nil {
@@ -154,10 +152,9 @@ func IDTime(id string) (time.Time, error) {
 // orderBits is how many bits of an id's order divide its millisecond.
 const orderBits = 12
 
-// IDOrder returns a number by which requests sort as their ids do: the
-// millisecond, and the 12 bits after it that a process uses to keep the ids of one
-// millisecond apart and in order (RFC 9562, section 6.2, method 3). No process makes
-// two ids of one order; two processes may. An id that tandem cannot have made is an error.
+// IDOrder returns a number by which requests sort as their ids do: the millisecond, and the 12 bits after it, for the
+// order of ids within one millisecond (RFC 9562, section 6.2, method 3). No process makes two ids of one order; two
+// processes may. A foreign id is an error.
 func IDOrder(id string) (int64, error) {
 	digits, ok := strings.CutPrefix(id, idPrefix)
 	var raw [16]byte
@@ -173,8 +170,8 @@ func IDOrder(id string) (int64, error) {
 	return int64(head>>16<<orderBits | head&(1<<orderBits-1)), nil
 }
 
-// OrderOf returns the least order of an id made at t or later. Times outside what
-// an id can hold (1970 to the year 10889) are clamped.
+// OrderOf returns the least order of an id made at t or later. Times outside the range of an id (1970 to the year
+// 10889) are clamped.
 func OrderOf(t time.Time) int64 {
 	const most = 1 << 48
 	ms := min(max(t.UnixMilli(), 0), most)

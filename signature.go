@@ -38,11 +38,11 @@ var (
 	ErrSignatureMismatch = errors.New("webhook signature does not match")
 )
 
-// Secret is a signing secret. It prints as whsec_[redacted], so that it cannot
-// slip into a log; [Secret.Reveal] gives the text. It may be copied freely.
+// Secret is a signing secret. It prints as whsec_[redacted], to stay out of logs; [Secret.Reveal] gives the text. It
+// may be copied freely.
 type Secret struct {
-	// nil: no secret. A function, because fmt looks into everything else: it calls
-	// no String method on a field that is not exported, nor for verbs such as %d.
+	// nil: no secret. A function, because fmt looks into everything else: it calls no String method on an unexported
+	// field, nor for verbs such as %d.
 	key func() []byte
 }
 
@@ -89,9 +89,8 @@ func (s Secret) GoString() string { return s.String() }
 // IsZero reports whether there is no secret.
 func (s Secret) IsZero() bool { return s.key == nil }
 
-// Sign returns the signature "v1,<base64>" of one attempt: HMAC-SHA256 over
-// "id.timestamp.body" (Standard Webhooks 1.0.0). It panics on the zero Secret,
-// which would sign with an empty key.
+// Sign returns the signature "v1,<base64>" of one attempt: HMAC-SHA256 over "id.timestamp.body" (Standard Webhooks
+// 1.0.0). It panics on the zero Secret, because that would sign with an empty key.
 func (s Secret) Sign(id string, at time.Time, body []byte) string {
 	if s.IsZero() {
 		panic("tandem: sign with the zero Secret")
@@ -102,11 +101,9 @@ func (s Secret) Sign(id string, at time.Time, body []byte) string {
 	return signatureMark + base64.StdEncoding.EncodeToString(mac.Sum(nil))
 }
 
-// Verify checks a received callback: its three headers, that its timestamp is
-// within [SignatureTolerance] of now, and that one of its signatures is ours.
-// It takes the same time for every wrong signature. It proves who sent the body and
-// that it is recent; a repeat within the tolerance is for the receiver to
-// drop, by the webhook-id.
+// Verify checks a received callback: its three headers, a timestamp within [SignatureTolerance] of now, and one good
+// signature. It takes the same time for every wrong signature. It proves the sender and the age of the body; the
+// receiver drops repeats within the tolerance by their webhook-id.
 func (s Secret) Verify(header http.Header, body []byte, now time.Time) error {
 	id, stamp := header.Get(HeaderWebhookID), header.Get(HeaderWebhookTimestamp)
 	signatures := strings.Fields(header.Get(HeaderWebhookSignature))

@@ -9,9 +9,9 @@ import (
 	"strings"
 )
 
-// Policy says which addresses may be called. The zero value is the strict one.
+// Policy decides about addresses. The zero value is the strict one.
 type Policy struct {
-	AllowPrivate bool     // demo mode: everything but metadata addresses and what no TCP connection can reach
+	AllowPrivate bool     // demo mode: everything but metadata and addresses without TCP
 	Ports        []uint16 // allowed besides 80 and 443
 	AnyPort      bool     // demo mode
 
@@ -41,15 +41,15 @@ const (
 	ReasonZone      Reason = "zone"      // an address with a zone, as fe80::1%eth0
 	ReasonOwn       Reason = "own"       // our own listening address
 	ReasonSpecial   Reason = "special"   // private, loopback or another special block
-	ReasonLocalName Reason = "localname" // a name that means this machine or network
-	ReasonPort      Reason = "port"      // a port that is not allowed
-	ReasonInvalid   Reason = "invalid"   // not an address or name that can be called
+	ReasonLocalName Reason = "localname" // a name for this machine or network
+	ReasonPort      Reason = "port"      // not an allowed port
+	ReasonInvalid   Reason = "invalid"   // not a callable address or name
 )
 
-// Verdict is what a [Policy] says of an address or a name. The zero Verdict refuses.
+// Verdict is the decision of a [Policy] about an address or a name. The zero Verdict refuses.
 type Verdict struct {
 	Reason Reason
-	Detail string // for the log: which block, name or port; never for the caller
+	Detail string // the block, name or port; for the log, never for the caller
 }
 
 // Allows reports whether the address may be called.
@@ -65,21 +65,21 @@ func (v Verdict) String() string {
 	return string(v.Reason) + ": " + v.Detail
 }
 
-// Refused is the error of a target that policy refuses. It is for the log: callers get the same text for all of them.
+// Refused is the error of a forbidden target. It is for the log: callers get the same text for all of them.
 type Refused struct {
 	Target  string // host:port or address:port
 	Verdict Verdict
 }
 
-// Error says what was refused and why.
+// Error names the target and the reason.
 func (r *Refused) Error() string { return fmt.Sprintf("refuse %s: %s", r.Target, r.Verdict) }
 
 // Judge decides about one address and port, without a name look-up. It asks for the machine's addresses only for a port
 // of ours with an unspecified address in Own.
 func (p *Policy) Judge(at netip.AddrPort) Verdict { return p.judge(at, false) }
 
-// judge is Judge for an address that a host of Policy.Hosts may have resolved to. The order is the policy: what cannot
-// be opted in comes first, then the opt-ins, then the tables.
+// judge is Judge for an address to which a host of Policy.Hosts may have resolved. The order is the policy: first
+// blocks without opt-in, then the opt-ins, then the tables.
 func (p *Policy) judge(at netip.AddrPort, hostOptedIn bool) Verdict {
 	addr := at.Addr()
 	if !addr.IsValid() {
@@ -113,8 +113,7 @@ func (p *Policy) judge(at netip.AddrPort, hostOptedIn bool) Verdict {
 	}
 	outer := p.judgeTables(addr, hostOptedIn)
 	if !outer.Allows() || nat64Local.Contains(addr) {
-		// Of a local NAT64 prefix that is opted in, all addresses are allowed: nobody knows which bytes are the IPv4
-		// address.
+		// An opted-in local NAT64 prefix allows all its addresses: the position of the IPv4 address in it is unknown.
 		return outer
 	}
 	// An opted-in translation prefix opens the IPv4 Internet behind it, not the private addresses behind it.
@@ -126,7 +125,7 @@ func (p *Policy) judge(at netip.AddrPort, hostOptedIn bool) Verdict {
 	return outer
 }
 
-// judgeTables is the strict decision about an address that is not metadata.
+// judgeTables is the strict decision about any address but metadata.
 func (p *Policy) judgeTables(addr netip.Addr, hostOptedIn bool) Verdict {
 	if hostOptedIn {
 		return Verdict{ReasonOptedIn, "host"}
@@ -215,7 +214,7 @@ func isLocal(addr netip.Addr) bool {
 	return false
 }
 
-// compile checks a policy and returns it in the form that the decisions rely on: canonical hosts, masked prefixes.
+// compile checks a policy and returns it with canonical hosts and masked prefixes, as the decisions need it.
 func (p *Policy) compile() (*Policy, error) {
 	compiled := *p
 	compiled.Hosts, compiled.CIDRs = nil, nil
@@ -243,7 +242,7 @@ func (p *Policy) compile() (*Policy, error) {
 	return &compiled, nil
 }
 
-// hostToAllow returns the canonical form of a host that somebody wants to opt in.
+// hostToAllow returns the canonical form of a host to opt in.
 func hostToAllow(host string) (string, error) {
 	canonical, addr, err := canonicalHost(host)
 	switch {
@@ -263,7 +262,7 @@ func hostToAllow(host string) (string, error) {
 	return canonical, nil
 }
 
-// within reports which of the names is name or above it.
+// within finds the name in names that equals name or is a parent domain of it.
 func within(name string, names []string) (string, bool) {
 	for _, top := range names {
 		rest, found := strings.CutSuffix(name, top)
@@ -274,8 +273,8 @@ func within(name string, names []string) (string, bool) {
 	return "", false
 }
 
-// embedded returns the IPv4 addresses that a transition mechanism would reach through an IPv6 address; most have none.
-// A NAT64 with a prefix of the operator's own looks like any other address and cannot be recognised.
+// embedded returns the IPv4 addresses reachable through an IPv6 address by a transition mechanism; most have none.
+// NAT64 with an operator's own prefix cannot be recognised.
 func embedded(addr netip.Addr) []netip.Addr {
 	if !addr.Is6() {
 		return nil
@@ -305,7 +304,7 @@ func embedded(addr netip.Addr) []netip.Addr {
 	return nil
 }
 
-// The prefixes that embedded knows.
+// The prefixes of the transition mechanisms.
 var (
 	compatible   = netip.MustParsePrefix("::/96")
 	translated96 = netip.MustParsePrefix("::ffff:0:0:0/96")

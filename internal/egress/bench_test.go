@@ -32,12 +32,12 @@ func BenchmarkPost(b *testing.B) {
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			place, err := client.Reserve(context.Background(), target, "")
+			permit, err := client.Reserve(context.Background(), target, "")
 			if err != nil {
 				b.Error(err)
 				return
 			}
-			if got := place.Post(context.Background(), header, body); got.Outcome != tandem.OutcomeDelivered {
+			if got := permit.Post(context.Background(), header, body); got.Outcome != tandem.OutcomeDelivered {
 				b.Errorf("Post = %+v", got)
 				return
 			}
@@ -50,11 +50,11 @@ func BenchmarkReserve(b *testing.B) {
 	client := newClient(b, demo())
 	b.ReportAllocs()
 	for b.Loop() {
-		place, err := client.Reserve(context.Background(), "https://hooks.example.com/callback", "")
+		permit, err := client.Reserve(context.Background(), "https://hooks.example.com/callback", "")
 		if err != nil {
 			b.Fatal(err)
 		}
-		place.Release()
+		permit.Release()
 	}
 }
 

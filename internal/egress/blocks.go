@@ -2,11 +2,11 @@ package egress
 
 import "net/netip"
 
-// Block is a range of addresses that does not belong, or not only, to the public Internet.
+// Block is a range of addresses outside the public Internet, in whole or in part.
 type Block struct {
 	Prefix netip.Prefix
 	Name   string // as the registry calls it
-	Source string // the document that set it aside
+	Source string // the document reserving it
 }
 
 // String names the block for the log.
@@ -14,8 +14,7 @@ func (b Block) String() string {
 	return b.Prefix.String() + " " + b.Name + " (" + b.Source + ")"
 }
 
-// metadataBlocks hold the services that give out a machine's credentials. They are refused in every mode and cannot be
-// opted in.
+// metadataBlocks hold the services with a machine's credentials. They are refused in every mode and cannot be opted in.
 var metadataBlocks = []Block{
 	{netip.MustParsePrefix("169.254.0.0/16"), "Link Local, metadata of most clouds", "RFC 3927"},
 	{netip.MustParsePrefix("100.100.100.200/32"), "metadata of Alibaba Cloud", "its manual"},
@@ -30,8 +29,8 @@ var metadataBlocks = []Block{
 	{netip.MustParsePrefix("fe80::a9fe:a9fe/128"), "metadata of OpenStack", "its manual"},
 }
 
-// neverBlocks cannot be the far end of a TCP connection to one machine: they name none, many, or one that depends on a
-// zone, and zones are refused. They are refused in every mode, too.
+// neverBlocks cannot be the far end of a TCP connection to one machine: they name none, many, or one in a zone, and
+// zones are refused. They are refused in every mode, too.
 var neverBlocks = []Block{
 	{netip.MustParsePrefix("224.0.0.0/4"), "Multicast", "RFC 5771"},
 	{netip.MustParsePrefix("240.0.0.0/4"), "Reserved, limited broadcast included", "RFC 1112, RFC 919"},
@@ -39,8 +38,8 @@ var neverBlocks = []Block{
 	{netip.MustParsePrefix("fe80::/10"), "Link-Local Unicast", "RFC 4291"},
 }
 
-// specialBlocks4 is the whole IANA IPv4 Special-Purpose Address Registry: what it calls globally reachable is an
-// anycast service and nobody's callback receiver.
+// specialBlocks4 is the whole IANA IPv4 Special-Purpose Address Registry: its globally reachable entries are anycast
+// services and nobody's callback receiver.
 var specialBlocks4 = []Block{
 	{netip.MustParsePrefix("0.0.0.0/8"), "This network", "RFC 791"},
 	{netip.MustParsePrefix("10.0.0.0/8"), "Private-Use", "RFC 1918"},
@@ -60,12 +59,12 @@ var specialBlocks4 = []Block{
 	{netip.MustParsePrefix("203.0.113.0/24"), "Documentation (TEST-NET-3)", "RFC 5737"},
 }
 
-// globalUnicast6 is the only part of IPv6 that is given out for the public
-// Internet (RFC 4291, IANA IPv6 Global Unicast Address Assignments).
+// globalUnicast6 is the only part of IPv6 assigned for the public Internet (RFC 4291, IANA IPv6 Global Unicast Address
+// Assignments).
 var globalUnicast6 = netip.MustParsePrefix("2000::/3")
 
-// specialBlocks6 is the IANA IPv6 Special-Purpose Address Registry with the ranges that
-// embed IPv4 addresses. Those outside 2000::/3 are refused anyway; here they have their names.
+// specialBlocks6 is the IANA IPv6 Special-Purpose Address Registry, with the ranges for embedded IPv4 addresses.
+// Entries outside 2000::/3 would be refused anyway; here they get their names.
 var specialBlocks6 = []Block{
 	{netip.MustParsePrefix("::1/128"), "Loopback", "RFC 4291"},
 	{netip.MustParsePrefix("::/128"), "Unspecified", "RFC 4291"},
@@ -114,7 +113,7 @@ var metadataNames = []string{
 // or this network wherever they are resolved (RFC 6761, RFC 6762, RFC 8375).
 var localNames = []string{"localhost", "localdomain", "local", "internal", "home.arpa"}
 
-// find returns the first block of a table that holds addr, which has no zone and is unmapped.
+// find returns the first block of a table with addr in it. addr has no zone and is unmapped.
 func find(table []Block, addr netip.Addr) (Block, bool) {
 	for _, block := range table {
 		if block.Prefix.Contains(addr) {

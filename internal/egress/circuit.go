@@ -12,11 +12,11 @@ import (
 )
 
 const (
-	maxRefusals  = 10_000          // receivers that failed by their answers; the least recently used is forgotten
-	maxPath      = 256             // bytes of a path that distinguish receivers
-	maxTurns     = 64              // owners that wait for a probe of one site
-	turnWait     = 4 * time.Second // for a call of the owner whose turn it is to probe; then the next owner may
-	troubleSleep = 5 * time.Second // how long a site is left alone after trouble of our own
+	maxRefusals     = 10_000          // receivers with failed answers; the least recently used is dropped
+	maxPath         = 256             // bytes of a path, to distinguish receivers
+	maxTurns        = 64              // owners waiting to probe one site
+	turnWait        = 4 * time.Second // for the call of one owner to probe; then the next owner may
+	localFaultDelay = 5 * time.Second // pause of a site after a local fault
 )
 
 // Site is a scheme, host and port.
@@ -25,18 +25,18 @@ type Site struct {
 	Host   string // lower-case host:port
 }
 
-// Receiver is who is called, and for whom: everything that can hold a call back. It is comparable.
+// Receiver is the target and the owner of a call: everything that can hold it back. It is comparable.
 //
-// A failure of the site itself (no connection, no answer, no TLS) counts for all owners. A 5xx answer counts for the
-// path of the owner that got it, and for the whole owner once several of its paths have failed in a row: another owner
-// may call something else there that works.
+// A failure of the site itself (no connection, no answer, no TLS) counts for all owners. A 5xx answer counts for one
+// path of one owner, and for the whole owner once several of its paths have failed in a row: another owner may call
+// something else there, with success.
 type Receiver struct {
 	Site
-	Owner string // tandem.Request.Owner: the API key that asked, or without keys the client
+	Owner string // tandem.Request.Owner: the caller's API key, or without keys the client
 	Path  string // of the URL, cut off after 256 bytes; "": all paths of the owner
 }
 
-// Receiver names who a callback goes to. Its errors are those of [Client.Check].
+// Receiver returns the receiver of a callback. Its errors are the errors of [Client.Check].
 func (c *Client) Receiver(rawURL, owner string) (Receiver, error) {
 	t, err := c.parse(rawURL)
 	if err != nil {
@@ -49,8 +49,8 @@ func (c *Client) Receiver(rawURL, owner string) (Receiver, error) {
 func (s Site) String() string { return s.Scheme + "://" + s.Host }
 
 // Room is how many rescheduled calls of an owner may be under way at a destination: none while a breaker holds them
-// back, its probe is out, or too many wait already; one if that may probe; else a few more than there are places, so
-// that each place is taken again at once. destination is a site, or a site and a path.
+// back, its probe is out, or too many wait already; one if it may probe; else twice the permits, so each permit is
+// taken again at once. destination is a site, or a site and a path.
 func (c *Client) Room(destination, owner string) int {
 	r := Receiver{Owner: owner}
 	scheme, rest, _ := strings.Cut(destination, "://")
@@ -81,7 +81,7 @@ func (c *Client) Room(destination, owner string) int {
 	return room
 }
 
-// circuit is a breaker and the schedule of the calls that it holds back.
+// circuit is a breaker and the schedule of the calls held back by it.
 type circuit struct {
 	*limit.Breaker
 	later schedule
@@ -103,7 +103,7 @@ func (ci *circuit) held() error {
 	}
 }
 
-// until is when a call that the circuit holds back may come, at the earliest.
+// until is the earliest time for a call held back by the circuit.
 func (ci *circuit) until(d *destination, r Receiver, why error) time.Time {
 	switch {
 	case errors.Is(why, limit.ErrOpen):
@@ -111,28 +111,28 @@ func (ci *circuit) until(d *destination, r Receiver, why error) time.Time {
 	case errors.Is(why, errTurn):
 		return d.turns.at(r.Owner, ci.Status().RetryAt)
 	default:
-		return time.Now().Add(probePutOff)
+		return time.Now().Add(probeDelay)
 	}
 }
 
-// refusal is a circuit that the answers of a receiver open.
+// refusal is a circuit opened by the answers of a receiver.
 type refusal struct {
 	circuit
-	lastPath string // that failed; of a receiver without a path
+	lastPath string // the last failed one; of a receiver without a path
 }
 
-// The circuits that a call has to pass.
+// The circuits on the way of a call.
 const (
-	byTrouble = iota // our own
-	byOwner          // answers to an owner
-	byPath           // answers to a path of an owner
+	byLocalFault = iota // our own
+	byOwner             // answers to an owner
+	byPath              // answers to a path of an owner
 	byHost
 	circuits
 )
 
-// circuitsLocked returns the circuits of a receiver; those that do not exist, nil, let everything pass.
+// circuitsLocked returns the circuits of a receiver; a missing one (nil) lets everything pass.
 func (c *Client) circuitsLocked(d *destination, r Receiver) (all [circuits]*circuit) {
-	all[byTrouble], all[byHost] = d.trouble, d.host
+	all[byLocalFault], all[byHost] = d.localFault, d.host
 	if c.refusals.Len() == 0 { // as a rule
 		return all
 	}
@@ -146,7 +146,7 @@ func (c *Client) circuitsLocked(d *destination, r Receiver) (all [circuits]*circ
 	return all
 }
 
-// heldBy returns the circuit that holds a call back, and why; a nil error: none does.
+// heldBy returns the circuit holding a call back, and why; a nil error: none does.
 func (d *destination) heldBy(all [circuits]*circuit, r Receiver) (*circuit, error) {
 	for _, ci := range all {
 		if ci == nil {
@@ -165,7 +165,7 @@ func (d *destination) heldBy(all [circuits]*circuit, r Receiver) (*circuit, erro
 // errTurn is why a call is rescheduled although it could probe.
 var errTurn = errors.New("another owner's call is to probe the destination first")
 
-// passLocked takes a pass of every circuit, or returns the one that holds the call back, and why.
+// passLocked takes a pass of every circuit, or returns the circuit holding the call back, and why.
 func (c *Client) passLocked(d *destination, r Receiver) (passes [circuits]limit.Pass, held *circuit, why error) {
 	all := c.circuitsLocked(d, r)
 	if held, why = d.heldBy(all, r); why != nil {
@@ -173,7 +173,7 @@ func (c *Client) passLocked(d *destination, r Receiver) (passes [circuits]limit.
 	}
 	for i, ci := range all {
 		if ci != nil {
-			passes[i], _ = ci.Allow() // none holds it back, and all that changes one has c.mu
+			passes[i], _ = ci.Allow() // none holds it back, and every change needs c.mu
 		}
 	}
 	if passes[byHost].Probe {
@@ -182,8 +182,8 @@ func (c *Client) passLocked(d *destination, r Receiver) (passes [circuits]limit.
 	return passes, nil, nil
 }
 
-// reportLocked reports the result of a call to its circuits. It returns the one whose probe has failed.
-func (c *Client) reportLocked(p *Place, result *Result) (failed *circuit) {
+// reportLocked reports the result of a call to its circuits. It returns the circuit of a failed probe.
+func (c *Client) reportLocked(p *Permit, result *Result) (failed *circuit) {
 	d := p.dest
 	reports := c.judgeLocked(p, result)
 	wasOpen := d.host.Status().State == limit.StateOpen
@@ -209,25 +209,25 @@ func (c *Client) reportLocked(p *Place, result *Result) (failed *circuit) {
 	}
 	switch status := d.host.Status(); {
 	case status.State == limit.StateOpen && !wasOpen:
-		d.turns.took(p.receiver.Owner) // the owners that it has not failed for go first
+		d.turns.took(p.receiver.Owner) // owners without a failure go first
 	case status.State == limit.StateClosed:
 		d.turns.list = nil
 	}
 	return failed
 }
 
-// judgeLocked decides what the result of a call means for each of its circuits.
-func (c *Client) judgeLocked(p *Place, result *Result) (reports [circuits]limit.Report) {
+// judgeLocked translates the result of a call into a report for each of its circuits.
+func (c *Client) judgeLocked(p *Permit, result *Result) (reports [circuits]limit.Report) {
 	all := func(trouble, host, answer limit.Report) [circuits]limit.Report {
-		return [circuits]limit.Report{byTrouble: trouble, byHost: host, byOwner: answer, byPath: answer}
+		return [circuits]limit.Report{byLocalFault: trouble, byHost: host, byOwner: answer, byPath: answer}
 	}
 	now := time.Now()
-	// A host that answers others is not dead because one of its paths hangs.
+	// A host with answers for others is not dead because one of its paths hangs.
 	answersOthers := now.Sub(p.dest.answered) < c.cfg.BreakerOpen && !p.passes[byHost].Probe
 	switch {
 	case result.Interrupted || result.Outcome == tandem.OutcomeBlocked || result.Outcome == "":
 		return all(limit.Excluded, limit.Excluded, limit.Excluded)
-	case result.troubled:
+	case result.local:
 		return all(limit.Failure, limit.Excluded, limit.Excluded)
 	case result.StatusCode == 0 && result.connected && answersOthers:
 		return all(limit.Success, limit.Excluded, limit.Failure)
@@ -241,7 +241,7 @@ func (c *Client) judgeLocked(p *Place, result *Result) (reports [circuits]limit.
 	return all(limit.Success, limit.Success, limit.Success)
 }
 
-// refusedLocked returns the circuit of a receiver, which its first failure makes.
+// refusedLocked returns the circuit of a receiver. Its first failure makes it.
 func (c *Client) refusedLocked(known *circuit, r Receiver, report limit.Report) *circuit {
 	if known == nil && report != limit.Failure {
 		return nil
@@ -258,7 +258,7 @@ func (c *Client) refusedLocked(known *circuit, r Receiver, report limit.Report) 
 
 // refusedOwnerLocked is refusedLocked for all paths of an owner. Of failures of one path in a row it counts
 // the first only.
-func (c *Client) refusedOwnerLocked(known *circuit, p *Place, report limit.Report) (*circuit, limit.Report) {
+func (c *Client) refusedOwnerLocked(known *circuit, p *Permit, report limit.Report) (*circuit, limit.Report) {
 	r := p.receiver
 	r.Path = ""
 	ci := c.refusedLocked(known, r, report)
@@ -275,7 +275,7 @@ func (c *Client) refusedOwnerLocked(known *circuit, p *Place, report limit.Repor
 	return ci, report
 }
 
-// schedule spreads the calls that are rescheduled for one reason; it starts again when the reason changes.
+// schedule spreads the calls rescheduled for one reason; it starts again when the reason changes.
 type schedule struct {
 	at  time.Time // when the next one may come back, at the earliest
 	why error     // why the last one was rescheduled
@@ -298,17 +298,17 @@ func (s *schedule) next(first time.Time, pace time.Duration, why error) time.Tim
 	return at
 }
 
-// turns are the owners that wait for a half-open breaker to close, in the order in which they may send its probe: first
-// those that have not probed yet, then those whose probe is longest ago.
+// turns are the owners waiting for a half-open breaker to close, in the order of their probes: owners without a probe
+// so far come first, then the longest ago.
 type turns struct{ list []turn }
 
 type turn struct {
 	owner  string
 	probed bool      // or its call has opened the breaker
-	retry  time.Time // the end of the open period for which one of its calls was scheduled
+	retry  time.Time // end of the open period with a call scheduled
 }
 
-// at is when an owner may probe a breaker that is half-open since retryAt.
+// at is the time for an owner to probe a breaker, half-open since retryAt.
 func (t *turns) at(owner string, retryAt time.Time) time.Time {
 	position := t.find(owner)
 	if position < 0 {
@@ -322,7 +322,7 @@ func (t *turns) find(owner string) int {
 	return slices.IndexFunc(t.list, func(other turn) bool { return other.owner == owner })
 }
 
-// newcomer is the position of an owner that has not probed yet.
+// newcomer is the position of an owner without a probe so far.
 func (t *turns) newcomer() int {
 	if i := slices.IndexFunc(t.list, func(other turn) bool { return other.probed }); i >= 0 {
 		return i
@@ -330,7 +330,7 @@ func (t *turns) newcomer() int {
 	return len(t.list)
 }
 
-// enter has an owner wait for its turn. It reports whether its call is the first in this open period: that one comes
+// enter has an owner wait for its turn. It reports whether its call is the first in this open period: the first comes
 // back in its turn, all others after it.
 func (t *turns) enter(owner string, retryAt time.Time) bool {
 	i := t.find(owner)
@@ -347,8 +347,8 @@ func (t *turns) enter(owner string, retryAt time.Time) bool {
 	return first
 }
 
-// took records that a call of the owner probes, or has opened the breaker. Owners before it have missed their turn:
-// they have nothing to send any more, or come back as new ones.
+// took records a probe of the owner, or a call of it opening the breaker. Owners before it have missed their turn: they
+// have nothing to send any more, or come back as new ones.
 func (t *turns) took(owner string) {
 	if i := t.find(owner); i >= 0 {
 		t.list = slices.Delete(t.list, 0, i+1)

@@ -21,14 +21,14 @@ import (
 	"tandem/internal/egress"
 )
 
-// postAs makes one exchange for an API key, which must find a place at once.
+// postAs makes one exchange for an API key, which must find a permit at once.
 func postAs(t *testing.T, client *egress.Client, key, url string) egress.Result {
 	t.Helper()
-	place, err := client.Reserve(t.Context(), url, key)
+	permit, err := client.Reserve(t.Context(), url, key)
 	if err != nil {
 		t.Fatalf("Reserve(%s) for %s: %v", url, key, err)
 	}
-	return place.Post(t.Context(), nil, nil)
+	return permit.Post(t.Context(), nil, nil)
 }
 
 // heldUntil is when a call of a key may be made; zero: now.
@@ -64,7 +64,7 @@ func TestEachSchemeHasItsOwnBreaker(t *testing.T) {
 	if got := postAs(t, client, "b", target); got.Outcome != tandem.OutcomeDelivered {
 		t.Errorf("http at the same port: %+v", got)
 	}
-	if found := client.Found(10); len(found) != 1 || found[0].Scheme != "https" {
+	if found := client.Failing(10); len(found) != 1 || found[0].Scheme != "https" {
 		t.Errorf("published to other nodes: %+v, want https only", found)
 	}
 }
@@ -90,7 +90,7 @@ func TestAnswersHoldBackNobodyElse(t *testing.T) {
 	if seen := only(t, client); seen.State != "open" || seen.FailureCount != 5 || seen.RetryAt.IsZero() {
 		t.Errorf("destination = %+v, want it shown open with 5 failures", seen)
 	}
-	if found := client.Found(10); len(found) != 0 {
+	if found := client.Failing(10); len(found) != 0 {
 		t.Errorf("published to other nodes: %+v, want nothing", found)
 	}
 
@@ -142,36 +142,36 @@ func TestProbesGoInTurn(t *testing.T) {
 	client := newClient(t, cfg)
 	postAs(t, client, "a", target) // opens the breaker
 	for range 20 {
-		putOffAs(t, client, "a", target)
+		rescheduledAs(t, client, "a", target)
 	}
 	opened := only(t, client).RetryAt
-	if b := putOffAs(t, client, "b", target); b.Until.Sub(opened) > egress.TurnWait {
+	if b := rescheduledAs(t, client, "b", target); b.Until.Sub(opened) > egress.TurnWait {
 		t.Errorf("b comes back %v after the breaker is half-open, behind the calls of a", b.Until.Sub(opened))
 	}
 	until(t, opened)
-	if a := putOffAs(t, client, "a", target); a.Until.Sub(opened) < egress.TurnWait {
+	if a := rescheduledAs(t, client, "a", target); a.Until.Sub(opened) < egress.TurnWait {
 		t.Errorf("a comes back %v after the breaker is half-open, before b had its turn", a.Until.Sub(opened))
 	}
 	probe := postAs(t, client, "b", target)
-	if probe.PutOff == nil || probe.Outcome != tandem.OutcomeConnect {
+	if probe.Reschedule == nil || probe.Outcome != tandem.OutcomeConnect {
 		t.Errorf("a probe in vain: %+v, want it to use up no attempt", probe)
 	}
-	putOffAs(t, client, "b", target)
+	rescheduledAs(t, client, "b", target)
 	opened = only(t, client).RetryAt
 	if a := heldUntil(t, client, "a", target); a.After(opened) {
 		t.Errorf("a may probe %v after b has", a.Sub(opened))
 	}
 }
 
-func putOffAs(t *testing.T, client *egress.Client, key, url string) *egress.PutOff {
+func rescheduledAs(t *testing.T, client *egress.Client, key, url string) *egress.Reschedule {
 	t.Helper()
-	place, err := client.Reserve(t.Context(), url, key)
-	var later *egress.PutOff
+	permit, err := client.Reserve(t.Context(), url, key)
+	var later *egress.Reschedule
 	if !errors.As(err, &later) {
-		if place != nil {
-			place.Release()
+		if permit != nil {
+			permit.Release()
 		}
-		t.Fatalf("Reserve(%s) for %s = %v, want a *PutOff", url, key, err)
+		t.Fatalf("Reserve(%s) for %s = %v, want a *Reschedule", url, key, err)
 	}
 	return later
 }
@@ -182,12 +182,12 @@ func TestEachKeyComesBackForItsTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := newClient(t, demo())
 		retryAt := time.Now().Add(time.Minute)
-		client.Learn(egress.Destination{
+		client.MarkFailing(egress.Destination{
 			Site: egress.Site{Scheme: "http", Host: "a.example:80"}, FailureCount: 5, RetryAt: retryAt,
 		})
 		for i, key := range []string{"a", "b", "c"} {
 			for n := range 10_000 {
-				late := putOffAs(t, client, key, "http://a.example/").Until.Sub(retryAt)
+				late := rescheduledAs(t, client, key, "http://a.example/").Until.Sub(retryAt)
 				turn := time.Duration(i) * egress.TurnWait
 				if n == 0 && (late < turn || late > turn+egress.TurnWait) || late < 0 {
 					t.Fatalf("call %d of %s comes back %v after the breaker is half-open, its turn is after %v",
@@ -235,9 +235,9 @@ func TestTroubleOfOurOwn(t *testing.T) {
 		cfg.Resolver = tt.resolver
 		client := newClient(t, cfg)
 		got := post(t, client, "http://hooks.example/")
-		if (got.PutOff != nil) != tt.trouble || got.Outcome != tandem.OutcomeConnect ||
+		if (got.Reschedule != nil) != tt.trouble || got.Outcome != tandem.OutcomeConnect ||
 			strings.Contains(got.Message, "this server") != tt.trouble {
-			t.Errorf("%s: %+v, rescheduled: %v", tt.name, got, got.PutOff)
+			t.Errorf("%s: %+v, rescheduled: %v", tt.name, got, got.Reschedule)
 		}
 		if seen := only(t, client); (seen.FailureCount == 0) != tt.trouble {
 			t.Errorf("%s: %d failures of the destination", tt.name, seen.FailureCount)
@@ -308,7 +308,7 @@ func TestRoom(t *testing.T) {
 	room(site, "a", 20)
 	room(path, "b", 20)
 	_, err := client.Reserve(t.Context(), path, "a")
-	if putOff, ok := errors.AsType[*egress.PutOff](err); !ok || !putOff.Held || putOff.Destination != path {
+	if later, ok := errors.AsType[*egress.Reschedule](err); !ok || !later.Held || later.Destination != path {
 		t.Errorf("rescheduled with %+v, want it held at %s", err, path)
 	}
 }

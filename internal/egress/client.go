@@ -27,13 +27,13 @@ import (
 )
 
 const (
-	maxAnswer       = 64 << 10               // bytes of an answer's body that are read, to keep its connection
+	maxAnswer       = 64 << 10               // bytes read of an answer's body, to keep its connection
 	maxAnswerHeader = 64 << 10               // bytes of an answer's header, 1xx answers included
-	maxReadOn       = 100 * time.Millisecond // for the body of an answer, whose header has said everything
+	maxReadOn       = 100 * time.Millisecond // for the body of an answer; its header decides
 	maxIdle         = 1024                   // connections kept, all destinations together
 	idleTimeout     = 30 * time.Second
-	warnEvery       = 10 * time.Second     // between two warnings of trouble of our own
-	maxRetryAfter   = 365 * 24 * time.Hour // more than that is not a delay but a mistake
+	warnEvery       = 10 * time.Second     // between two warnings of a local fault
+	maxRetryAfter   = 365 * 24 * time.Hour // anything longer is a mistake
 )
 
 // Defaults of [Config].
@@ -48,7 +48,7 @@ type Config struct {
 	Timeout         time.Duration  // whole exchange, name look-up to the last byte read; DefaultTimeout
 	ConnectTimeout  time.Duration  // name look-up and TCP connect; 3 s
 	HostConcurrency int            // exchanges at once per destination; DefaultHostConcurrency
-	BreakerFailures int            // failures in a row that open a destination's breaker; 5
+	BreakerFailures int            // failures in a row to open a destination's breaker; 5
 	BreakerOpen     time.Duration  // how long it stays open before one probe; 60 s
 	MaxDestinations int            // destinations remembered; the longest unused is forgotten; 10,000
 	MaxWaiting      int            // calls waiting for a busy destination, all destinations together; 2,048
@@ -93,10 +93,10 @@ type Client struct {
 
 	// mu guards the fields below and the fields of every destination. Nothing waits with it held.
 	mu           sync.Mutex
-	destinations *limit.Keyed[Site, *destination] // held once per place and per waiting call
-	refusals     *limit.Keyed[Receiver, *refusal] // receivers that have failed by their answers; see maxRefusals
-	waiting      int                              // calls that wait for a place, in all; at most cfg.MaxWaiting
-	warned       time.Time                        // when trouble of our own was last logged
+	destinations *limit.Keyed[Site, *destination] // held once per permit and per waiting call
+	refusals     *limit.Keyed[Receiver, *refusal] // receivers with failed answers; see maxRefusals
+	waiting      int                              // calls waiting for a permit, in all; at most cfg.MaxWaiting
+	warned       time.Time                        // last warning of a local fault
 }
 
 // New makes a client; it returns an error when cfg contradicts itself.
@@ -105,8 +105,7 @@ func New(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Ends before Timeout does, so that a look-up or a connect that hangs is distinguished from a receiver
-	// that does not answer.
+	// Ends before Timeout does, so a hanging look-up or connect is distinguished from a receiver without an answer.
 	dialer, err := NewDialer(cfg.Policy, min(cfg.ConnectTimeout, cfg.Timeout-cfg.Timeout/4), cfg.Resolver)
 	if err != nil {
 		return nil, err
@@ -134,12 +133,12 @@ func New(cfg Config) (*Client, error) {
 }
 
 // Close closes idle connections. Call it after the last exchange: to net/http a connection is idle as soon as its
-// answer arrives, and Close would cut that answer off.
+// answer arrives, and Close would cut the answer off.
 func (c *Client) Close() { c.transport.CloseIdleConnections() }
 
 // Check is the friendly check at submission, without DNS: it returns nil or a *tandem.Error with CodeInvalidCallbackURL
 // or CodeCallbackBlocked. The message of a blocked one is always the same; its Err says why, for the log. The dial
-// decides, and refuses everything that Check refuses.
+// decides, and is at least as strict.
 func (c *Client) Check(rawURL string) error {
 	_, err := c.parse(rawURL)
 	return err
@@ -149,32 +148,31 @@ func (c *Client) Check(rawURL string) error {
 type Result struct {
 	Outcome     tandem.Outcome // never OutcomeExpired; empty when Interrupted
 	StatusCode  int            // 0: no answer
-	RetryAfter  time.Duration  // what a 429 or 503 asked for, not clamped; 0: nothing
+	RetryAfter  time.Duration  // delay of a 429 or 503, not clamped; 0: none
 	StartedAt   time.Time      // UTC
 	Duration    time.Duration
-	Host        string  // host:port that was called; "" when policy refuses the URL
-	Message     string  // for the caller: "" when delivered; the same words for every address that policy refuses
-	Interrupted bool    // ctx ended (not the timeout): the attempt does not count, not for a breaker either
-	PutOff      *PutOff // not nil: it counts as no attempt (a failed probe of a breaker, or trouble of our own)
+	Host        string      // host:port that was called; "" when policy refuses the URL
+	Message     string      // for the caller: "" when delivered; the same words for every address that policy refuses
+	Interrupted bool        // ctx ended (not the timeout): the attempt does not count, not for a breaker either
+	Reschedule  *Reschedule // not nil: it counts as no attempt (a failed probe, or a local fault)
 
-	troubled  bool // the trouble is our own
+	local     bool // it failed by a local fault
 	connected bool // there was a connection, but no answer
 }
 
-// Post makes the exchange and gives the place back. The status line decides: a receiver that answers 2xx has the
-// callback, even if the body of its answer never ends. At most 64 KiB of that body are read and discarded, for at most
-// 100 ms. Post adds to header only what HTTP/1.1 needs. It reports redirects and does not follow them; it keeps no
-// cookies.
+// Post makes the exchange and releases the permit. The status line decides: after a 2xx the receiver has the callback,
+// even if the body of its answer never ends. At most 64 KiB of the body are read and discarded, for at most 100 ms.
+// Post adds only the headers of HTTP/1.1. It reports redirects and does not follow them; it keeps no cookies.
 //
-// A kept connection that turns out closed before any byte of an answer is replaced once by a new one within the same
-// exchange. Post panics when the place was given back before.
-func (p *Place) Post(ctx context.Context, header http.Header, body []byte) (result Result) {
+// A kept connection may turn out closed before any byte of an answer: it is replaced once, within the same exchange.
+// Post panics on a released permit.
+func (p *Permit) Post(ctx context.Context, header http.Header, body []byte) (result Result) {
 	if p.over {
-		panic("egress: Post on a place that was given back")
+		panic("egress: Post on a permit that was given back")
 	}
 	result.StartedAt, result.Host = time.Now().UTC(), p.receiver.Host
-	// Given back whatever happens: a place lost would be lost for ever.
-	defer func() { p.giveBack(&result) }()
+	// Always released: a lost permit would be lost for ever.
+	defer func() { p.finish(&result) }()
 	if p.refused != nil {
 		p.client.refuse(&result, p.refused, "")
 	} else {
@@ -198,8 +196,8 @@ func (c *Client) exchange(ctx context.Context, t *target, header http.Header, bo
 	if request.Header == nil {
 		request.Header = make(http.Header)
 	}
-	// This tells net/http that it may repeat a POST on a new connection when a kept one was closed. A nil header is not
-	// sent: receivers of callbacks recognise repeats by the webhook-id.
+	// This allows net/http to repeat a POST on a new connection when a kept one was closed. A nil header is not sent:
+	// receivers of callbacks recognise repeats by the webhook-id.
 	if _, given := request.Header["Idempotency-Key"]; !given {
 		request.Header["Idempotency-Key"] = nil
 	}
@@ -213,10 +211,10 @@ func (c *Client) exchange(ctx context.Context, t *target, header http.Header, bo
 	defer answer.Body.Close()
 	classify(answer, result)
 	if answer.StatusCode == http.StatusSwitchingProtocols {
-		return // what follows is no body, and no context ends it
+		return // no body follows, and no context ends the stream
 	}
-	// Read to the end so that the connection can be used again. That is worth a moment and no more; what goes wrong
-	// here changes nothing.
+	// Read to the end so that the connection can be used again. It is worth a moment and no more; an error here changes
+	// nothing.
 	defer time.AfterFunc(maxReadOn, cancel).Stop()
 	_, _ = io.CopyN(io.Discard, answer.Body, maxAnswer)
 }
@@ -245,7 +243,7 @@ func classify(answer *http.Response, result *Result) {
 // retryAfter reads the header: seconds, or an HTTP date. Anything else, and a time in the past, is 0.
 func retryAfter(value string, now time.Time) time.Duration {
 	if value != "" && strings.Trim(value, "0123456789") == "" {
-		seconds, _ := strconv.ParseUint(value, 10, 64) // the largest number for one that is larger still
+		seconds, _ := strconv.ParseUint(value, 10, 64) // clamped to the largest number
 		return time.Duration(min(seconds, uint64(maxRetryAfter/time.Second))) * time.Second
 	}
 	if at, err := http.ParseTime(value); err == nil {
@@ -254,15 +252,15 @@ func retryAfter(value string, now time.Time) time.Duration {
 	return 0
 }
 
-// fail says how an exchange without an answer ended. The texts are fixed: an error's own text names addresses that the
-// caller must not learn.
+// fail says how an exchange without an answer ended. The texts are fixed: an error's own text names addresses, and they
+// are not for the caller.
 func (c *Client) fail(ctx, timed context.Context, t *target, err error, result *Result) {
 	var refused *Refused
 	var handshake *handshakeError
 	var lookup *net.DNSError
 	var timeout net.Error
 	var dial *net.OpError
-	text := trouble(err)
+	text := localFault(err)
 	switch {
 	case errors.As(err, &refused):
 		c.refuse(result, refused, term.RedactURL(t.url.String()))
@@ -270,13 +268,13 @@ func (c *Client) fail(ctx, timed context.Context, t *target, err error, result *
 		result.Interrupted = true
 		result.Message = "interrupted"
 	case text != "":
-		result.troubled = true
+		result.local = true
 		result.Outcome, result.Message = tandem.OutcomeConnect, text
-		c.warnOfTrouble(t.site.Host, text, err)
+		c.warnLocalFault(t.site.Host, text, err)
 	case timed.Err() != nil, errors.As(err, &handshake) && errors.Is(handshake.err, context.DeadlineExceeded):
 		result.Outcome = tandem.OutcomeTimeout
 		result.Message = fmt.Sprintf("no answer within %v", c.cfg.Timeout)
-		result.connected = true // no connection takes that long to fail
+		result.connected = true // no connect takes so long to fail
 	case errors.As(err, &handshake):
 		result.Outcome, result.Message = tandem.OutcomeTLS, handshake.text()
 	case errors.As(err, &lookup):
@@ -291,8 +289,8 @@ func (c *Client) fail(ctx, timed context.Context, t *target, err error, result *
 	}
 }
 
-// trouble says what this server itself lacks for any call; "" means nothing.
-func trouble(err error) string {
+// localFault describes a fault of this server itself, for any call; "": there is none.
+func localFault(err error) string {
 	var lookup *net.DNSError
 	switch {
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
@@ -308,8 +306,8 @@ func trouble(err error) string {
 	}
 }
 
-// warnOfTrouble logs trouble of our own, not for every call.
-func (c *Client) warnOfTrouble(host, text string, err error) {
+// warnLocalFault logs a local fault, not for every call.
+func (c *Client) warnLocalFault(host, text string, err error) {
 	c.mu.Lock()
 	now := time.Now()
 	quiet := now.Sub(c.warned) < warnEvery
@@ -362,7 +360,7 @@ type handshakeError struct{ err error }
 func (e *handshakeError) Error() string { return "TLS handshake: " + e.err.Error() }
 func (e *handshakeError) Unwrap() error { return e.err }
 
-// text says what the owner of the receiver can fix.
+// text describes the fault for the owner of the receiver.
 func (e *handshakeError) text() string {
 	var unknown x509.UnknownAuthorityError
 	var name x509.HostnameError

@@ -42,8 +42,8 @@ func TestPostSendsWhatItIsGiven(t *testing.T) {
 	client := newClient(t, demo())
 	header := http.Header{"Content-Type": {"application/json"}, "User-Agent": {"tandem/test"}, "Webhook-Id": {"req_1"}}
 	for range 2 { // the second would bring the cookie back
-		place := reserve(t, client, target+"?a=b%20c#fragment")
-		result := place.Post(t.Context(), header, []byte(`{"x":1}`))
+		permit := reserve(t, client, target+"?a=b%20c#fragment")
+		result := permit.Post(t.Context(), header, []byte(`{"x":1}`))
 		if result.Outcome != tandem.OutcomeDelivered || result.StatusCode != http.StatusAccepted || result.Message != "" ||
 			result.Interrupted {
 			t.Fatalf("Post = %+v, want it delivered", result)
@@ -320,7 +320,7 @@ func TestPostToHostileReceivers(t *testing.T) {
 	}
 }
 
-// An answer is known after its header: its body, which may never end, holds the place for a moment only.
+// An answer is known after its header: its body, which may never end, holds the permit for a moment only.
 func TestEndlessAnswerHoldsItsPlaceForAMoment(t *testing.T) {
 	t.Parallel()
 	target, _ := rawReceiver(t, func(ctx context.Context, conn net.Conn) {
@@ -497,13 +497,13 @@ func TestInterrupted(t *testing.T) {
 		cfg := demo()
 		cfg.HostConcurrency = 1
 		client := newClient(t, cfg)
-		place := reserve(t, client, "http://127.0.0.1:1/")
+		permit := reserve(t, client, "http://127.0.0.1:1/")
 		ctx, cancel := context.WithCancelCause(t.Context())
 		cancel(stop)
 		if _, err := client.Reserve(ctx, "http://127.0.0.1:1/", ""); !errors.Is(err, stop) {
 			t.Errorf("Reserve = %v, want the cause", err)
 		}
-		place.Release()
+		permit.Release()
 	})
 }
 

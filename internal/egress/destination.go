@@ -13,120 +13,119 @@ import (
 	"tandem/internal/limit"
 )
 
-// The times of a [PutOff].
+// The times of a [Reschedule].
 const (
-	minPutOff   = 100 * time.Millisecond // behind a busy destination
-	maxPutOff   = 30 * time.Second       // the estimate for a busy destination is not trusted beyond
-	probePutOff = time.Second            // while a probe is out
-	openJitter  = 2 * time.Second        // after an open breaker's retry time
-	warnOutage  = time.Minute            // between two warnings that a destination has started to fail
-	maxSpread   = time.Minute            // calls rescheduled one after the other are spread over at most this
+	minDelay   = 100 * time.Millisecond // behind a busy destination
+	maxDelay   = 30 * time.Second       // the estimate for a busy destination is not trusted beyond
+	probeDelay = time.Second            // while a probe is out
+	openJitter = 2 * time.Second        // after an open breaker's retry time
+	warnOutage = time.Minute            // between two warnings about a failing destination
+	maxSpread  = time.Minute            // calls rescheduled one after the other are spread over at most this
 )
 
-// destination is a site that calls go to. The client's mu guards its fields.
+// destination is a called site. The client's mu guards its fields.
 type destination struct {
-	site     Site
-	host     *circuit             // opened when there is no connection, no TLS or no answer
-	trouble  *circuit             // opened by trouble of our own
-	turns    turns                // who may probe host
-	answered time.Time            // when it last gave any answer; zero: never
-	inFlight int                  // places given out; at most Config.HostConcurrency
-	queue    limit.Turns[*waiter] // by owner
-	average  time.Duration        // moving average of an exchange; 0: none yet
-	moved    time.Time            // when a place was last given back, or was first given out
-	busy     schedule             // of calls that find too many waiting
-	failing  time.Time            // since when nothing has been delivered, as logged; zero: not logged
-	warned   time.Time            // when the log last said so
+	site       Site
+	host       *circuit             // opened when there is no connection, no TLS or no answer
+	localFault *circuit             // opened by a local fault
+	turns      turns                // order of probes of host
+	answered   time.Time            // when it last gave any answer; zero: never
+	inFlight   int                  // permits in use; at most Config.HostConcurrency
+	queue      limit.Turns[*waiter] // by owner
+	average    time.Duration        // moving average of an exchange; 0: none yet
+	moved      time.Time            // when a permit was last released, or first granted
+	busy       schedule             // of calls behind too many waiting ones
+	failing    time.Time            // since when nothing has been delivered, as logged; zero: not logged
+	warned     time.Time            // when the log last said so
 }
 
-// waiter is a call of Reserve that waits.
+// waiter is a waiting call of Reserve.
 type waiter struct {
 	receiver Receiver
 	granted  chan grant // has room for the one grant it gets
 }
 
-// grant is a place, or the error that Reserve returns instead.
+// grant is a permit, or the error for Reserve to return.
 type grant struct {
 	passes [circuits]limit.Pass
 	err    error
 }
 
-// PutOff says to come back later; no attempt was made.
-type PutOff struct {
+// Reschedule asks the caller to come back later; no attempt was made.
+type Reschedule struct {
 	Until       time.Time // not before
 	Reason      string    // for the log
-	Destination string    // what holds the call back, as [Client.Room] takes it; "": the table of destinations is full
+	Destination string    // where the call is held back, as [Client.Room] takes it; "": the table of destinations is full
 	Held        bool      // there is no Room at Destination: the call need not come back before there is
 }
 
 // Error says until when.
-func (p *PutOff) Error() string {
-	return fmt.Sprintf("put off until %s: %s", p.Until.UTC().Format(time.RFC3339Nano), p.Reason)
+func (p *Reschedule) Error() string {
+	return fmt.Sprintf("rescheduled until %s: %s", p.Until.UTC().Format(time.RFC3339Nano), p.Reason)
 }
 
-// Place is the right to make one exchange. Call Post or Release, once. It belongs to the goroutine that reserved it.
-type Place struct {
+// Permit is the right to make one exchange. Call Post or Release, once, from the goroutine of Reserve.
+type Permit struct {
 	client   *Client
 	target   *target // shared, not to be changed; nil if refused
 	receiver Receiver
-	refused  error // what Check says of the URL now; then there is no destination
+	refused  error // error of Check now; then there is no destination
 	dest     *destination
 	passes   [circuits]limit.Pass
-	over     bool // given back
+	over     bool // released
 }
 
-// Reserve waits for a place at the destination of rawURL. owner is who the call is made for (tandem.Request.Owner).
-// Owners take turns, and the calls of one are served in order. Reserve returns a *PutOff when waiting is not worth it:
-// a breaker is open or half-open with its probe out, or too many wait already. It returns ctx's cause when ctx ends.
+// Reserve waits for a permit at the destination of rawURL. owner is tandem.Request.Owner. Owners take turns, and the
+// calls of one are served in order. Reserve returns a *Reschedule when waiting is not worth it: a breaker is open or
+// half-open with its probe out, or too many wait already. It returns ctx's cause when ctx ends.
 //
-// One destination may hold at most half of the waiting places that are still free, and one for each owner, so that a
-// slow one never takes them all. A URL that Check would refuse now gets a place at once, and Post returns
-// OutcomeBlocked.
-func (c *Client) Reserve(ctx context.Context, rawURL, owner string) (*Place, error) {
-	place := &Place{client: c}
-	place.target, place.refused = c.parse(rawURL)
-	if place.refused != nil {
-		return place, nil //nolint:nilerr // Post says it, as an outcome
+// One destination may hold at most half of the free waiting places, and one for each owner, so a slow one never takes
+// them all. A URL that Check would refuse now gets a permit at once, and Post returns OutcomeBlocked.
+func (c *Client) Reserve(ctx context.Context, rawURL, owner string) (*Permit, error) {
+	permit := &Permit{client: c}
+	permit.target, permit.refused = c.parse(rawURL)
+	if permit.refused != nil {
+		return permit, nil //nolint:nilerr // Post says it, as an outcome
 	}
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	place.receiver = place.target.receiver(owner)
+	permit.receiver = permit.target.receiver(owner)
 
 	c.mu.Lock()
-	d, held := c.holdLocked(place.receiver.Site)
+	d, held := c.holdLocked(permit.receiver.Site)
 	if !held {
 		c.mu.Unlock()
-		until := time.Now().Add(probePutOff + rand.N(probePutOff))
-		return nil, &PutOff{Until: until, Reason: "every destination remembered is in use"}
+		until := time.Now().Add(probeDelay + rand.N(probeDelay))
+		return nil, &Reschedule{Until: until, Reason: "every destination remembered is in use"}
 	}
-	place.dest = d
-	if d.inFlight < c.cfg.HostConcurrency { // then nobody waits: takeBackLocked sees to that
-		g := c.grantLocked(d, place.receiver)
+	permit.dest = d
+	if d.inFlight < c.cfg.HostConcurrency { // then nobody waits: see reclaimLocked
+		g := c.grantLocked(d, permit.receiver)
 		c.mu.Unlock()
-		return place.granted(g)
+		return permit.granted(g)
 	}
-	if err := c.mayWaitLocked(d, place.receiver); err != nil {
+	if err := c.mayWaitLocked(d, permit.receiver); err != nil {
 		c.destinations.Release(d.site)
 		c.mu.Unlock()
 		return nil, err
 	}
-	w := &waiter{receiver: place.receiver, granted: make(chan grant, 1)}
+	w := &waiter{receiver: permit.receiver, granted: make(chan grant, 1)}
 	d.queue.Push(owner, 1, w)
 	c.waiting++
 	c.mu.Unlock()
 
 	select {
 	case g := <-w.granted:
-		return place.granted(g)
+		return permit.granted(g)
 	case <-ctx.Done():
-		c.leave(place, w)
+		c.leave(permit, w)
 		return nil, context.Cause(ctx)
 	}
 }
 
-// granted returns the place with its passes, or the error.
-func (p *Place) granted(g grant) (*Place, error) {
+// granted returns the permit with its passes, or the error.
+func (p *Permit) granted(g grant) (*Permit, error) {
 	if g.err != nil {
 		return nil, g.err
 	}
@@ -134,9 +133,9 @@ func (p *Place) granted(g grant) (*Place, error) {
 	return p, nil
 }
 
-// Destinations are what may have room after the exchange, as [Client.Room] takes them: the site and the path of the
-// owner's calls. They are "" if the URL is refused.
-func (p *Place) Destinations() (site, path string) {
+// Destinations may have room after the exchange, as [Client.Room] takes them: the site, and the path of the owner's
+// calls. They are "" if the URL is refused.
+func (p *Permit) Destinations() (site, path string) {
 	if p.dest == nil {
 		return "", ""
 	}
@@ -144,11 +143,11 @@ func (p *Place) Destinations() (site, path string) {
 	return site, site + p.receiver.Path
 }
 
-// Release gives the place back unused. It does nothing after Post or Release.
-func (p *Place) Release() { p.giveBack(&Result{}) }
+// Release returns the permit unused. It does nothing after Post or Release.
+func (p *Permit) Release() { p.finish(&Result{}) }
 
-// giveBack ends the place and grants it to waiting calls. It sets PutOff of a result that uses up no attempt.
-func (p *Place) giveBack(result *Result) {
+// finish ends the permit and grants it to waiting calls. It sets Reschedule of a result without an attempt.
+func (p *Permit) finish(result *Result) {
 	if p.over {
 		return
 	}
@@ -158,7 +157,7 @@ func (p *Place) giveBack(result *Result) {
 	}
 	c := p.client
 	c.mu.Lock()
-	c.takeBackLocked(p, result)
+	c.reclaimLocked(p, result)
 	started, recovered := p.dest.outage(result, time.Now())
 	c.mu.Unlock()
 	switch { // without the lock: a log may be slow
@@ -172,8 +171,8 @@ func (p *Place) giveBack(result *Result) {
 	}
 }
 
-// outage reports whether the destination has started to fail with this result, or for how long it had failed
-// until now. One that does both all the time is reported every warnOutage.
+// outage reports whether the destination has started to fail with this result, or how long it had failed until now. A
+// flapping one is reported every warnOutage.
 func (d *destination) outage(result *Result, now time.Time) (started bool, recovered time.Duration) {
 	switch result.Outcome {
 	case tandem.OutcomeDelivered:
@@ -183,8 +182,8 @@ func (d *destination) outage(result *Result, now time.Time) (started bool, recov
 		}
 	case tandem.OutcomeConnect, tandem.OutcomeTLS, tandem.OutcomeTimeout, tandem.OutcomeHTTPError,
 		tandem.OutcomeRedirect, tandem.OutcomeThrottled:
-		// A 429 comes from a receiver that is well; a 503 may be a proxy whose backend is down.
-		fails := !result.troubled && result.StatusCode != http.StatusTooManyRequests
+		// A 429 comes from a healthy receiver; a 503 may come from a proxy with its backend down.
+		fails := !result.local && result.StatusCode != http.StatusTooManyRequests
 		if fails && d.failing.IsZero() && (d.warned.IsZero() || now.Sub(d.warned) >= warnOutage) {
 			d.failing, d.warned, started = now, now, true
 		}
@@ -193,13 +192,12 @@ func (d *destination) outage(result *Result, now time.Time) (started bool, recov
 	return started, recovered
 }
 
-// grantLocked takes a free place of d, which the caller holds in the table, or says
-// why there is none; then the caller's hold is released.
+// grantLocked takes a free permit of d, or returns the reason and releases the caller's hold on d.
 func (c *Client) grantLocked(d *destination, r Receiver) grant {
 	passes, held, why := c.passLocked(d, r)
 	if why != nil {
 		c.destinations.Release(d.site)
-		return grant{err: c.putOffLocked(d, r, held, why)}
+		return grant{err: c.rescheduleLocked(d, r, held, why)}
 	}
 	if d.inFlight == 0 {
 		d.moved = time.Now()
@@ -208,11 +206,11 @@ func (c *Client) grantLocked(d *destination, r Receiver) grant {
 	return grant{passes: passes}
 }
 
-// takeBackLocked frees a place and grants it to those that wait for it. When the result
-// opened a breaker, all that wait for it are rescheduled.
-func (c *Client) takeBackLocked(p *Place, result *Result) {
+// reclaimLocked frees a permit and grants it to waiting calls. When the result opened a breaker, all of them are
+// rescheduled.
+func (c *Client) reclaimLocked(p *Permit, result *Result) {
 	d := p.dest
-	if result.Outcome != "" && result.Outcome != tandem.OutcomeBlocked && !result.troubled {
+	if result.Outcome != "" && result.Outcome != tandem.OutcomeBlocked && !result.local {
 		// Weight 1/8: follows a change within some ten exchanges.
 		if d.average == 0 {
 			d.average = result.Duration
@@ -220,15 +218,15 @@ func (c *Client) takeBackLocked(p *Place, result *Result) {
 		d.average += (result.Duration - d.average) / 8
 	}
 	failed := c.reportLocked(p, result)
-	if result.troubled {
-		failed = d.trouble
+	if result.local {
+		failed = d.localFault
 	}
 	if failed != nil {
 		why := failed.held()
 		if why == nil { // it has not opened: the call is from before it last did
 			why = limit.ErrProbing
 		}
-		result.PutOff = c.putOffLocked(d, p.receiver, failed, why)
+		result.Reschedule = c.rescheduleLocked(d, p.receiver, failed, why)
 	}
 	d.inFlight--
 	d.moved = time.Now()
@@ -241,15 +239,15 @@ func (c *Client) takeBackLocked(p *Place, result *Result) {
 	}
 }
 
-// leave takes a call whose ctx ended out of the queue, or gives back what it was granted in the same moment.
-func (c *Client) leave(p *Place, w *waiter) {
+// leave removes a call from the queue when its ctx ended, or returns a permit granted in the same moment.
+func (c *Client) leave(p *Permit, w *waiter) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	select {
 	case g := <-w.granted:
 		if g.err == nil {
 			p.passes = g.passes
-			c.takeBackLocked(p, &Result{})
+			c.reclaimLocked(p, &Result{})
 		}
 	default:
 		p.dest.queue.Remove(w.receiver.Owner, func(other *waiter) bool { return other == w })
@@ -258,17 +256,17 @@ func (c *Client) leave(p *Place, w *waiter) {
 	}
 }
 
-// mayWaitLocked returns nil or the *PutOff of a call that finds every place of d taken.
+// mayWaitLocked decides about a call when every permit of d is taken: nil, it may wait, or a *Reschedule.
 func (c *Client) mayWaitLocked(d *destination, r Receiver) error {
 	held, why := d.heldBy(c.circuitsLocked(d, r), r)
 	if why == nil && d.host.Status().State == limit.StateHalfOpen { // its probe is on its way
 		held, why = d.host, limit.ErrProbing
 	}
 	if why != nil {
-		return c.putOffLocked(d, r, held, why)
+		return c.rescheduleLocked(d, r, held, why)
 	}
 	if c.fullLocked(d, r.Owner) {
-		return c.putOffLocked(d, r, nil, errBusy)
+		return c.rescheduleLocked(d, r, nil, errBusy)
 	}
 	return nil
 }
@@ -286,27 +284,27 @@ func (c *Client) fullLocked(d *destination, owner string) bool {
 // errBusy is why a call is rescheduled although nothing holds it back.
 var errBusy = errors.New("too many calls wait for this destination")
 
-// waitLocked is how long a call would wait for a place, by what the destination has shown.
+// waitLocked estimates the wait for a permit by the recent exchanges of the destination.
 func (d *destination) waitLocked(concurrency int) time.Duration {
 	wait := time.Duration(d.queue.Len()) * d.average / time.Duration(concurrency)
-	wait = max(wait, time.Since(d.moved)) // one that hangs from the start has no average to go by
-	return min(max(wait, minPutOff), maxPutOff)
+	wait = max(wait, time.Since(d.moved)) // a destination hanging from the start has no average
+	return min(max(wait, minDelay), maxDelay)
 }
 
-// putOffLocked says when a call may come back to d; held is the circuit that holds it back, if any.
-// Rescheduled calls come back one after the other, at twice the pace that the destination has shown.
-// But the first call of each owner in an open period of the host comes back as soon as it may probe.
-func (c *Client) putOffLocked(d *destination, r Receiver, held *circuit, why error) *PutOff {
-	putOff := &PutOff{Until: c.backLocked(d, r, held, why), Reason: why.Error(), Destination: d.site.String()}
-	putOff.Held = errors.Is(why, limit.ErrOpen) || errors.Is(why, limit.ErrProbing)
+// rescheduleLocked says when a call may come back to d; held is the circuit holding it back, if any. Rescheduled calls
+// come back one after the other, at twice the recent pace of the destination. But the first call of each owner in an
+// open period of the host comes back as soon as it may probe.
+func (c *Client) rescheduleLocked(d *destination, r Receiver, held *circuit, why error) *Reschedule {
+	later := &Reschedule{Until: c.dueLocked(d, r, held, why), Reason: why.Error(), Destination: d.site.String()}
+	later.Held = errors.Is(why, limit.ErrOpen) || errors.Is(why, limit.ErrProbing)
 	if held != nil && held == c.circuitsLocked(d, r)[byPath] {
-		putOff.Destination += r.Path
+		later.Destination += r.Path
 	}
-	return putOff
+	return later
 }
 
-// backLocked is the time of putOffLocked.
-func (c *Client) backLocked(d *destination, r Receiver, held *circuit, why error) time.Time {
+// dueLocked is the time of rescheduleLocked.
+func (c *Client) dueLocked(d *destination, r Receiver, held *circuit, why error) time.Time {
 	pace := d.average / time.Duration(2*c.cfg.HostConcurrency)
 	if held == nil {
 		wait := d.waitLocked(c.cfg.HostConcurrency)
@@ -315,7 +313,7 @@ func (c *Client) backLocked(d *destination, r Receiver, held *circuit, why error
 	// Never before the breaker would let a probe pass.
 	first, jitter := held.until(d, r, why).Add(time.Millisecond), openJitter
 	if errors.Is(why, limit.ErrProbing) {
-		jitter = probePutOff
+		jitter = probeDelay
 	}
 	if retryAt := held.Status().RetryAt; held == d.host && !errors.Is(why, limit.ErrProbing) &&
 		d.turns.enter(r.Owner, retryAt) {
@@ -324,18 +322,18 @@ func (c *Client) backLocked(d *destination, r Receiver, held *circuit, why error
 	return held.later.next(first, max(pace, time.Millisecond), why).Add(rand.N(jitter))
 }
 
-// Destination is what is known of one site.
+// Destination is the state of one site.
 type Destination struct {
 	Site
 	State        string    // closed, half-open or open: the worst of its breakers, those of owners and paths included
-	FailureCount int       // failures in a row, of the breaker that has most
+	FailureCount int       // failures in a row, of the worst breaker
 	LastFailure  time.Time // zero: none remembered
 	RetryAt      time.Time // when an open breaker lets a probe pass; zero unless open
 	InFlight     int       // exchanges now
-	Waiting      int       // calls waiting for a place
+	Waiting      int       // calls waiting for a permit
 }
 
-// add has the destination show a breaker if that is in a worse state than those before.
+// add makes the destination show a breaker if its state is the worst so far.
 func (d *Destination) add(status limit.BreakerStatus) {
 	worse := func(state limit.BreakerState) int {
 		return slices.Index([]limit.BreakerState{limit.StateClosed, limit.StateHalfOpen, limit.StateOpen}, state)
@@ -381,9 +379,9 @@ func (c *Client) Breakers() map[string]int {
 	return count
 }
 
-// Found returns at most limit destinations that the client has found failing itself: it opened the
-// breaker of the host, not another node. What single owners were answered is not published.
-func (c *Client) Found(limit int) []Destination {
+// Failing returns at most limit destinations with a host breaker opened by this client, not by another node. Answers to
+// single owners are not published.
+func (c *Client) Failing(limit int) []Destination {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var found []Destination
@@ -403,8 +401,8 @@ func (c *Client) Found(limit int) []Destination {
 	return found
 }
 
-// Learn opens the breaker of a destination that another node has found failing, until the same moment.
-func (c *Client) Learn(d Destination) {
+// MarkFailing opens the breaker of a destination because another node found it failing, until the same moment.
+func (c *Client) MarkFailing(d Destination) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	known, held := c.holdLocked(d.Site)
@@ -415,12 +413,12 @@ func (c *Client) Learn(d Destination) {
 	c.destinations.Release(d.Site)
 }
 
-// holdLocked returns a destination, which is in the table until it is released; false: there is no room for it.
+// holdLocked returns a destination and keeps it in the table until its release; false: there is no room for it.
 func (c *Client) holdLocked(site Site) (*destination, bool) {
 	return c.destinations.Hold(site, func() *destination {
 		return &destination{
 			site: site, host: newCircuit(c.cfg.BreakerFailures, c.cfg.BreakerOpen),
-			trouble: newCircuit(1, troubleSleep),
+			localFault: newCircuit(1, localFaultDelay),
 		}
 	})
 }

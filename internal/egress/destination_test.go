@@ -18,16 +18,16 @@ import (
 	"tandem/internal/egress"
 )
 
-// putOff returns the *PutOff of a Reserve that must not get a place.
-func putOff(t *testing.T, client *egress.Client, url string) *egress.PutOff {
+// later returns the *Reschedule of a Reserve that must not get a permit.
+func later(t *testing.T, client *egress.Client, url string) *egress.Reschedule {
 	t.Helper()
-	place, err := client.Reserve(t.Context(), url, "")
-	var later *egress.PutOff
+	permit, err := client.Reserve(t.Context(), url, "")
+	var later *egress.Reschedule
 	if !errors.As(err, &later) {
-		if place != nil {
-			place.Release()
+		if permit != nil {
+			permit.Release()
 		}
-		t.Fatalf("Reserve(%s) = %v, %v, want a *PutOff", url, place, err)
+		t.Fatalf("Reserve(%s) = %v, %v, want a *Reschedule", url, permit, err)
 	}
 	return later
 }
@@ -37,10 +37,10 @@ func putOff(t *testing.T, client *egress.Client, url string) *egress.PutOff {
 type waiters struct {
 	client *egress.Client
 
-	mu     sync.Mutex // guards the fields below
-	served []string   // names, in order
-	places map[string]*egress.Place
-	errs   map[string]error
+	mu      sync.Mutex // guards the fields below
+	served  []string   // names, in order
+	permits map[string]*egress.Permit
+	errs    map[string]error
 }
 
 func (w *waiters) start(ctx context.Context, name, url string) { w.startFor(ctx, "", name, url) }
@@ -48,23 +48,23 @@ func (w *waiters) start(ctx context.Context, name, url string) { w.startFor(ctx,
 // startFor is start for an API key.
 func (w *waiters) startFor(ctx context.Context, key, name, url string) {
 	go func() {
-		place, err := w.client.Reserve(ctx, url, key)
+		permit, err := w.client.Reserve(ctx, url, key)
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.served = append(w.served, name)
-		if w.places == nil {
-			w.places, w.errs = make(map[string]*egress.Place), make(map[string]error)
+		if w.permits == nil {
+			w.permits, w.errs = make(map[string]*egress.Permit), make(map[string]error)
 		}
-		w.places[name], w.errs[name] = place, err
+		w.permits[name], w.errs[name] = permit, err
 	}()
 	synctest.Wait() // so that the next one stands behind it
 }
 
-// place and err are what the named call got.
-func (w *waiters) place(name string) *egress.Place {
+// permit and err are what the named call got.
+func (w *waiters) permit(name string) *egress.Permit {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.places[name]
+	return w.permits[name]
 }
 
 func (w *waiters) err(name string) error {
@@ -82,7 +82,7 @@ func (w *waiters) got() string {
 
 const someURL, otherURL = "http://a.example/", "http://b.example/"
 
-func TestPlacesAreBoundedAndServedInOrder(t *testing.T) {
+func TestPermitsAreBoundedAndServedInOrder(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		cfg := demo()
@@ -94,7 +94,7 @@ func TestPlacesAreBoundedAndServedInOrder(t *testing.T) {
 			w.start(t.Context(), name, someURL)
 		}
 		if got := w.got(); got != "[]" {
-			t.Fatalf("served %s while both places are taken", got)
+			t.Fatalf("served %s while both permits are taken", got)
 		}
 		if seen := only(t, client); seen.Host != "a.example:80" || seen.InFlight != 2 || seen.Waiting != 3 ||
 			seen.State != "closed" {
@@ -103,13 +103,13 @@ func TestPlacesAreBoundedAndServedInOrder(t *testing.T) {
 		second.Release()
 		second.Release() // does nothing
 		if got := w.got(); got != "[1]" {
-			t.Errorf("served %s after one place came back, want [1]", got)
+			t.Errorf("served %s after one permit came back, want [1]", got)
 		}
 		first.Release()
 		if got := w.got(); got != "[1 2]" {
 			t.Errorf("served %s after another came back, want [1 2]", got)
 		}
-		w.place("1").Release()
+		w.permit("1").Release()
 		if got := w.got(); got != "[1 2 3]" {
 			t.Errorf("served %s, want [1 2 3]", got)
 		}
@@ -120,7 +120,7 @@ func TestPlacesAreBoundedAndServedInOrder(t *testing.T) {
 			t.Errorf("served %s, want [1 2 3 4 5]", got)
 		}
 		for _, name := range []string{"2", "3", "4", "5"} {
-			w.place(name).Release()
+			w.permit(name).Release()
 		}
 		for _, seen := range client.Destinations(10) {
 			if seen.InFlight != 0 || seen.Waiting != 0 || seen.FailureCount != 0 {
@@ -136,7 +136,7 @@ func TestWaitingCallsCanLeave(t *testing.T) {
 		cfg := demo()
 		cfg.HostConcurrency = 1
 		client := newClient(t, cfg)
-		place := reserve(t, client, someURL)
+		permit := reserve(t, client, someURL)
 		w := &waiters{client: client}
 		gone := errors.New("gone")
 		ctx, cancel := context.WithCancelCause(t.Context())
@@ -149,29 +149,29 @@ func TestWaitingCallsCanLeave(t *testing.T) {
 		if seen := only(t, client); seen.Waiting != 1 {
 			t.Errorf("destination = %+v, want one waiting", seen)
 		}
-		place.Release()
+		permit.Release()
 		if got := w.got(); got != "[leaves stays]" {
 			t.Errorf("served %s", got)
 		}
-		// The place comes free in the moment in which the waiting call leaves: it must not be lost.
-		place = w.place("stays")
+		// The permit comes free in the moment in which the waiting call leaves: it must not be lost.
+		permit = w.permit("stays")
 		for range 100 {
 			ctx, cancel := context.WithCancel(t.Context())
 			next := &waiters{client: client}
 			next.start(ctx, "next", someURL)
 			cancel()
-			place.Release()
+			permit.Release()
 			next.got()
 			if next.err("next") == nil {
-				next.place("next").Release()
+				next.permit("next").Release()
 			}
-			place = reserve(t, client, someURL)
+			permit = reserve(t, client, someURL)
 		}
-		place.Release()
+		permit.Release()
 	})
 }
 
-// One destination may take at most half of the waiting places that are free.
+// One destination may take at most half of the waiting permits that are free.
 func TestWaitingPlacesAreShared(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -183,8 +183,8 @@ func TestWaitingPlacesAreShared(t *testing.T) {
 		total := 0
 		for i, want := range []int{3, 2, 1, 1, 1, 0, 0} {
 			url := fmt.Sprintf("http://%d.example/", i)
-			// The place stays taken while the others are filled.
-			place := reserve(t, client, url)
+			// The permit stays taken while the others are filled.
+			permit := reserve(t, client, url)
 			n := 0
 			for ; ; n++ {
 				w.start(ctx, fmt.Sprint(url, n), url)
@@ -199,7 +199,7 @@ func TestWaitingPlacesAreShared(t *testing.T) {
 				t.Errorf("destination %d holds %d waiting calls, want %d", i, n, want)
 			}
 			total += n
-			defer place.Release()
+			defer permit.Release()
 		}
 		if total != 8 {
 			t.Errorf("%d calls wait, want MaxWaiting", total)
@@ -210,19 +210,19 @@ func TestWaitingPlacesAreShared(t *testing.T) {
 }
 
 // A rescheduled call comes back when those before it are through, and a crowd of them not all at once.
-func TestPutOffTimes(t *testing.T) {
+func TestRescheduleTimes(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		cfg := demo()
 		cfg.HostConcurrency, cfg.MaxWaiting, cfg.MaxDestinations = 1, 1, 1
 		client := newClient(t, cfg)
-		place, reserved := reserve(t, client, someURL), time.Now()
+		permit, reserved := reserve(t, client, someURL), time.Now()
 		ctx, cancel := context.WithCancel(t.Context())
 		w := &waiters{client: client}
 		w.start(ctx, "waits", someURL)
 		for range 50 {
-			if wait := time.Until(putOff(t, client, someURL).Until); wait < 100*time.Millisecond || wait > 200*time.Millisecond {
-				t.Errorf("put off for %v, want 100 ms and some jitter", wait)
+			if wait := time.Until(later(t, client, someURL).Until); wait < 100*time.Millisecond || wait > 200*time.Millisecond {
+				t.Errorf("rescheduled for %v, want 100 ms and some jitter", wait)
 			}
 		}
 		// The longer nothing moves, the later they come back: thousands of calls to a
@@ -230,19 +230,19 @@ func TestPutOffTimes(t *testing.T) {
 		for _, hung := range []time.Duration{8 * time.Second, 20 * time.Second, 40 * time.Second} {
 			until(t, reserved.Add(hung))
 			least := min(hung, 30*time.Second)
-			if wait := time.Until(putOff(t, client, someURL).Until); wait < least || wait > least*5/4 {
-				t.Errorf("after %v put off for %v, want %v and some jitter", hung, wait, least)
+			if wait := time.Until(later(t, client, someURL).Until); wait < least || wait > least*5/4 {
+				t.Errorf("after %v rescheduled for %v, want %v and some jitter", hung, wait, least)
 			}
 		}
 		cancel()
 		synctest.Wait()
-		place.Release()
+		permit.Release()
 		reserve(t, client, otherURL).Release() // none of them holds the destination any more
 	})
 }
 
-// What was put off for one reason does not delay what is put off for another.
-func TestPutOffsStartAnewAfterRecovery(t *testing.T) {
+// What was rescheduled for one reason does not delay what is rescheduled for another.
+func TestReschedulesStartAnewAfterRecovery(t *testing.T) {
 	t.Parallel()
 	var healthy atomic.Bool
 	target, _ := rawReceiver(t, func(_ context.Context, conn net.Conn) {
@@ -259,21 +259,21 @@ func TestPutOffsStartAnewAfterRecovery(t *testing.T) {
 		if time.Until(probe) < 300*time.Millisecond {
 			break
 		}
-		putOff(t, client, target)
+		later(t, client, target)
 	}
 	healthy.Store(true)
 	until(t, probe.Add(time.Millisecond))
-	place := reserve(t, client, target)
-	probing := time.Until(putOff(t, client, target).Until)
-	if got := place.Post(t.Context(), nil, nil); got.Outcome != tandem.OutcomeDelivered {
+	permit := reserve(t, client, target)
+	probing := time.Until(later(t, client, target).Until)
+	if got := permit.Post(t.Context(), nil, nil); got.Outcome != tandem.OutcomeDelivered {
 		t.Fatalf("Post = %+v", got)
 	}
 	defer reserve(t, client, target).Release()
 	ctx, cancel := context.WithCancel(t.Context())
 	var waiting sync.WaitGroup
 	waiting.Go(func() {
-		if place, err := client.Reserve(ctx, target, ""); err == nil {
-			place.Release()
+		if permit, err := client.Reserve(ctx, target, ""); err == nil {
+			permit.Release()
 		}
 	})
 	defer waiting.Wait()
@@ -281,13 +281,13 @@ func TestPutOffsStartAnewAfterRecovery(t *testing.T) {
 	for only(t, client).Waiting < 1 {
 		until(t, time.Now().Add(time.Millisecond))
 	}
-	if busy := time.Until(putOff(t, client, target).Until); probing > 3*time.Second || busy > time.Second {
-		t.Errorf("put off for %v while probing and %v when busy, want 1 to 2 s and 100 ms", probing, busy)
+	if busy := time.Until(later(t, client, target).Until); probing > 3*time.Second || busy > time.Second {
+		t.Errorf("rescheduled for %v while probing and %v when busy, want 1 to 2 s and 100 ms", probing, busy)
 	}
 }
 
-// A crowd that is put off by a slow destination comes back at its pace, not at once.
-func TestPutOffsAreSpread(t *testing.T) {
+// A crowd that is rescheduled by a slow destination comes back at its pace, not at once.
+func TestReschedulesAreSpread(t *testing.T) {
 	t.Parallel()
 	const slow = 50 * time.Millisecond
 	begun := time.Now() // what the machine takes for all this comes on top of every wait
@@ -300,8 +300,8 @@ func TestPutOffsAreSpread(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var waiting sync.WaitGroup
 	waiting.Go(func() {
-		if place, err := client.Reserve(ctx, target, ""); err == nil {
-			place.Release()
+		if permit, err := client.Reserve(ctx, target, ""); err == nil {
+			permit.Release()
 		}
 	})
 	defer waiting.Wait()
@@ -313,9 +313,9 @@ func TestPutOffsAreSpread(t *testing.T) {
 	const crowd = 10_000
 	perSecond := make(map[int]int)
 	for range crowd {
-		wait := putOff(t, client, target).Until.Sub(start)
+		wait := later(t, client, target).Until.Sub(start)
 		if wait < 100*time.Millisecond || wait > 61*time.Second+3*time.Since(begun) {
-			t.Fatalf("put off for %v, want at most a minute and a little", wait)
+			t.Fatalf("rescheduled for %v, want at most a minute and a little", wait)
 		}
 		perSecond[int(wait.Seconds())]++
 	}
@@ -335,11 +335,11 @@ func TestDestinationsRememberedAreBounded(t *testing.T) {
 		cfg.MaxDestinations = 2
 		client := newClient(t, cfg)
 		a, b := reserve(t, client, someURL), reserve(t, client, otherURL)
-		if wait := time.Until(putOff(t, client, "http://c.example/").Until); wait < time.Second || wait > 2*time.Second {
-			t.Errorf("put off for %v while every destination is in use", wait)
+		if wait := time.Until(later(t, client, "http://c.example/").Until); wait < time.Second || wait > 2*time.Second {
+			t.Errorf("rescheduled for %v while every destination is in use", wait)
 		}
 		a.Release()
-		c := reserve(t, client, "http://c.example/") // in place of a
+		c := reserve(t, client, "http://c.example/") // in permit of a
 		if all := client.Destinations(10); len(all) != 2 || all[0].Host != "c.example:80" || all[1].Host != "b.example:80" {
 			t.Errorf("destinations = %+v, want c and b", all)
 		}
@@ -360,19 +360,19 @@ func TestDestinationsRememberedAreBounded(t *testing.T) {
 	})
 }
 
-// Policy refuses the URL by now: a place at once, no destination, and Post says it.
+// Policy refuses the URL by now: a permit at once, no destination, and Post says it.
 func TestReserveOfWhatPolicyRefuses(t *testing.T) {
 	t.Parallel()
 	cfg := demo()
 	cfg.Policy = egress.Policy{}
 	client := newClient(t, cfg)
 	for _, url := range []string{"http://127.0.0.1/", "http://localhost/", "nonsense", ""} {
-		place := reserve(t, client, url)
-		if got := place.Post(t.Context(), nil, nil); got.Outcome != tandem.OutcomeBlocked || !got.Outcome.Permanent() ||
+		permit := reserve(t, client, url)
+		if got := permit.Post(t.Context(), nil, nil); got.Outcome != tandem.OutcomeBlocked || !got.Outcome.Permanent() ||
 			got.Message == "" {
 			t.Errorf("%q: Post = %+v, want it blocked", url, got)
 		}
-		place.Release()
+		permit.Release()
 		reserve(t, client, url).Release()
 	}
 	if all := client.Destinations(10); len(all) != 0 {
@@ -383,14 +383,14 @@ func TestReserveOfWhatPolicyRefuses(t *testing.T) {
 func TestPostTwicePanics(t *testing.T) {
 	t.Parallel()
 	client := newClient(t, demo())
-	place := reserve(t, client, closedPort(t))
-	place.Post(t.Context(), nil, nil)
+	permit := reserve(t, client, closedPort(t))
+	permit.Post(t.Context(), nil, nil)
 	defer func() {
 		if recover() == nil {
 			t.Error("the second Post went through")
 		}
 	}()
-	place.Post(t.Context(), nil, nil)
+	permit.Post(t.Context(), nil, nil)
 }
 
 func TestBreakerOpensAndRecovers(t *testing.T) {
@@ -425,9 +425,9 @@ func TestBreakerOpensAndRecovers(t *testing.T) {
 		t.Fatalf("after 5 failures: %+v", seen)
 	}
 	for range 3 {
-		if later := putOff(t, client, target); later.Until.Before(seen.RetryAt) ||
+		if later := later(t, client, target); later.Until.Before(seen.RetryAt) ||
 			later.Until.After(seen.RetryAt.Add(3*time.Second)) {
-			t.Errorf("put off until %v, want soon after %v", later.Until, seen.RetryAt)
+			t.Errorf("rescheduled until %v, want soon after %v", later.Until, seen.RetryAt)
 		}
 	}
 	if n := connections.Load(); n != 5 {
@@ -450,8 +450,8 @@ func TestBreakerOpensAndRecovers(t *testing.T) {
 	until(t, seen.RetryAt.Add(time.Millisecond))
 	healthy.Store(true)
 	unused := reserve(t, client, target)
-	if wait := time.Until(putOff(t, client, target).Until); wait < 900*time.Millisecond || wait > 3*time.Second {
-		t.Errorf("put off for %v while the probe is out, want 1 to 2 s", wait)
+	if wait := time.Until(later(t, client, target).Until); wait < 900*time.Millisecond || wait > 3*time.Second {
+		t.Errorf("rescheduled for %v while the probe is out, want 1 to 2 s", wait)
 	}
 	unused.Release()
 	interrupted, cancel := context.WithCancel(t.Context())
@@ -459,10 +459,10 @@ func TestBreakerOpensAndRecovers(t *testing.T) {
 	if got := reserve(t, client, target).Post(interrupted, nil, nil); !got.Interrupted {
 		t.Errorf("Post = %+v, want it interrupted", got)
 	}
-	place := reserve(t, client, target)
-	putOff(t, client, target)
+	permit := reserve(t, client, target)
+	later(t, client, target)
 	close(probe)
-	if got := place.Post(t.Context(), nil, nil); got.Outcome != tandem.OutcomeDelivered {
+	if got := permit.Post(t.Context(), nil, nil); got.Outcome != tandem.OutcomeDelivered {
 		t.Fatalf("Post = %+v", got)
 	}
 	if seen := only(t, client); seen.State != "closed" || seen.FailureCount != 0 || seen.LastFailure.IsZero() {
@@ -492,21 +492,21 @@ func TestBreakersAreCounted(t *testing.T) {
 	}
 }
 
-// Those that wait for a place when the breaker opens must not wait on.
-func TestWaitingCallsArePutOffWhenTheBreakerOpens(t *testing.T) {
+// Those that wait for a permit when the breaker opens must not wait on.
+func TestWaitingCallsAreRescheduledWhenTheBreakerOpens(t *testing.T) {
 	t.Parallel()
 	cfg := demo()
 	cfg.HostConcurrency, cfg.BreakerFailures = 1, 1
 	client := newClient(t, cfg)
 	target := closedPort(t)
-	place := reserve(t, client, target)
+	permit := reserve(t, client, target)
 	const crowd = 20
 	errs := make(chan error, crowd)
 	for range crowd {
 		go func() {
-			place, err := client.Reserve(t.Context(), target, "")
+			permit, err := client.Reserve(t.Context(), target, "")
 			if err == nil {
-				place.Release()
+				permit.Release()
 			}
 			errs <- err
 		}()
@@ -514,15 +514,15 @@ func TestWaitingCallsArePutOffWhenTheBreakerOpens(t *testing.T) {
 	for only(t, client).Waiting < crowd {
 		until(t, time.Now().Add(time.Millisecond))
 	}
-	place.Post(t.Context(), nil, nil)
+	permit.Post(t.Context(), nil, nil)
 	var latest time.Time
 	for range crowd {
-		var later *egress.PutOff
+		var later *egress.Reschedule
 		if err := <-errs; !errors.As(err, &later) {
-			t.Fatalf("Reserve = %v, want a *PutOff", err)
+			t.Fatalf("Reserve = %v, want a *Reschedule", err)
 		}
 		if wait := time.Until(later.Until); wait < 59*time.Second || wait > 64*time.Second {
-			t.Errorf("put off for %v, want a minute and some jitter", wait)
+			t.Errorf("rescheduled for %v, want a minute and some jitter", wait)
 		}
 		if later.Until.After(latest) {
 			latest = later.Until
@@ -557,7 +557,7 @@ func TestFailuresInARow(t *testing.T) {
 	}
 }
 
-// A destination that hangs with all its places taken and calls waiting costs another nothing.
+// A destination that hangs with all its permits taken and calls waiting costs another nothing.
 func TestHangingDestinationDelaysNoOther(t *testing.T) {
 	t.Parallel()
 	hanging := receiver(t, hang(t))
@@ -571,8 +571,8 @@ func TestHangingDestinationDelaysNoOther(t *testing.T) {
 	defer cancel()
 	for range 30 {
 		running.Go(func() {
-			if place, err := client.Reserve(ctx, hanging, ""); err == nil {
-				place.Post(ctx, nil, nil)
+			if permit, err := client.Reserve(ctx, hanging, ""); err == nil {
+				permit.Post(ctx, nil, nil)
 			}
 		})
 	}

@@ -11,9 +11,8 @@ import (
 	"time"
 )
 
-// Dialer makes TCP connections to what a policy allows, and to nothing else. It judges the host before any look-up, as
-// [Client.Check] does, and then each address that the host resolved to, in the moment of its connect: an answer that
-// changes between a check and the dial gains nothing.
+// Dialer makes TCP connections to allowed addresses, and to nothing else. It judges the host before any look-up, as
+// [Client.Check] does, and then each resolved address in the moment of its connect: DNS rebinding gains nothing.
 type Dialer struct {
 	policy   *Policy
 	timeout  time.Duration // name look-up and connect together
@@ -66,10 +65,10 @@ func (d *Dialer) DialContext(ctx context.Context, network, hostPort string) (net
 	if err == nil {
 		return conn, nil
 	}
-	// net.Dialer returns the first error. A refusal is final, so it must not hide that an allowed address may answer
-	// later.
+	// net.Dialer returns the first error. A refusal is final, so it must not hide an allowed address: a later attempt may
+	// reach it.
 	switch {
-	case refused.Load() == nil || trouble(err) != "":
+	case refused.Load() == nil || localFault(err) != "":
 		return nil, fmt.Errorf("dial %s: %w", hostPort, err)
 	case tried.Load():
 		return nil, fmt.Errorf("dial %s: %w", hostPort, errUnreachable)
@@ -104,7 +103,7 @@ func (d *Dialer) judge(hostPort string) (host, address string, err error) {
 	return host, net.JoinHostPort(name, service), nil
 }
 
-// judgeConcrete judges the address that the kernel is about to connect to.
+// judgeConcrete judges the address just before the kernel connects to it.
 func (d *Dialer) judgeConcrete(address string, hostOptedIn bool) *Refused {
 	at, err := netip.ParseAddrPort(address)
 	if err != nil {

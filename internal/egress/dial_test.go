@@ -70,7 +70,7 @@ func TestDialRefusesWhateverCheckRefuses(t *testing.T) {
 	}
 }
 
-// The same for every end of every block, and for a Place whose URL policy refuses.
+// The same for every end of every block, and for a Permit whose URL policy refuses.
 func TestDialRefusesEveryBlock(t *testing.T) {
 	t.Parallel()
 	dialer, err := egress.NewDialer(egress.Policy{}, 0, nil)

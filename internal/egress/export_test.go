@@ -22,7 +22,7 @@ func (c *Client) Remembered() int {
 }
 
 // Trouble says what hinders this server itself; "" means that nothing does.
-func Trouble(err error) string { return trouble(err) }
+func Trouble(err error) string { return localFault(err) }
 
 // TurnWait is how long a key whose turn it is to probe is waited for.
 const TurnWait = turnWait

@@ -13,7 +13,7 @@ func TestKeysTakeTurnsAtADestination(t *testing.T) {
 		cfg := demo()
 		cfg.HostConcurrency, cfg.MaxWaiting = 1, 12
 		client := newClient(t, cfg)
-		place := reserve(t, client, someURL)
+		permit := reserve(t, client, someURL)
 		w := &waiters{client: client}
 		for _, name := range []string{"a1", "a2", "a3", "a4"} {
 			w.startFor(t.Context(), "a", name, someURL)
@@ -30,13 +30,13 @@ func TestKeysTakeTurnsAtADestination(t *testing.T) {
 		cancel() // takes out nobody else
 		for _, name := range []string{"a1", "c1", "a2", "a3", "a4"} {
 			w.got()
-			place.Release()
+			permit.Release()
 			w.got()
-			if place = w.place(name); place == nil {
+			if permit = w.permit(name); permit == nil {
 				t.Fatalf("%s is not the next; served %s", name, w.got())
 			}
 		}
-		place.Release()
+		permit.Release()
 		if got, want := w.got(), "[b1 a1 c1 a2 a3 a4]"; got != want {
 			t.Errorf("served %s, want %s", got, want)
 		}

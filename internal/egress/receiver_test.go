@@ -133,19 +133,19 @@ func demo() egress.Config {
 	return egress.Config{Policy: demoPolicy(), Log: slog.New(slog.DiscardHandler)}
 }
 
-// post makes one exchange that must find a place at once.
+// post makes one exchange that must find a permit at once.
 func post(t *testing.T, client *egress.Client, url string) egress.Result {
 	t.Helper()
 	return reserve(t, client, url).Post(t.Context(), http.Header{"Content-Type": {"application/json"}}, []byte(`{"x":1}`))
 }
 
-func reserve(t *testing.T, client *egress.Client, url string) *egress.Place {
+func reserve(t *testing.T, client *egress.Client, url string) *egress.Permit {
 	t.Helper()
-	place, err := client.Reserve(t.Context(), url, "")
+	permit, err := client.Reserve(t.Context(), url, "")
 	if err != nil {
 		t.Fatalf("Reserve(%s): %v", url, err)
 	}
-	return place
+	return permit
 }
 
 // closedPort is a URL where nobody listens.

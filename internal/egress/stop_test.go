@@ -43,14 +43,14 @@ func startAndStop(t *testing.T, good, hanging string) {
 			target = good
 		}
 		posting.Go(func() {
-			place, err := client.Reserve(ctx, target, "")
+			permit, err := client.Reserve(ctx, target, "")
 			if err != nil {
 				if ctx.Err() == nil {
 					t.Errorf("reserve: %v", err)
 				}
 				return
 			}
-			switch got := place.Post(ctx, nil, nil); {
+			switch got := permit.Post(ctx, nil, nil); {
 			case got.Interrupted:
 			case got.Outcome == tandem.OutcomeDelivered && target == good:
 				delivered <- struct{}{}

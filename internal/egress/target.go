@@ -19,22 +19,22 @@ import (
 // maxURL bounds a callback URL, in bytes.
 const maxURL = 2048
 
-// blockedText is all that a caller learns about a target that policy refuses, at submission and after an attempt:
-// callers must not be able to distinguish such targets.
+// blockedText is the one text for every forbidden target, at submission and after an attempt: callers must not be able
+// to distinguish such targets.
 const blockedText = "callback_url is not allowed: this server does not call that address, name or port"
 
-// target is a callback URL that may be called, as far as can be told without a look-up.
+// target is a permitted callback URL, as far as a check without a look-up goes.
 type target struct {
 	url  url.URL // with a canonical host; its fragment is never sent
 	site Site
 	path string // as in Receiver
 }
 
-// receiver is whom a call for an owner goes to.
+// receiver is the receiver of an owner's call.
 func (t *target) receiver(owner string) Receiver { return Receiver{t.site, owner, t.path} }
 
-// parse reads a callback URL and judges what can be judged without a look-up. Its errors are *tandem.Error with
-// CodeInvalidCallbackURL or CodeCallbackBlocked.
+// parse reads a callback URL and judges it without a look-up. Its errors are *tandem.Error with CodeInvalidCallbackURL
+// or CodeCallbackBlocked.
 func (p *Policy) parse(raw string) (*target, error) {
 	u, err := parseURL(raw)
 	if err != nil {
@@ -72,14 +72,14 @@ func (p *Policy) parse(raw string) (*target, error) {
 // maxGoodURLs bounds [goodURLs]; of the longest URLs they take 1 MB.
 const maxGoodURLs = 256
 
-// goodURLs caches the targets of URLs that may be called: most callers have one or two, and every request asks twice. A
-// target depends on the URL and the policy only, and the policy never changes.
+// goodURLs caches the targets of permitted URLs: most callers have one or two, and every request asks twice. A target
+// depends on the URL and the policy only, and the policy never changes.
 type goodURLs struct {
 	mu      sync.Mutex         // guards targets
 	targets map[string]*target // :: URL → target; at most maxGoodURLs
 }
 
-// parse is that of the policy, cached.
+// parse is Policy.parse, cached.
 func (c *Client) parse(raw string) (*target, error) {
 	c.good.mu.Lock()
 	t, known := c.good.targets[raw]
@@ -94,13 +94,13 @@ func (c *Client) parse(raw string) (*target, error) {
 	c.good.mu.Lock()
 	defer c.good.mu.Unlock()
 	if len(c.good.targets) >= maxGoodURLs {
-		clear(c.good.targets) // simpler than to know which was asked for last, and those in use come back
+		clear(c.good.targets) // simpler than an LRU, and URLs in use come back
 	}
 	c.good.targets[raw] = t
 	return t, nil
 }
 
-// judgeHost judges a canonical host, which is addr if that is valid and a name otherwise.
+// judgeHost judges a canonical host: addr if it is valid, a name otherwise.
 func (p *Policy) judgeHost(host string, addr netip.Addr, port uint16) Verdict {
 	if addr.IsValid() {
 		return p.judge(netip.AddrPortFrom(addr, port), p.hostOptedIn(host))
@@ -108,12 +108,12 @@ func (p *Policy) judgeHost(host string, addr netip.Addr, port uint16) Verdict {
 	return p.judgeName(host, port)
 }
 
-// unusable is the error of a URL that cannot be called.
+// unusable is the error of an uncallable URL.
 func unusable(err error) *tandem.Error {
 	return &tandem.Error{Code: tandem.CodeInvalidCallbackURL, Message: "callback_url " + err.Error(), Err: err}
 }
 
-// parseURL accepts an absolute http or https URL without anything that parsers could read differently.
+// parseURL accepts an absolute http or https URL without anything ambiguous to parsers.
 func parseURL(raw string) (*url.URL, error) {
 	if raw == "" || len(raw) > maxURL {
 		return nil, fmt.Errorf("must have 1 to %d bytes", maxURL)
@@ -128,7 +128,7 @@ func parseURL(raw string) (*url.URL, error) {
 	}
 	u, err := url.Parse(raw)
 	switch {
-	case err != nil: // its text repeats the URL, which may hold a password
+	case err != nil: // its text repeats the URL, and it may hold a password
 		return nil, errors.New("cannot be parsed as a URL")
 	case u.Scheme != "http" && u.Scheme != "https":
 		return nil, errors.New("must start with http:// or https://")
@@ -145,12 +145,12 @@ func rawPath(u *url.URL) string {
 	if u.RawPath != "" {
 		return u.RawPath
 	}
-	return u.EscapedPath() // net/url keeps no RawPath that would be the same
+	return u.EscapedPath() // net/url leaves RawPath empty when it would be the same
 }
 
-// percentEncode encodes the bytes of a path or a query that RFC 3986 does not allow there: proxies answer them with
-// 400. Everything else stays unchanged, every %XX included, because receivers may compare or sign it. more are
-// characters that are allowed besides those of a path.
+// percentEncode encodes the bytes of a path or a query not allowed by RFC 3986: proxies answer them with 400.
+// Everything else stays unchanged, every %XX included, because receivers may compare or sign it. more are allowed
+// characters beyond those of a path.
 func percentEncode(written, more string) string {
 	const allowed = "-._~!$&'()*+,;=:@/" // besides letters and digits
 	const hex = "0123456789ABCDEF"
@@ -181,7 +181,7 @@ func isHex(c byte) bool {
 	return '0' <= c && c <= '9' || 'a' <= c && c <= 'f' || 'A' <= c && c <= 'F'
 }
 
-// portOf returns the port that a URL names or its scheme implies.
+// portOf returns the port of a URL, or the default of its scheme.
 func portOf(u *url.URL) (uint16, error) {
 	written := u.Port()
 	if written == "" {
@@ -205,9 +205,9 @@ func parsePort(written string) (uint16, error) {
 	return uint16(port), nil
 }
 
-// canonicalHost returns the one form of a host that the policy compares and the dial uses: an address in its usual form
-// without IPv4-mapping, with addr valid; or a name in lower-case ASCII (IDNA) without a trailing dot. Forms that only
-// some resolvers read as an IPv4 address (0x7f.1, 017700000001, 2130706433) are errors.
+// canonicalHost returns the one form of a host for policy and dial: an address in its usual form without IPv4-mapping,
+// with addr valid; or a name in lower-case ASCII (IDNA) without a trailing dot. IPv4 addresses in the forms of some
+// resolvers only (0x7f.1, 017700000001, 2130706433) are errors.
 func canonicalHost(host string) (canonical string, addr netip.Addr, err error) {
 	if strings.IndexByte(host, ':') >= 0 {
 		addr, err = netip.ParseAddr(host)
@@ -244,7 +244,7 @@ func canonicalName(name string) (string, error) {
 	}
 	switch {
 	case foreign:
-		// The same mapping as in net/http, which turns full-width digits and dots into plain ones.
+		// The same mapping as in net/http: it turns full-width digits and dots into plain ones.
 		mapped, err := idna.Lookup.ToASCII(name)
 		if err != nil {
 			return "", errName
@@ -271,8 +271,8 @@ func notInNames(r rune) bool {
 	return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' && r != '_'
 }
 
-// endsInNumber reports whether the last label of a canonical name is a decimal, octal or hexadecimal number, which
-// makes the name an IPv4 address to some resolvers (WHATWG URL, "ends in a number").
+// endsInNumber reports whether the last label of a canonical name is a decimal, octal or hexadecimal number. Some
+// resolvers read such a name as an IPv4 address (WHATWG URL, "ends in a number").
 func endsInNumber(name string) bool {
 	last := name[strings.LastIndexByte(name, '.')+1:]
 	hex, isHex := strings.CutPrefix(last, "0x")

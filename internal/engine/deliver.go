@@ -52,8 +52,8 @@ func (e *Engine) deliver(claiming context.Context, job store.Job) store.Next {
 	switch {
 	case result.Interrupted:
 		next = handBack(store.LaneDeliver)
-	case result.PutOff != nil:
-		next = e.noPlace(claiming, r, result.PutOff, deadline)
+	case result.Reschedule != nil:
+		next = e.noPlace(claiming, r, result.Reschedule, deadline)
 	default:
 		next = e.afterPost(r, number, result, deadline, skew)
 		next.Destination = site
@@ -111,7 +111,7 @@ func (e *Engine) expire(r *tandem.Request, now time.Time) store.Next {
 // noPlace says what comes next when the destination has no place now, or a probe of it has failed.
 // Neither counts as an attempt.
 func (e *Engine) noPlace(claiming context.Context, r *tandem.Request, err error, deadline time.Time) store.Next {
-	putOff, isPutOff := errors.AsType[*egress.PutOff](err)
+	putOff, isPutOff := errors.AsType[*egress.Reschedule](err)
 	switch {
 	case isPutOff && putOff.Held: // it stays parked until there is room
 		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, Destination: putOff.Destination, Parked: true}

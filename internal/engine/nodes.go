@@ -50,7 +50,7 @@ func (e *Engine) tellNodes() []byte {
 			told.Latency[kind] = text
 		}
 	}
-	for _, d := range e.cfg.Egress.Found(maxTold) {
+	for _, d := range e.cfg.Egress.Failing(maxTold) {
 		told.Open = append(told.Open, openBreaker{
 			Scheme: d.Scheme, Host: d.Host, Failures: d.FailureCount,
 			FailedAgo: now.Sub(d.LastFailure).Milliseconds(), OpenFor: d.RetryAt.Sub(now).Milliseconds(),
@@ -94,7 +94,7 @@ func (e *Engine) learn(open []openBreaker, age time.Duration) {
 		if b.Scheme == "" { // what one scheme has failed for says nothing of the other
 			continue
 		}
-		e.cfg.Egress.Learn(Destination{
+		e.cfg.Egress.MarkFailing(Destination{
 			Site: egress.Site{Scheme: b.Scheme, Host: b.Host}, FailureCount: b.Failures,
 			LastFailure: told.Add(-time.Duration(b.FailedAgo) * time.Millisecond),
 			RetryAt:     told.Add(time.Duration(b.OpenFor) * time.Millisecond),

@@ -15,8 +15,7 @@ import (
 	"tandem/internal/store"
 )
 
-// Refresh takes over what other processes have changed. While nobody changes keys it costs a look at the mark of the
-// last change.
+// Refresh takes over changes by other processes. Without any it costs one read of the last change's mark.
 func (k *Keys) Refresh(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
@@ -34,8 +33,8 @@ func (k *Keys) Refresh(ctx context.Context) error {
 	return k.loadLocked(ctx, mark)
 }
 
-// ahead is how far the clock of the database is ahead of ours. The answer took a while, half of it either way. A second
-// counts as drift: clocks that close are taken for equal.
+// ahead is how far the clock of the database is ahead of ours. The answer took a while, half of it either way. Clocks
+// within a second of each other count as equal.
 func ahead(theirs, asked time.Time, took time.Duration) time.Duration {
 	off := theirs.Sub(asked.Add(took / 2))
 	if theirs.IsZero() || off.Abs()-took/2 < time.Second {
@@ -178,7 +177,7 @@ func (k *Keys) Create(ctx context.Context, n NewKey) (Made, error) {
 	return made, nil
 }
 
-// makeRoom refuses a key beyond Max; at that bound keys that were revoked long ago go.
+// makeRoom refuses a key beyond Max; at the bound, long revoked keys go.
 func makeRoom(ctx context.Context, tx store.Tx, now time.Time) error {
 	var n int
 	if err := tx.QueryRowContext(ctx, `SELECT count(*) FROM keys`).Scan(&n); err != nil || n < Max {
@@ -196,13 +195,13 @@ func makeRoom(ctx context.Context, tx store.Tx, now time.Time) error {
 	return err
 }
 
-// forget deletes keys that were revoked long ago.
+// forget deletes long revoked keys.
 func forget(ctx context.Context, tx store.Tx, now time.Time) (sql.Result, error) {
 	return tx.ExecContext(ctx, `DELETE FROM keys WHERE revoked_at < $1`, now.Add(-forgetRevoked).UnixMicro())
 }
 
-// Revoke makes a key, named by its id or name, invalid for good. Work that it has asked for goes
-// on, and the callbacks of that are signed as before.
+// Revoke makes a key, named by its id or name, invalid for good. Work in progress goes on, and its callbacks are signed
+// as before.
 func (k *Keys) Revoke(ctx context.Context, which string) (tandem.Key, error) {
 	key, err := k.update(ctx, which, func(ctx context.Context, tx store.Tx, key *tandem.Key, now time.Time) error {
 		_, err := tx.ExecContext(ctx, `UPDATE keys SET revoked_at = $1 WHERE id = $2`, now.UnixMicro(), key.ID)
@@ -214,8 +213,7 @@ func (k *Keys) Revoke(ctx context.Context, which string) (tandem.Key, error) {
 	return key, nil
 }
 
-// Rotate gives a key another token. The one before stays valid for the overlap; one before that
-// does not.
+// Rotate gives a key another token. The previous one stays valid for the overlap, an older one does not.
 func (k *Keys) Rotate(
 	ctx context.Context, which string, token tandem.Token, overlap time.Duration,
 ) (tandem.Key, error) {
@@ -243,8 +241,8 @@ func (k *Keys) Rotate(
 	return key, nil
 }
 
-// RotateSigning gives a key another signing secret. During the overlap callbacks carry two
-// signatures: the new secret's, and that of the one before.
+// RotateSigning gives a key another signing secret. During the overlap callbacks carry two signatures, by the new and
+// by the previous secret.
 func (k *Keys) RotateSigning(
 	ctx context.Context, which string, secret tandem.Secret, overlap time.Duration,
 ) (tandem.Key, error) {
@@ -285,7 +283,7 @@ func withSecret(ctx context.Context, tx store.Tx, secret tandem.Secret, f func()
 	return err
 }
 
-// update changes one key that is not revoked. f gets the time by the clock of the database.
+// update changes one key, unless it is revoked. f gets the time by the clock of the database.
 func (k *Keys) update(
 	ctx context.Context, which string, f func(context.Context, store.Tx, *tandem.Key, time.Time) error,
 ) (tandem.Key, error) {
@@ -309,9 +307,8 @@ func (k *Keys) update(
 	return key, err
 }
 
-// change runs f in a transaction that says that keys have changed, and takes the change over
-// here as well. Changes come one after the other, whichever process makes them. Nothing cuts one short once it
-// has begun: it waits for about changeTimeout.
+// change runs f in a transaction, marks the keys as changed and takes the change over here as well. Changes by all
+// processes come one after the other. Nothing cuts one short once it has begun: it waits for about changeTimeout.
 func (k *Keys) change(ctx context.Context, f func(context.Context, store.Tx) error) error {
 	ctx = context.WithoutCancel(ctx)
 	k.mu.Lock()
@@ -340,8 +337,8 @@ func (k *Keys) change(ctx context.Context, f func(context.Context, store.Tx) err
 // flushChunk is how many last uses are written at a time: other writers wait for each chunk.
 const flushChunk = 500
 
-// Flush writes when keys were last used, of those that were used since the last Flush. While others
-// write it gives up soon, because Refresh waits for it.
+// Flush writes the last uses of keys since the last Flush. While others write it fails soon, because Refresh waits for
+// it.
 func (k *Keys) Flush(ctx context.Context) error {
 	var used []*member
 	for _, m := range k.known.Load().byID {

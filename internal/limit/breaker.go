@@ -12,10 +12,10 @@ var (
 	ErrProbing = errors.New("circuit breaker is half-open and its probe is out")
 )
 
-// Report says what became of a call that a [Breaker] let pass.
+// Report is the result of a call after it passed a [Breaker].
 type Report int
 
-// The reports. Excluded is for a call that proves nothing about the other side: it was not made, or we broke it off
+// The reports. Excluded is for a call without evidence about the other side: it was not made, or we broke it off
 // ourselves. It leaves the failures in a row unchanged, and after such a probe the next call may probe.
 const (
 	Excluded Report = iota
@@ -23,34 +23,34 @@ const (
 	Failure
 )
 
-// Breaker stops calls to something that keeps failing. Closed, it lets everything pass and opens at a number of
-// failures in a row. Open, it lets nothing pass for a while. Then it is half-open and lets exactly one probe pass:
-// success closes it, failure opens it again. It may be used from any number of goroutines.
+// Breaker stops calls to a failing destination. Closed, it lets everything pass and opens at a number of failures in a
+// row. Open, it lets nothing pass for a while. Then it is half-open and lets exactly one probe pass: success closes it,
+// failure opens it again. It may be used from any number of goroutines.
 type Breaker struct {
-	trip int           // failures in a row that open it
+	trip int           // failures in a row to open it
 	open time.Duration // how long it stays open
 
 	mu          sync.Mutex // guards the fields below
 	failures    int        // in a row
 	lastFailure time.Time  // zero: none so far
 	retryAt     time.Time  // when an open breaker becomes half-open; zero: it is closed
-	ownRetryAt  time.Time  // the same for the last open period that it has begun itself; zero: it has closed since
+	ownRetryAt  time.Time  // the same for the last open period begun by itself; zero: it has closed since
 	probing     bool       // a probe is out
 	epoch       int        // counts the changes between open and closed
 }
 
-// NewBreaker makes a closed breaker that opens at exactly the given number of failures
-// in a row (at least 1) and stays open for the given time (more than 0).
+// NewBreaker makes a closed breaker. It opens at exactly the given number of failures in a row (at least 1) and stays
+// open for the given time (more than 0).
 func NewBreaker(failures int, open time.Duration) *Breaker {
 	return &Breaker{trip: failures, open: open}
 }
 
-// Pass is the right to make one call. Its Report must be called once, whatever
-// happens, or a half-open breaker would wait for its probe for ever. The zero Pass reports to nobody.
+// Pass is the right to make one call. Its Report must be called once in any case, or a half-open breaker would wait for
+// its probe for ever. The zero Pass reports to nobody.
 type Pass struct {
 	breaker *Breaker
 	epoch   int
-	Probe   bool // the breaker is half-open, and this call decides what it becomes
+	Probe   bool // the breaker is half-open, and this call decides its next state
 }
 
 // Allow asks for one call. The error is ErrOpen or ErrProbing.
@@ -71,8 +71,8 @@ func (b *Breaker) Allow() (Pass, error) {
 	return pass, nil
 }
 
-// Report says what became of the call. A call from before the breaker last opened or closed does not
-// move it, but its failure is counted while the breaker is open.
+// Report takes the result of the call. A call from before the breaker last opened or closed does not move it, but its
+// failure is counted while the breaker is open.
 func (p Pass) Report(r Report) {
 	b := p.breaker
 	if b == nil {
@@ -102,8 +102,8 @@ func (p Pass) Report(r Report) {
 	}
 }
 
-// Open has the breaker stay open until the given time because others have found that it should, unless it
-// does so anyway or its own probe is out. It also takes over what they know of failures.
+// Open keeps the breaker open until the given time on the word of others, unless it stays open longer anyway or its own
+// probe is out. It also takes over their count of failures.
 func (b *Breaker) Open(until time.Time, failures int, lastFailure time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -128,10 +128,10 @@ const (
 	StateOpen     BreakerState = "open"
 )
 
-// BreakerStatus is what a [Breaker] knows.
+// BreakerStatus is a snapshot of a [Breaker].
 type BreakerStatus struct {
 	State       BreakerState
-	Failures    int       // in a row, those that came in while it was open included
+	Failures    int       // in a row, including those while it was open
 	LastFailure time.Time // zero: none so far
 	RetryAt     time.Time // when a probe may pass; zero while closed
 	Probing     bool      // a probe is out
@@ -144,7 +144,7 @@ func (b *Breaker) Status() BreakerStatus {
 	return BreakerStatus{b.stateLocked(), b.failures, b.lastFailure, b.retryAt, b.probing}
 }
 
-// OpenUntil is when an open period ends that the breaker has begun itself; zero: it has none.
+// OpenUntil is the end of an open period begun by the breaker itself; zero: it has none.
 func (b *Breaker) OpenUntil() time.Time {
 	b.mu.Lock()
 	defer b.mu.Unlock()

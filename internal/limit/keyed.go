@@ -7,14 +7,14 @@ import (
 )
 
 // Keyed is a table of at most a fixed number of values by key. When it is full, a new key replaces the one longest
-// unused; a value that is held is never dropped.
+// unused; a held value is never dropped.
 //
 // It has no lock: its owner has one already, because it must find a value and work on it in one step.
 type Keyed[K comparable, V any] struct {
 	capacity int
 	entries  map[K]*keyedEntry[K, V]
 	held     list.List // of *keyedEntry with holders > 0, last asked for first
-	idle     list.List // of *keyedEntry with holders = 0, last given back first
+	idle     list.List // of *keyedEntry with holders = 0, last released first
 }
 
 type keyedEntry[K comparable, V any] struct {
@@ -30,7 +30,7 @@ func NewKeyed[K comparable, V any](capacity int) *Keyed[K, V] {
 }
 
 // Hold returns the value of key, made with create if it is new, and keeps it in the table until as many calls of
-// Release. It returns false, and holds nothing, when the table is full of values that are held.
+// Release. It returns false, and holds nothing, when the table is full of held values.
 func (k *Keyed[K, V]) Hold(key K, create func() V) (V, bool) {
 	entry, known := k.entries[key]
 	switch {
@@ -52,7 +52,7 @@ func (k *Keyed[K, V]) Hold(key K, create func() V) (V, bool) {
 	return entry.value, true
 }
 
-// Release ends one Hold of key. It panics when there was none: a second Release would let the table drop what is in
+// Release ends one Hold of key. It panics when there was none: a second Release would let the table drop a value in
 // use.
 func (k *Keyed[K, V]) Release(key K) {
 	entry, known := k.entries[key]

@@ -18,16 +18,16 @@ const (
 	mostCalls  = 1_000_000
 	mostWindow = 24 * time.Hour
 
-	finest       = 64    // cells of a window in which the calls of a larger quota are counted
-	perShared    = 16    // places in the table for each history that newcomers share
-	dropsPerTake = 2     // clients that one call may forget: faster than they come
+	finest       = 64    // cells of a window, for counting the calls of a larger quota
+	perShared    = 16    // places in the table for each history shared by newcomers
+	dropsPerTake = 2     // clients forgotten by one call: faster than they come
 	dropsPerLook = 1_000 // the same for one look at the figures
 )
 
-// Quota is a number of calls that may pass in any window of time. The zero Quota is no limit.
+// Quota is a number of calls in any window of time. The zero Quota is no limit.
 type Quota struct {
 	Calls  int
-	Window time.Duration // whole seconds, which is what the headers can say
+	Window time.Duration // whole seconds, as in the headers
 }
 
 // ParseQuota reads 50/60s; off and 0 are no limit.
@@ -45,7 +45,7 @@ func ParseQuota(text string) (Quota, error) {
 	return quota, quota.Validate()
 }
 
-// Validate reports what is out of range.
+// Validate reports a value out of range.
 func (q Quota) Validate() error {
 	switch {
 	case q.IsZero():
@@ -58,10 +58,10 @@ func (q Quota) Validate() error {
 	return nil
 }
 
-// IsZero reports that there is no limit.
+// IsZero reports whether there is no limit.
 func (q Quota) IsZero() bool { return q == Quota{} }
 
-// String is what ParseQuota reads.
+// String writes the form of ParseQuota.
 func (q Quota) String() string {
 	if q.IsZero() {
 		return "off"
@@ -69,29 +69,28 @@ func (q Quota) String() string {
 	return fmt.Sprintf("%d/%ds", q.Calls, q.Window/time.Second)
 }
 
-// Rate lets each client make at most a quota of calls in any window, wherever the window begins. Calls that are refused
-// use nothing up. It may be used from any number of goroutines.
+// Rate lets each client make at most a quota of calls in any window, wherever the window begins. Refused calls use
+// nothing up. It may be used from any number of goroutines.
 //
-// Of a quota of at most 64, each call is remembered, and a client that keeps to the quota is never refused. Of a larger
-// quota, calls in the same 64th of a window are remembered as one run that counts until its last call is too old: never
-// too many pass, and at least 64/65 of the quota do.
+// Of a quota of at most 64, each call is remembered, and a client within the quota is never refused. Of a larger quota,
+// calls in the same 64th of a window are remembered as one run, counted until its last call is too old: never too many
+// pass, and at least 64/65 of the quota do.
 //
-// Memory is bounded, and the history of a client that called within the window is never dropped to make room: a flood
-// of addresses must not get anybody a new allowance. When the table is full of such clients, newcomers share histories
-// by a secret hash of their keys. Sharing can refuse a call that would have passed; it never lets one pass that should
-// not. Clients that a stranger cannot invent, such as API keys, belong in a Rate of their own: a flood cannot fill
-// that.
+// Memory is bounded, and the history of a client with calls in the window is never dropped to make room: a flood of
+// addresses must not get anybody a new allowance. When the table is full of such clients, newcomers share histories by
+// a secret hash of their keys. Sharing can refuse a call needlessly; it never lets one too many pass. Clients beyond a
+// stranger's invention, such as API keys, belong in a Rate of their own: a flood cannot fill it.
 type Rate[K comparable] struct {
 	quota    Quota
-	width    time.Duration // of the cells whose calls are one run; 0: each call is one
+	width    time.Duration // of a cell, with its calls as one run; 0: each call is one
 	capacity int
-	seed     maphash.Seed // secret: nobody can choose with whom to share
+	seed     maphash.Seed // secret: nobody can choose a history to share
 
 	mu      sync.Mutex // guards the fields below
 	origin  time.Time  // of the first call; times are kept as durations since then
 	now     time.Duration
 	clients map[K]*list.Element // of *client[K]
-	order   list.List           // of *client[K], longest without a call that passed first
+	order   list.List           // of *client[K], longest without a passed call first
 	shared  []history           // of newcomers to a full table; nil until it was full once
 	allowed int64
 	limited int64
@@ -103,8 +102,8 @@ type client[K comparable] struct {
 	history
 }
 
-// NewRate makes a limiter that remembers at most capacity clients (less than 1
-// counts as 1) and room for some more that share. The quota must be valid and not zero.
+// NewRate makes a limiter that remembers at most capacity clients (less than 1 counts as 1), and some more in shared
+// histories. The quota must be valid and not zero.
 func NewRate[K comparable](quota Quota, capacity int) *Rate[K] {
 	r := &Rate[K]{quota: quota, capacity: max(capacity, 1), seed: maphash.MakeSeed(), clients: make(map[K]*list.Element)}
 	if quota.Calls > finest {
@@ -113,19 +112,18 @@ func NewRate[K comparable](quota Quota, capacity int) *Rate[K] {
 	return r
 }
 
-// Verdict is whether one call may pass, and what its client has left.
+// Verdict is the decision about one call, and the rest of its client's quota.
 type Verdict struct {
 	OK        bool
-	Remaining int           // calls that would pass now
+	Remaining int           // calls left now
 	Reset     time.Duration // until more than Remaining would pass; more than 0
-	Wait      time.Duration // until what was refused would pass; 0: it has passed, or never would
+	Wait      time.Duration // until the refused call would pass; 0: it has passed, or never would
 }
 
-// Take asks for one call of a client. A time before one that was seen already counts as that one.
+// Take asks for one call of a client. A time before the latest one counts as the latest.
 func (r *Rate[K]) Take(key K, now time.Time) Verdict { return r.TakeAll(key, now, 1) }
 
-// TakeAll asks for n calls at once, of which all pass or none. When n is 0 it asks
-// whether one would pass, and takes none.
+// TakeAll asks for n calls at once: all pass or none. When n is 0 it asks whether one would pass, and takes none.
 func (r *Rate[K]) TakeAll(key K, now time.Time, n int) Verdict {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -166,7 +164,7 @@ func (r *Rate[K]) TakeAll(key K, now time.Time, n int) Verdict {
 	return verdict
 }
 
-// RateStats is what a [Rate] has done since it was made.
+// RateStats are the counters of a [Rate] since it was made.
 type RateStats struct {
 	Quota            Quota
 	Clients          int // in the table
@@ -185,7 +183,7 @@ func (r *Rate[K]) Stats(now time.Time) RateStats {
 	return RateStats{r.quota, len(r.clients), r.capacity, r.allowed, r.limited}
 }
 
-// advance moves the clock, which never goes back: callers may read the time in one order and arrive in another.
+// advance moves the clock. It never goes back: callers may read the time in one order and arrive in another.
 func (r *Rate[K]) advance(now time.Time) time.Duration {
 	if r.origin.IsZero() {
 		r.origin = now
@@ -194,8 +192,8 @@ func (r *Rate[K]) advance(now time.Time) time.Duration {
 	return r.now
 }
 
-// forget drops at most so many clients of whom no call counts any more. It ends at the first that still counts: those
-// that called last are at the back.
+// forget drops at most so many clients without a counted call. It ends at the first with one: the latest callers are at
+// the back.
 func (r *Rate[K]) forget(most int) {
 	for range most {
 		oldest := r.order.Front()
@@ -212,8 +210,8 @@ func (r *Rate[K]) forget(most int) {
 	}
 }
 
-// newcomer returns the history of a client that is not in the table: one of its own if there is room, else the one that
-// it shares. A shared history is copied into the table, because it holds the calls that the client made meanwhile.
+// newcomer returns the history of a client outside the table: one of its own if there is room, else a shared one. A
+// shared history is copied into the table, because it holds the earlier calls of the client.
 func (r *Rate[K]) newcomer(key K, room bool) *history {
 	switch {
 	case r.shared == nil && room:
@@ -229,8 +227,8 @@ func (r *Rate[K]) newcomer(key K, room bool) *history {
 	return &history{slices.Clone(shared.runs), shared.total}
 }
 
-// Network is the address that stands for a client without an API key: an IPv4 address itself, and the first of an IPv6
-// /64, which is the least that anybody is given.
+// Network is the address for a client without an API key: an IPv4 address itself, and the first of an IPv6 /64, the
+// smallest assignment to a customer.
 func Network(address netip.Addr) netip.Addr {
 	if address = address.Unmap().WithZone(""); !address.Is6() {
 		return address
@@ -238,7 +236,7 @@ func Network(address netip.Addr) netip.Addr {
 	return netip.PrefixFrom(address, 64).Masked().Addr()
 }
 
-// history is the calls of a client, or of some that share, that passed within the last window.
+// history holds the passed calls of a client, or of several, in the last window.
 type history struct {
 	runs  []run // oldest first; at most 65
 	total int   // of their counts
@@ -250,7 +248,7 @@ type run struct {
 	count int
 }
 
-// expire drops what passed at or before a time: windows are half open.
+// expire drops calls at or before a time: windows are half open.
 func (h *history) expire(before time.Duration) {
 	gone := 0
 	for gone < len(h.runs) && h.runs[gone].last <= before {
@@ -260,8 +258,7 @@ func (h *history) expire(before time.Duration) {
 	h.runs = slices.Delete(h.runs, 0, gone)
 }
 
-// without returns when the call passed with which the oldest n are gone; if there are
-// not so many, a time that is long over.
+// without returns the time of the n-th oldest call; if there are fewer, a time long ago.
 func (h *history) without(n int) time.Duration {
 	for _, r := range h.runs {
 		if n -= r.count; n <= 0 {

@@ -2,20 +2,20 @@ package limit
 
 import "slices"
 
-// Share is the most that one of several owners may hold of a total while the others hold some of it: half of what they
-// leave, and at least one. So an owner that comes later finds room at once, however much the first one wants.
+// Share is the largest part of a total for one of several owners while the others hold some of it: half of the rest,
+// and at least one. So a later owner finds room at once, however much the first one wants.
 func Share(total, others int) int { return max(1, (total-others+1)/2) }
 
-// quantum is the cost that an owner may use up in one turn.
+// quantum is the cost allowed to an owner in one turn.
 const quantum = 1
 
-// Turns is a queue that serves its owners in turns (deficit round robin: Shreedhar and
-// Varghese, 1995). The values of one owner leave in the order in which they came. The zero
-// Turns is empty and ready to use. It is bounded by its user and is not safe for concurrent use.
+// Turns is a queue serving its owners in turns (deficit round robin: Shreedhar and Varghese, 1995). The values of one
+// owner leave in their order of arrival. The zero Turns is empty and ready to use. It is bounded by its user and is not
+// safe for concurrent use.
 type Turns[T any] struct {
 	flows map[string]*flow[T] // :: owner → its values; owners without any are forgotten
 	ring  []*flow[T]          // in order of their turns
-	at    int                 // in ring: whose turn it is
+	at    int                 // in ring: the owner to serve next
 	count int
 }
 
@@ -23,7 +23,7 @@ type Turns[T any] struct {
 type flow[T any] struct {
 	owner   string
 	queue   []turn[T]
-	deficit int  // cost that the owner may still use up
+	deficit int  // cost still allowed in this turn
 	granted bool // it got its quantum when its turn began
 }
 
@@ -61,15 +61,15 @@ func (t *Turns[T]) Push(owner string, cost int, value T) {
 	if f == nil {
 		f = &flow[T]{owner: owner}
 		t.flows[owner] = f
-		t.ring = slices.Insert(t.ring, t.at, f) // before the one whose turn it is: last in the round
+		t.ring = slices.Insert(t.ring, t.at, f) // before the next one: last in the round
 		t.at = (t.at + 1) % len(t.ring)
 	}
 	f.queue = append(f.queue, turn[T]{value, max(cost, 1)})
 	t.count++
 }
 
-// Peek returns the next value of those owners whose first value may pass, and false if there
-// is none. It stays where it is: the same call returns the same value until Take removes it.
+// Peek returns the next value among the owners whose first value may pass, and false if there is none. It stays where
+// it is: the same call returns the same value until Take removes it.
 func (t *Turns[T]) Peek(may func(owner string, value T) bool) (value T, ok bool) {
 	for refused := 0; refused < len(t.ring); {
 		f := t.ring[t.at]
@@ -81,7 +81,7 @@ func (t *Turns[T]) Peek(may func(owner string, value T) bool) (value T, ok bool)
 		case !may(f.owner, first.value):
 			refused++
 			t.pass(f)
-			f.deficit = 0 // nobody saves up what could not be used
+			f.deficit = 0 // unused allowance is not saved
 		case f.deficit < first.cost:
 			refused = 0
 			t.pass(f)
@@ -98,7 +98,7 @@ func (t *Turns[T]) pass(f *flow[T]) {
 	t.at = (t.at + 1) % len(t.ring)
 }
 
-// Take removes the value that Peek has just returned.
+// Take removes the value just returned by Peek.
 func (t *Turns[T]) Take() {
 	f := t.ring[t.at]
 	f.deficit -= f.queue[0].cost
@@ -113,7 +113,7 @@ func (t *Turns[T]) Take() {
 	}
 }
 
-// Remove takes out the first value of an owner that matches, and reports whether there was one.
+// Remove takes out the first matching value of an owner, and reports whether there was one.
 func (t *Turns[T]) Remove(owner string, match func(T) bool) bool {
 	f := t.flows[owner]
 	if f == nil {

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// This file holds what a destination may do wrong beyond a Behaviour, partly below HTTP. Only tests use it.
+// This file holds faults of a destination beyond a Behaviour, partly below HTTP. Only tests use it.
 
 // Hang reads everything and never answers.
 func Hang(_ http.ResponseWriter, req *http.Request) {
@@ -45,7 +45,7 @@ func Reset(w http.ResponseWriter, req *http.Request) {
 // CloseEarly answers half a status line and closes.
 func CloseEarly(w http.ResponseWriter, req *http.Request) { raw(w, req, "HTTP/1.1 2", nil) }
 
-// Drip answers 200 at once and then a body, byte by byte, that never ends.
+// Drip answers 200 at once and then an endless body, byte by byte.
 func Drip(w http.ResponseWriter, req *http.Request) {
 	raw(w, req, "HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", drip)
 }
@@ -70,7 +70,7 @@ func drip(ctx context.Context, conn net.Conn) error {
 	}
 }
 
-// Flood answers 200 with headers that never end.
+// Flood answers 200 with endless headers.
 func Flood(w http.ResponseWriter, req *http.Request) {
 	line := []byte("X-Flood: " + strings.Repeat("x", 4<<10) + "\r\n")
 	raw(w, req, "HTTP/1.1 200 OK\r\n", func(_ context.Context, conn net.Conn) error {

@@ -18,7 +18,7 @@ const (
 	maxCall  = 64 << 10 // bytes of one
 )
 
-// Hooks is an http.Handler with an address for every question, which nobody can guess. It keeps what arrives.
+// Hooks is an http.Handler with an unguessable address for every question. It keeps the calls.
 type Hooks struct {
 	mu    sync.Mutex       // guards the field below and the calls of every hook
 	hooks map[string]*Hook // :: last element of the path → hook
@@ -35,21 +35,21 @@ type Hook struct {
 	called   chan struct{} // closed by the first call
 }
 
-// Call is one request that a hook received.
+// Call is one request received by a hook.
 type Call struct {
 	At     time.Time
 	Header http.Header
 	Body   []byte
 }
 
-// CutOff is the status of a hook that breaks off the first attempt and answers 200 to the next one. A sender may repeat
-// an attempt at once, on another connection; attempts are further apart than cutOffFor.
+// CutOff is the status of a hook for breaking off the first attempt and answering 200 to the next one. A sender may
+// repeat an attempt at once, on another connection; attempts are further apart than cutOffFor.
 const (
 	CutOff    = 0
 	cutOffFor = 500 * time.Millisecond
 )
 
-// New makes an address that answers with a status, and with a Location unless that is empty.
+// New makes an address. It answers with a status, and with a Location unless it is empty.
 func (h *Hooks) New(status int, location string) *Hook {
 	hook := &Hook{hooks: h, Path: rand.Text(), status: status, location: location, called: make(chan struct{})}
 	h.mu.Lock()
@@ -104,14 +104,14 @@ func (h *Hooks) Texts() []string {
 		for _, call := range hook.calls {
 			var text strings.Builder
 			_, _ = text.Write(call.Body)
-			_ = call.Header.Write(&text) // to memory, which cannot fail
+			_ = call.Header.Write(&text) // to memory: it cannot fail
 			texts = append(texts, text.String())
 		}
 	}
 	return texts
 }
 
-// Calls returns what has arrived.
+// Calls returns the calls so far.
 func (k *Hook) Calls() []Call {
 	k.hooks.mu.Lock()
 	defer k.hooks.mu.Unlock()

@@ -1,5 +1,5 @@
-// Package receiver receives callbacks: it verifies, counts and, when asked, misbehaves. `tandem sink`, the demo,
-// load, audit and the tests share it. It faces strangers, so what it reads and remembers is bounded.
+// Package receiver receives callbacks: it verifies, counts and, when asked, misbehaves. `tandem sink`, the demo, load,
+// audit and the tests share it. It faces strangers, so its reading and its memory are bounded.
 package receiver
 
 import (
@@ -20,7 +20,7 @@ import (
 	"tandem"
 )
 
-// DefaultMaxBody is the largest callback that is read unless Config says otherwise.
+// DefaultMaxBody is the default of Config.MaxBody.
 const DefaultMaxBody = 1 << 20
 
 const (
@@ -36,7 +36,7 @@ type Config struct {
 	MaxKeys   int            // ids remembered to recognize repeats, 100 bytes each, the newest; 0: 1,000,000
 	MaxBody   int64          // bytes of one callback; a longer one is answered 413; 0: DefaultMaxBody
 	Behaviour Behaviour      // how it answers; the zero value is a good receiver
-	Seed      uint64         // of the choice which callbacks are treated badly; 0: random
+	Seed      uint64         // of the choice of callbacks to treat badly; 0: random
 	Count     func(*Arrival) // counts a callback and may change its status; nil: Receiver.Counts does
 	OnArrival func(Arrival)  // called for each callback before its answer, concurrently; nil: nobody
 }
@@ -50,7 +50,7 @@ type Behaviour struct {
 	Redirect string        // answered 307 with this Location
 }
 
-// Validate reports a behaviour that contradicts itself.
+// Validate reports contradictions.
 func (b Behaviour) Validate() error {
 	switch {
 	case b.FailRate < 0 || b.FailRate > 1 || b.FailRate != b.FailRate:
@@ -65,7 +65,7 @@ func (b Behaviour) Validate() error {
 	return nil
 }
 
-// status is the answer to a callback that is treated badly; 0: none.
+// status is the answer to a callback treated badly; 0: none.
 func (b Behaviour) status() int {
 	switch {
 	case b.Hang:
@@ -77,7 +77,7 @@ func (b Behaviour) status() int {
 	}
 }
 
-// Outcome is what a receiver makes of a callback.
+// Outcome is the receiver's decision about a callback.
 type Outcome int
 
 // The outcomes.
@@ -103,23 +103,23 @@ type Arrival struct {
 	Status    int             // the answer it gets; 0: none, it hangs
 }
 
-// Counts says what a receiver has seen. Each callback is in Received and in exactly one of the others.
+// Counts are the counters of a receiver. Each callback is in Received and in exactly one of the others.
 type Counts struct {
-	Received     int64 // callbacks, whatever their outcome
-	Delivered    int64 // good ones that were answered 2xx, each id once
-	Duplicates   int64 // good ones that had been delivered already
+	Received     int64 // all callbacks
+	Delivered    int64 // good ones answered 2xx, each id once
+	Duplicates   int64 // good ones delivered before
 	BadSignature int64
 	Malformed    int64
 	Misbehaved   int64
 }
 
-// Receiver is an http.Handler that takes whatever callbacks come.
+// Receiver is an http.Handler for callbacks of any sender.
 type Receiver struct {
 	cfg     Config
 	reading chan struct{} // a permit per body in memory
 
 	mu     sync.Mutex      // guards the fields below
-	seen   map[string]bool // the ids that were delivered
+	seen   map[string]bool // delivered ids
 	order  []string        // ring of them, oldest at next once it is full
 	next   int
 	counts Counts
@@ -149,7 +149,7 @@ func New(cfg Config) (*Receiver, error) {
 	return r, nil
 }
 
-// Counts returns what was seen so far.
+// Counts returns the counters so far.
 func (r *Receiver) Counts() Counts {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -203,7 +203,7 @@ func (r *Receiver) read(w http.ResponseWriter, req *http.Request) (Arrival, bool
 		return a, true
 	}
 	if _, named := req.Header[http.CanonicalHeaderKey(tandem.HeaderWebhookID)]; !named && !a.Checked {
-		a.ID = a.Callback.RequestID // of a service that does not know Standard Webhooks
+		a.ID = a.Callback.RequestID // of a service without Standard Webhooks
 	}
 	if a.ID == "" || a.ID != a.Callback.RequestID {
 		a.Malformed = errors.New("webhook-id and request_id differ")
@@ -211,7 +211,7 @@ func (r *Receiver) read(w http.ResponseWriter, req *http.Request) (Arrival, bool
 	return a, true
 }
 
-// parse reads a callback, with times that may have no zone.
+// parse reads a callback. Its times may have no zone.
 func parse(body []byte) (tandem.Callback, error) {
 	var read struct {
 		tandem.Callback
@@ -276,8 +276,8 @@ func (r *Receiver) misbehaves() bool {
 	return r.dice.Float64() < b.FailRate
 }
 
-// count counts a callback. It is delivered when the answer is decided, before it is on the wire: a sender that dies
-// in between sends again, and that is a duplicate here as it is for any receiver.
+// count counts a callback. It is delivered when the answer is decided, before it is on the wire: a sender dying in
+// between sends again, and the repeat is a duplicate here as for any receiver.
 func (r *Receiver) count(a *Arrival) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -331,8 +331,8 @@ func (r *Receiver) answer(w http.ResponseWriter, req *http.Request, a Arrival) {
 	w.WriteHeader(a.Status)
 }
 
-// Serve serves a receiver until ctx ends; what hangs then is closed after a grace period. What a stranger sends wrong
-// is not logged.
+// Serve serves a receiver until ctx ends; hanging connections are closed after a grace period. Errors of strangers are
+// not logged.
 func Serve(ctx context.Context, listener net.Listener, handler http.Handler) error {
 	server := &http.Server{
 		Handler:           handler,

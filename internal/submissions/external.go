@@ -76,8 +76,8 @@ func (a *App) Task() work.Task {
 // call passes one submission on.
 func (a *App) call(ctx context.Context, in work.Input) work.Result {
 	result, err := a.external.exchange(ctx, in)
-	if putOff, ok := errors.AsType[*egress.PutOff](err); ok {
-		return work.Held("", putOff.Until)
+	if later, ok := errors.AsType[*egress.Reschedule](err); ok {
+		return work.Held("", later.Until)
 	}
 	if err != nil {
 		return work.Again(err.Error(), 0, false)
@@ -86,8 +86,8 @@ func (a *App) call(ctx context.Context, in work.Input) work.Result {
 		return work.Again("the call was interrupted", 0, false)
 	}
 	a.called(result.Outcome)
-	if result.PutOff != nil {
-		return work.Held(result.Message, result.PutOff.Until)
+	if result.Reschedule != nil {
+		return work.Held(result.Message, result.Reschedule.Until)
 	}
 	a.log.Debug("🌐 external service: "+string(result.Outcome),
 		"request_id", in.RequestID, "took", result.Duration, "status_code", result.StatusCode)
@@ -105,7 +105,7 @@ func (a *App) call(ctx context.Context, in work.Input) work.Result {
 }
 
 // exchange calls the external service, or simulates it. The error is a
-// *egress.PutOff, or says that no call was made.
+// *egress.Reschedule, or says that no call was made.
 func (x External) exchange(ctx context.Context, in work.Input) (egress.Result, error) {
 	if x.URL == "" {
 		return x.simulate(ctx), nil

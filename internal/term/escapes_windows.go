@@ -6,8 +6,7 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// interpretsEscapes asks the console to interpret escape sequences, which old ones do only when asked,
-// and reports whether it does.
+// interpretsEscapes asks the console to interpret escape sequences, as old ones require, and reports whether it does.
 func interpretsEscapes(file *os.File) bool {
 	console := windows.Handle(file.Fd())
 	var mode uint32

@@ -17,18 +17,18 @@ import (
 
 // The width of lines on a terminal.
 const (
-	unknownWidth = 80  // of a terminal that does not say
+	unknownWidth = 80  // of a terminal of unknown width
 	maxWidth     = 120 // wider lines are hard to read
 )
 
-// Output is standard output or standard error, as text for people. It escapes as [Escape] does, and
-// remembers the first write that failed. After that it writes nothing.
+// Output is standard output or standard error, as text for people. It escapes as [Escape] does, remembers the first
+// failed write, and then writes nothing more.
 type Output struct {
 	name string
 	raw  io.Writer
 
 	mu     sync.Mutex // guards failed
-	failed error      // of the first write that failed
+	failed error      // of the first failed write
 }
 
 // NewOutput returns an output to w; errors call it by name.
@@ -61,7 +61,7 @@ func (o *Output) Err() error {
 	return o.failed
 }
 
-// Columns is the width of the terminal, at most 120; 0: this is no terminal, or one that cannot be drawn on.
+// Columns is the width of the terminal, at most 120; 0: this is no terminal, or a dumb one.
 func (o *Output) Columns() int {
 	file, ok := o.raw.(*os.File)
 	if !ok || !IsTerminal(file) || os.Getenv("TERM") == "dumb" || !interpretsEscapes(file) {
@@ -82,9 +82,9 @@ func IsTerminal(stream any) bool {
 	return ok && term.IsTerminal(int(file.Fd()))
 }
 
-// Escape returns a writer that escapes what a terminal might obey or show in another order: control
-// characters, invisible marks, and bytes that are not UTF-8. In a line of JSON these can stand in strings
-// only, and JSON readers get the same value. Each Write needs whole characters.
+// Escape returns a writer that escapes everything a terminal might obey or reorder: control characters, invisible
+// marks, and bytes that are not UTF-8. In a line of JSON these can stand in strings only, and JSON readers get the same
+// value. Each Write needs whole characters.
 func Escape(w io.Writer) io.Writer { return escaper{w} }
 
 type escaper struct{ w io.Writer }

@@ -80,7 +80,7 @@ var (
 	colour = regexp.MustCompile(`\x1b\[[0-9;]*m`)                 // is no column wide
 )
 
-// NoBreak joins each number to its unit by a blank at which no line is broken.
+// NoBreak joins each number to its unit by a no-break space.
 func NoBreak(text string) string { return unit.ReplaceAllString(text, "$1\u00a0$2") }
 
 // Paragraph writes a text behind a mark, broken at blanks, but not between a number and its unit.
@@ -92,7 +92,7 @@ func (p *Page) Paragraph(mark, text string) {
 	}
 }
 
-// wrap yields the lines of a text, each as long as it may be. A word that is longer than a line is cut.
+// wrap yields the lines of a text, each as long as possible. A word longer than a line is cut.
 func wrap(text string, room int) func(func(string) bool) {
 	return func(yield func(string) bool) {
 		line := ""

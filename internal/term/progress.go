@@ -15,9 +15,9 @@ const (
 	barFrom    = 50              // columns; narrower terminals show facts only
 )
 
-// Progress shows where something stands: on a terminal one line that is drawn again and again, in a pipe a
-// line from time to time. It never hides the cursor or leaves the line it is on, so an interruption leaves
-// nothing broken. One goroutine uses it at a time.
+// Progress shows the state of a long task: on a terminal one line, redrawn again and again, in a pipe a line from time
+// to time. It never hides the cursor or leaves the line it is on, so an interruption leaves nothing broken. One
+// goroutine uses it at a time.
 type Progress struct {
 	out   *Output
 	plain bool
@@ -25,13 +25,13 @@ type Progress struct {
 	told  time.Time // when the last plain line was printed
 }
 
-// NewProgress draws on out if that is a terminal, unless plain lines are asked for.
+// NewProgress draws on out if it is a terminal, unless plain lines are asked for.
 func NewProgress(out *Output, plain bool) *Progress { return &Progress{out: out, plain: plain} }
 
 // Step is where something stands. Its texts are ours: they are not escaped.
 type Step struct {
 	Name  string
-	Share float64  // what is done, of 0..1; negative: unknown, so there is no bar
+	Share float64  // done, 0..1; negative: unknown, so there is no bar
 	Facts []string // the most important first
 }
 
@@ -61,14 +61,14 @@ func (p *Progress) Show(s Step) {
 	}
 }
 
-// End replaces the line that is drawn by one that stays.
+// End replaces the drawn line by a final one.
 func (p *Progress) End(line string) {
 	p.Wipe()
 	fmt.Fprintln(p.out, line)
 	p.told = time.Now()
 }
 
-// Wipe removes the line that is drawn, if there is one.
+// Wipe removes the drawn line, if there is one.
 func (p *Progress) Wipe() {
 	if p.drawn {
 		fmt.Fprint(p.out.Raw(), "\r\x1b[K")
@@ -76,7 +76,7 @@ func (p *Progress) Wipe() {
 	}
 }
 
-// draw lays one line out in so many columns: the facts in their order while they fit, and a bar in what is left.
+// draw lays one line out in so many columns: the facts in their order while they fit, and a bar in the rest.
 func (p *Progress) draw(s Step, columns int) string {
 	width := utf8.RuneCountInString
 	line, tail, room := fmt.Sprintf("  %-8s", s.Name), "", columns

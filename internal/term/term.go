@@ -1,5 +1,5 @@
-// Package term writes for people at a terminal: tables and wrapped text ([Page]), progress ([Progress]), and
-// text of strangers that is safe to show ([Output], [Escape], [Clean], [RedactURL]).
+// Package term writes for people at a terminal: tables and wrapped text ([Page]), progress ([Progress]), and safe text
+// of strangers ([Output], [Escape], [Clean], [RedactURL]).
 package term
 
 import (
