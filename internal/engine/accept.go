@@ -116,14 +116,14 @@ func (e *Engine) takeBack(accepting context.Context, err error, lane store.Lane,
 	const code = tandem.FailedInterrupted
 	for _, r := range requests {
 		interrupted := store.Outcome{ErrorCode: code, ErrorMessage: failureMessage(code), CompletedAt: e.now()}
-		e.finishLater(store.Job{Lane: lane, Request: *r}, store.Next{Outcome: &interrupted})
+		e.finishLater(store.Job{Lane: lane, Request: *r}, store.Finished(interrupted, ""))
 	}
 }
 
 // finish commits how the work of a sync request ended and writes it into r. It
 // does not depend on the client still being there.
 func (e *Engine) finish(r *tandem.Request, o store.Outcome) error {
-	job, next := store.Job{Request: *r}, store.Next{Outcome: &o}
+	job, next := store.Job{Request: *r}, store.Finished(o, "")
 	if err := e.cfg.Store.Finish(e.storing.wait(time.Now()), job, next); err != nil {
 		e.log.Error("store the result of a sync request", "request_id", r.ID, "error", err)
 		if tandem.CodeOf(err) == tandem.CodeNotFound { // it was accepted: other nodes declared this one dead

@@ -147,11 +147,11 @@ func (e *Engine) firstRun(ctx context.Context, task *work.Task, timeout time.Dur
 		err := slots.acquire(waiting, tandem.ModeSync, run.Request.Owner)
 		cancel()
 		if err != nil {
-			return handBack(store.LaneIO)
+			return store.Release()
 		}
 	}
 	defer slots.release()
-	return e.attempt(ctx, task, store.LaneIO, run)
+	return e.attempt(ctx, task, run)
 }
 
 // finishRun commits what came of the first run and writes it into run. If that
@@ -159,14 +159,15 @@ func (e *Engine) firstRun(ctx context.Context, task *work.Task, timeout time.Dur
 // its lease is over: pending is what it is.
 func (e *Engine) finishRun(run *Run, next store.Next) {
 	r := &run.Request
+	outcome := next.Outcome()
 	err := e.cfg.Store.Finish(e.storing.wait(time.Now()), store.Job{Lane: store.LaneIO, Request: *r}, next)
 	if err != nil {
 		e.log.Error("store what came of work; it will be run again", "request_id", r.ID, "task", r.Task, "error", err)
-		next.Outcome = nil
+		outcome = nil
 	}
-	note(r, next.Outcome)
-	if next.Outcome != nil {
-		e.vitals.end(Ending{tandem.ModeSync, r.Task, next.Outcome.ErrorCode})
+	note(r, outcome)
+	if outcome != nil {
+		e.vitals.end(Ending{tandem.ModeSync, r.Task, outcome.ErrorCode})
 	}
 }
 

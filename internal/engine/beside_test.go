@@ -152,7 +152,7 @@ func TestWorkGrowsTooOld(t *testing.T) {
 				return work.Again("busy", time.Hour, false)
 			})}
 	})
-	step := func(age time.Duration) (store.Next, time.Time) {
+	step := func(age time.Duration) (store.Transition, time.Time) {
 		created := time.Now().Add(-age)
 		return p.Step(t.Context(), store.Job{Lane: store.LaneIO, Started: func() {}, Request: tandem.Request{
 			ID: tandem.ID(uuid.Must(uuid.NewV7())), Mode: tandem.ModeSync, Task: "trying", Status: tandem.StatusPending,
@@ -160,11 +160,11 @@ func TestWorkGrowsTooOld(t *testing.T) {
 		}}), created.Add(24 * time.Hour)
 	}
 	next, end := step(24*time.Hour - time.Minute)
-	if next.Verdict != store.Again || next.Lane != store.LaneIO || next.Outcome != nil || !next.At.Before(end) {
+	if next.Lane != store.LaneIO || next.Outcome != nil || !next.At.Before(end) {
 		t.Errorf("%+v, want a last run before %v", next, end)
 	}
 	next, _ = step(24 * time.Hour)
-	if next.Verdict != store.Done || next.Outcome == nil || next.Outcome.ErrorCode != tandem.FailedTask || ran != 1 {
+	if next.Lane != store.LaneNone || next.Outcome == nil || next.Outcome.ErrorCode != tandem.FailedTask || ran != 1 {
 		t.Errorf("ran %d times: %+v %+v", ran, next, next.Outcome)
 	}
 }

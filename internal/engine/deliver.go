@@ -31,7 +31,7 @@ func (e *Engine) deliver(claiming context.Context, job store.Job) store.Next {
 	}
 	if err := e.cfg.Keys.LookUp(e.working, r.KeyID); err != nil { // signed by another secret it would be refused
 		e.log.Warn("callback rescheduled: its API key cannot be read", "request_id", r.ID, "error", err)
-		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: earlier(begun.Add(keysPutOff), deadline)}
+		return store.Postpone(earlier(begun.Add(keysPutOff), deadline), "")
 	}
 	place, err := e.cfg.Egress.Reserve(claiming, r.CallbackURL, r.Owner)
 	if err != nil {
@@ -51,22 +51,22 @@ func (e *Engine) deliver(claiming context.Context, job store.Job) store.Next {
 	var next store.Next
 	switch {
 	case result.Interrupted:
-		next = handBack(store.LaneDeliver)
+		next = store.Release()
 	case result.Reschedule != nil:
 		next = e.noPlace(claiming, r, result.Reschedule, deadline)
 	default:
-		next = e.afterPost(r, number, result, deadline, skew)
-		next.Destination = site
+		next = e.afterPost(r, number, result, site, deadline, skew)
 	}
-	next.Freed = [2]string{site, path}
-	return next
+	return next.Freeing(site, path)
 }
 
 // afterPost says what comes after an exchange that took place.
-func (e *Engine) afterPost(r *tandem.Request, number int, result egress.Result, deadline time.Time, skew time.Duration) store.Next {
+func (e *Engine) afterPost(
+	r *tandem.Request, number int, result egress.Result, site string, deadline time.Time, skew time.Duration,
+) store.Next {
 	ended := result.StartedAt.Add(result.Duration)
 	sinceAcceptance := ended.Add(skew).Sub(r.CreatedAt)
-	attempt := &tandem.Attempt{
+	attempt := tandem.Attempt{
 		Number:     number,
 		StartedAt:  result.StartedAt.Add(skew).UTC(),
 		DurationMS: milliseconds(result.Duration),
@@ -80,11 +80,11 @@ func (e *Engine) afterPost(r *tandem.Request, number int, result egress.Result, 
 	switch {
 	case result.Outcome == tandem.OutcomeDelivered:
 		e.vitals.latency[latencyDeliver].record(ended, sinceAcceptance)
-		return store.Next{Verdict: store.Done, Attempt: attempt}
+		return store.Delivered(attempt)
 	case result.Outcome.Permanent() || number >= e.cfg.Retry.Attempts:
 		e.log.Warn("callback given up", "request_id", r.ID, "host", result.Host, "attempts", number,
 			"outcome", result.Outcome, "status_code", result.StatusCode, "error", result.Message)
-		return store.Next{Verdict: store.Dead, Attempt: attempt}
+		return store.GiveUp(attempt)
 	}
 	// With its monotonic reading, which the store goes by.
 	at := e.cfg.Retry.Within(ended, ended.Add(e.cfg.Retry.Delay(number, rand.Float64(), result.RetryAfter)), deadline)
@@ -92,7 +92,7 @@ func (e *Engine) afterPost(r *tandem.Request, number int, result egress.Result, 
 	if e.telling() {
 		e.tell("⏳ callback: waits for the next attempt", r, "until", attempt.NextAt)
 	}
-	return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: at, Attempt: attempt, Parked: true}
+	return store.Redeliver(attempt, at, site)
 }
 
 // expire gives up a callback that is too old; nothing is sent.
@@ -100,12 +100,12 @@ func (e *Engine) expire(r *tandem.Request, now time.Time) store.Next {
 	to, _ := e.cfg.Egress.Receiver(r.CallbackURL, r.Owner) // no host where policy refuses the URL by now
 	e.log.Warn("callback expired", "request_id", r.ID, "host", to.Host,
 		"attempts", r.CallbackAttempts, "max_age", e.cfg.Retry.MaxAge)
-	return store.Next{Verdict: store.Dead, Attempt: &tandem.Attempt{
+	return store.GiveUp(tandem.Attempt{
 		Number:    r.CallbackAttempts,
 		StartedAt: now.UTC(),
 		Outcome:   tandem.OutcomeExpired,
 		Error:     fmt.Sprintf("Not delivered within %s after the work ended.", e.cfg.Retry.MaxAge),
-	}}
+	})
 }
 
 // noPlace says what comes next when the destination has no place now, or a probe of it has failed.
@@ -114,14 +114,11 @@ func (e *Engine) noPlace(claiming context.Context, r *tandem.Request, err error,
 	putOff, isPutOff := errors.AsType[*egress.Reschedule](err)
 	switch {
 	case isPutOff && putOff.Held: // it stays parked until there is room
-		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, Destination: putOff.Destination, Parked: true}
+		return store.Postpone(time.Time{}, putOff.Destination)
 	case isPutOff:
-		return store.Next{
-			Verdict: store.Again, Lane: store.LaneDeliver, At: e.cfg.Retry.Within(time.Now(), putOff.Until, deadline),
-			Destination: putOff.Destination, Parked: true,
-		}
+		return store.Postpone(e.cfg.Retry.Within(time.Now(), putOff.Until, deadline), putOff.Destination)
 	case claiming.Err() != nil:
-		return handBack(store.LaneDeliver)
+		return store.Release()
 	default: // a URL that a stricter policy than the one at its acceptance refuses, or cannot read
 		return e.unsendable(r, r.CallbackAttempts+1, e.now(), err)
 	}
@@ -130,9 +127,9 @@ func (e *Engine) noPlace(claiming context.Context, r *tandem.Request, err error,
 // unsendable gives up a callback that no try could send. The reason goes to the log only.
 func (e *Engine) unsendable(r *tandem.Request, number int, at time.Time, err error) store.Next {
 	e.log.Error("callback cannot be sent", "request_id", r.ID, "error", err)
-	return store.Next{Verdict: store.Dead, Attempt: &tandem.Attempt{
+	return store.GiveUp(tandem.Attempt{
 		Number: number, StartedAt: at, Outcome: tandem.OutcomeBlocked, Error: "The callback cannot be sent.",
-	}}
+	})
 }
 
 // callbackBody is what the receiver gets, the same on every try but for its metadata.

@@ -224,10 +224,14 @@ func TestDeliverLoweredAttempts(t *testing.T) {
 	t.Parallel()
 	p := start(t, func(s *setup) { s.idle, s.engine.Retry.Attempts = true, 2 })
 	rc := newReceiver(t, status(http.StatusInternalServerError))
-	for attempts, want := range []store.Verdict{store.Again, store.Dead, store.Dead, store.Dead} {
+	for attempts, want := range []tandem.CallbackStatus{
+		tandem.CallbackPending, tandem.CallbackFailed, tandem.CallbackFailed, tandem.CallbackFailed,
+	} {
 		next := p.Step(t.Context(), completed(rc.URL, attempts))
-		if next.Verdict != want || next.Attempt == nil || next.Attempt.Number != attempts+1 {
-			t.Errorf("after %d of 2 attempts: verdict %d, attempt %+v; want %d, number %d", attempts, next.Verdict, next.Attempt, want, attempts+1)
+		got := next.Request.CallbackStatus
+		if got != want || next.Attempt == nil || next.Attempt.Number != attempts+1 {
+			t.Errorf("after %d of 2 attempts: callback %s, attempt %+v; want %s, number %d",
+				attempts, got, next.Attempt, want, attempts+1)
 		}
 		if sent := rc.deliveries()[attempts].Metadata; sent.MaxAttempts < sent.Attempt {
 			t.Errorf("told attempt %d of %d", sent.Attempt, sent.MaxAttempts)
@@ -245,12 +249,11 @@ func TestDeliverParksWhileTheBreakerIsOpen(t *testing.T) {
 	job := completed(rc.URL, 0)
 	p.Step(t.Context(), job) // opens the breaker
 	next := p.Step(t.Context(), job)
-	if next.Verdict != store.Again || next.Lane != store.LaneDeliver || next.Attempt != nil || next.Outcome != nil {
+	if next.Lane != store.LaneDeliver || next.Attempt != nil || next.Outcome != nil {
 		t.Errorf("%+v, want Again without an attempt", next)
 	}
-	if !next.Parked || !strings.HasSuffix(rc.URL, next.Destination) || !next.At.IsZero() {
-		t.Errorf("parked is %v for %q until %v, want it parked for its destination until that can take it",
-			next.Parked, next.Destination, next.At)
+	if next.Parked == "" || !strings.HasSuffix(rc.URL, next.Parked) || !next.At.IsZero() {
+		t.Errorf("parked for %q until %v, want it parked for its destination until that can take it", next.Parked, next.At)
 	}
 	if n := len(rc.deliveries()); n != 1 {
 		t.Errorf("%d callbacks, want 1: an open breaker sends nothing", n)
@@ -298,7 +301,7 @@ func TestNoAttemptIsUsedUp(t *testing.T) {
 	for _, job := range []store.Job{refusing, broken} {
 		for range 5 { // more than there are attempts
 			next := p.Step(t.Context(), job) // a probe, or rescheduled because it comes too early
-			if next.Verdict != store.Again || next.Lane != store.LaneDeliver || next.Attempt != nil || !next.Parked {
+			if next.Lane != store.LaneDeliver || next.Attempt != nil || next.Parked == "" {
 				t.Fatalf("%+v, want it parked without an attempt", next)
 			}
 			p.Await("the breaker to be half-open", func() bool {
@@ -309,7 +312,7 @@ func TestNoAttemptIsUsedUp(t *testing.T) {
 		}
 	}
 	next := p.Step(t.Context(), completed("http://hooks.example/", 1))
-	if next.Verdict != store.Again || next.Attempt != nil {
+	if next.Lane != store.LaneDeliver || next.Attempt != nil {
 		t.Errorf("the name server is dead: %+v, want Again without an attempt", next)
 	}
 }
@@ -332,8 +335,8 @@ func TestDeliverRetryAfter(t *testing.T) {
 		})
 		before := time.Now()
 		next := p.Step(t.Context(), completed(rc.URL, 0))
-		if wait := next.At.Sub(before); next.Verdict != store.Again || wait < want || wait > want*3/2+patience {
-			t.Errorf("Retry-After %q: verdict %d, next in %v, want %v", header, next.Verdict, wait, want)
+		if wait := next.At.Sub(before); next.Lane != store.LaneDeliver || wait < want || wait > want*3/2+patience {
+			t.Errorf("Retry-After %q: lane %q, next in %v, want %v", header, next.Lane, wait, want)
 		}
 		if !next.Attempt.NextAt.Equal(next.At) || next.Attempt.Outcome != tandem.OutcomeThrottled {
 			t.Errorf("Retry-After %q: logged %+v, want throttled and the same time %v", header, next.Attempt, next.At)
@@ -362,8 +365,8 @@ func TestLastAttemptBeforeTheExpiry(t *testing.T) {
 		job.Request.CompletedAt = job.Request.CompletedAt.Add(-tt.age)
 		expiry := job.Request.CompletedAt.Add(maxAge)
 		next := p.Step(t.Context(), job)
-		if got := expiry.Sub(next.At).Round(time.Second); next.Verdict != store.Again || got != tt.before {
-			t.Errorf("%s: verdict %d, %v before the expiry; want %v", tt.name, next.Verdict, got, tt.before)
+		if got := expiry.Sub(next.At).Round(time.Second); next.Lane != store.LaneDeliver || got != tt.before {
+			t.Errorf("%s: lane %q, %v before the expiry; want %v", tt.name, next.Lane, got, tt.before)
 		}
 	}
 }
@@ -372,7 +375,7 @@ func TestDeliverBlocked(t *testing.T) {
 	t.Parallel()
 	p := start(t, func(s *setup) { s.idle, s.egress.Policy.AllowPrivate = true, false })
 	next := p.Step(t.Context(), completed("http://127.0.0.1:9/", 1))
-	if next.Verdict != store.Dead || next.Attempt == nil || next.Attempt.Outcome != tandem.OutcomeBlocked || next.Attempt.Number != 2 {
+	if next.Request.CallbackStatus != tandem.CallbackFailed || next.Attempt == nil || next.Attempt.Outcome != tandem.OutcomeBlocked || next.Attempt.Number != 2 {
 		t.Errorf("%+v, want Dead with a blocked attempt: policy became stricter after the acceptance", next)
 	}
 }
@@ -383,7 +386,7 @@ func TestStepUnknownTask(t *testing.T) {
 	job := completed("http://127.0.0.1:9/", 0)
 	job.Lane, job.Request.Status, job.Request.Task = store.LaneIO, tandem.StatusPending, "retired"
 	next := p.Step(t.Context(), job)
-	if next.Verdict != store.Again || next.Lane != store.LaneDeliver || next.Outcome == nil || next.Outcome.ErrorCode != tandem.FailedTask {
+	if next.Lane != store.LaneDeliver || next.Outcome == nil || next.Outcome.ErrorCode != tandem.FailedTask {
 		t.Errorf("%+v, want failed work whose caller is told", next)
 	}
 }

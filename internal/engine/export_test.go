@@ -11,8 +11,14 @@ import (
 // MaxSyncWaiters is how many sync orders may wait for slots of one kind.
 const MaxSyncWaiters = maxSyncWaiters
 
-// Step does one job, without a store that hands it out.
-func (e *Engine) Step(ctx context.Context, job store.Job) store.Next { return e.step(ctx, job) }
+// Step does one job, without a store that dispatches it, and returns what comes of it.
+func (e *Engine) Step(ctx context.Context, job store.Job) store.Transition {
+	t, err := e.step(ctx, job).Apply(&job)
+	if err != nil {
+		panic(err)
+	}
+	return t
+}
 
 // Slots are slots on their own.
 type Slots struct{ s *slots }

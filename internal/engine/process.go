@@ -30,7 +30,7 @@ func (e *Engine) step(claiming context.Context, job store.Job) store.Next {
 	}
 	slots := e.slots[job.Lane]
 	if slots.acquire(claiming, tandem.ModeAsync, job.Request.Owner) != nil {
-		return handBack(job.Lane)
+		return store.Release()
 	}
 	defer slots.release()
 	growStack()
@@ -40,14 +40,15 @@ func (e *Engine) step(claiming context.Context, job store.Job) store.Next {
 			time.Since(job.Request.CreatedAt))
 	}
 	run := Run{Request: job.Request}
-	next := e.attempt(e.working, &task, job.Lane, &run)
-	if next.Outcome == nil && next.At.IsZero() { // released
+	next := e.attempt(e.working, &task, &run)
+	if next.Released() {
 		return next
 	}
-	if next.Outcome != nil {
-		e.vitals.end(Ending{job.Request.Mode, task.Name, next.Outcome.ErrorCode})
+	outcome := next.Outcome()
+	if outcome != nil {
+		e.vitals.end(Ending{job.Request.Mode, task.Name, outcome.ErrorCode})
 	}
-	note(&run.Request, next.Outcome)
+	note(&run.Request, outcome)
 	run.EndedAt = e.now()
 	run.Took = run.EndedAt.Sub(run.Request.CreatedAt)
 	e.observe(&run)
@@ -55,7 +56,7 @@ func (e *Engine) step(claiming context.Context, job store.Job) store.Next {
 }
 
 // attempt runs the work of run.Request once, in a slot that the caller holds, and says what comes next.
-func (e *Engine) attempt(ctx context.Context, task *work.Task, lane store.Lane, run *Run) store.Next {
+func (e *Engine) attempt(ctx context.Context, task *work.Task, run *Run) store.Next {
 	r, begun := &run.Request, time.Now()
 	accepted := begun.Add(r.CreatedAt.Sub(begun.Add(e.cfg.Nodes.Skew()))) // by this machine's clock
 	retries := task.Retry != work.Retry{}
@@ -72,7 +73,7 @@ func (e *Engine) attempt(ctx context.Context, task *work.Task, lane store.Lane, 
 	case "":
 		return e.worked(r, outcome)
 	case tandem.FailedInterrupted, tandem.FailedClientClosed:
-		return handBack(lane)
+		return store.Release()
 	}
 	at, runs, again := task.Retry.After(work.Ended{
 		Result: result, Attempt: r.Runs + 1, Accepted: accepted, At: ended,
@@ -88,7 +89,7 @@ func (e *Engine) attempt(ctx context.Context, task *work.Task, lane store.Lane, 
 		e.log.Warn("work not done; it will be run again",
 			"request_id", r.ID, "task", task.Name, "error", outcome.ErrorMessage, "at", at)
 	}
-	return store.Next{Verdict: store.Again, Lane: lane, At: at, Runs: runs}
+	return store.RetryAt(at, runs)
 }
 
 // givenUp is worked for work that is not run again although its task has a retry policy.
@@ -99,19 +100,13 @@ func (e *Engine) givenUp(r *tandem.Request, o store.Outcome) store.Next {
 
 // worked is what comes after work that ended, well or not: its callback, if somebody asked for one.
 func (e *Engine) worked(r *tandem.Request, o store.Outcome) store.Next {
-	if r.CallbackStatus == "" {
-		return store.Next{Outcome: &o}
+	destination := ""
+	if r.CallbackStatus != "" {
+		if to, err := e.cfg.Egress.Receiver(r.CallbackURL, r.Owner); err == nil { // a refused URL is nobody's by now
+			destination = to.String()
+		}
 	}
-	next := store.Next{Verdict: store.Again, Lane: store.LaneDeliver, Outcome: &o}
-	if to, err := e.cfg.Egress.Receiver(r.CallbackURL, r.Owner); err == nil { // a URL that is refused by now is nobody's
-		next.Destination = to.String()
-	}
-	return next
-}
-
-// handBack leaves a job for later, as if it had not been dispatched.
-func handBack(lane store.Lane) store.Next {
-	return store.Next{Verdict: store.Again, Lane: lane}
+	return store.Finished(o, destination)
 }
 
 // process runs the task of a request, in a slot that the caller holds, and says

@@ -18,9 +18,7 @@ const busySite = "https://busy.example:443"
 
 // endedFor is work that has ended, whose callback goes to a destination.
 func endedFor(destination string) store.Next {
-	next := workEnded(`{}`)
-	next.Destination = destination
-	return next
+	return store.Finished(goodOutcome(`{}`), destination)
 }
 
 // parkedRows counts the rows that are parked on disk.
@@ -67,7 +65,7 @@ func TestBusyDestinationIsAwaited(t *testing.T) {
 		}
 		steps.Add(1)
 		if room.Load() == 0 {
-			return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, Destination: busySite, Parked: true}
+			return store.Postpone(time.Time{}, busySite)
 		}
 		n := at.Add(1)
 		for seen := most.Load(); n > seen && !most.CompareAndSwap(seen, n); seen = most.Load() {
@@ -123,7 +121,7 @@ func TestAwaitingBecomesTooOld(t *testing.T) {
 		case time.Since(job.Request.CompletedAt) < capacity.MaxAge:
 			t.Error("dispatched before it was too old")
 		}
-		return store.Next{Verdict: store.Dead, Attempt: attempt(0, tandem.OutcomeExpired)}
+		return store.GiveUp(attempt(0, tandem.OutcomeExpired))
 	})
 	first := accepted(t, s, "a", 1)
 	tandemtest.WaitFor(t, "the first one to be delivered", delivering.Load)

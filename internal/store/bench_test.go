@@ -43,10 +43,10 @@ func cycle(b *testing.B, key string) {
 			if delivered.Add(1) == int64(b.N) {
 				close(all)
 			}
-			return store.Next{Verdict: store.Done, Attempt: &tandem.Attempt{Number: 1, StartedAt: time.Now(), Outcome: tandem.OutcomeDelivered, StatusCode: 200}}
+			return store.Delivered(tandem.Attempt{Number: 1, StartedAt: time.Now(), Outcome: tandem.OutcomeDelivered, StatusCode: 200})
 		}
 		now := time.Now()
-		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, Outcome: &store.Outcome{Result: job.Request.Data, StartedAt: now, CompletedAt: now}}
+		return store.Finished(store.Outcome{Result: job.Request.Data, StartedAt: now, CompletedAt: now}, "")
 	})
 	b.SetParallelism(64)
 	b.ReportAllocs()

@@ -32,9 +32,9 @@ func TestClockSetBack(t *testing.T) {
 		defer mu.Unlock()
 		tries[job.Request.ID] = append(tries[job.Request.ID], time.Now())
 		if len(tries[job.Request.ID]) == 1 {
-			return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: time.Now().Add(wait), Attempt: attempt(1, tandem.OutcomeTimeout)}
+			return store.Redeliver(attempt(1, tandem.OutcomeTimeout), time.Now().Add(wait), "")
 		}
-		return store.Next{Verdict: store.Done, Attempt: attempt(2, tandem.OutcomeDelivered)}
+		return store.Delivered(attempt(2, tandem.OutcomeDelivered))
 	})
 	before, after := newAsync(), newAsync()
 	accept(t, s, before, store.LaneIO)
@@ -66,9 +66,9 @@ func TestClockSetBackWhileIdle(t *testing.T) {
 		}
 		tries <- job.Request.CallbackAttempts
 		if job.Request.CallbackAttempts == 0 {
-			return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: time.Now().Add(time.Second), Attempt: attempt(1, tandem.OutcomeTimeout)}
+			return store.Redeliver(attempt(1, tandem.OutcomeTimeout), time.Now().Add(time.Second), "")
 		}
-		return store.Next{Verdict: store.Done, Attempt: attempt(2, tandem.OutcomeDelivered)}
+		return store.Delivered(attempt(2, tandem.OutcomeDelivered))
 	})
 	r := newAsync()
 	accept(t, s, r, store.LaneIO)
@@ -92,7 +92,7 @@ func TestClockSetBackUnderABacklog(t *testing.T) {
 	s.ShiftClock(-time.Hour)
 	work(t, s, func(_ context.Context, job store.Job) store.Next {
 		if job.Lane == store.LaneDeliver {
-			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+			return store.Delivered(attempt(1, tandem.OutcomeDelivered))
 		}
 		return workEnded(`{}`)
 	})
@@ -114,13 +114,13 @@ func TestClockSetForward(t *testing.T) {
 		}
 		if job.Request.CallbackAttempts > 0 {
 			second.Add(1)
-			return store.Next{Verdict: store.Done, Attempt: attempt(2, tandem.OutcomeDelivered)}
+			return store.Delivered(attempt(2, tandem.OutcomeDelivered))
 		}
 		at := time.Now().Add(time.Hour)
 		if job.Request.ID == late.ID {
 			at = at.Add(time.Hour)
 		}
-		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: at, Attempt: attempt(1, tandem.OutcomeTimeout)}
+		return store.Redeliver(attempt(1, tandem.OutcomeTimeout), at, "")
 	})
 	for _, r := range []*tandem.Request{soon, late} {
 		accept(t, s, r, store.LaneIO)
@@ -154,7 +154,7 @@ func TestClockSetBackWhileDown(t *testing.T) {
 	again := openFile(t, path)
 	work(t, again, func(_ context.Context, job store.Job) store.Next {
 		if job.Lane == store.LaneDeliver {
-			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+			return store.Delivered(attempt(1, tandem.OutcomeDelivered))
 		}
 		return workEnded(`{}`)
 	})

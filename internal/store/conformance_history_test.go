@@ -65,7 +65,7 @@ func conformFilters(t *testing.T, s store.Store) {
 		r.Task = []string{"compute", "echo", "sleep"}[i%5%3]
 		accept(t, s, r, lane)
 		if i%6 == 0 {
-			if err := s.Finish(context.Background(), store.Job{Request: *r}, store.Next{Outcome: &store.Outcome{}}); err != nil {
+			if err := s.Finish(context.Background(), store.Job{Request: *r}, store.Finished(store.Outcome{}, "")); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -134,7 +134,7 @@ func conformRetention(t *testing.T, s store.Store) {
 		r := newSync()
 		accept(t, s, r, store.LaneNone)
 		if len(finished) <= len(running)*6 {
-			if err := s.Finish(ctx, store.Job{Request: *r}, store.Next{Outcome: &store.Outcome{}}); err != nil {
+			if err := s.Finish(ctx, store.Job{Request: *r}, store.Finished(store.Outcome{}, "")); err != nil {
 				t.Fatal(err)
 			}
 			finished = append(finished, r.ID)
@@ -183,7 +183,7 @@ func conformStats(t *testing.T, s store.Store) {
 	}
 	work(t, s, func(_ context.Context, job store.Job) store.Next {
 		if job.Lane == store.LaneDeliver {
-			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+			return store.Delivered(attempt(1, tandem.OutcomeDelivered))
 		}
 		return workEnded(`{}`)
 	})
@@ -219,14 +219,14 @@ func conformNextAttempt(t *testing.T, s store.Store) {
 		if deliveries++; deliveries == 1 { // one request, so one step at a time
 			a := attempt(1, tandem.OutcomeHTTPError)
 			a.NextAt = time.Now().Add(time.Millisecond).UTC()
-			return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: a.NextAt, Attempt: a}
+			return store.Redeliver(a, a.NextAt, "")
 		}
 		r, err := s.Request(ctx, job.Request.ID)
 		if err != nil || len(r.Attempts) != 1 || !r.Attempts[0].NextAt.IsZero() {
 			t.Errorf("while the next attempt is under way: %+v, %v", r.Attempts, err)
 		}
 		first <- time.Now()
-		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: time.Now().Add(postponed)}
+		return store.Postpone(time.Now().Add(postponed), "")
 	})
 	r := newAsync()
 	accept(t, s, r, store.LaneIO)

@@ -25,7 +25,7 @@ func accepted(t *testing.T, s store.Store, owner string, n int) (ids []string) {
 	return ids
 }
 
-var sent = store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+var sent = store.Delivered(attempt(1, tandem.OutcomeDelivered))
 
 // A single job of one owner does not wait for all those that another one asked for before.
 func conformTurns(t *testing.T, s store.Store) {
@@ -105,15 +105,13 @@ func conformParked(t *testing.T, s store.Store) {
 		}
 		steps.Add(1)
 		if room.Load() == 0 {
-			return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, Destination: dead, Parked: true}
+			return store.Postpone(time.Time{}, dead)
 		}
 		n := at.Add(1)
 		defer at.Add(-1)
 		for seen := most.Load(); n > seen && !most.CompareAndSwap(seen, n); seen = most.Load() {
 		}
-		next := sent
-		next.Freed[0] = dead
-		return next
+		return sent.Freeing(dead)
 	})
 	parked := append(accepted(t, s, "a", 50), accepted(t, s, "b", 50)...)
 	tandemtest.WaitFor(t, "all to be parked", func() bool { return steps.Load() == 100 })
@@ -146,13 +144,11 @@ func conformParkedTooOld(t *testing.T, s store.Store) {
 		case job.Lane != store.LaneDeliver:
 			return workEnded(`{}`)
 		case steps.Add(1) == 1:
-			return store.Next{
-				Verdict: store.Again, Lane: store.LaneDeliver, Destination: "dead.example:443", Parked: true,
-			}
+			return store.Postpone(time.Time{}, "dead.example:443")
 		case time.Since(job.Request.CompletedAt) < capacity.MaxAge:
 			t.Error("dispatched before it was too old")
 		}
-		return store.Next{Verdict: store.Dead, Attempt: attempt(0, tandem.OutcomeExpired)}
+		return store.GiveUp(attempt(0, tandem.OutcomeExpired))
 	})
 	waitStatus(t, s, accepted(t, s, "a", 1)[0], tandem.StatusCallbackFailed)
 }
@@ -173,7 +169,7 @@ func TestParkedSurvivesRestart(t *testing.T) {
 			return workEnded(`{}`)
 		}
 		steps.Add(1)
-		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, Destination: "dead.example:443", Parked: true}
+		return store.Postpone(time.Time{}, "dead.example:443")
 	})
 	ids := accepted(t, s, "a", 100)
 	tandemtest.WaitFor(t, "all to be parked", func() bool { return steps.Load() == 100 })

@@ -31,9 +31,9 @@ func submissionJob(r *tandem.Request) store.Job { return store.Job{Lane: store.L
 // called is what comes of a call that took 120 ms; code is "" when it ended well.
 func called(code string) store.Next {
 	now := time.Now().UTC().Truncate(time.Microsecond)
-	return store.Next{Outcome: &store.Outcome{
+	return store.Finished(store.Outcome{
 		Result: json.RawMessage(`{"status_code":200}`), ErrorCode: code, StartedAt: now, CompletedAt: now, Processing: 120 * time.Millisecond,
-	}}
+	}, "")
 }
 
 // Several requests are accepted together or not at all, whatever else is in the same commit.
@@ -86,8 +86,8 @@ func conformSubmission(t *testing.T, s store.Store) {
 		t.Fatal(err)
 	}
 	want := *good
-	want.Status, want.Result, want.ProcessingTimeMS = tandem.StatusCompleted, next.Outcome.Result, 120
-	want.StartedAt, want.CompletedAt = next.Outcome.StartedAt, next.Outcome.CompletedAt
+	want.Status, want.Result, want.ProcessingTimeMS = tandem.StatusCompleted, next.Outcome().Result, 120
+	want.StartedAt, want.CompletedAt = next.Outcome().StartedAt, next.Outcome().CompletedAt
 	if diff := cmp.Diff(want, mustRequest(t, s, good.ID), cmpRequest); diff != "" {
 		t.Errorf("completed (-want +got):\n%s", diff)
 	}
@@ -110,13 +110,13 @@ func conformPutOff(t *testing.T, s store.Store) {
 	work(t, s, func(_ context.Context, job store.Job) store.Next {
 		jobs <- job
 		if len(jobs) == 1 {
-			return store.Next{Verdict: store.Again, Lane: store.LaneIO, At: time.Now().Add(20 * time.Millisecond)}
+			return store.RetryAt(time.Now().Add(20*time.Millisecond), 0)
 		}
 		return called("")
 	})
 	r := newSubmission("")
 	accept(t, s, r, store.LaneIO)
-	if err := s.Finish(t.Context(), submissionJob(r), store.Next{Verdict: store.Again, Lane: store.LaneIO, At: time.Now().Add(20 * time.Millisecond)}); err != nil {
+	if err := s.Finish(t.Context(), submissionJob(r), store.RetryAt(time.Now().Add(20*time.Millisecond), 0)); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Finish(t.Context(), submissionJob(r), called("")); tandem.CodeOf(err) != tandem.CodeNotFound {
@@ -140,16 +140,15 @@ func conformFinishRules(t *testing.T, s store.Store) {
 	plain, submission := newSync(), newSubmission("")
 	accept(t, s, plain, store.LaneNone)
 	accept(t, s, submission, store.LaneIO)
-	deliver := called("")
-	deliver.Verdict, deliver.Lane = store.Again, store.LaneDeliver
 	for name, test := range map[string]struct {
 		job  store.Job
 		next store.Next
 	}{
-		"a callback for nobody":         {submissionJob(submission), deliver},
-		"an end without an outcome":     {submissionJob(submission), store.Next{Verdict: store.Done}},
-		"another lane":                  {submissionJob(submission), store.Next{Verdict: store.Again, Lane: store.LaneCPU}},
-		"a sync request for the queue":  {store.Job{Request: *plain}, store.Next{Verdict: store.Again}},
+		"a callback for nobody":         {submissionJob(submission), store.Postpone(time.Time{}, "")},
+		"an end without an outcome":     {submissionJob(submission), store.Delivered(attempt(1, tandem.OutcomeDelivered))},
+		"a callback given up":           {submissionJob(submission), store.GiveUp(attempt(1, tandem.OutcomeGone))},
+		"a sync request for the queue":  {store.Job{Request: *plain}, store.RetryAt(time.Time{}, 1)},
+		"a sync request released":       {store.Job{Request: *plain}, store.Release()},
 		"a sync request in a lane":      {submissionJob(plain), called("")},
 		"a submission without its lane": {store.Job{Request: *submission}, called("")},
 	} {
@@ -297,7 +296,7 @@ func TestSubmissionOutlivesItsCaller(t *testing.T) {
 	accept(t, s, r, store.LaneIO)
 	s.ShiftClock(store.CallerLease + time.Second)
 	<-started
-	put := store.Next{Verdict: store.Again, Lane: store.LaneIO, At: time.Now().Add(time.Hour)}
+	put := store.RetryAt(time.Now().Add(time.Hour), 0)
 	close(release)
 	waitStatus(t, s, r.ID, tandem.StatusCompleted)
 	if err := s.Finish(t.Context(), submissionJob(r), put); tandem.CodeOf(err) != tandem.CodeNotFound {

@@ -134,10 +134,10 @@ func conformSync(t *testing.T, s store.Store) {
 		t.Errorf("while running: %+v", got)
 	}
 	now := time.Now().UTC().Truncate(time.Microsecond)
-	if err := s.Finish(ctx, store.Job{Request: *good}, store.Next{Outcome: &store.Outcome{Result: json.RawMessage(`{"a":1}`), StartedAt: now, CompletedAt: now, Processing: 42 * time.Millisecond}}); err != nil {
+	if err := s.Finish(ctx, store.Job{Request: *good}, store.Finished(store.Outcome{Result: json.RawMessage(`{"a":1}`), StartedAt: now, CompletedAt: now, Processing: 42 * time.Millisecond}, "")); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Finish(ctx, store.Job{Request: *bad}, store.Next{Outcome: &store.Outcome{ErrorCode: tandem.FailedTask, ErrorMessage: "no", StartedAt: now, CompletedAt: now}}); err != nil {
+	if err := s.Finish(ctx, store.Job{Request: *bad}, store.Finished(store.Outcome{ErrorCode: tandem.FailedTask, ErrorMessage: "no", StartedAt: now, CompletedAt: now}, "")); err != nil {
 		t.Fatal(err)
 	}
 	want := *good
@@ -148,13 +148,13 @@ func conformSync(t *testing.T, s store.Store) {
 	if got := mustRequest(t, s, bad.ID); got.Status != tandem.StatusFailed || got.ErrorCode != tandem.FailedTask || got.ErrorMessage != "no" {
 		t.Errorf("failed: %+v", got)
 	}
-	if err := s.Finish(ctx, store.Job{Request: *good}, store.Next{Outcome: &store.Outcome{}}); tandem.CodeOf(err) != tandem.CodeNotFound {
+	if err := s.Finish(ctx, store.Job{Request: *good}, store.Finished(store.Outcome{}, "")); tandem.CodeOf(err) != tandem.CodeNotFound {
 		t.Errorf("finished twice: %v, want %s", err, tandem.CodeNotFound)
 	}
 	async, claim := newAsync(), newSync()
 	accept(t, s, async, store.LaneIO)
 	claim.ID = async.ID
-	if err := s.Finish(ctx, store.Job{Request: *claim}, store.Next{Outcome: &store.Outcome{}}); tandem.CodeOf(err) != tandem.CodeNotFound {
+	if err := s.Finish(ctx, store.Job{Request: *claim}, store.Finished(store.Outcome{}, "")); tandem.CodeOf(err) != tandem.CodeNotFound {
 		t.Errorf("finished an async request: %v, want %s", err, tandem.CodeNotFound)
 	}
 }
@@ -169,7 +169,7 @@ func conformAsync(t *testing.T, s store.Store) {
 		if job.Lane == store.LaneCPU {
 			return workEnded(`{"sum":1}`)
 		}
-		return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+		return store.Delivered(attempt(1, tandem.OutcomeDelivered))
 	})
 	r := newAsync()
 	accept(t, s, r, store.LaneCPU)
@@ -190,31 +190,31 @@ func conformAsync(t *testing.T, s store.Store) {
 	if string(jobs[1].Request.Result) != `{"sum":1}` || jobs[1].Request.Status != tandem.StatusCompleted {
 		t.Errorf("delivery was handed %+v", jobs[1].Request)
 	}
-	want := []tandem.Attempt{*jobsAttempt(got)}
+	want := []tandem.Attempt{jobsAttempt(got)}
 	if diff := cmp.Diff(want, got.Attempts); diff != "" || got.Attempts[0].DurationMS != 2.5 {
 		t.Errorf("attempts %+v", got.Attempts)
 	}
 }
 
 // jobsAttempt is the only attempt of a request, or a zero one that equals none.
-func jobsAttempt(r tandem.Request) *tandem.Attempt {
+func jobsAttempt(r tandem.Request) tandem.Attempt {
 	if len(r.Attempts) != 1 {
-		return &tandem.Attempt{}
+		return tandem.Attempt{}
 	}
-	return &r.Attempts[0]
+	return r.Attempts[0]
 }
 
 func conformFailedWork(t *testing.T, s store.Store) {
 	work(t, s, func(_ context.Context, job store.Job) store.Next {
 		if job.Lane != store.LaneDeliver {
-			next := workEnded("")
-			next.Outcome.ErrorCode, next.Outcome.ErrorMessage = tandem.FailedPanic, "boom"
-			return next
+			o := goodOutcome("")
+			o.ErrorCode, o.ErrorMessage = tandem.FailedPanic, "boom"
+			return store.Finished(o, "")
 		}
 		if job.Request.Complexity == 2 {
-			return store.Next{Verdict: store.Dead, Attempt: attempt(1, tandem.OutcomeGone)}
+			return store.GiveUp(attempt(1, tandem.OutcomeGone))
 		}
-		return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+		return store.Delivered(attempt(1, tandem.OutcomeDelivered))
 	})
 	told, untold := newAsync(), newAsync()
 	untold.Complexity = 2
@@ -244,16 +244,16 @@ func conformRetries(t *testing.T, s store.Store) {
 			}
 			a := attempt(1, tandem.OutcomeHTTPError)
 			a.NextAt = time.Now().Add(30 * time.Millisecond).UTC().Truncate(time.Microsecond)
-			return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: a.NextAt, Attempt: a}
+			return store.Redeliver(a, a.NextAt, "")
 		case 2: // put off: counts nothing
-			return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: time.Now().Add(5 * time.Millisecond)}
+			return store.Postpone(time.Now().Add(5*time.Millisecond), "")
 		case 3:
 			if job.Request.CallbackAttempts != 1 {
 				t.Errorf("after one attempt and a put-off: %d attempts", job.Request.CallbackAttempts)
 			}
-			return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, Attempt: attempt(2, tandem.OutcomeTimeout)}
+			return store.Redeliver(attempt(2, tandem.OutcomeTimeout), time.Time{}, "")
 		default:
-			return store.Next{Verdict: store.Dead, Attempt: attempt(2, tandem.OutcomeExpired)}
+			return store.GiveUp(attempt(2, tandem.OutcomeExpired))
 		}
 	})
 	r := newAsync()
@@ -279,7 +279,7 @@ func conformProcessing(t *testing.T, s store.Store) {
 	release := make(chan struct{})
 	work(t, s, func(_ context.Context, job store.Job) store.Next {
 		if job.Lane == store.LaneDeliver {
-			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+			return store.Delivered(attempt(1, tandem.OutcomeDelivered))
 		}
 		job.Started()
 		<-release
@@ -308,14 +308,14 @@ func conformHandedBack(t *testing.T, s store.Store) {
 	work(t, s, func(_ context.Context, job store.Job) store.Next {
 		switch {
 		case job.Lane == store.LaneDeliver:
-			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+			return store.Delivered(attempt(1, tandem.OutcomeDelivered))
 		case job.Request.ID == late.ID:
 			job.Started()
 			waitStatus(t, s, late.ID, tandem.StatusProcessing)
 			close(noted)
-			return store.Next{Verdict: store.Again, Lane: job.Lane, At: time.Now().Add(time.Hour)}
+			return store.RetryAt(time.Now().Add(time.Hour), 0)
 		case tries.Add(1) == 1:
-			return store.Next{Verdict: store.Again, Lane: job.Lane}
+			return store.Release()
 		default:
 			return workEnded(`{}`)
 		}
@@ -339,9 +339,9 @@ func conformRules(t *testing.T, s store.Store) {
 	work(t, s, func(_ context.Context, job store.Job) store.Next {
 		switch {
 		case job.Lane == store.LaneDeliver:
-			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+			return store.Delivered(attempt(1, tandem.OutcomeDelivered))
 		case tries.Add(1) == 1:
-			return store.Next{Verdict: store.Done} // work without an outcome
+			return store.Delivered(attempt(1, tandem.OutcomeDelivered)) // work has no callback
 		default:
 			return workEnded(`{}`)
 		}
@@ -358,11 +358,11 @@ func conformLanes(t *testing.T, s store.Store) {
 		switch job.Lane {
 		case store.LaneCPU:
 			<-release
-			return store.Next{Verdict: store.Again, Lane: job.Lane, At: time.Now().Add(time.Hour)}
+			return store.RetryAt(time.Now().Add(time.Hour), 0)
 		case store.LaneIO:
 			return workEnded(`{}`)
 		default:
-			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+			return store.Delivered(attempt(1, tandem.OutcomeDelivered))
 		}
 	})
 	for range 20 { // more than the lane has places for
@@ -380,7 +380,7 @@ func conformCapacity(t *testing.T, s store.Store) {
 	capacity := store.Capacity{Jobs: map[store.Lane]int{store.LaneIO: 6, store.LaneDeliver: 100}}
 	workWith(t, s, capacity, func(_ context.Context, job store.Job) store.Next {
 		if job.Lane == store.LaneDeliver {
-			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+			return store.Delivered(attempt(1, tandem.OutcomeDelivered))
 		}
 		n := running.Add(1)
 		defer running.Add(-1)
@@ -408,7 +408,7 @@ func conformBytes(t *testing.T, s store.Store) {
 	capacity := store.Capacity{Jobs: map[store.Lane]int{store.LaneIO: 50, store.LaneDeliver: 50}, Bytes: 5000}
 	workWith(t, s, capacity, func(_ context.Context, job store.Job) store.Next {
 		if job.Lane == store.LaneDeliver {
-			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+			return store.Delivered(attempt(1, tandem.OutcomeDelivered))
 		}
 		n := running.Add(1)
 		defer running.Add(-1)
@@ -445,7 +445,7 @@ func conformOverflow(t *testing.T, s store.Store) {
 	times := map[string]int{}
 	work(t, s, func(_ context.Context, job store.Job) store.Next {
 		if job.Lane == store.LaneDeliver {
-			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+			return store.Delivered(attempt(1, tandem.OutcomeDelivered))
 		}
 		if string(job.Request.Data) != `{"n": 1}` {
 			t.Errorf("handed %s without its data: %q", job.Request.ID, job.Request.Data)
@@ -534,7 +534,7 @@ func conformCancelled(t *testing.T, s store.Store) {
 func conformMany(t *testing.T, s store.Store) {
 	work(t, s, func(_ context.Context, job store.Job) store.Next {
 		if job.Lane == store.LaneDeliver {
-			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+			return store.Delivered(attempt(1, tandem.OutcomeDelivered))
 		}
 		return workEnded(string(job.Request.Data))
 	})

@@ -51,18 +51,16 @@ func conformUndelivered(t *testing.T, s store.Store) {
 		w := byID[job.Request.ID]
 		mu.Unlock()
 		if job.Lane != store.LaneDeliver {
-			next := workEnded(`{}`)
-			next.Outcome.StartedAt, next.Outcome.CompletedAt = w.ended, w.ended
-			return next
+			o := goodOutcome(`{}`)
+			o.StartedAt, o.CompletedAt = w.ended, w.ended
+			return store.Finished(o, "")
 		}
 		select {
 		case <-free:
-			next := sent
-			next.Freed[0] = w.destination
-			return next
+			return sent.Freeing(w.destination)
 		default:
 			parkedNow <- struct{}{}
-			return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, Destination: w.destination, Parked: true}
+			return store.Postpone(time.Time{}, w.destination)
 		}
 	}
 	for _, w := range waits {

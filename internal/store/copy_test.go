@@ -121,7 +121,7 @@ func (h *history) ask(t *testing.T, s *store.SQLite) {
 		accept(t, s, r, store.LaneNone)
 		h.ids = append(h.ids, r.ID)
 		if h.dice.IntN(5) > 0 {
-			h.finish(t, s, store.Job{Request: *r}, store.Next{Outcome: h.outcome()})
+			h.finish(t, s, store.Job{Request: *r}, store.Finished(h.outcome(), ""))
 		}
 	case 1:
 		batch := fmt.Sprintf("batch_%d", h.dice.IntN(3))
@@ -134,9 +134,9 @@ func (h *history) ask(t *testing.T, s *store.SQLite) {
 			switch h.dice.IntN(4 - i) {
 			case 0: // its caller is gone
 			case 1:
-				h.finish(t, s, submissionJob(r), store.Next{Verdict: store.Again, Lane: store.LaneIO, At: time.Now().Add(time.Hour)})
+				h.finish(t, s, submissionJob(r), store.RetryAt(time.Now().Add(time.Hour), 0))
 			default:
-				h.finish(t, s, submissionJob(r), store.Next{Outcome: h.outcome()})
+				h.finish(t, s, submissionJob(r), store.Finished(h.outcome(), ""))
 			}
 		}
 	default:
@@ -155,7 +155,7 @@ func (h *history) finish(t *testing.T, s *store.SQLite, job store.Job, next stor
 	}
 }
 
-func (h *history) outcome() *store.Outcome {
+func (h *history) outcome() store.Outcome {
 	o := outcomeOf(h.dice.IntN(len(odd)))
 	if h.dice.IntN(3) == 0 {
 		o.ErrorCode, o.ErrorMessage, o.Result = tandem.FailedTask, o.ErrorMessage+string(o.Result), nil
@@ -163,9 +163,9 @@ func (h *history) outcome() *store.Outcome {
 	return o
 }
 
-func outcomeOf(which int) *store.Outcome {
+func outcomeOf(which int) store.Outcome {
 	now := time.Now().UTC().Truncate(time.Microsecond)
-	o := &store.Outcome{Result: json.RawMessage(odd[which]), StartedAt: now.Add(-time.Second), CompletedAt: now, Processing: 1_234_567 * time.Microsecond}
+	o := store.Outcome{Result: json.RawMessage(odd[which]), StartedAt: now.Add(-time.Second), CompletedAt: now, Processing: 1_234_567 * time.Microsecond}
 	if which == 3 {
 		o.StartedAt = time.Time{} // it found no slot
 	}
@@ -184,22 +184,22 @@ func (h *history) step(release chan struct{}) store.Step {
 				Plan string `json:"plan"`
 			}
 			if err := json.Unmarshal(r.Data, &order); err != nil {
-				return store.Next{Verdict: store.Again, Lane: job.Lane, At: time.Now().Add(time.Hour)}
+				return store.RetryAt(time.Now().Add(time.Hour), 0)
 			}
 			if order.Plan == "waits" || r.Task == counted {
-				return store.Next{Verdict: store.Again, Lane: job.Lane, At: time.Now().Add(time.Hour)}
+				return store.RetryAt(time.Now().Add(time.Hour), 0)
 			}
 			if order.Plan == "runs" {
 				job.Started()
 				<-release
-				return store.Next{Verdict: store.Again, Lane: job.Lane}
+				return store.Release()
 			}
 			o := outcomeOf(len(r.ID) % len(odd))
 			o.Result = json.RawMessage(fmt.Sprintf("%q", order.Plan))
 			if strings.HasPrefix(order.Plan, "fail") {
 				o.ErrorCode, o.ErrorMessage, o.Result = tandem.FailedTask, "it failed: \x00 \xff é", nil
 			}
-			return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, Outcome: o}
+			return store.Finished(o, "")
 		}
 		return callback(&r)
 	}
@@ -209,22 +209,20 @@ func (h *history) step(release chan struct{}) store.Step {
 func callback(r *tandem.Request) store.Next {
 	a := attempt(r.CallbackAttempts+1, tandem.OutcomeHTTPError)
 	a.Error, a.StatusCode = "answered 500: \x00 \xff é", 500
-	again := store.Next{Verdict: store.Again, Lane: store.LaneDeliver, Attempt: a}
 	plan := strings.Trim(string(r.Result), `"`)
 	switch {
 	case plan == "" || plan == "delivered" || plan == "delivered at the second try" && a.Number == 2:
-		return store.Next{Verdict: store.Done, Attempt: attempt(a.Number, tandem.OutcomeDelivered)}
+		return store.Delivered(attempt(a.Number, tandem.OutcomeDelivered))
 	case plan == "given up" && a.Number == 3:
-		return store.Next{Verdict: store.Dead, Attempt: a}
+		return store.GiveUp(a)
 	case plan == "expired" && a.Number == 2:
-		return store.Next{Verdict: store.Dead, Attempt: &tandem.Attempt{Number: 1, StartedAt: a.StartedAt, Outcome: tandem.OutcomeExpired}}
+		return store.GiveUp(tandem.Attempt{Number: 1, StartedAt: a.StartedAt, Outcome: tandem.OutcomeExpired})
 	case plan == "deliver later" && a.Number == 1:
-		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: time.Now().Add(90 * time.Minute)} // put off: counts nothing
+		return store.Postpone(time.Now().Add(90*time.Minute), "") // put off: counts nothing
 	case plan == "retry later" && a.Number == 2:
 		a.NextAt = time.Now().Add(30 * time.Minute).UTC().Truncate(time.Microsecond)
-		again.At = a.NextAt
 	}
-	return again
+	return store.Redeliver(a, a.NextAt, "")
 }
 
 // copyAll copies, and fails the test if that fails.
@@ -527,7 +525,7 @@ func TestCopyGoesOn(t *testing.T) {
 	stop := workWith(t, s, store.Capacity{Jobs: map[store.Lane]int{store.LaneIO: 1, store.LaneDeliver: 1}}, func(_ context.Context, job store.Job) store.Next {
 		if job.Lane == store.LaneDeliver {
 			a := attempt(1, tandem.OutcomeTimeout)
-			return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: time.Now().Add(3 * time.Second), Attempt: a}
+			return store.Redeliver(a, time.Now().Add(3*time.Second), "")
 		}
 		return workEnded(`{"by":"source"}`)
 	})
@@ -544,7 +542,7 @@ func TestCopyGoesOn(t *testing.T) {
 		case job.Request.Task == counted:
 			return called("")
 		case job.Lane == store.LaneDeliver:
-			return store.Next{Verdict: store.Done, Attempt: attempt(job.Request.CallbackAttempts+1, tandem.OutcomeDelivered)}
+			return store.Delivered(attempt(job.Request.CallbackAttempts+1, tandem.OutcomeDelivered))
 		default:
 			return workEnded(`{"by":"target"}`)
 		}

@@ -1,8 +1,6 @@
 package store
 
 import (
-	"context"
-	"database/sql"
 	"encoding/json"
 	"maps"
 	"strconv"
@@ -13,12 +11,12 @@ import (
 	"tandem"
 )
 
-// counters are what Stats returns: a copy in memory of the table of the same name,
-// changed after each commit by what that commit added.
-type counters struct {
+// Counters are what Stats returns: a copy in memory of what a database keeps, changed after each commit by what that
+// commit added. The zero value has counted nothing.
+type Counters struct {
 	mu      sync.Mutex       // guards the fields below
-	values  map[string]int64 // as many as there are modes, statuses, outcomes, codes, lanes and tasks
-	commits Commits          // not in the table
+	values  map[string]int64 // as many as there are modes, statuses, outcomes, codes, lanes and tasks; never changed
+	commits Commits          // not in the database
 }
 
 // Names of counters: a group, a slash, and the member.
@@ -66,106 +64,204 @@ func endedCounter(status tandem.Status) string { return groupEnded + string(stat
 func failureCounter(code string) string        { return groupFailure + code }
 func queueCounter(lane Lane) string            { return groupQueue + string(lane) }
 
-func (c *counters) load(ctx context.Context, conn *sql.Conn) error {
-	rows, err := conn.QueryContext(ctx, `SELECT name, value FROM counters`)
-	if err != nil {
-		return err
+// Deltas are what a transaction adds to counters.
+// :: counter → how much
+type Deltas map[string]int64
+
+// Accept counts a new request.
+func (d Deltas) Accept(r *tandem.Request, lane Lane, now time.Time, cfg *Config) {
+	if cfg.counts(r.Task) {
+		d[r.Task+memberRows]++
+		d[recentCounter(now)]++
 	}
-	defer rows.Close()
-	values := map[string]int64{}
-	for rows.Next() {
-		var name string
-		var value int64
-		if err := rows.Scan(&name, &value); err != nil {
-			return err
-		}
-		values[name] = value
+	if lane != LaneNone {
+		d[queueCounter(lane)]++
 	}
-	c.mu.Lock()
-	c.values = values
-	c.mu.Unlock()
-	return rows.Err()
+	d[groupAccepted+string(r.Mode)]++
+	d[groupTask+r.Task]++
+	d[nowCounter(r.Status)]++
+	d[counterUnfinished]++
+	d[counterRows]++
 }
 
-// with returns the values with what a transaction adds to them, as a map and as
-// the table keeps it.
-func (c *counters) with(deltas map[string]int64, now time.Time) (map[string]int64, []byte, error) {
+// Begin counts requests whose work has begun.
+func (d Deltas) Begin(n int64) {
+	d[nowCounter(tandem.StatusPending)] -= n
+	d[nowCounter(tandem.StatusProcessing)] += n
+}
+
+// Resume counts requests whose work has not ended and is to be done again.
+func (d Deltas) Resume(n int64) { d.Begin(-n) }
+
+// Interrupt counts requests whose work was cut off and is not done again.
+func (d Deltas) Interrupt(n int64) {
+	d[nowCounter(tandem.StatusProcessing)] -= n
+	d[endedCounter(tandem.StatusFailed)] += n
+	d[failureCounter(tandem.FailedInterrupted)] += n
+	d[counterUnfinished] -= n
+}
+
+// Delete counts requests that are taken out of the history; counted are those of Config.Counted among them.
+func (d Deltas) Delete(n, counted int64, cfg *Config) {
+	d[counterRows] -= n
+	if counted > 0 {
+		d[cfg.Counted+memberRows] -= counted
+	}
+}
+
+// Settle counts what came of a job. before is the status that the row had.
+func (d Deltas) Settle(before tandem.Status, t *Transition, cfg *Config) {
+	after := &t.Request
+	if t.From != LaneNone {
+		d[queueCounter(t.From)]--
+	}
+	if t.Lane != LaneNone {
+		d[queueCounter(t.Lane)]++
+	}
+	if t.Outcome != nil {
+		d.end(after, t.Outcome, cfg.counts(after.Task))
+	}
+	if after.Status != before {
+		for _, status := range []tandem.Status{tandem.StatusPending, tandem.StatusProcessing} {
+			if before == status {
+				d[nowCounter(status)]--
+			}
+			if after.Status == status {
+				d[nowCounter(status)]++
+			}
+		}
+		if t.Outcome == nil && t.Lane == LaneNone {
+			d[endedCounter(after.Status)]++
+		}
+	}
+	if t.Lane == LaneNone {
+		if after.CallbackStatus != "" {
+			d[groupCallback+string(after.CallbackStatus)]++
+		}
+		d[counterUnfinished]--
+	}
+	if t.Attempt != nil {
+		d[groupAttempt+string(t.Attempt.Outcome)]++
+	}
+}
+
+// end counts work that ended. counted says whether its task is Config.Counted.
+func (d Deltas) end(r *tandem.Request, o *Outcome, counted bool) {
+	d[endedCounter(o.Status())]++
+	if o.ErrorCode != "" {
+		d[failureCounter(o.ErrorCode)]++
+	}
+	if counted && o.ErrorCode == "" {
+		d[r.Task+memberEnded]++
+	}
+	if o.StartedAt.IsZero() {
+		return
+	}
+	d[groupWorkCount+string(r.Mode)]++
+	d[groupWorkTime+string(r.Mode)] += o.Processing.Microseconds()
+	if counted {
+		d[r.Task+memberWork]++
+		d[r.Task+memberTime] += o.Processing.Microseconds()
+	}
+}
+
+// Set replaces all values.
+func (c *Counters) Set(values map[string]int64) {
 	c.mu.Lock()
-	before := c.values // which are replaced, and never changed
-	c.mu.Unlock()
+	defer c.mu.Unlock()
+	c.values = values
+}
+
+// Values are all values, by counter. They must not be changed.
+func (c *Counters) Values() map[string]int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.values
+}
+
+// With returns the values with what a transaction adds to them, as a map and as a database keeps it.
+func (c *Counters) With(deltas Deltas, now time.Time) (map[string]int64, []byte, error) {
+	before := c.Values()
 	next := maps.Clone(before)
+	if next == nil {
+		next = map[string]int64{}
+	}
 	for name, delta := range deltas {
 		if delta != 0 {
 			next[name] += delta
 		}
 		if _, known := before[name]; !known && strings.HasPrefix(name, groupRecent) { // a new hour: the oldest goes
-			maps.DeleteFunc(next, func(name string, _ int64) bool { return strings.HasPrefix(name, groupRecent) && !isRecent(name, now) })
+			DropOldHours(next, now)
 		}
 	}
 	counts, err := json.Marshal(next)
 	return next, counts, err
 }
 
-// committed takes over the values of a transaction of so many writes.
-func (c *counters) committed(values map[string]int64, writes int, took time.Duration) {
+// DropOldHours removes the counters of hours that are not recent any more.
+func DropOldHours(values map[string]int64, now time.Time) {
+	maps.DeleteFunc(values, func(name string, _ int64) bool {
+		return strings.HasPrefix(name, groupRecent) && !isRecent(name, now)
+	})
+}
+
+// Committed counts a transaction of so many writes.
+func (c *Counters) Committed(writes int, took time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if values != nil {
-		c.values = values
-	}
 	c.commits.Count++
 	c.commits.Writes += int64(writes)
 	c.commits.Time += took
 }
 
-// failed counts a transaction that was rolled back.
-func (c *counters) failed() {
+// Failed counts a transaction that was rolled back.
+func (c *Counters) Failed() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.commits.Failed++
 }
 
-func (c *counters) value(name string) int64 {
+// AddCommits adds what other has counted of transactions.
+func (c *Counters) AddCommits(other *Counters) {
+	other.mu.Lock()
+	more := other.commits
+	other.mu.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.values[name]
+	c.commits.Count += more.Count
+	c.commits.Failed += more.Failed
+	c.commits.Writes += more.Writes
+	c.commits.Time += more.Time
 }
 
-// members returns the names in a group, without the group.
-func (c *counters) members(group string) []string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var names []string
-	for name := range c.values {
-		if member, ok := strings.CutPrefix(name, group); ok {
-			names = append(names, member)
+// Unfinished is how many requests are not over.
+func (c *Counters) Unfinished() int64 { return c.Values()[counterUnfinished] }
+
+// Over is how many requests of the history are over.
+func (c *Counters) Over() int64 {
+	values := c.Values()
+	return values[counterRows] - values[counterUnfinished]
+}
+
+// Accepted is how many requests of a mode were ever accepted.
+func (c *Counters) Accepted(mode tandem.Mode) int64 { return c.Values()[groupAccepted+string(mode)] }
+
+// Kept is how many requests of Config.Counted are in the history.
+func (c *Counters) Kept(cfg *Config) int64 { return c.Values()[cfg.Counted+memberRows] }
+
+// Tasks are the tasks that requests were ever accepted for.
+func (c *Counters) Tasks() (tasks []string) {
+	for name := range c.Values() {
+		if task, ok := strings.CutPrefix(name, groupTask); ok {
+			tasks = append(tasks, task)
 		}
 	}
-	return names
+	return tasks
 }
 
-// countOutcome counts work that ended. counted says whether its task is Config.Counted.
-func countOutcome(count func(name string, delta int64), r *tandem.Request, o *Outcome, counted bool) {
-	count(endedCounter(o.Status()), 1)
-	if o.ErrorCode != "" {
-		count(failureCounter(o.ErrorCode), 1)
-	}
-	if counted && o.ErrorCode == "" {
-		count(r.Task+memberEnded, 1)
-	}
-	if o.StartedAt.IsZero() {
-		return
-	}
-	count(groupWorkCount+string(r.Mode), 1)
-	count(groupWorkTime+string(r.Mode), o.Processing.Microseconds())
-	if counted {
-		count(r.Task+memberWork, 1)
-		count(r.Task+memberTime, o.Processing.Microseconds())
-	}
-}
-
-// stats sorts the counters into the groups of Stats. counted is Config.Counted.
-func (c *counters) stats(now time.Time, counted string) Stats {
+// Stats sorts the counters into groups.
+func (c *Counters) Stats(now time.Time, cfg *Config) Stats {
+	counted := cfg.Counted
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	stats := Stats{
@@ -178,6 +274,7 @@ func (c *counters) stats(now time.Time, counted string) Stats {
 		Work:       map[tandem.Mode]WorkTime{},
 		Queue:      map[Lane]int64{},
 		Unfinished: c.values[counterUnfinished],
+		Capacity:   cfg.MaxQueue,
 		Commits:    c.commits,
 		Counted: Counted{
 			Accepted: c.values[groupTask+counted],

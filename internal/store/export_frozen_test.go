@@ -15,7 +15,7 @@ func (s *Postgres) Freeze(id string) (thaw func()) {
 	writing.Go(func() {
 		tell := sync.OnceFunc(func() { close(frozen) })
 		defer tell()
-		_ = s.do(context.Background(), func(ctx context.Context, tx pgx.Tx, _ map[string]int64) error { // it fails: the server has ended it
+		_ = s.do(context.Background(), func(ctx context.Context, tx pgx.Tx, _ Deltas) error { // it fails: the server has ended it
 			raw, err := uuidOf(id)
 			if err == nil {
 				_, err = tx.Exec(ctx, `SELECT FROM requests WHERE id = $1 FOR UPDATE`, raw)

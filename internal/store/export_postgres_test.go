@@ -39,7 +39,7 @@ func (s *Postgres) Sweep(ctx context.Context) error { return s.sweep(ctx, false)
 
 // Do runs a write among the others.
 func (s *Postgres) Do(ctx context.Context, apply func(context.Context, pgx.Tx) error) error {
-	return s.do(ctx, func(ctx context.Context, tx pgx.Tx, _ map[string]int64) error { return apply(ctx, tx) })
+	return s.do(ctx, func(ctx context.Context, tx pgx.Tx, _ Deltas) error { return apply(ctx, tx) })
 }
 
 // NewRiverLog makes what River logs to.

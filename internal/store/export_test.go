@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -43,7 +44,14 @@ const (
 )
 
 // Counters returns how many counters begin with a group's name.
-func (s *SQLite) Counters(group string) int { return len(s.counters.members(group)) }
+func (s *SQLite) Counters(group string) (n int) {
+	for name := range s.counters.Values() {
+		if strings.HasPrefix(name, group) {
+			n++
+		}
+	}
+	return n
+}
 
 // NextChunk exposes the sizing of deletions.
 func NextChunk(rows int, took time.Duration) int { return nextChunk(rows, took) }

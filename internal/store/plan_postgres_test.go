@@ -186,7 +186,7 @@ func livePostgres(t *testing.T, address string) {
 	}
 	r := newSync()
 	accept(t, s, r, store.LaneNone)
-	if err := s.Finish(t.Context(), store.Job{Request: *r}, store.Next{Outcome: &store.Outcome{Result: json.RawMessage(`1`)}}); err != nil {
+	if err := s.Finish(t.Context(), store.Job{Request: *r}, store.Finished(store.Outcome{Result: json.RawMessage(`1`)}, "")); err != nil {
 		t.Fatal(err)
 	}
 	for range 7 {

@@ -269,7 +269,7 @@ func live(t *testing.T, path string, all *statements) {
 	for range 28 {
 		r := newSync()
 		accept(t, s, r, store.LaneNone)
-		if err := s.Finish(t.Context(), store.Job{Request: *r}, store.Next{Outcome: &store.Outcome{Result: json.RawMessage(`1`)}}); err != nil {
+		if err := s.Finish(t.Context(), store.Job{Request: *r}, store.Finished(store.Outcome{Result: json.RawMessage(`1`)}, "")); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -383,7 +383,7 @@ func liveInMemory(t *testing.T, all *statements) {
 	work(t, s, func(context.Context, store.Job) store.Next { return workEnded(`{}`) })
 	r := newSync()
 	accept(t, s, r, store.LaneNone)
-	if err := s.Finish(t.Context(), store.Job{Request: *r}, store.Next{Outcome: &store.Outcome{Result: json.RawMessage(`1`)}}); err != nil {
+	if err := s.Finish(t.Context(), store.Job{Request: *r}, store.Finished(store.Outcome{Result: json.RawMessage(`1`)}, "")); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := s.Retain(t.Context(), time.Now().Add(time.Hour)); n != 1 || err != nil {
@@ -407,17 +407,14 @@ func everyEnd(t *testing.T, s store.Store, givenUp string) store.Step {
 		case job.Lane == store.LaneIO:
 			return workEnded(`{}`)
 		case job.Request.ID != givenUp:
-			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+			return store.Delivered(attempt(1, tandem.OutcomeDelivered))
 		case job.Request.CallbackAttempts == 0:
 			failed := attempt(1, tandem.OutcomeTimeout)
 			failed.NextAt = time.Now().Add(50 * time.Millisecond).UTC()
-			return store.Next{
-				Verdict: store.Again, Lane: store.LaneDeliver, At: failed.NextAt, Attempt: failed,
-				Destination: "http://127.0.0.1:1", Parked: true,
-			}
+			return store.Redeliver(failed, failed.NextAt, "http://127.0.0.1:1")
 		default:
 			mustRequest(t, s, job.Request.ID) // looks for when the next attempt is due
-			return store.Next{Verdict: store.Dead, Attempt: attempt(2, tandem.OutcomeGone)}
+			return store.GiveUp(attempt(2, tandem.OutcomeGone))
 		}
 	}
 }

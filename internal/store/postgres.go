@@ -54,7 +54,7 @@ type Postgres struct {
 	unread    atomic.Bool           // the last read got no connection
 	accepting atomic.Int64          // calls of Accept under way, for MaxQueue
 	working   atomic.Bool           // Work was called
-	others    atomic.Pointer[map[string]int64]
+	others    Counters              // of the other nodes, as of the last look around
 	wakes     wakes
 	held      *heldJobs
 	callers   *callers
@@ -96,10 +96,9 @@ func OpenPostgres(ctx context.Context, cfg Config) (_ *Postgres, err error) {
 		cfg: cfg, node: uuid.NewString(), accepts: newLineup(), results: newLineup(),
 		held: newHeldJobs(), callers: newCallers(), queues: newPgQueues(),
 	}
-	s.quotas = newQuotas(cfg, func() int64 { return s.value(counterUnfinished) }, s.used)
+	s.quotas = newQuotas(cfg, s.unfinished, s.used)
 	s.wakes.init()
 	s.capacity.Store(&Capacity{})
-	s.others.Store(&map[string]int64{})
 	defer func() {
 		if err != nil {
 			s.release()
@@ -213,7 +212,7 @@ func (s *Postgres) release() {
 // there by COPY, because parameters of statements may be logged by the server.
 func (s *Postgres) SigningSecret(ctx context.Context, fresh tandem.Secret) (tandem.Secret, bool, error) {
 	var text string
-	keep := func(ctx context.Context, tx pgx.Tx, _ map[string]int64) error {
+	keep := func(ctx context.Context, tx pgx.Tx, _ Deltas) error {
 		err := tx.QueryRow(ctx, `SELECT value FROM settings WHERE name = 'signing_secret'`).Scan(&text)
 		if !errors.Is(err, pgx.ErrNoRows) {
 			return err

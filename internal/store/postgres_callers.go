@@ -101,19 +101,19 @@ func (s *Postgres) endStrays(ctx context.Context) error {
 	}
 	now := s.now().UTC().Truncate(time.Microsecond)
 	ops := make([]*pgOp, 0, len(strays))
-	ended := make(chan error, len(strays))
+	results := make(chan error, len(strays))
 	for i := range strays {
 		job := &strays[i]
-		next := Next{Outcome: &Outcome{
+		ended := Finished(Outcome{
 			ErrorCode: tandem.FailedInterrupted, ErrorMessage: strayMessage, CompletedAt: now,
-		}}
-		after, err := next.apply(job)
+		}, "")
+		t, err := ended.Apply(job)
 		if err != nil {
 			return fmt.Errorf("end %s, which nobody waits for: %w", job.Request.ID, err)
 		}
 		o := &pgOp{
-			settle: &pgSettle{lane: job.Lane, after: &after, next: &next},
-			done:   func(err error) { ended <- err },
+			settle: &pgSettle{Transition: t},
+			done:   func(err error) { results <- err },
 		}
 		if err := s.submit(ctx, s.results, o); err != nil {
 			return err
@@ -121,7 +121,7 @@ func (s *Postgres) endStrays(ctx context.Context) error {
 		ops = append(ops, o)
 	}
 	for range ops {
-		if err := outcomeOf(ctx, ended); err != nil {
+		if err := outcomeOf(ctx, results); err != nil {
 			return fmt.Errorf("end requests that nobody waits for: %w", err)
 		}
 	}

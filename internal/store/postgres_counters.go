@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -11,28 +12,24 @@ import (
 
 // total returns all counters of all nodes, as of one moment of the database: what one node has taken on and
 // another has ended is in neither or in both. While they cannot be read it returns what this node knows.
-func (s *Postgres) total(ctx context.Context) *counters {
+func (s *Postgres) total(ctx context.Context) *Counters {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	sum := &counters{}
+	var values map[string]int64
 	err := errAway
 	if !s.failing() {
 		err = s.reading(ctx, func(ctx context.Context) (err error) {
-			sum.values, err = counted(ctx, s.reads, "?")
+			values, err = counted(ctx, s.reads, "?")
 			return err
 		})
 	}
 	if err != nil {
-		sum.values = s.known(ctx)
+		values = s.known(ctx)
 	}
+	sum := &Counters{}
+	sum.Set(values)
 	for _, w := range s.writers {
-		w.counters.mu.Lock()
-		c := w.counters.commits
-		w.counters.mu.Unlock()
-		sum.commits.Count += c.Count
-		sum.commits.Failed += c.Failed
-		sum.commits.Writes += c.Writes
-		sum.commits.Time += c.Time
+		sum.AddCommits(&w.counters)
 	}
 	return sum
 }
@@ -90,20 +87,16 @@ func addCounts(sum map[string]int64, text string) error {
 // answer; and the others' as of the last look around, so it may know of an end without the beginning.
 func (s *Postgres) known(ctx context.Context) map[string]int64 {
 	sum := map[string]int64{}
-	for name, value := range *s.others.Load() {
-		sum[name] += value
-	}
+	maps.Copy(sum, s.others.Values())
 	for _, w := range s.writers {
 		select {
 		case w.busy <- struct{}{}:
 			<-w.busy
 		case <-ctx.Done():
 		}
-		w.counters.mu.Lock()
-		for name, value := range w.counters.values {
+		for name, value := range w.counters.Values() {
 			sum[name] += value
 		}
-		w.counters.mu.Unlock()
 	}
 	for name, value := range sum {
 		sum[name] = max(value, 0)

@@ -177,7 +177,7 @@ func (e *fetchExecutor) LeaderResign(ctx context.Context, p *riverdriver.LeaderR
 // and half of MaxQueue is free, because those who ask are waiting, and who is called back is not.
 func (e *fetchExecutor) most(p *riverdriver.JobGetAvailableParams) int {
 	s := e.store
-	if s.accepting.Load() < pressing || s.value(counterUnfinished) > s.cfg.MaxQueue/2 || p.MaxToLock <= fewFetched {
+	if s.accepting.Load() < pressing || s.unfinished() > s.cfg.MaxQueue/2 || p.MaxToLock <= fewFetched {
 		return p.MaxToLock
 	}
 	s.wakes.add(Lane(p.Queue), fetchCooldown) // River takes it that there are no more, and would wait to be told
@@ -305,7 +305,7 @@ func (h *heldJobs) list() []int64 {
 func (s *Postgres) reclaim(ctx context.Context) error {
 	held := s.held.list() // first: what is fetched from here on is too young to be taken
 	var again int64
-	err := s.do(ctx, func(ctx context.Context, tx pgx.Tx, deltas map[string]int64) error {
+	err := s.do(ctx, func(ctx context.Context, tx pgx.Tx, deltas Deltas) error {
 		const strays = `
 			SELECT id
 			FROM river_job
@@ -328,7 +328,7 @@ func (s *Postgres) reclaim(ctx context.Context) error {
 // handOutAgain deletes the jobs that a query names and inserts them anew, under other ids: a node that still works on
 // one finds that its result comes too late. Requests that a transaction holds are left to the next time: it may be
 // that of a node which has stopped in the middle of it.
-func handOutAgain(ctx context.Context, tx pgx.Tx, deltas map[string]int64, which string, args ...any) (again int64, err error) {
+func handOutAgain(ctx context.Context, tx pgx.Tx, deltas Deltas, which string, args ...any) (again int64, err error) {
 	rows, err := tx.Query(ctx, `
 		WITH lost_jobs AS MATERIALIZED (`+which+`
 		), lost AS MATERIALIZED (
@@ -358,8 +358,7 @@ func handOutAgain(ctx context.Context, tx pgx.Tx, deltas map[string]int64, which
 	_, err = pgx.ForEachRow(rows, []any{&before}, func() error {
 		again++
 		if tandem.Status(before) == tandem.StatusProcessing {
-			deltas[nowCounter(tandem.StatusProcessing)]--
-			deltas[nowCounter(tandem.StatusPending)]++
+			deltas.Resume(1)
 		}
 		return nil
 	})

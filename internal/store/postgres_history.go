@@ -200,7 +200,7 @@ func (s *Postgres) Requests(ctx context.Context, f Filter) (Page, error) {
 			before = id
 		}
 	}
-	query, args := postgresPage(f, s.total(ctx).members(groupTask), from, before)
+	query, args := postgresPage(f, s.total(ctx).Tasks(), from, before)
 	var page Page
 	if query == "" {
 		return page, nil
@@ -240,7 +240,7 @@ func (s *Postgres) Requests(ctx context.Context, f Filter) (Page, error) {
 // counted in its index.
 func (s *Postgres) countedRows(ctx context.Context, key string) (n int64, err error) {
 	if key == "" {
-		return s.total(ctx).value(s.cfg.Counted + memberRows), nil
+		return s.total(ctx).Kept(&s.cfg), nil
 	}
 	err = s.reads.QueryRow(ctx, `SELECT count(*) FROM requests WHERE key_id = $1 AND task = $2`, key,
 		s.cfg.Counted).Scan(&n)
@@ -327,8 +327,7 @@ func postgresPage(f Filter, tasks []string, from, before pgtype.UUID) (string, [
 
 // Stats returns the counters of all nodes.
 func (s *Postgres) Stats(ctx context.Context) (Stats, error) {
-	stats := s.total(ctx).stats(s.now(), s.cfg.Counted)
-	stats.Capacity = s.cfg.MaxQueue
+	stats := s.total(ctx).Stats(s.now(), &s.cfg)
 	if failure := s.failure.Load(); failure != nil {
 		stats.Unavailable = *failure
 		return stats, nil
@@ -346,7 +345,7 @@ func (s *Postgres) Retain(ctx context.Context, before time.Time) (int, error) {
 	deleted := 0
 	after := pgtype.UUID{Valid: true}
 	for {
-		chunk := oldChunk{after: after, before: orderID(before), counted: s.cfg.Counted}
+		chunk := oldChunk{after: after, before: orderID(before), cfg: &s.cfg}
 		err := ctx.Err()
 		if err == nil {
 			err = s.do(ctx, chunk.delete)
@@ -368,13 +367,13 @@ func (s *Postgres) Retain(ctx context.Context, before time.Time) (int, error) {
 // oldChunk is a part of the history that retention looks at.
 type oldChunk struct {
 	after, before pgtype.UUID
-	counted       string      // Config.Counted
+	cfg           *Config
 	last          pgtype.UUID // up to where it has looked; not valid: there was nothing
 	deleted       int
 }
 
-func (c *oldChunk) delete(ctx context.Context, tx pgx.Tx, deltas map[string]int64) error {
-	var counted int
+func (c *oldChunk) delete(ctx context.Context, tx pgx.Tx, deltas Deltas) error {
+	var counted int64
 	err := tx.QueryRow(ctx, `
 		WITH looked AS MATERIALIZED (
 			SELECT id, task, job_id IS NULL AND status NOT IN ('pending', 'processing') AS over
@@ -391,11 +390,10 @@ func (c *oldChunk) delete(ctx context.Context, tx pgx.Tx, deltas map[string]int6
 			WHERE request = ANY (ARRAY(SELECT id FROM gone))
 		)
 		SELECT (SELECT id FROM looked ORDER BY id DESC LIMIT 1), count(*), count(*) FILTER (WHERE task = $4)
-		FROM gone`, c.after, c.before, chunkRows, c.counted).Scan(&c.last, &c.deleted, &counted)
+		FROM gone`, c.after, c.before, chunkRows, c.cfg.Counted).Scan(&c.last, &c.deleted, &counted)
 	if err != nil {
 		return err
 	}
-	deltas[counterRows] -= int64(c.deleted)
-	deltas[c.counted+memberRows] -= int64(counted)
+	deltas.Delete(int64(c.deleted), counted, c.cfg)
 	return nil
 }

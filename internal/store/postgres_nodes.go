@@ -5,9 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -207,7 +205,7 @@ func (s *Postgres) lookAround(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read the counters of other nodes: %w", err)
 	}
-	s.others.Store(&sum)
+	s.others.Set(sum)
 	for _, w := range s.writers {
 		if !w.doubtful.Load() {
 			continue
@@ -290,7 +288,7 @@ type sweeping struct {
 	interrupted, again int64
 }
 
-func (w *sweeping) run(ctx context.Context, tx pgx.Tx, deltas map[string]int64) error {
+func (w *sweeping) run(ctx context.Context, tx pgx.Tx, deltas Deltas) error {
 	w.dead, w.nodes, w.interrupted, w.again = nil, nil, 0, 0
 	// The row in which fold sums up is the lock: an advisory one could be taken by every role that may connect.
 	var ours bool
@@ -338,7 +336,7 @@ func (w *sweeping) run(ctx context.Context, tx pgx.Tx, deltas map[string]int64) 
 }
 
 // interrupt ends the sync requests of nodes that are no more.
-func (w *sweeping) interrupt(ctx context.Context, tx pgx.Tx, deltas map[string]int64) error {
+func (w *sweeping) interrupt(ctx context.Context, tx pgx.Tx, deltas Deltas) error {
 	tag, err := tx.Exec(ctx, `
 		UPDATE requests
 		SET status = 'failed', error_code = $1, error_message = $2, completed_at = now()
@@ -353,10 +351,7 @@ func (w *sweeping) interrupt(ctx context.Context, tx pgx.Tx, deltas map[string]i
 	}
 	n := tag.RowsAffected()
 	w.interrupted = n
-	deltas[nowCounter(tandem.StatusProcessing)] -= n
-	deltas[endedCounter(tandem.StatusFailed)] += n
-	deltas[failureCounter(tandem.FailedInterrupted)] += n
-	deltas[counterUnfinished] -= n
+	deltas.Interrupt(n)
 	return nil
 }
 
@@ -381,7 +376,7 @@ const goneJobs = `
 		SELECT FROM river_job WHERE river_job.id = job_id AND state NOT IN ('completed', 'discarded', 'cancelled'))`
 
 // resume dispatches again what nodes that are no more were working on.
-func (w *sweeping) resume(ctx context.Context, tx pgx.Tx, deltas map[string]int64) error {
+func (w *sweeping) resume(ctx context.Context, tx pgx.Tx, deltas Deltas) error {
 	which := lostJobs
 	if w.deep {
 		which += goneJobs
@@ -449,9 +444,7 @@ func (w *sweeping) fold(ctx context.Context, tx pgx.Tx) error {
 			return fmt.Errorf("fold counters: %w", err)
 		}
 	}
-	maps.DeleteFunc(sum, func(name string, _ int64) bool {
-		return strings.HasPrefix(name, groupRecent) && !isRecent(name, w.store.now())
-	})
+	DropOldHours(sum, w.store.now())
 	counts, err := json.Marshal(sum)
 	if err == nil {
 		_, err = tx.Exec(ctx, `UPDATE counters SET counts = $1 WHERE node = ''`, string(counts))

@@ -371,7 +371,7 @@ func (s *Postgres) room(destination, owner string) int {
 // expireParked dispatches callbacks that are older than maxAge, whatever their destination can take.
 func (s *Postgres) expireParked(ctx context.Context, maxAge time.Duration) error {
 	var moved int64
-	err := s.do(ctx, func(ctx context.Context, tx pgx.Tx, _ map[string]int64) error {
+	err := s.do(ctx, func(ctx context.Context, tx pgx.Tx, _ Deltas) error {
 		tag, err := tx.Exec(ctx, `
 			UPDATE river_job
 			SET queue = 'deliver'

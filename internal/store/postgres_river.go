@@ -151,7 +151,8 @@ func (h *handout) run(job int64, lane Lane, it *pgItem) error {
 		}
 		it.request = *whole
 	}
-	handed := Job{Lane: lane, Request: it.request, Started: func() {}, Answered: func() {}}
+	handed := it.handed(lane)
+	handed.Started, handed.Answered = func() {}, func() {}
 	var mark *time.Timer
 	if lane != LaneDeliver {
 		handed.Started = func() {
@@ -166,12 +167,12 @@ func (h *handout) run(job int64, lane Lane, it *pgItem) error {
 		mark.Stop() // a mark that comes late finds no row of this job
 	}
 	stepped()
-	after, err := next.apply(&handed)
+	t, err := next.Apply(&handed)
 	if err != nil {
 		h.store.cfg.Log.Error("a job ended against the rules; it stays in the queue", "error", err)
 		return h.handBack(job, lane, it, lookInterval)
 	}
-	return h.settle(&pgOp{settle: &pgSettle{job: job, lane: lane, after: &after, next: &next}})
+	return h.settle(&pgOp{settle: &pgSettle{Transition: t, job: job}})
 }
 
 // skip drops a job whose request has another job by now or cannot be read. In the second case this node no
@@ -187,16 +188,15 @@ func (h *handout) skip(err error) error {
 
 // handBack puts a job that was not done back into its lane. A callback that was parked stays so.
 func (h *handout) handBack(job int64, lane Lane, it *pgItem, delay time.Duration) error {
-	next := Next{Verdict: Again, Lane: lane, Destination: it.queue.destination, Parked: it.queue.destination != ""}
-	if delay > 0 {
-		next.At = time.Now().Add(delay)
-	}
-	handed := Job{Lane: lane, Request: it.request}
-	after, err := next.apply(&handed)
-	if err != nil { // never: a job may always be put off
+	handed := it.handed(lane)
+	t, err := Release().Apply(&handed)
+	if err != nil { // never: every job may be released
 		return err
 	}
-	return h.settle(&pgOp{settle: &pgSettle{job: job, lane: lane, after: &after, next: &next}})
+	if delay > 0 {
+		t.At = time.Now().Add(delay)
+	}
+	return h.settle(&pgOp{settle: &pgSettle{Transition: t, job: job}})
 }
 
 // settle commits a result, and tries again for as long as the database does not take it: giving
@@ -205,13 +205,13 @@ func (h *handout) handBack(job int64, lane Lane, it *pgItem, delay time.Duration
 func (h *handout) settle(o *pgOp) error {
 	s := h.store
 	if o.settle != nil {
-		o.after = func() { s.queued(o.settle.after, o.settle.next) }
+		o.after = func() { s.queued(&o.settle.Transition) }
 	}
 	for tries := 0; ; tries++ {
 		err := s.await(context.Background(), s.results, o)
 		if err == nil {
 			if o.settle != nil && !o.settle.found && (!o.unsure || !s.kept(context.Background(), o.settle)) {
-				s.cfg.Log.Warn("a result came too late: the request is another's by now", "request_id", o.settle.after.ID)
+				s.cfg.Log.Warn("a result came too late: the request is another's by now", "request_id", o.settle.Request.ID)
 			}
 			return nil
 		}
@@ -235,6 +235,11 @@ type pgItem struct {
 	size    int       // bytes of data or result that the job will hold
 	loaded  bool      // request has them
 	permit  *permit
+}
+
+// handed is its job, as a step is given it.
+func (it *pgItem) handed(lane Lane) Job {
+	return Job{Lane: lane, Request: it.request, Parked: it.queue.destination}
 }
 
 // requestOf reads the request of a job with what the job needs, however large; nil: it has another job by now, or is gone.

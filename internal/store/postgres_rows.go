@@ -24,10 +24,8 @@ type pgTx struct {
 	pgx.Tx
 
 	store  *Postgres
-	deltas map[string]int64 // :: counter → what this transaction adds
+	deltas Deltas // what this transaction adds
 }
-
-func (t *pgTx) count(name string, delta int64) { t.deltas[name] += delta }
 
 // pgRow is a new request.
 type pgRow struct {
@@ -45,10 +43,9 @@ type pgMark struct {
 
 // pgSettle is what came of a job, or, without a job, of work that the caller of Accept did itself.
 type pgSettle struct {
+	Transition
+
 	job   int64
-	lane  Lane
-	after *tandem.Request
-	next  *Next
 	found bool // the row still named the job, and has been written; set by the transaction
 }
 
@@ -130,18 +127,7 @@ func (t *pgTx) insert(ctx context.Context, rows []pgRow) error {
 		} {
 			texts[column] = append(texts[column], plain(text))
 		}
-		if t.store.cfg.counts(r.Task) {
-			t.count(r.Task+memberRows, 1)
-			t.count(recentCounter(t.store.now()), 1)
-		}
-		if lane != LaneNone {
-			t.count(queueCounter(lane), 1)
-		}
-		t.count(groupAccepted+string(r.Mode), 1)
-		t.count(groupTask+r.Task, 1)
-		t.count(nowCounter(r.Status), 1)
-		t.count(counterUnfinished, 1)
-		t.count(counterRows, 1)
+		t.deltas.Accept(r, lane, t.store.now(), &t.store.cfg)
 	}
 	_, err := t.Exec(ctx, insertRequests, ids, texts[0], texts[1], texts[2], texts[3], complexity, started, texts[4], delays,
 		texts[5], texts[6], texts[7], texts[8], data, t.store.node)
@@ -175,8 +161,7 @@ func (t *pgTx) mark(ctx context.Context, marks []*pgMark) error {
 	if err != nil {
 		return fmt.Errorf("note that work has begun: %w", err)
 	}
-	t.count(nowCounter(tandem.StatusPending), -tag.RowsAffected())
-	t.count(nowCounter(tandem.StatusProcessing), tag.RowsAffected())
+	t.deltas.Begin(tag.RowsAffected())
 	return nil
 }
 
@@ -234,7 +219,7 @@ func (t *pgTx) settle(ctx context.Context, settles []*pgSettle) error {
 	seen := make(map[pgtype.UUID]bool, n)
 	for i, s := range settles {
 		s.found = false
-		id, err := uuidOf(s.after.ID)
+		id, err := uuidOf(s.Request.ID)
 		if err != nil {
 			return err
 		}
@@ -242,20 +227,17 @@ func (t *pgTx) settle(ctx context.Context, settles []*pgSettle) error {
 			return errTwice
 		}
 		seen[id] = true
-		numbers[i], ids[i], jobs[i], attemptsMade[i] = int32(i), id, s.job, int32(triesOf(s.after))
-		lane := LaneNone
-		if s.next.Verdict == Again {
-			lane, delays[i] = s.next.Lane, delayUntil(s.next.At).Microseconds()
-		}
+		numbers[i], ids[i], jobs[i], attemptsMade[i] = int32(i), id, s.job, int32(triesOf(&s.Request))
+		delays[i] = delayUntil(s.At).Microseconds()
 		var o Outcome
-		if s.next.Outcome != nil {
-			o, worked[i] = *s.next.Outcome, true
+		if s.Outcome != nil {
+			o, worked[i] = *s.Outcome, true
 		}
 		results[i], processing[i] = []byte(o.Result), o.Processing.Microseconds()
 		started[i], completed[i] = timestamp(o.StartedAt), timestamp(o.CompletedAt)
 		for column, text := range [...]string{
-			string(s.lane), string(s.after.Status), string(s.after.CallbackStatus),
-			o.ErrorCode, o.ErrorMessage, string(lane), s.next.parkedFor(),
+			string(s.From), string(s.Request.Status), string(s.Request.CallbackStatus),
+			o.ErrorCode, o.ErrorMessage, string(s.Lane), s.Parked,
 		} {
 			texts[column] = append(texts[column], plain(text))
 		}
@@ -269,7 +251,7 @@ func (t *pgTx) settle(ctx context.Context, settles []*pgSettle) error {
 	var before string
 	_, err = pgx.ForEachRow(rows, []any{&number, &before}, func() error {
 		settles[number].found = true
-		t.countSettled(settles[number], tandem.Status(before))
+		t.deltas.Settle(tandem.Status(before), &settles[number].Transition, &t.store.cfg)
 		return nil
 	})
 	if err != nil {
@@ -287,38 +269,6 @@ func delayUntil(at time.Time) time.Duration {
 	return max(time.Until(at), 0)
 }
 
-func (t *pgTx) countSettled(s *pgSettle, before tandem.Status) {
-	after, next := s.after, s.next
-	if s.lane != LaneNone {
-		t.count(queueCounter(s.lane), -1)
-	}
-	if next.Verdict == Again {
-		t.count(queueCounter(next.Lane), 1)
-	}
-	if next.Outcome != nil {
-		countOutcome(t.count, after, next.Outcome, t.store.cfg.counts(after.Task))
-	}
-	if after.Status != before {
-		for _, status := range []tandem.Status{tandem.StatusPending, tandem.StatusProcessing} {
-			if before == status {
-				t.count(nowCounter(status), -1)
-			}
-			if after.Status == status {
-				t.count(nowCounter(status), 1)
-			}
-		}
-		if next.Outcome == nil && next.Verdict != Again {
-			t.count(endedCounter(after.Status), 1)
-		}
-	}
-	if next.Verdict != Again {
-		if after.CallbackStatus != "" {
-			t.count(groupCallback+string(after.CallbackStatus), 1)
-		}
-		t.count(counterUnfinished, -1)
-	}
-}
-
 // logAttempts adds the tries of those results that were written.
 func (t *pgTx) logAttempts(ctx context.Context, settles []*pgSettle) error {
 	var ids []pgtype.UUID
@@ -327,18 +277,17 @@ func (t *pgTx) logAttempts(ctx context.Context, settles []*pgSettle) error {
 	var durations []int64
 	var started, next []pgtype.Timestamptz
 	for _, s := range settles {
-		a := s.next.Attempt
+		a := s.Attempt
 		if a == nil || !s.found {
 			continue
 		}
-		id, err := uuidOf(s.after.ID)
+		id, err := uuidOf(s.Request.ID)
 		if err != nil {
 			return err
 		}
 		ids, numbers, outcomes = append(ids, id), append(numbers, int32(a.Number)), append(outcomes, string(a.Outcome))
 		started, durations = append(started, timestamp(a.StartedAt)), append(durations, attemptMicros(a))
 		codes, errs, next = append(codes, int32(a.StatusCode)), append(errs, plain(a.Error)), append(next, timestamp(a.NextAt))
-		t.count(groupAttempt+string(a.Outcome), 1)
 	}
 	if len(ids) == 0 {
 		return nil
@@ -386,7 +335,7 @@ func (s *Postgres) Accept(ctx context.Context, lane Lane, requests ...*tandem.Re
 	defer func() { s.quotas.release(ctx, lane, requests, err) }()
 	waiting := s.accepting.Add(int64(len(requests)))
 	defer s.accepting.Add(-int64(len(requests)))
-	if s.value(counterUnfinished)+waiting > s.cfg.MaxQueue {
+	if s.unfinished()+waiting > s.cfg.MaxQueue {
 		return queueFull("of all callers", s.cfg.MaxQueue, "max-queue")
 	}
 	if s.away.Load() { // writers may be waiting for an answer, and this would wait for them
@@ -458,12 +407,12 @@ func (s *Postgres) Finish(ctx context.Context, job Job, next Next) error {
 	if _, err := tandem.IDOrder(job.Request.ID); err != nil {
 		return fmt.Errorf("finish: %w", err)
 	}
-	after, err := next.apply(&job)
+	t, err := next.Apply(&job)
 	if err != nil {
 		return fmt.Errorf("finish: %w", err)
 	}
-	o := &pgOp{settle: &pgSettle{lane: job.Lane, after: &after, next: &next}}
-	o.after = func() { s.queued(&after, &next) }
+	o := &pgOp{settle: &pgSettle{Transition: t}}
+	o.after = func() { s.queued(&t) }
 	if err := s.await(ctx, s.results, o); err != nil {
 		return err // the caller may try again
 	}
@@ -479,9 +428,9 @@ func (s *Postgres) Finish(ctx context.Context, job Job, next Next) error {
 // kept reports whether a result is on record, by a commit whose answer was lost. Other nodes may have gone on
 // from there, so a result is recognized by when its work or its attempt began.
 func (s *Postgres) kept(ctx context.Context, result *pgSettle) bool {
-	r, err := s.Request(ctx, result.after.ID)
+	r, err := s.Request(ctx, result.Request.ID)
 	began := func(kept, said time.Time) bool { return kept.Equal(said.Truncate(time.Microsecond)) }
-	switch o, attempt := result.next.Outcome, result.next.Attempt; {
+	switch o, attempt := result.Outcome, result.Attempt; {
 	case err != nil:
 		return false
 	case o != nil:
@@ -491,23 +440,24 @@ func (s *Postgres) kept(ctx context.Context, result *pgSettle) bool {
 			return began(a.StartedAt, attempt.StartedAt)
 		})
 	default:
-		return r.Status == result.after.Status
+		return r.Status == result.Request.Status
 	}
 }
 
 // queued notes where a step has put a job, and notifies the nodes that work on its lane.
-func (s *Postgres) queued(r *tandem.Request, next *Next) {
-	for _, destination := range next.Freed {
-		if s.queues.parkedFor(destination) && s.room(destination, r.Owner) > 0 {
+func (s *Postgres) queued(t *Transition) {
+	owner := t.Request.Owner
+	for _, destination := range t.Freed {
+		if s.queues.parkedFor(destination) && s.room(destination, owner) > 0 {
 			s.wakes.add(LaneDeliver, 0)
 		}
 	}
-	if next.Verdict != Again {
+	if t.Lane == LaneNone {
 		return
 	}
-	delay := delayUntil(next.At)
-	s.queues.note(pgQueue{lane: next.Lane, destination: next.parkedFor(), owner: r.Owner}, delay)
-	if next.parkedFor() == "" || delay > 0 || s.room(next.Destination, r.Owner) > 0 {
-		s.wakes.add(next.Lane, delay)
+	delay := delayUntil(t.At)
+	s.queues.note(pgQueue{lane: t.Lane, destination: t.Parked, owner: owner}, delay)
+	if t.Parked == "" || delay > 0 || s.room(t.Parked, owner) > 0 {
+		s.wakes.add(t.Lane, delay)
 	}
 }

@@ -24,13 +24,13 @@ const writersPerLine = 2
 
 // pgOp is one write. A writer commits many in one transaction. What it is, is the one field that is set.
 type pgOp struct {
-	accept []pgRow                                                             // requests to insert
-	mark   *pgMark                                                             // work that has begun
-	settle *pgSettle                                                           // what a step returned
-	apply  func(ctx context.Context, tx pgx.Tx, deltas map[string]int64) error // anything else; run once more, alone, when the batch fails
-	done   func(error)                                                         // after the commit or the failure; must not block
-	after  func()                                                              // after the commit, before done; may be nil
-	unsure bool                                                                // a transaction with it may have been committed though it failed
+	accept []pgRow                                                   // requests to insert
+	mark   *pgMark                                                   // work that has begun
+	settle *pgSettle                                                 // what a step returned
+	apply  func(ctx context.Context, tx pgx.Tx, deltas Deltas) error // anything else; run once more, alone, when the batch fails
+	done   func(error)                                               // after the commit or the failure; must not block
+	after  func()                                                    // after the commit, before done; may be nil
+	unsure bool                                                      // a transaction with it may have been committed though it failed
 
 	// gone: nobody waits for it any more, so it need not be begun. Set for accepts only.
 	gone atomic.Bool
@@ -47,7 +47,7 @@ type pgWriter struct {
 	line     *lineup
 	number   int           // of its row of counters that stays
 	row      atomic.Int64  // writer of the one that moves, as far as is known; it never falls
-	counters counters      // as committed
+	counters Counters      // as committed
 	known    atomic.Bool   // counters are those of its row
 	doubtful atomic.Bool   // the last commit may have happened: its row knows, counters do not
 	busy     chan struct{} // one token: held from before a commit until counters say what it added
@@ -57,7 +57,6 @@ func (s *Postgres) startWriters() {
 	for _, line := range []*lineup{s.accepts, s.results} {
 		for range writersPerLine {
 			w := &pgWriter{store: s, line: line, number: len(s.writers), busy: make(chan struct{}, 1)}
-			w.counters.values = map[string]int64{}
 			w.row.Store(movingFrom(w.number))
 			s.writers = append(s.writers, w)
 		}
@@ -92,7 +91,7 @@ func (s *Postgres) await(ctx context.Context, line *lineup, o *pgOp) error {
 	return outcomeOf(ctx, result)
 }
 
-func (s *Postgres) do(ctx context.Context, apply func(context.Context, pgx.Tx, map[string]int64) error) error {
+func (s *Postgres) do(ctx context.Context, apply func(context.Context, pgx.Tx, Deltas) error) error {
 	return s.await(ctx, s.results, &pgOp{apply: apply})
 }
 
@@ -212,9 +211,9 @@ func (w *pgWriter) commit(ops []*pgOp) error {
 		w.store.queues.lookAll()
 	}
 	if err != nil {
-		w.counters.failed()
+		w.counters.Failed()
 	} else {
-		w.counters.committed(nil, writesOf(ops), time.Since(started))
+		w.counters.Committed(writesOf(ops), time.Since(started))
 	}
 	w.store.note(err)
 	return err
@@ -242,7 +241,7 @@ func (w *pgWriter) transaction(ctx context.Context, ops []*pgOp) error {
 			return fmt.Errorf("read counters: %w", err)
 		}
 	}
-	t := &pgTx{Tx: tx, store: w.store, deltas: map[string]int64{}}
+	t := &pgTx{Tx: tx, store: w.store, deltas: Deltas{}}
 	if err := t.apply(ctx, ops); err != nil {
 		return err
 	}
@@ -250,7 +249,7 @@ func (w *pgWriter) transaction(ctx context.Context, ops []*pgOp) error {
 	values, row := map[string]int64(nil), w.row.Load()
 	if len(t.deltas) > 0 {
 		var counts []byte
-		if values, counts, err = w.counters.with(t.deltas, w.store.now()); err != nil {
+		if values, counts, err = w.counters.With(t.deltas, w.store.now()); err != nil {
 			return fmt.Errorf("count: %w", err)
 		}
 		tag, err := tx.Exec(ctx, `
@@ -279,11 +278,9 @@ func (w *pgWriter) transaction(ctx context.Context, ops []*pgOp) error {
 	w.known.Store(true)
 	w.doubtful.Store(false)
 	w.row.Store(row)
-	w.counters.mu.Lock()
 	if values != nil {
-		w.counters.values = values
+		w.counters.Set(values)
 	}
-	w.counters.mu.Unlock()
 	return nil
 }
 
@@ -313,9 +310,7 @@ func (w *pgWriter) recount(ctx context.Context) error {
 	if err := addCounts(values, text); err != nil {
 		return fmt.Errorf("find out whether a commit has happened: %w", err)
 	}
-	w.counters.mu.Lock()
-	w.counters.values = values
-	w.counters.mu.Unlock()
+	w.counters.Set(values)
 	w.doubtful.Store(false)
 	return nil
 }
@@ -324,9 +319,7 @@ func (w *pgWriter) recount(ctx context.Context) error {
 func (w *pgWriter) forget() {
 	w.known.Store(false)
 	w.doubtful.Store(false)
-	w.counters.mu.Lock()
-	w.counters.values = map[string]int64{}
-	w.counters.mu.Unlock()
+	w.counters.Set(nil)
 }
 
 // readCounters makes sure that the writer's rows are there, and takes over what the moving one says.
@@ -360,18 +353,16 @@ func (w *pgWriter) readCounters(ctx context.Context, tx pgx.Tx) error {
 	if err := addCounts(values, text); err != nil {
 		return err
 	}
-	w.counters.mu.Lock()
-	w.counters.values = values
-	w.counters.mu.Unlock()
+	w.counters.Set(values)
 	return nil
 }
 
-// value returns a counter of all nodes: ours as of the last commit, the others' as
-// of the last look around.
-func (s *Postgres) value(name string) int64 {
-	sum := (*s.others.Load())[name]
+// unfinished is how many requests are not over: ours as of the last commit, those of other nodes as of the last look
+// around.
+func (s *Postgres) unfinished() int64 {
+	sum := s.others.Unfinished()
 	for _, w := range s.writers {
-		sum += w.counters.value(name)
+		sum += w.counters.Unfinished()
 	}
 	return sum
 }

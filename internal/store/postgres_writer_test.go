@@ -96,7 +96,6 @@ func TestMarksWaitForNobody(t *testing.T) {
 	r := newSync()
 	accept(t, s, r, store.LaneNone)
 	next := workEnded(`{}`)
-	next.Verdict, next.Lane = store.Done, store.LaneNone
 	if err := s.Finish(ctx, store.Job{Request: *r}, next); err != nil {
 		t.Errorf("the result of another: %v", err)
 	}

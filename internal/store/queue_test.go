@@ -33,7 +33,7 @@ func TestAcceptedDuringRefill(t *testing.T) {
 		if job.Lane != store.LaneDeliver {
 			return workEnded(`{}`)
 		}
-		return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+		return store.Delivered(attempt(1, tandem.OutcomeDelivered))
 	})
 	waitStatus(t, s, older.ID, tandem.StatusCallbackSent)
 	waitStatus(t, s, late.ID, tandem.StatusCallbackSent)
@@ -71,9 +71,9 @@ func TestHandedOnOnce(t *testing.T) {
 		case job.Request.ID == r.ID:
 			times.Add(1)
 		case !ended.Load(): // has the lane look at its index again and again
-			return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: time.Now().Add(time.Millisecond)}
+			return store.Postpone(time.Now().Add(time.Millisecond), "")
 		}
-		return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+		return store.Delivered(attempt(1, tandem.OutcomeDelivered))
 	})
 	accept(t, s, restless, store.LaneIO)
 	accept(t, s, r, store.LaneIO)
@@ -185,7 +185,7 @@ func TestBurstEnds(t *testing.T) {
 	release := make(chan struct{})
 	work(t, s, func(_ context.Context, job store.Job) store.Next {
 		if job.Lane == store.LaneDeliver {
-			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+			return store.Delivered(attempt(1, tandem.OutcomeDelivered))
 		}
 		running.Add(1)
 		defer running.Add(-1)

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"tandem"
 	"tandem/internal/store"
@@ -118,9 +119,7 @@ func TestBytesOfAnOwner(t *testing.T) {
 		capacity.Room = func(string, string) int { return 0 }
 		workWith(t, s, capacity, func(_ context.Context, job store.Job) store.Next {
 			if job.Lane == store.LaneDeliver {
-				return store.Next{
-					Verdict: store.Again, Lane: store.LaneDeliver, Destination: "http://dead.example:80", Parked: true,
-				}
+				return store.Postpone(time.Time{}, "http://dead.example:80")
 			}
 			return workEnded(`"` + strings.Repeat("y", 498) + `"`)
 		})

@@ -95,7 +95,7 @@ type SQLite struct {
 	trimming  chan struct{}         // one token: the in-memory database wants trimming
 
 	clock    clock
-	counters counters
+	counters Counters
 	quotas   *quotas
 	queue    queue
 }
@@ -124,7 +124,7 @@ func OpenSQLite(ctx context.Context, cfg Config) (*SQLite, error) {
 		trimming: make(chan struct{}, 1),
 	}
 	s.clock.right()
-	s.quotas = newQuotas(cfg, func() int64 { return s.counters.value(counterUnfinished) }, s.used)
+	s.quotas = newQuotas(cfg, s.counters.Unfinished, s.used)
 	s.queue.init(s)
 	if err := s.open(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open database %s: %w", cfg.URL, explain(err)), s.release())
@@ -302,10 +302,12 @@ func explain(err error) error {
 
 // recover repairs what the last process left, before anything is dispatched.
 func (s *SQLite) recover(ctx context.Context) error {
-	if err := s.counters.load(ctx, s.conn); err != nil {
-		return fmt.Errorf("read counters: %w", err)
+	counts, err := readCounters(ctx, s.conn)
+	if err != nil {
+		return err
 	}
-	err := s.commit([]*op{{apply: func(tx *tx) error {
+	s.counters.Set(counts)
+	err = s.commit([]*op{{apply: func(tx *tx) error {
 		interrupted, again, err := repair(tx, s.clock.now())
 		if err == nil && interrupted+again > 0 {
 			s.cfg.Log.Info("recovered after a crash", "interrupted", interrupted, "again", again)
@@ -316,6 +318,25 @@ func (s *SQLite) recover(ctx context.Context) error {
 		return fmt.Errorf("recover: %w", err)
 	}
 	return nil
+}
+
+// readCounters reads the table of counters.
+func readCounters(ctx context.Context, conn *sql.Conn) (map[string]int64, error) {
+	rows, err := conn.QueryContext(ctx, `SELECT name, value FROM counters`)
+	if err != nil {
+		return nil, fmt.Errorf("read counters: %w", err)
+	}
+	defer rows.Close()
+	values := map[string]int64{}
+	for rows.Next() {
+		var name string
+		var value int64
+		if err := rows.Scan(&name, &value); err != nil {
+			return nil, fmt.Errorf("read counters: %w", err)
+		}
+		values[name] = value
+	}
+	return values, rows.Err()
 }
 
 // repair changes the rows that were being worked on when the last process ended, as of now, and brings
@@ -329,10 +350,7 @@ func repair(tx *tx, now time.Time) (interrupted, again int64, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	tx.count(nowCounter(tandem.StatusProcessing), -interrupted)
-	tx.count(endedCounter(tandem.StatusFailed), interrupted)
-	tx.count(failureCounter(tandem.FailedInterrupted), interrupted)
-	tx.count(counterUnfinished, -interrupted)
+	tx.deltas.Interrupt(interrupted)
 	again, err = tx.exec(`
 		UPDATE requests
 		SET status = 'pending'
@@ -348,8 +366,7 @@ func repair(tx *tx, now time.Time) (interrupted, again int64, err error) {
 		return 0, 0, err
 	}
 	again += resumed
-	tx.count(nowCounter(tandem.StatusProcessing), -again)
-	tx.count(nowCounter(tandem.StatusPending), again)
+	tx.deltas.Resume(again)
 	back, err := behindHistory(tx, now)
 	if err == nil && back >= minStep {
 		err = bringForward(tx, back, now)

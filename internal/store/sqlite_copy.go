@@ -95,10 +95,10 @@ func (s *copySource) identify(ctx context.Context) (err error) {
 		return fmt.Errorf("read settings and API keys: %w", err)
 	}
 	s.rest.settings = slices.DeleteFunc(s.rest.settings, func(s copiedSetting) bool { return s.name == "probe" })
-	if err := s.file.counters.load(ctx, s.file.conn); err != nil {
-		return fmt.Errorf("read counters: %w", err)
+	if s.rest.counters, err = readCounters(ctx, s.file.conn); err != nil {
+		return err
 	}
-	s.rest.counters = s.file.counters.values
+	s.file.counters.Set(s.rest.counters)
 	d := newDigester()
 	d.add(d.requests, &s.total, &newest)
 	s.fingerprint = d.end(&s.rest).SHA256
@@ -110,11 +110,11 @@ func (s *copySource) recover(ctx context.Context, now time.Time, ahead time.Dura
 	if ahead.Abs() >= minStep {
 		s.aheadUS = ahead.Microseconds()
 	}
-	t := &tx{store: s.file, deltas: map[string]int64{}}
+	t := &tx{store: s.file, deltas: Deltas{}}
 	if _, _, err := repair(t, now); err != nil {
 		return err
 	}
-	values, _, err := s.file.counters.with(t.deltas, now)
+	values, _, err := s.file.counters.With(t.deltas, now)
 	s.rest.counters = values
 	return errors.Join(err, ctx.Err())
 }

@@ -154,7 +154,7 @@ func (s *SQLite) Requests(ctx context.Context, f Filter) (Page, error) {
 		}
 		before = min(before, order)
 	}
-	query, args := pageQuery(f, s.counters.members(groupTask), from, before)
+	query, args := pageQuery(f, s.counters.Tasks(), from, before)
 	var page Page
 	if query == "" {
 		return page, nil
@@ -197,7 +197,7 @@ func (f *Filter) total(cfg *Config) bool {
 // countedRows is how many requests of Config.Counted are in the history: all of them, or those of a key.
 func (s *SQLite) countedRows(ctx context.Context, q querier, key string) (n int64, err error) {
 	if key == "" {
-		return s.counters.value(s.cfg.Counted + memberRows), nil
+		return s.counters.Kept(&s.cfg), nil
 	}
 	err = q.QueryRowContext(ctx, `SELECT submissions FROM key_totals WHERE key_id = ?`, key).Scan(&n)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -266,9 +266,8 @@ func pageQuery(f Filter, tasks []string, from, before int64) (string, []any) {
 // it returns is never older than a row that the caller has seen.
 func (s *SQLite) Stats(ctx context.Context) (Stats, error) {
 	s.connMu.Lock()
-	stats := s.counters.stats(s.clock.now(), s.cfg.Counted)
+	stats := s.counters.Stats(s.clock.now(), &s.cfg)
 	s.connMu.Unlock()
-	stats.Capacity = s.cfg.MaxQueue
 	if failure := s.failure.Load(); failure != nil {
 		stats.Unavailable = *failure
 	}
@@ -384,6 +383,7 @@ func (s *SQLite) deleteRows(ctx context.Context, old []oldRow) (deleted int, too
 	err = s.do(ctx, func(tx *tx) error {
 		start := time.Now()
 		gone = 0
+		counted := int64(0)
 		for _, row := range old {
 			if _, err := tx.exec(`DELETE FROM attempts WHERE request = ?`, row.seq); err != nil {
 				return err
@@ -394,11 +394,11 @@ func (s *SQLite) deleteRows(ctx context.Context, old []oldRow) (deleted int, too
 			}
 			gone += int(n)
 			if s.cfg.counts(row.task) {
-				tx.count(row.task+memberRows, -n)
+				counted += n
 				tx.own(row.key.String, -n)
 			}
 		}
-		tx.count(counterRows, -int64(gone))
+		tx.deltas.Delete(int64(gone), counted, &s.cfg)
 		held = time.Since(start)
 		return nil
 	})
@@ -422,7 +422,7 @@ func (s *SQLite) trim(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		over := s.counters.value(counterRows) - s.counters.value(counterUnfinished) - memoryRows
+		over := s.counters.Over() - memoryRows
 		if over <= 0 && (pages-free)*size <= memoryBytes {
 			return nil
 		}

@@ -349,7 +349,7 @@ func (q *queue) allowed(l *lane) int {
 		return l.capacity
 	}
 	half := q.store.cfg.MaxQueue / 2
-	over := max(q.store.counters.value(counterUnfinished)-half, 0)
+	over := max(q.store.counters.Unfinished()-half, 0)
 	return min(max(fewJobs, int(int64(l.capacity)*over/max(half, 1))), l.capacity)
 }
 
@@ -362,7 +362,7 @@ func (q *queue) endBurst() {
 		return
 	}
 	now := time.Now()
-	if n := q.store.counters.value(groupAccepted + string(tandem.ModeAsync)); n != q.accepted {
+	if n := q.store.counters.Accepted(tandem.ModeAsync); n != q.accepted {
 		q.accepted, q.acceptedAt = n, now
 	}
 	if now.Sub(q.acceptedAt) < burstPause {
@@ -416,7 +416,10 @@ func (q *queue) job(l *lane, it *item) (next *item, freed [2]string) {
 			return nil, freed // settled since refill saw it
 		}
 	}
-	job := Job{Lane: l.name, Request: it.request, Started: func() {}, Answered: func() { q.answered(it) }}
+	job := Job{
+		Lane: l.name, Request: it.request, Parked: it.parked,
+		Started: func() {}, Answered: func() { q.answered(it) },
+	}
 	var mark *time.Timer
 	marked := make(chan struct{})
 	if l.name != LaneDeliver {
@@ -432,40 +435,40 @@ func (q *queue) job(l *lane, it *item) (next *item, freed [2]string) {
 	if mark != nil && !mark.Stop() {
 		<-marked // it is in the writer's channel, ahead of what follows
 	}
-	after, err := does.apply(&job)
+	t, err := does.Apply(&job)
 	if err != nil {
 		s.cfg.Log.Error("a job ended against the rules; it stays in the queue", "error", err)
-		does = Next{
-			Verdict: Again, Lane: l.name, At: time.Now().Add(lookInterval),
-			Destination: it.parked, Parked: it.parked != "",
-		}
-		if after, err = does.apply(&job); err != nil { // never: a job may always be rescheduled
-			q.later(l)
-			return nil, freed
-		}
+		t, err = Release().Apply(&job)
+		t.At = time.Now().Add(lookInterval)
 	}
-	if does.Verdict != Again {
-		q.settle(it, &after, &does)
-		return nil, does.Freed
+	if err != nil { // never: every job may be released
+		q.later(l)
+		return nil, freed
+	}
+	if t.Lane == LaneNone {
+		q.settle(it, &t)
+		return nil, t.Freed
 	}
 	site := ""
-	if does.Lane == LaneDeliver && does.Outcome != nil && does.Destination != "" && !does.Parked {
-		does.Parked = q.mustPark(does.Destination, it.request.Owner)
-		site = does.Destination
+	if t.Outcome != nil && t.Destination != "" {
+		site = t.Destination
+		if q.mustPark(site, it.request.Owner) {
+			t.Parked = site
+		}
 	}
-	q.hold(does.Lane, it)
-	if !q.settle(it, &after, &does) {
-		q.drop(does.Lane, it.seq)
-		return nil, does.Freed
+	q.hold(t.Lane, it)
+	if !q.settle(it, &t) {
+		q.drop(t.Lane, it.seq)
+		return nil, t.Freed
 	}
+	after := t.Request
 	size := len(after.Data)
-	if does.Lane == LaneDeliver {
+	if t.Lane == LaneDeliver {
 		after.Data, size = nil, len(after.Result) // a callback carries the result alone
 	}
 	return &item{
-		seq: it.seq, request: after, loaded: true, lane: does.Lane, due: it.due, size: size, parked: does.parkedFor(),
-		site: site,
-	}, does.Freed
+		seq: it.seq, request: after, loaded: true, lane: t.Lane, due: it.due, size: size, parked: t.Parked, site: site,
+	}, t.Freed
 }
 
 // answered lets the next callback go to a destination that has answered one.
@@ -507,16 +510,16 @@ func (q *queue) later(l *lane) {
 // settle commits a result, and tries again for as long as the database does
 // not take it: giving up would do the work twice. It gives up when the store stops,
 // and reports false also when there is nothing to settle any more.
-func (q *queue) settle(it *item, after *tandem.Request, next *Next) bool {
+func (q *queue) settle(it *item, t *Transition) bool {
 	for tries := 0; ; tries++ {
 		found := false
 		err := q.store.do(context.Background(), func(tx *tx) (err error) {
-			found, err = settle(tx, it, after, next)
+			found, err = settle(tx, it, t)
 			return err
 		})
 		if err == nil || errors.Is(err, ErrUnsure) { // ErrUnsure: it is committed, if the file comes back
 			if !found {
-				q.store.cfg.Log.Error("the row of a request was changed or deleted by somebody else while it was worked on", "request_id", after.ID)
+				q.store.cfg.Log.Error("the row of a request was changed or deleted by somebody else while it was worked on", "request_id", t.Request.ID)
 			}
 			return found
 		}
@@ -524,7 +527,7 @@ func (q *queue) settle(it *item, after *tandem.Request, next *Next) bool {
 		stopping := q.stopping
 		q.mu.Unlock()
 		if stopping && tries >= 3 {
-			q.store.cfg.Log.Error("a result could not be kept; its request will run again after the next start", "request_id", after.ID, "error", err)
+			q.store.cfg.Log.Error("a result could not be kept; its request will run again after the next start", "request_id", t.Request.ID, "error", err)
 			return false
 		}
 		pause := time.NewTimer(retrySettle)

@@ -21,7 +21,7 @@ func (s *SQLite) Accept(ctx context.Context, lane Lane, requests ...*tandem.Requ
 	defer func() { s.quotas.release(ctx, lane, requests, err) }()
 	waiting := s.accepting.Add(int64(len(requests)))
 	defer s.accepting.Add(-int64(len(requests)))
-	if s.counters.value(counterUnfinished)+waiting > s.cfg.MaxQueue {
+	if s.counters.Unfinished()+waiting > s.cfg.MaxQueue {
 		return queueFull("of all callers", s.cfg.MaxQueue, "max-queue")
 	}
 	items := make([]item, len(requests))
@@ -74,17 +74,15 @@ func insert(tx *tx, it *item) error {
 	r := &it.request
 	it.due = tx.store.clock.now()
 	if tx.store.cfg.counts(r.Task) {
-		tx.count(r.Task+memberRows, 1)
-		tx.count(recentCounter(it.due), 1)
 		tx.own(r.KeyID, 1)
 	}
+	tx.deltas.Accept(r, it.lane, it.due, &tx.store.cfg)
 	if r.Status == tandem.StatusProcessing {
 		it.due = it.due.Add(CallerLease)
 	}
 	lane, due := sql.NullString{}, sql.NullInt64{}
 	if it.lane != LaneNone {
 		lane, due = sql.NullString{String: string(it.lane), Valid: true}, sql.NullInt64{Int64: micros(it.due), Valid: true}
-		tx.count(queueCounter(it.lane), 1)
 	}
 	err := tx.requests.add(tx,
 		it.seq, r.ID, string(r.Mode), r.Task, string(r.Status), string(r.CallbackStatus), r.Complexity,
@@ -94,11 +92,6 @@ func insert(tx *tx, it *item) error {
 	if err != nil {
 		return insertError(err)
 	}
-	tx.count(groupAccepted+string(r.Mode), 1)
-	tx.count(groupTask+r.Task, 1)
-	tx.count(nowCounter(r.Status), 1)
-	tx.count(counterUnfinished, 1)
-	tx.count(counterRows, 1)
 	return nil
 }
 
@@ -122,14 +115,14 @@ func (s *SQLite) Finish(ctx context.Context, job Job, next Next) error {
 	if err != nil {
 		return fmt.Errorf("finish: %w", err)
 	}
-	after, err := next.apply(&job)
+	t, err := next.Apply(&job)
 	if err != nil {
 		return fmt.Errorf("finish: %w", err)
 	}
 	it := &item{seq: seq, request: job.Request, lane: job.Lane}
 	found := false // the writer's, until do returns nil
 	err = s.do(ctx, func(tx *tx) (err error) {
-		found, err = settle(tx, it, &after, &next)
+		found, err = settle(tx, it, &t)
 		return err
 	})
 	switch {
@@ -137,8 +130,10 @@ func (s *SQLite) Finish(ctx context.Context, job Job, next Next) error {
 		return err
 	case !found:
 		return tandem.Errorf(tandem.CodeNotFound, "request %s is not being worked on by whoever asked for it", job.Request.ID)
-	case next.Verdict == Again:
-		s.queue.push(&item{seq: seq, request: after, loaded: true, lane: next.Lane, due: it.due, size: len(after.Data)})
+	case t.Lane != LaneNone:
+		s.queue.push(&item{
+			seq: seq, request: t.Request, loaded: true, lane: t.Lane, due: it.due, size: len(t.Request.Data),
+		})
 	}
 	return nil
 }
@@ -155,8 +150,7 @@ func markProcessing(tx *tx, it *item, started time.Time) error {
 	}
 	it.marked = true
 	tx.undo = append(tx.undo, func() { it.marked = false })
-	tx.count(nowCounter(tandem.StatusPending), -1)
-	tx.count(nowCounter(tandem.StatusProcessing), 1)
+	tx.deltas.Begin(1)
 	return nil
 }
 
@@ -164,20 +158,21 @@ func markProcessing(tx *tx, it *item, started time.Time) error {
 // next, which it leaves in it.due, and the attempt. It reports false, and writes
 // nothing, when the row is not in the job's lane and status any more: somebody else has
 // changed it.
-func settle(tx *tx, it *item, after *tandem.Request, next *Next) (bool, error) {
+func settle(tx *tx, it *item, t *Transition) (bool, error) {
+	after := &t.Request
 	before := it.request.Status
 	if it.marked {
 		before = tandem.StatusProcessing
 	}
 	lane, due := sql.NullString{}, sql.NullInt64{}
-	if next.Verdict == Again {
-		it.due = tx.store.clock.dueAt(next.At)
-		lane, due = sql.NullString{String: string(next.Lane), Valid: true}, sql.NullInt64{Int64: micros(it.due), Valid: true}
+	if t.Lane != LaneNone {
+		it.due = tx.store.clock.dueAt(t.At)
+		lane, due = sql.NullString{String: string(t.Lane), Valid: true}, sql.NullInt64{Int64: micros(it.due), Valid: true}
 	}
-	parked := sql.NullString{String: next.parkedFor(), Valid: next.parkedFor() != ""}
+	parked := sql.NullString{String: t.Parked, Valid: t.Parked != ""}
 	var n int64
 	var err error
-	switch o := next.Outcome; {
+	switch o := t.Outcome; {
 	case o != nil && it.lane == LaneNone: // its caller's alone: no index of the queue is touched
 		n, err = tx.exec(`
 			UPDATE requests
@@ -207,36 +202,9 @@ func settle(tx *tx, it *item, after *tandem.Request, next *Next) (bool, error) {
 	if n == 0 {
 		return false, nil
 	}
-	if it.lane != LaneNone {
-		tx.count(queueCounter(it.lane), -1)
-	}
-	if next.Verdict == Again {
-		tx.count(queueCounter(next.Lane), 1)
-	}
-	if next.Outcome != nil {
-		countOutcome(tx.count, after, next.Outcome, tx.store.cfg.counts(after.Task))
-	}
-	if after.Status != before {
-		for _, status := range []tandem.Status{tandem.StatusPending, tandem.StatusProcessing} {
-			if before == status {
-				tx.count(nowCounter(status), -1)
-			}
-			if after.Status == status {
-				tx.count(nowCounter(status), 1)
-			}
-		}
-		if next.Outcome == nil && next.Verdict != Again {
-			tx.count(endedCounter(after.Status), 1)
-		}
-	}
-	if next.Verdict != Again {
-		if after.CallbackStatus != "" {
-			tx.count(groupCallback+string(after.CallbackStatus), 1)
-		}
-		tx.count(counterUnfinished, -1)
-	}
-	if next.Attempt != nil {
-		return true, logAttempt(tx, it.seq, next.Attempt)
+	tx.deltas.Settle(before, t, &tx.store.cfg)
+	if t.Attempt != nil {
+		return true, logAttempt(tx, it.seq, t.Attempt)
 	}
 	return true, nil
 }
@@ -251,7 +219,6 @@ func logAttempt(tx *tx, seq int64, a *tandem.Attempt) error {
 	if err != nil {
 		return fmt.Errorf("log attempts: %w", err)
 	}
-	tx.count(groupAttempt+string(a.Outcome), 1)
 	return nil
 }
 

@@ -46,7 +46,7 @@ func TestRecovery(t *testing.T) {
 	stop := work(t, s, func(_ context.Context, job store.Job) store.Next {
 		job.Started()
 		<-release
-		return store.Next{Verdict: store.Again, Lane: job.Lane, At: time.Now().Add(time.Hour)}
+		return store.RetryAt(time.Now().Add(time.Hour), 0)
 	})
 	defer stop()
 	defer close(release)
@@ -56,7 +56,7 @@ func TestRecovery(t *testing.T) {
 	accept(t, s, waiting, store.LaneNone) // pending, in no lane that is worked on here
 	accept(t, s, answering, store.LaneNone)
 	accept(t, s, answered, store.LaneNone)
-	if err := s.Finish(context.Background(), store.Job{Request: *answered}, store.Next{Outcome: &store.Outcome{Result: json.RawMessage(`1`)}}); err != nil {
+	if err := s.Finish(context.Background(), store.Job{Request: *answered}, store.Finished(store.Outcome{Result: json.RawMessage(`1`)}, "")); err != nil {
 		t.Fatal(err)
 	}
 
@@ -72,7 +72,7 @@ func TestRecovery(t *testing.T) {
 	}
 	work(t, after, func(_ context.Context, job store.Job) store.Next {
 		if job.Lane == store.LaneDeliver {
-			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+			return store.Delivered(attempt(1, tandem.OutcomeDelivered))
 		}
 		return workEnded(`{}`)
 	})
@@ -101,7 +101,7 @@ func TestRetrySurvivesRestart(t *testing.T) {
 		if job.Request.ID == late.ID {
 			at = time.Now().Add(time.Hour)
 		}
-		return store.Next{Verdict: store.Again, Lane: store.LaneDeliver, At: at, Attempt: attempt(1, tandem.OutcomeTimeout)}
+		return store.Redeliver(attempt(1, tandem.OutcomeTimeout), at, "")
 	})
 	accept(t, s, soon, store.LaneIO)
 	accept(t, s, late, store.LaneIO)
@@ -117,7 +117,7 @@ func TestRetrySurvivesRestart(t *testing.T) {
 		if job.Request.ID != soon.ID || string(job.Request.Result) != `{"kept":1}` || job.Request.CallbackAttempts != 1 {
 			t.Errorf("handed out %+v", job)
 		}
-		return store.Next{Verdict: store.Done, Attempt: attempt(2, tandem.OutcomeDelivered)}
+		return store.Delivered(attempt(2, tandem.OutcomeDelivered))
 	})
 	waitStatus(t, again, soon.ID, tandem.StatusCallbackSent)
 	if got := mustRequest(t, again, late.ID); got.Status != tandem.StatusCompleted || got.CallbackStatus != tandem.CallbackPending {
@@ -235,7 +235,7 @@ func TestQueueCap(t *testing.T) {
 	}
 	work(t, s, func(_ context.Context, job store.Job) store.Next {
 		if job.Lane == store.LaneDeliver {
-			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+			return store.Delivered(attempt(1, tandem.OutcomeDelivered))
 		}
 		return workEnded(`{}`)
 	})
@@ -304,7 +304,7 @@ func TestDiskFullWhileWorking(t *testing.T) {
 	result := `{"x":"` + strings.Repeat("x", 40_000) + `"}`
 	work(t, s, func(_ context.Context, job store.Job) store.Next {
 		if job.Lane == store.LaneDeliver {
-			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+			return store.Delivered(attempt(1, tandem.OutcomeDelivered))
 		}
 		worked++
 		return workEnded(result)
@@ -327,7 +327,7 @@ func TestReadyJobsHoldBoundedMemory(t *testing.T) {
 	capacity := store.Capacity{Jobs: map[store.Lane]int{store.LaneIO: 1, store.LaneDeliver: 8}}
 	workWith(t, s, capacity, func(_ context.Context, job store.Job) store.Next {
 		if job.Lane == store.LaneDeliver {
-			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+			return store.Delivered(attempt(1, tandem.OutcomeDelivered))
 		}
 		<-block
 		if len(job.Request.Data) < 1<<20 {
@@ -362,7 +362,7 @@ func TestMemoryIsTrimmed(t *testing.T) {
 	s := openMemory(t)
 	work(t, s, func(_ context.Context, job store.Job) store.Next {
 		if job.Lane == store.LaneDeliver {
-			return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+			return store.Delivered(attempt(1, tandem.OutcomeDelivered))
 		}
 		return workEnded(string(job.Request.Data))
 	})

@@ -31,7 +31,7 @@ type op struct {
 // tx is the transaction of a batch.
 type tx struct {
 	store  *SQLite
-	deltas map[string]int64 // :: counter → what this transaction adds
+	deltas Deltas           // what this transaction adds
 	values map[string]int64 // :: counter → its value once this is committed; nil: none changes
 
 	owned map[string]int64 // :: key → requests of Config.Counted that this transaction adds to its history
@@ -55,9 +55,6 @@ func (t *tx) exec(text string, args ...any) (int64, error) {
 	}
 	return result.RowsAffected()
 }
-
-// count adds to a counter in this transaction.
-func (t *tx) count(name string, delta int64) { t.deltas[name] += delta }
 
 // own adds to the requests of Config.Counted of a key in this transaction; "" is nobody's.
 func (t *tx) own(key string, delta int64) {
@@ -168,7 +165,7 @@ func (s *SQLite) write() {
 			}
 		}
 		s.commitAll(batch)
-		over := s.counters.value(counterRows)-s.counters.value(counterUnfinished) > memoryRows
+		over := s.counters.Over() > memoryRows
 		if s.memory && (over || commits%256 == 0) { // now and then also for its size in bytes
 			notify(s.trimming)
 		}
@@ -261,12 +258,12 @@ func (s *SQLite) commit(ops []*op) error {
 	defer s.connMu.Unlock()
 	if s.lost() != nil {
 		if err := s.moved(); err != nil {
-			s.counters.failed()
+			s.counters.Failed()
 			s.note(err)
 			return err
 		}
 	}
-	t := &tx{store: s, deltas: map[string]int64{}, requests: insertion{one: insertRequest}, attempts: insertion{one: insertAttempt}}
+	t := &tx{store: s, deltas: Deltas{}, requests: insertion{one: insertRequest}, attempts: insertion{one: insertAttempt}}
 	started := time.Now()
 	err := t.run(ops)
 	if err != nil {
@@ -276,9 +273,12 @@ func (s *SQLite) commit(ops []*op) error {
 		for _, undo := range slices.Backward(t.undo) {
 			undo()
 		}
-		s.counters.failed()
+		s.counters.Failed()
 	} else {
-		s.counters.committed(t.values, len(ops), time.Since(started))
+		if t.values != nil {
+			s.counters.Set(t.values)
+		}
+		s.counters.Committed(len(ops), time.Since(started))
 	}
 	if err == nil && t.setBack > 0 {
 		s.clock.right()
@@ -315,7 +315,7 @@ func (t *tx) run(ops []*op) error {
 	if len(t.deltas) > 0 {
 		var counts []byte
 		var err error
-		if t.values, counts, err = t.store.counters.with(t.deltas, t.store.clock.now()); err != nil {
+		if t.values, counts, err = t.store.counters.With(t.deltas, t.store.clock.now()); err != nil {
 			return fmt.Errorf("count: %w", err)
 		}
 		if _, err = t.exec(`UPDATE totals SET counts = ? WHERE only = 1`, string(counts)); err != nil {

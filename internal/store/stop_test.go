@@ -71,7 +71,7 @@ func startAndStop(t *testing.T, url string, moment time.Duration) (accepted, ref
 		err := s.Work(ctx, everyLane, func(_ context.Context, job store.Job) store.Next {
 			job.Started()
 			if job.Lane == store.LaneDeliver {
-				return store.Next{Verdict: store.Done, Attempt: attempt(1, tandem.OutcomeDelivered)}
+				return store.Delivered(attempt(1, tandem.OutcomeDelivered))
 			}
 			return workEnded(`{}`)
 		})

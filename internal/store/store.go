@@ -118,7 +118,10 @@ type Capacity struct {
 type Job struct {
 	Lane    Lane
 	Request tandem.Request // without its log of attempts, and with Data for work or Result for a callback only; not to be modified
-	Started func()         // to be called, from Step, when work (cpu, io) begins, at most once: until then its row says pending
+	// Parked is the destination that a callback was parked for (see [Postpone]); "": none.
+	Parked string
+	// Started is to be called, from Step, when work (cpu, io) begins, at most once: until then its row says pending.
+	Started func()
 	// Answered is to be called, from Step, when the exchange of a callback has ended, at most once: its destination
 	// may take another one while the result is committed.
 	Answered func()
@@ -127,38 +130,6 @@ type Job struct {
 // Step does a job and says what comes next. It must return soon after the
 // engine cancels it, and it must not panic.
 type Step func(ctx context.Context, job Job) Next
-
-// Verdict is the kind of a [Next].
-type Verdict int
-
-// The verdicts.
-const (
-	Done  Verdict = iota // nothing left to do: the callback was delivered, or the work ended and nobody is to be called
-	Again                // dispatch the request again, in Lane at At
-	Dead                 // nothing left to do: the callback is given up
-)
-
-// Next is what a [Step] returns. The store commits all of it in one transaction.
-type Next struct {
-	Verdict Verdict
-	Lane    Lane      // of Again. The job's own lane without an Outcome: released or rescheduled
-	At      time.Time // of Again: not before; the zero time means now
-	// Outcome is set by cpu and io jobs whose work ended. Then Again in LaneDeliver, or Done for a request without a
-	// callback.
-	Outcome *Outcome
-	// Runs, of Again in a lane of work, are those that have used up an attempt, this one included; 0: as before.
-	Runs    int
-	Attempt *tandem.Attempt // one attempt was made (or it expired); nil: the job was rescheduled and nothing is counted
-
-	// Destination is what a parked callback waits for, and with an Outcome where the callback will go, as
-	// Capacity.Room has it; "": not known. A callback may then wait for it without being dispatched.
-	Destination string
-	// Freed are the destinations that may have room now that the job has ended; "": none.
-	Freed [2]string
-	// Parked, of Again in LaneDeliver, leaves the callback where it is until it is due and Destination can take
-	// it (Capacity.Room). Without it the callback is dispatched when it is due.
-	Parked bool
-}
 
 // Outcome is how the work of a request ended.
 type Outcome struct {

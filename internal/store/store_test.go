@@ -171,15 +171,18 @@ func accept(t testing.TB, s store.Store, r *tandem.Request, lane store.Lane) {
 
 // workEnded is what a step returns for work that ended well.
 func workEnded(result string) store.Next {
+	return store.Finished(goodOutcome(result), "")
+}
+
+func goodOutcome(result string) store.Outcome {
 	now := time.Now().UTC().Truncate(time.Microsecond)
-	return store.Next{
-		Verdict: store.Again, Lane: store.LaneDeliver,
-		Outcome: &store.Outcome{Result: json.RawMessage(result), StartedAt: now, CompletedAt: now, Processing: 1500 * time.Microsecond},
+	return store.Outcome{
+		Result: json.RawMessage(result), StartedAt: now, CompletedAt: now, Processing: 1500 * time.Microsecond,
 	}
 }
 
-func attempt(number int, outcome tandem.Outcome) *tandem.Attempt {
-	return &tandem.Attempt{Number: number, StartedAt: time.Now().UTC().Truncate(time.Microsecond), DurationMS: 2.5, StatusCode: 200, Outcome: outcome}
+func attempt(number int, outcome tandem.Outcome) tandem.Attempt {
+	return tandem.Attempt{Number: number, StartedAt: time.Now().UTC().Truncate(time.Microsecond), DurationMS: 2.5, StatusCode: 200, Outcome: outcome}
 }
 
 func makeKey(t testing.TB, k *keys.Keys, name string, scopes ...tandem.Scope) keys.Made {

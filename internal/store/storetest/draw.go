@@ -162,10 +162,10 @@ func (w *world) drawLeased(t *rapid.T, batch string) *tandem.Request {
 	return r
 }
 
-// drawDone is the end of work without a callback.
-func (w *world) drawDone(t *rapid.T) store.Next {
+// drawDone is the end of work.
+func (w *world) drawDone(t *rapid.T) end {
 	took := time.Duration(rapid.IntRange(0, 3_000_000_000).Draw(t, "took"))
-	o := &store.Outcome{StartedAt: w.moment(), CompletedAt: w.moment(), Processing: took}
+	o := store.Outcome{StartedAt: w.moment(), CompletedAt: w.moment(), Processing: took}
 	switch rapid.IntRange(0, 3).Draw(t, "ended") {
 	case 0:
 		o.ErrorCode, o.ErrorMessage = failures.Draw(t, "code"), texts.Draw(t, "message")
@@ -175,7 +175,19 @@ func (w *world) drawDone(t *rapid.T) store.Next {
 	default:
 		o.Result = drawDocument(t)
 	}
-	return store.Next{Verdict: store.Done, Outcome: o}
+	return end{kind: finished, outcome: o}
+}
+
+// drawRetry has work run again.
+func (w *world) drawRetry(t *rapid.T, r *row) end {
+	return end{kind: retried, at: w.drawDue(t), runs: w.drawRuns(t, r)}
+}
+
+// drawFailed is an attempt after which there is another.
+func (w *world) drawFailed(t *rapid.T, r *row) *tandem.Attempt {
+	a := w.drawAttempt(t, r, failed.Draw(t, "outcome"))
+	a.NextAt = time.Now().UTC().Truncate(micro)
+	return a
 }
 
 // drawDue is when a rescheduled job is due: now, in a moment, or not during this test.

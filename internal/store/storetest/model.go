@@ -147,67 +147,66 @@ func (m *model) accept(node int, lane store.Lane, requests ...*tandem.Request) a
 }
 
 // finish is what the caller of Accept says of its own request.
-func (m *model) finish(job store.Job, next store.Next) answer {
-	if !allowed(job, next) {
+func (m *model) finish(job store.Job, e end) answer {
+	if !allowed(job.Lane, e) {
 		return anError
 	}
 	r := m.rows[job.Request.ID]
 	if r == nil || !r.answering() || r.lane != job.Lane {
 		return answer(tandem.CodeNotFound)
 	}
-	m.step(r, next)
+	m.step(r, e)
 	return done
 }
 
 // stepped is what a step returned for the job of a row.
-func (m *model) stepped(r *row, next store.Next) answer {
-	if !allowed(store.Job{Lane: r.lane, Request: r.request}, next) {
+func (m *model) stepped(r *row, e end) answer {
+	if !allowed(r.lane, e) {
 		return anError
 	}
-	m.step(r, next)
+	m.step(r, e)
 	return done
 }
 
-// allowed are the rules of store.Next.
-func allowed(job store.Job, next store.Next) bool {
-	calls := job.Request.CallbackStatus != ""
-	switch {
-	case next.Outcome != nil && calls:
-		return job.Lane != store.LaneDeliver && next.Verdict == store.Again && next.Lane == store.LaneDeliver
-	case next.Outcome != nil:
-		return job.Lane != store.LaneDeliver && next.Verdict == store.Done
-	case next.Verdict == store.Again:
-		return job.Lane != store.LaneNone && next.Lane == job.Lane
+// allowed says which ends there are for the jobs of a lane.
+func allowed(lane store.Lane, e end) bool {
+	switch e.kind {
+	case finished:
+		return lane != store.LaneDeliver
+	case retried:
+		return lane == store.LaneCPU || lane == store.LaneIO
+	case released:
+		return lane != store.LaneNone
 	default:
-		return job.Lane == store.LaneDeliver
+		return lane == store.LaneDeliver
 	}
 }
 
-// step changes a row as an allowed Next says.
-func (m *model) step(r *row, next store.Next) {
+// step changes a row as an allowed end says.
+func (m *model) step(r *row, e end) {
 	r.leased = false
-	switch {
-	case next.Outcome != nil:
-		m.worked(r, next.Outcome)
-	case next.Verdict == store.Again:
-		if r.request.Status == tandem.StatusProcessing {
-			r.request.Status = tandem.StatusPending
-		}
-		if next.Runs > 0 && next.Lane != store.LaneDeliver {
-			r.request.Runs = next.Runs
-		}
-	default:
-		m.called(r, next.Verdict == store.Done)
-	}
+	lane, parked := r.lane, r.parked
 	r.lane, r.due, r.parked = store.LaneNone, time.Time{}, ""
-	if next.Verdict == store.Again {
-		r.lane, r.due = next.Lane, next.At
-		if next.Parked && next.Lane == store.LaneDeliver {
-			r.parked = next.Destination
+	switch e.kind {
+	case finished:
+		m.worked(r, &e.outcome)
+		if r.request.CallbackStatus != "" {
+			r.lane = store.LaneDeliver
 		}
+	case delivered, givenUp:
+		m.called(r, e.kind == delivered)
+	case released:
+		r.lane, r.parked = lane, parked
+		m.released(r)
+	default:
+		r.lane, r.due, r.parked = lane, e.at, e.parked
+		if e.runs > 0 {
+			r.request.Runs = e.runs
+		}
+		m.released(r)
 	}
-	if next.Attempt != nil {
-		m.attempted(r, *next.Attempt)
+	if e.attempt != nil {
+		m.attempted(r, *e.attempt)
 	}
 }
 

@@ -200,29 +200,29 @@ func acceptSeveral(w *world, t *rapid.T) answer {
 
 func finishSync(w *world, t *rapid.T) answer {
 	r := w.pick(t, func(r *row) bool { return r.answering() && !r.leased })
-	job, next := store.Job{Lane: r.lane, Request: r.request}, w.drawDone(t)
+	e := w.drawDone(t)
 	if oneIn(t, 10, "against the rules") {
-		next = store.Next{Verdict: store.Again} // it is in no queue
+		e = end{kind: rapid.SampledFrom([]endKind{released, retried, postponed}).Draw(t, "how")} // it is in no queue
 	}
-	return w.finish(t, job, next)
+	return w.finish(t, store.Job{Lane: r.lane, Request: r.request}, e)
 }
 
 func finishLeased(w *world, t *rapid.T) answer {
 	r := w.pick(t, func(r *row) bool { return r.leased })
-	job, next := store.Job{Lane: r.lane, Request: r.request}, w.drawDone(t)
+	e := w.drawDone(t)
 	if oneIn(t, 6, "against the rules") {
-		next.Verdict, next.Lane = store.Again, store.LaneDeliver // nobody is to be called
+		e = end{kind: postponed} // nobody is to be called
 	}
-	return w.finish(t, job, next)
+	return w.finish(t, store.Job{Lane: r.lane, Request: r.request}, e)
 }
 
 func rescheduleLeased(w *world, t *rapid.T) answer {
 	r := w.pick(t, func(r *row) bool { return r.leased })
-	next := store.Next{Verdict: store.Again, Lane: r.lane, At: w.drawDue(t), Runs: w.drawRuns(t, r)}
+	e := w.drawRetry(t, r)
 	if rapid.IntRange(0, 3).Draw(t, "how") == 0 {
-		next.Lane = store.LaneCPU
+		e = end{kind: postponed, at: e.at}
 	}
-	return w.finish(t, store.Job{Lane: r.lane, Request: r.request}, next)
+	return w.finish(t, store.Job{Lane: r.lane, Request: r.request}, e)
 }
 
 // finishTwice is a caller that finishes a request too late, or one that is not its own. The model knows
@@ -260,63 +260,58 @@ func calling(w *world, t *rapid.T) *row {
 
 func endWork(w *world, t *rapid.T) answer {
 	r := working(w, t)
-	next := w.drawDone(t)
-	calls := r.request.CallbackStatus != ""
+	e := w.drawDone(t)
 	if oneIn(t, 12, "against the rules") {
-		calls = !calls
+		e = end{kind: delivered, attempt: w.drawAttempt(t, r, tandem.OutcomeDelivered)}
 	}
-	if calls {
-		next.Verdict, next.Lane, next.At = store.Again, store.LaneDeliver, w.drawDue(t)
-		if rapid.IntRange(0, 5).Draw(t, "parked") == 0 {
-			w.drawParked(t, &next)
-		}
-	}
-	return w.step(t, r, next)
+	return w.step(t, r, e)
 }
 
 func rescheduleWork(w *world, t *rapid.T) answer {
 	r := working(w, t)
-	next := store.Next{Verdict: store.Again, Lane: r.lane, At: w.drawDue(t), Runs: w.drawRuns(t, r)}
-	if oneIn(t, 10, "against the rules") {
-		next.Lane = store.LaneDeliver
+	e := w.drawRetry(t, r)
+	switch rapid.IntRange(0, 19).Draw(t, "how") {
+	case 0, 1:
+		e = end{kind: postponed, at: e.at} // against the rules
+	case 2:
+		e = end{kind: released}
 	}
-	return w.step(t, r, next)
+	return w.step(t, r, e)
 }
 
 func endCallback(w *world, t *rapid.T) answer {
 	r := calling(w, t)
-	next := store.Next{Verdict: store.Done, Attempt: w.drawAttempt(t, r, tandem.OutcomeDelivered)}
+	e := end{kind: delivered, attempt: w.drawAttempt(t, r, tandem.OutcomeDelivered)}
 	switch rapid.IntRange(0, 19).Draw(t, "how") {
 	case 0:
-		next = w.drawDone(t) // of work
+		e = w.drawDone(t) // of work
 	case 1, 2, 3:
-		next.Verdict, next.Attempt = store.Dead, w.drawAttempt(t, r, tandem.OutcomeGone)
+		e = end{kind: givenUp, attempt: w.drawAttempt(t, r, tandem.OutcomeGone)}
 	case 4, 5:
-		next.Verdict, next.Attempt = store.Dead, w.drawAttempt(t, r, tandem.OutcomeExpired)
+		e = end{kind: givenUp, attempt: w.drawAttempt(t, r, tandem.OutcomeExpired)}
 	}
-	return w.step(t, r, next)
+	return w.step(t, r, e)
 }
 
 func failCallback(w *world, t *rapid.T) answer {
 	r := calling(w, t)
-	next := store.Next{
-		Verdict: store.Again, Lane: r.lane, At: w.drawDue(t),
-		Attempt: w.drawAttempt(t, r, failed.Draw(t, "outcome")),
-	}
-	next.Attempt.NextAt = time.Now().UTC().Truncate(micro)
+	e := end{kind: postponed, at: w.drawDue(t), attempt: w.drawFailed(t, r)}
 	if oneIn(t, 8, "against the rules") {
-		next.Lane = store.LaneIO
+		e = w.drawRetry(t, r)
 	}
-	return w.step(t, r, next)
+	return w.step(t, r, e)
 }
 
 func rescheduleCallback(w *world, t *rapid.T) answer {
 	r := calling(w, t)
-	next := store.Next{Verdict: store.Again, Lane: r.lane, At: w.drawDue(t)}
-	if oneIn(t, 4, "against the rules") {
-		next.Lane = store.LaneNone
+	e := end{kind: postponed, at: w.drawDue(t)}
+	switch rapid.IntRange(0, 7).Draw(t, "how") {
+	case 0, 1:
+		e = end{kind: retried, at: e.at} // against the rules
+	case 2:
+		e = end{kind: released}
 	}
-	return w.step(t, r, next)
+	return w.step(t, r, e)
 }
 
 func lookUp(w *world, t *rapid.T) answer {

@@ -20,16 +20,15 @@ var destinations = []string{"https://a.example:443", "http://b.example:80", "htt
 // spot is where one owner's callbacks go.
 type spot struct{ destination, owner string }
 
-// rooms are the destinations that can take callbacks, and the callbacks that are parked. Stores ask at any time.
+// rooms are the destinations that can take callbacks. Stores ask at any time.
 type rooms struct {
-	mu     sync.Mutex         // guards the fields below
-	full   map[spot]time.Time // :: what has no room → since when; zero: it never had any
-	parked map[string]string  // :: id → destination
+	mu   sync.Mutex         // guards the field below
+	full map[spot]time.Time // :: what has no room → since when; zero: it never had any
 }
 
 // newRooms has one destination that is full.
 func newRooms() *rooms {
-	r := &rooms{full: map[spot]time.Time{}, parked: map[string]string{}}
+	r := &rooms{full: map[spot]time.Time{}}
 	for _, owner := range owners {
 		r.full[spot{destinations[0], owner}] = time.Time{}
 	}
@@ -67,29 +66,12 @@ func (r *rooms) set(s spot, full bool) {
 	}
 }
 
-// park notes what a callback is parked for; "": nothing.
-func (r *rooms) park(id, destination string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.parked[id] = destination
-}
-
-// back returns a job to where it was.
-func (r *rooms) back(job store.Job) store.Next {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	next := store.Next{Verdict: store.Again, Lane: job.Lane, Destination: r.parked[job.Request.ID]}
-	next.Parked = next.Destination != ""
-	return next
-}
-
 // lateRoom is how long before a callback was parked its destination may have had room for a store to dispatch it:
 // a fetch from PostgreSQL asks for room first.
 const lateRoom = time.Second
 
 // parked notes that a callback is parked from now on, or is not any more.
 func (w *world) parked(r *row) {
-	w.rooms.park(r.request.ID, r.parked)
 	r.parkedAt, r.roomAt = time.Now(), w.rooms.last(r.parked, r.request.Owner)
 }
 
@@ -105,23 +87,18 @@ func (r *row) hadRoom(s *subject) bool {
 	return !r.roomAt.Before(since)
 }
 
-// drawParked parks a callback that a job leaves behind.
-func (w *world) drawParked(t *rapid.T, next *store.Next) {
-	next.Parked, next.Destination = true, rapid.SampledFrom(destinations).Draw(t, "destination")
-}
-
 func parkCallback(w *world, t *rapid.T) answer {
 	r := calling(w, t)
-	next := store.Next{Verdict: store.Again, Lane: r.lane, At: w.drawDue(t)}
-	w.drawParked(t, &next)
+	e := end{
+		kind: postponed, at: w.drawDue(t), parked: rapid.SampledFrom(destinations).Draw(t, "destination"),
+	}
 	if rapid.Bool().Draw(t, "attempted") {
-		next.Attempt = w.drawAttempt(t, r, failed.Draw(t, "outcome"))
-		next.Attempt.NextAt = time.Now().UTC().Truncate(micro)
+		e.attempt = w.drawFailed(t, r)
 	}
 	if oneIn(t, 10, "against the rules") {
-		next.Lane = store.LaneIO
+		e = w.drawDone(t)
 	}
-	return w.step(t, r, next)
+	return w.step(t, r, e)
 }
 
 // fillOrFree changes whether a destination has room, for one owner or for all.
@@ -157,9 +134,9 @@ func (w *world) announce(t *rapid.T, destination string) bool {
 	if len(ending) == 0 {
 		return false
 	}
-	next := store.Next{Verdict: store.Again, Lane: ending[0].lane}
-	next.Freed[rapid.IntRange(0, 1).Draw(t, "freed")] = destination
-	w.step(t, ending[0], next)
+	e := end{kind: released}
+	e.freed[rapid.IntRange(0, 1).Draw(t, "freed")] = destination
+	w.step(t, ending[0], e)
 	return true
 }
 

@@ -149,7 +149,7 @@ func cutOff(w *world, t *rapid.T) answer {
 		t.Fatal(err)
 	}
 	for _, h := range late {
-		h.next <- w.drawAny(t, h)
+		h.next <- w.drawAny(t, h).next()
 	}
 	err = eventually(func() error {
 		after, err := writes(n)
@@ -183,16 +183,12 @@ func (w *world) leaveBehind(t *rapid.T, k int) {
 }
 
 // drawAny is an end of a job.
-func (w *world) drawAny(t *rapid.T, h *heldJob) store.Next {
+func (w *world) drawAny(t *rapid.T, h *heldJob) end {
 	if h.Lane == store.LaneDeliver {
 		attempt := w.drawAttempt(t, &row{request: h.Request}, tandem.OutcomeDelivered)
-		return store.Next{Verdict: store.Done, Attempt: attempt}
+		return end{kind: delivered, attempt: attempt}
 	}
-	next := w.drawDone(t)
-	if h.Request.CallbackStatus != "" {
-		next.Verdict, next.Lane = store.Again, store.LaneDeliver
-	}
-	return next
+	return w.drawDone(t)
 }
 
 // takenOver waits until other nodes have taken over what a node left behind, as the model has it.

@@ -49,7 +49,6 @@ type subject struct {
 // node is an open store, and those of its jobs that wait for the oracle to say what comes of them.
 type node struct {
 	number int // in the order of opening
-	rooms  *rooms
 	store  store.Store
 	end    func() error // ends Work, for which all jobs are released, and closes the store; once
 
@@ -86,7 +85,7 @@ func (s *subject) open(limits store.Config, rooms *rooms) (*node, error) {
 		return nil, fmt.Errorf("open %s: %w", s.Name, err)
 	}
 	n := &node{
-		number: s.opened, rooms: rooms, store: opened,
+		number: s.opened, store: opened,
 		arrived: make(chan struct{}, 1), held: map[string]*heldJob{},
 	}
 	s.opened++
@@ -104,16 +103,15 @@ func (s *subject) open(limits store.Config, rooms *rooms) (*node, error) {
 // step holds a job until the oracle says what comes of it.
 func (n *node) step(_ context.Context, job store.Job) store.Next {
 	h := &heldJob{Job: job, node: n, at: time.Now(), next: make(chan store.Next, 1)}
-	back := n.rooms.back(job)
 	n.mu.Lock()
 	switch {
 	case n.ending:
 		n.mu.Unlock()
-		return back
+		return store.Release()
 	case n.held[job.Request.ID] != nil:
 		n.mistake = fmt.Errorf("%s was dispatched twice at a time", job.Request.ID)
 		n.mu.Unlock()
-		return back
+		return store.Release()
 	}
 	n.held[job.Request.ID] = h
 	n.mu.Unlock()
@@ -147,7 +145,7 @@ func (n *node) releaseAll() {
 	n.ending = true
 	n.mu.Unlock()
 	for _, h := range n.forget() {
-		h.next <- n.rooms.back(h.Job)
+		h.next <- store.Release()
 	}
 }
 

@@ -124,7 +124,7 @@ func (w *world) keepLeases(t *rapid.T) {
 		r := w.model.rows[id]
 		if r != nil && r.leased && time.Since(w.leases[id]) > ownTime {
 			job := store.Job{Lane: r.lane, Request: r.request}
-			w.finish(t, job, store.Next{Outcome: &store.Outcome{ErrorCode: tandem.FailedTask}})
+			w.finish(t, job, end{kind: finished, outcome: store.Outcome{ErrorCode: tandem.FailedTask}})
 		}
 		if r == nil || !r.leased {
 			delete(w.leases, id)
@@ -397,20 +397,20 @@ func (r *row) attempts(got []tandem.Attempt) ([]tandem.Attempt, error) {
 }
 
 // finish is Finish, of the model and of the subjects.
-func (w *world) finish(t *rapid.T, job store.Job, next store.Next) answer {
+func (w *world) finish(t *rapid.T, job store.Job, e end) answer {
 	t.Helper()
 	k := 0
 	if r := w.model.rows[job.Request.ID]; r != nil {
 		k, r.asked = r.node, time.Now()
 	}
-	want := w.model.finish(job, next)
-	w.sameAnswer(t, want, k, func(s store.Store) error { return s.Finish(context.Background(), job, next) })
+	want := w.model.finish(job, e)
+	w.sameAnswer(t, want, k, func(s store.Store) error { return s.Finish(context.Background(), job, e.next()) })
 	w.each(t, 0, func(_ *subject, n *node) error { return w.compareWhole(n, job.Request.ID) })
 	return want
 }
 
 // step ends the job of a row, which is due or soon will be, and waits until that is committed.
-func (w *world) step(t *rapid.T, r *row, next store.Next) answer {
+func (w *world) step(t *rapid.T, r *row, e end) answer {
 	t.Helper()
 	id := r.request.ID
 	held := map[*subject]*heldJob{}
@@ -421,7 +421,7 @@ func (w *world) step(t *rapid.T, r *row, next store.Next) answer {
 	w.each(t, 0, func(s *subject, _ *node) error { return w.compareJobs(s) })
 	delete(w.started, id)
 	r.asked = time.Now()
-	want := w.model.stepped(r, next)
+	want := w.model.stepped(r, e)
 	if want != done { // it returns to its lane
 		r.due = time.Now().Add(refusedDelay)
 		w.slowly(r)
@@ -435,7 +435,7 @@ func (w *world) step(t *rapid.T, r *row, next store.Next) answer {
 		if err != nil {
 			return err
 		}
-		h.node.release(h, next)
+		h.node.release(h, e.next())
 		return eventually(func() error {
 			if err := w.compareWhole(h.node, id); err != nil {
 				return err
