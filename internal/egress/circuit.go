@@ -235,7 +235,7 @@ func (c *Client) judgeLocked(p *Permit, result *Result) (reports [circuits]limit
 		return all(limit.Success, limit.Failure, limit.Excluded)
 	}
 	p.dest.answered = now
-	if result.StatusCode >= 500 {
+	if result.StatusCode >= 500 || result.broken {
 		return all(limit.Success, limit.Success, limit.Failure)
 	}
 	return all(limit.Success, limit.Success, limit.Success)

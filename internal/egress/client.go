@@ -12,9 +12,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -31,9 +33,8 @@ const (
 	maxAnswerHeader = 64 << 10               // bytes of an answer's header, 1xx answers included
 	maxReadOn       = 100 * time.Millisecond // for the body of an answer; its header decides
 	maxIdle         = 1024                   // connections kept, all destinations together
-	idleTimeout     = 30 * time.Second
-	warnEvery       = 10 * time.Second     // between two warnings of a local fault
-	maxRetryAfter   = 365 * 24 * time.Hour // anything longer is a mistake
+	warnEvery       = 10 * time.Second       // between two warnings of a local fault
+	maxRetryAfter   = 365 * 24 * time.Hour   // anything longer is a mistake
 )
 
 // Defaults of [Config].
@@ -45,16 +46,18 @@ const (
 // Config of a [Client]. Zero fields take the defaults named; negative ones are errors.
 type Config struct {
 	Policy          Policy
-	Timeout         time.Duration  // whole exchange, name look-up to the last byte read; DefaultTimeout
-	ConnectTimeout  time.Duration  // name look-up and TCP connect; 3 s
-	HostConcurrency int            // exchanges at once per destination; DefaultHostConcurrency
-	BreakerFailures int            // failures in a row to open a destination's breaker; 5
-	BreakerOpen     time.Duration  // how long it stays open before one probe; 60 s
-	MaxDestinations int            // destinations remembered; the longest unused is forgotten; 10,000
-	MaxWaiting      int            // calls waiting for a busy destination, all destinations together; 2,048
-	Resolver        *net.Resolver  // looks up names; the pure-Go one with the system's settings
-	RootCAs         *x509.CertPool // trusted for https; the system's, or Mozilla's where it has none
-	Log             *slog.Logger   // refusals with their true reason; slog.Default
+	Timeout         time.Duration     // whole exchange, name look-up to the last byte read; DefaultTimeout
+	ConnectTimeout  time.Duration     // name look-up and TCP connect; 3 s
+	HostConcurrency int               // exchanges at once per destination; DefaultHostConcurrency
+	BreakerFailures int               // failures in a row to open a destination's breaker; 5
+	BreakerOpen     time.Duration     // how long it stays open before one probe; 60 s
+	MaxDestinations int               // destinations remembered; the longest unused is forgotten; 10,000
+	MaxWaiting      int               // calls waiting for a busy destination, all destinations together; 2,048
+	Resolver        *net.Resolver     // looks up names; the pure-Go one with the system's settings
+	RootCAs         *x509.CertPool    // trusted for https; the system's, or Mozilla's where it has none
+	Certificates    []tls.Certificate // our own, for servers that ask who calls; none
+	IdleTimeout     time.Duration     // how long an idle connection is kept; 30 s
+	Log             *slog.Logger      // refusals with their true reason; slog.Default
 }
 
 // withDefaults fills the zero fields in.
@@ -67,6 +70,7 @@ func (cfg Config) withDefaults() (Config, error) {
 		standard("Timeout", &cfg.Timeout, DefaultTimeout),
 		standard("ConnectTimeout", &cfg.ConnectTimeout, 3*time.Second),
 		standard("BreakerOpen", &cfg.BreakerOpen, time.Minute),
+		standard("IdleTimeout", &cfg.IdleTimeout, 30*time.Second),
 	)
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
@@ -127,7 +131,7 @@ func New(cfg Config) (*Client, error) {
 		MaxResponseHeaderBytes: maxAnswerHeader,
 		MaxIdleConns:           maxIdle,
 		MaxIdleConnsPerHost:    cfg.HostConcurrency,
-		IdleConnTimeout:        idleTimeout,
+		IdleConnTimeout:        cfg.IdleTimeout,
 	}
 	return c, nil
 }
@@ -153,11 +157,23 @@ type Result struct {
 	Duration    time.Duration
 	Host        string      // host:port that was called; "" when policy refuses the URL
 	Message     string      // for the caller: "" when delivered; the same words for every address that policy refuses
+	Written     bool        // by Do: the whole request, so that the receiver may have it
 	Interrupted bool        // ctx ended (not the timeout): the attempt does not count, not for a breaker either
 	Reschedule  *Reschedule // not nil: it counts as no attempt (a failed probe, or a local fault)
 
 	local     bool // it failed by a local fault
 	connected bool // there was a connection, but no answer
+	broken    bool // the answer broke off
+}
+
+// Call is an exchange of any kind, for [Permit.Do].
+type Call struct {
+	Method string
+	Header http.Header
+	Body   []byte
+
+	// Read sees the answer while it comes in. An error says that the answer broke off, which counts as a failure.
+	Read func(answer *http.Response) error
 }
 
 // Post makes the exchange and releases the permit. The status line decides: after a 2xx the receiver has the callback,
@@ -166,57 +182,92 @@ type Result struct {
 //
 // A kept connection may turn out closed before any byte of an answer: it is replaced once, within the same exchange.
 // Post panics on a released permit.
-func (p *Permit) Post(ctx context.Context, header http.Header, body []byte) (result Result) {
+func (p *Permit) Post(ctx context.Context, header http.Header, body []byte) Result {
+	timed, cancel := context.WithTimeout(ctx, p.client.cfg.Timeout)
+	defer cancel()
+	header = header.Clone()
+	if header == nil {
+		header = make(http.Header)
+	}
+	// This allows net/http to repeat a POST on a new connection when a kept one was closed. A nil header is not sent:
+	// receivers of callbacks recognise repeats by the webhook-id.
+	if _, given := header["Idempotency-Key"]; !given {
+		header["Idempotency-Key"] = nil
+	}
+	return p.exchange(timed, ctx.Err, Call{Method: http.MethodPost, Header: header, Body: body,
+		Read: func(answer *http.Response) error {
+			// Read to the end so that the connection can be used again. It is worth a moment and no more; an error here
+			// changes nothing.
+			defer time.AfterFunc(maxReadOn, cancel).Stop()
+			_, _ = io.CopyN(io.Discard, answer.Body, maxAnswer)
+			return nil
+		}})
+}
+
+// Do makes an exchange of any kind and releases the permit. The deadline of ctx bounds it; Config.Timeout bounds only
+// the connect and the TLS handshake. Do repeats nothing of which a byte was written. It panics on a released permit.
+func (p *Permit) Do(ctx context.Context, call Call) Result {
+	var written atomic.Bool
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		WroteRequest: func(info httptrace.WroteRequestInfo) { written.Store(info.Err == nil) },
+	})
+	call.Header = call.Header.Clone()
+	// net/http would repeat a POST with this header when a kept connection breaks, although the service may have begun.
+	// It looks for the canonical name only.
+	if key, given := call.Header["Idempotency-Key"]; given {
+		delete(call.Header, "Idempotency-Key")
+		call.Header["idempotency-key"] = key
+	}
+	canceled := func() error {
+		if err := ctx.Err(); !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+		return nil
+	}
+	result := p.exchange(ctx, canceled, call)
+	result.Written = written.Load()
+	return result
+}
+
+// exchange makes an exchange and releases the permit. ctx bounds it; canceled says whether ctx ended before its time.
+func (p *Permit) exchange(ctx context.Context, canceled func() error, call Call) (result Result) {
 	if p.over {
-		panic("egress: Post on a permit that was given back")
+		panic("egress: a permit that was given back is used")
 	}
 	result.StartedAt, result.Host = time.Now().UTC(), p.receiver.Host
 	// Always released: a lost permit would be lost for ever.
 	defer func() { p.finish(&result) }()
 	if p.refused != nil {
 		p.client.refuse(&result, p.refused, "")
-	} else {
-		p.client.exchange(ctx, p.target, header, body, &result)
+	} else if err := p.client.exchange(ctx, p.target, call, &result); err != nil {
+		p.client.fail(ctx, canceled, p.target, err, &result)
 	}
 	result.Duration = time.Since(result.StartedAt)
 	return result
 }
 
-// exchange fills in result, except for its times.
-func (c *Client) exchange(ctx context.Context, t *target, header http.Header, body []byte, result *Result) {
-	timed, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
-	defer cancel()
-	request, err := http.NewRequestWithContext(timed, http.MethodPost, "", bytes.NewReader(body))
+// exchange fills in result, except for its times. An error says why there was no full answer.
+func (c *Client) exchange(ctx context.Context, t *target, call Call, result *Result) error {
+	request, err := http.NewRequestWithContext(ctx, call.Method, "", bytes.NewReader(call.Body))
 	if err != nil {
-		result.Outcome, result.Message = tandem.OutcomeConnect, "the request could not be made"
-		return
+		return err
 	}
 	request.URL = &t.url
-	request.Header = header.Clone()
-	if request.Header == nil {
-		request.Header = make(http.Header)
-	}
-	// This allows net/http to repeat a POST on a new connection when a kept one was closed. A nil header is not sent:
-	// receivers of callbacks recognise repeats by the webhook-id.
-	if _, given := request.Header["Idempotency-Key"]; !given {
-		request.Header["Idempotency-Key"] = nil
-	}
+	request.Header = call.Header
 
 	// The transport alone, without an http.Client: no redirects, no cookies.
 	answer, err := c.transport.RoundTrip(request)
 	if err != nil {
-		c.fail(ctx, timed, t, err, result)
-		return
+		return err
 	}
 	defer answer.Body.Close()
 	classify(answer, result)
 	if answer.StatusCode == http.StatusSwitchingProtocols {
-		return // no body follows, and no context ends the stream
+		return nil // no body follows, and no context ends the stream
 	}
-	// Read to the end so that the connection can be used again. It is worth a moment and no more; an error here changes
-	// nothing.
-	defer time.AfterFunc(maxReadOn, cancel).Stop()
-	_, _ = io.CopyN(io.Discard, answer.Body, maxAnswer)
+	err = call.Read(answer)
+	result.broken = err != nil
+	return err
 }
 
 // classify reads the outcome from an answer.
@@ -234,14 +285,14 @@ func classify(answer *http.Response, result *Result) {
 		result.Outcome = tandem.OutcomeGone
 	case code == http.StatusTooManyRequests, code == http.StatusServiceUnavailable:
 		result.Outcome = tandem.OutcomeThrottled
-		result.RetryAfter = retryAfter(answer.Header.Get("Retry-After"), time.Now())
+		result.RetryAfter = RetryAfter(answer.Header.Get("Retry-After"), time.Now())
 	default:
 		result.Outcome = tandem.OutcomeHTTPError
 	}
 }
 
-// retryAfter reads the header: seconds, or an HTTP date. Anything else, and a time in the past, is 0.
-func retryAfter(value string, now time.Time) time.Duration {
+// RetryAfter reads the header of that name: seconds, or an HTTP date. Anything else, and a time in the past, is 0.
+func RetryAfter(value string, now time.Time) time.Duration {
 	if value != "" && strings.Trim(value, "0123456789") == "" {
 		seconds, _ := strconv.ParseUint(value, 10, 64) // clamped to the largest number
 		return time.Duration(min(seconds, uint64(maxRetryAfter/time.Second))) * time.Second
@@ -252,9 +303,9 @@ func retryAfter(value string, now time.Time) time.Duration {
 	return 0
 }
 
-// fail says how an exchange without an answer ended. The texts are fixed: an error's own text names addresses, and they
-// are not for the caller.
-func (c *Client) fail(ctx, timed context.Context, t *target, err error, result *Result) {
+// fail says how an exchange without a full answer ended. The texts are fixed: an error's own text names addresses, and
+// they are not for the caller.
+func (c *Client) fail(ctx context.Context, canceled func() error, t *target, err error, result *Result) {
 	var refused *Refused
 	var handshake *handshakeError
 	var lookup *net.DNSError
@@ -264,16 +315,20 @@ func (c *Client) fail(ctx, timed context.Context, t *target, err error, result *
 	switch {
 	case errors.As(err, &refused):
 		c.refuse(result, refused, term.RedactURL(t.url.String()))
-	case ctx.Err() != nil:
+	case canceled() != nil:
 		result.Interrupted = true
 		result.Message = "interrupted"
 	case text != "":
 		result.local = true
 		result.Outcome, result.Message = tandem.OutcomeConnect, text
 		c.warnLocalFault(t.site.Host, text, err)
-	case timed.Err() != nil, errors.As(err, &handshake) && errors.Is(handshake.err, context.DeadlineExceeded):
+	case ctx.Err() != nil, errors.As(err, &handshake) && errors.Is(handshake.err, context.DeadlineExceeded):
 		result.Outcome = tandem.OutcomeTimeout
-		result.Message = fmt.Sprintf("no answer within %v", c.cfg.Timeout)
+		within := c.cfg.Timeout
+		if deadline, given := ctx.Deadline(); given {
+			within = deadline.Sub(result.StartedAt).Round(time.Millisecond)
+		}
+		result.Message = fmt.Sprintf("no answer within %v", within)
 		result.connected = true // no connect takes so long to fail
 	case errors.As(err, &handshake):
 		result.Outcome, result.Message = tandem.OutcomeTLS, handshake.text()
@@ -323,7 +378,7 @@ func (c *Client) warnLocalFault(host, text string, err error) {
 // refuse notes a refusal of the guard: the true reason in the log, the one text for the caller.
 func (c *Client) refuse(result *Result, refused error, shown string) {
 	result.Outcome, result.Message = tandem.OutcomeBlocked, blockedText
-	c.cfg.Log.Warn("callback refused", "url", shown, "error", refused)
+	c.cfg.Log.Warn("call refused", "url", shown, "error", refused)
 }
 
 // dialTLS makes the connection for https. It does the handshake itself, because the errors of net/http's own cannot be
@@ -342,10 +397,11 @@ func (c *Client) dialTLS(ctx context.Context, network, hostPort string) (net.Con
 		return nil, fmt.Errorf("dial %s: %w", hostPort, err)
 	}
 	conn := tls.Client(plain, &tls.Config{
-		ServerName: host,
-		RootCAs:    c.cfg.RootCAs,
-		NextProtos: []string{"http/1.1"},
-		MinVersion: tls.VersionTLS12,
+		ServerName:   host,
+		RootCAs:      c.cfg.RootCAs,
+		Certificates: c.cfg.Certificates,
+		NextProtos:   []string{"http/1.1"},
+		MinVersion:   tls.VersionTLS12,
 	})
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = plain.Close()

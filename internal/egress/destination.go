@@ -64,7 +64,7 @@ func (p *Reschedule) Error() string {
 	return fmt.Sprintf("rescheduled until %s: %s", p.Until.UTC().Format(time.RFC3339Nano), p.Reason)
 }
 
-// Permit is the right to make one exchange. Call Post or Release, once, from the goroutine of Reserve.
+// Permit is the right to make one exchange. Call Post, Do or Release, once, from the goroutine of Reserve.
 type Permit struct {
 	client   *Client
 	target   *target // shared, not to be changed; nil if refused
@@ -143,7 +143,7 @@ func (p *Permit) Destinations() (site, path string) {
 	return site, site + p.receiver.Path
 }
 
-// Release returns the permit unused. It does nothing after Post or Release.
+// Release returns the permit unused. It does nothing after Post, Do or Release.
 func (p *Permit) Release() { p.finish(&Result{}) }
 
 // finish ends the permit and grants it to waiting calls. It sets Reschedule of a result without an attempt.
@@ -162,7 +162,7 @@ func (p *Permit) finish(result *Result) {
 	c.mu.Unlock()
 	switch { // without the lock: a log may be slow
 	case started:
-		c.cfg.Log.Warn("destination fails: callbacks to it are delayed", "host", p.receiver.Host,
+		c.cfg.Log.Warn("destination fails: calls to it are delayed", "host", p.receiver.Host,
 			"scheme", p.receiver.Scheme, "outcome", result.Outcome, "status_code", result.StatusCode,
 			"error", result.Message)
 	case recovered > 0:

@@ -5,9 +5,6 @@ import (
 	"time"
 )
 
-// RetryAfter reads the header of that name.
-func RetryAfter(value string, now time.Time) time.Duration { return retryAfter(value, now) }
-
 // Judge is what the dialer decides about host:port before it looks anything up.
 func (d *Dialer) Judge(hostPort string) error {
 	_, _, err := d.judge(hostPort)

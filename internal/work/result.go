@@ -16,6 +16,7 @@ const (
 	StateHeld                  // it was not begun, because what it needs is not there before a known time
 	StateUnknown               // it may have been done
 	StatePanicked              // for good
+	StateTaken                 // a service has taken it and will do it after its answer
 )
 
 // Result is what came of one run. Its zero value is a failure without a message.
@@ -28,6 +29,8 @@ type Result struct {
 	retryAfter  time.Duration
 	counted     bool
 	until       time.Time
+	location    string
+	statusCode  int
 }
 
 // Done is the result of work that was done. contentType "" stands for JSON, of which nil is null.
@@ -62,6 +65,12 @@ func Unknown(message string) Result {
 	return Result{state: StateUnknown, message: message, counted: true}
 }
 
+// Taken is work that a service will go on with and whose result comes later. location is where to ask for it, after
+// retryAfter if that is not 0; "": the service has named no such place.
+func Taken(location string, retryAfter time.Duration) Result {
+	return Result{state: StateTaken, location: location, retryAfter: retryAfter}
+}
+
 // panicked is a run that ended in a panic. Its message and stack are for the log.
 func panicked(value, stack string) Result {
 	return Result{state: StatePanicked, message: value, stack: stack}
@@ -72,6 +81,12 @@ func (r Result) State() State { return r.state }
 
 // Body is the result of work that was done, and its content type, "" for JSON.
 func (r Result) Body() (body []byte, contentType string) { return r.body, r.contentType }
+
+// Taken is where to ask for the result of work that a service has taken, and after how long; see [Taken].
+func (r Result) Taken() (location string, retryAfter time.Duration) { return r.location, r.retryAfter }
+
+// StatusCode is what a service answered; 0: there was no answer, or no service.
+func (r Result) StatusCode() int { return r.statusCode }
 
 // Message is for people. That of a panic is for the log only, and has the stack.
 func (r Result) Message() string {

@@ -51,6 +51,11 @@ type Task struct {
 	// must not call runtime.Goexit. A panic fails the request.
 	Run func(ctx context.Context, in Input) Result
 
+	// Poll asks for the result of work that a service has taken, at the Location of its answer, and Withdraw tells the
+	// service that nobody waits for it any more; nil: no work of this task is ever taken. Neither does anything twice
+	// that may not be done twice, so what Poll does not know is [Again].
+	Poll, Withdraw func(ctx context.Context, in Input, location string) Result
+
 	trusted bool // its result is known to be JSON
 }
 
@@ -65,6 +70,13 @@ type Input struct {
 	Data        []byte    // what the caller sent
 	ContentType string    // of Data; "": JSON
 	Complexity  int       // of a task that has one, MinComplexity..MaxComplexity
+
+	// Of a request that has them; "": none.
+	Traceparent, Tracestate string // W3C trace context
+	CompleteURL             string // where a service may report the result of work that it has taken
+
+	// Progress is told how far the work is: JSON of at most 64 KiB, which it must not keep. nil: nobody wants to know.
+	Progress func(report []byte)
 }
 
 // Validate says what is wrong with a task.
