@@ -1,14 +1,12 @@
-// Package audit is the security suite for a deployment of tandem, wherever it runs: a table of checks, each of which
-// sends HTTP requests and reports what came back. It sees what a stranger, a caller and an operator see. It reads the
-// operations to try from the deployment's own OpenAPI document. What it knows of the inside is data: the paths that are
-// for everybody, and the attack vectors.
+// Package audit is the security suite for a deployment of tandem, wherever it runs: a table of checks. Each sends HTTP
+// requests and reports the answers, as a stranger, a caller or an operator. The operations come from the deployment's
+// own OpenAPI document. All inside knowledge is data: the open paths, and the attack vectors.
 //
 // It promises to be safe to run against production. It sends one request at a time, at most [Config].Rate a second and
-// [Config].MaxRequests in all, and honours Retry-After. It deletes nothing. The work that it asks for is a handful of
-// `echo` tasks and a few submissions, and at the full level at most 40 `compute` tasks, which take turns with other
-// work. What a stranger or a foreign page must not do is tried with empty bodies and ids that nobody has. Callback URLs
-// that a deployment must refuse are submitted to be refused; a check stops when a few are accepted all the same.
-// A check that cannot be decided says so and is no pass.
+// [Config].MaxRequests in all, and honours Retry-After. It deletes nothing. It asks for a handful of `echo` tasks and a
+// few submissions, and at the full level for at most 40 `compute` tasks; they take turns with other work. Forbidden
+// actions of strangers and foreign pages are tried with empty bodies and unknown ids. Forbidden callback URLs are
+// submitted to be refused; a check stops after a few acceptances. An undecided check says so and is no pass.
 //
 // cmd/tandem calls it: [Checks] is the list, [Run] carries it out, [Report] is the result.
 package audit
@@ -39,7 +37,7 @@ const (
 	LevelFull  Level = "full"
 )
 
-// Group is what a check is about.
+// Group is the subject of a check.
 type Group string
 
 // The groups, in the order of the report.
@@ -58,10 +56,10 @@ const (
 	GroupServices Group = "statistics-and-health"
 )
 
-// Need is what a check cannot be decided without.
+// Need is a precondition of a check.
 type Need string
 
-// What checks need.
+// The needs.
 const (
 	NeedCaller    Need = "--api-key (the deployment asks for one)"
 	NeedKey       Need = "--api-key"
@@ -86,22 +84,21 @@ const (
 type Check struct {
 	ID          string // stable
 	Group       Group
-	Title       string // what must hold
+	Title       string // the rule
 	Level       Level
 	Needs       []Need
-	Remediation string // what to do when it fails
+	Remediation string // advice after a failure
 
 	run checkFunc
 
-	// stage puts checks behind those of a lower one: they look back at all answers, open a breaker, or use up a rate
-	// limit.
+	// stage orders the checks. The later ones look back at all answers, open a breaker, or use up a rate limit.
 	stage int
 }
 
-// checkFunc asks a deployment and records what it sees.
+// checkFunc asks a deployment and records the answers.
 type checkFunc func(ctx context.Context, t *target, v *verdict)
 
-// checks fills in what the checks of a group have in common: the group, and the quick level unless they say otherwise.
+// checks fills in the group of its checks, and the quick level by default.
 func (g Group) checks(all ...Check) []Check {
 	for i := range all {
 		all[i].Group, all[i].Level = g, cmp.Or(all[i].Level, LevelQuick)
@@ -109,7 +106,7 @@ func (g Group) checks(all ...Check) []Check {
 	return all
 }
 
-// Config says what to audit. Zero fields take the defaults named.
+// Config describes an audit. Zero fields take the defaults named.
 type Config struct {
 	URL         string          // base of the deployment: http or https, host, maybe a path
 	Level       Level           // LevelQuick
@@ -124,17 +121,17 @@ type Config struct {
 	MaxRequests int             // requests in all; quick 2,000, full 5,000
 	Rate        int             // requests per second; 50
 	Timeout     time.Duration   // for a callback, a slow answer or the end of a connection; 20 s
-	Quiet       time.Duration   // how long something must not happen before the audit believes that it will not; 3 s
+	Quiet       time.Duration   // wait before the audit concludes the absence of something; 3 s
 	RootCAs     *x509.CertPool  // trusted for https; the system's
 	Tool        string          // name and version, for the report and the User-Agent; "tandem audit"
 	Dial        DialFunc        // how the deployment is reached; a net.Dialer
-	Progress    func(string)    // told what is being done; nil: nobody
+	Progress    func(string)    // gets the current step; nil: nobody
 }
 
 // DialFunc opens a connection, as net.Dialer does.
 type DialFunc = func(ctx context.Context, network, address string) (net.Conn, error)
 
-// Validate reports what cannot be audited, as something a user can fix.
+// Validate reports a fault in terms of the flags.
 func (cfg Config) Validate() error {
 	if _, err := parseBase(cfg.URL); err != nil {
 		return fmt.Errorf("url %s: %w", term.RedactURL(cfg.URL), err)
@@ -194,7 +191,7 @@ func Checks() []Check {
 	)
 }
 
-// selected returns the checks that one of the names means: all of them without any.
+// selected returns the checks with these names or groups; all of them without names.
 func selected(names []string) ([]Check, error) {
 	all := Checks()
 	if len(names) == 0 {
@@ -210,8 +207,8 @@ func selected(names []string) ([]Check, error) {
 	}), nil
 }
 
-// Run audits. It returns an error when the deployment cannot be reached, is no tandem, refuses a key that it was given,
-// or when ctx ends; the report then has what was found until then, and is nil if nothing was asked.
+// Run audits. It returns an error when the deployment cannot be reached, is no tandem, or refuses a given key, or when
+// ctx ends; the report then covers the part so far, and is nil if nothing was asked.
 func Run(ctx context.Context, cfg Config) (*Report, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("configure the audit: %w", err)
@@ -243,7 +240,7 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 		cfg.Progress(checks[i].ID)
 		outcome, evidence := t.decide(ctx, checks[i])
 		if ctx.Err() != nil {
-			break // what it saw was cut short
+			break // its evidence is incomplete
 		}
 		entries[i].Outcome, entries[i].Evidence = outcome, evidence
 	}
@@ -254,7 +251,7 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 	return report, nil
 }
 
-// decide runs a check if everything that it needs is there. The evidence holds no keys.
+// decide runs a check if its needs are met. The evidence holds no keys.
 func (t *target) decide(ctx context.Context, check Check) (Outcome, []string) {
 	if check.Level == LevelFull && t.cfg.Level != LevelFull {
 		return Skipped, []string{"runs with --level full"}
@@ -277,7 +274,7 @@ func (t *target) decide(ctx context.Context, check Check) (Outcome, []string) {
 	return outcome, evidence
 }
 
-// has reports whether something that checks need is there.
+// has reports whether a need is met.
 func (t *target) has(need Need) bool {
 	switch need {
 	case NeedCaller:
@@ -301,7 +298,7 @@ func (t *target) has(need Need) bool {
 // passing.
 type verdict struct{ failed, doubts, passed, skipped []string }
 
-// judge applies a rule to an answer. One that did not come decides nothing.
+// judge applies a rule to an answer. A missing answer decides nothing.
 func (v *verdict) judge(a answer, r rule) {
 	if a.Err != nil {
 		v.doubtf("%s", a)
@@ -312,7 +309,7 @@ func (v *verdict) judge(a answer, r rule) {
 	}
 }
 
-// expect is judge for a condition that is already known.
+// expect is judge for a known condition.
 func (v *verdict) expect(a answer, ok bool, wrong string) {
 	v.judge(a, must(func(answer) bool { return ok }, wrong))
 }
@@ -329,13 +326,13 @@ func (v *verdict) passf(format string, args ...any) {
 	v.passed = append(v.passed, fmt.Sprintf(format, args...))
 }
 
-// empty reports that nothing has been seen so far.
+// empty reports whether there is no evidence so far.
 func (v *verdict) empty() bool { return v.failed == nil && v.doubts == nil && v.passed == nil }
 
-// mostShown is how many lines of what failed a report has for one check.
+// mostShown bounds the lines of failures of one check in a report.
 const mostShown = 5
 
-// outcome is the sum, with the lines that it rests on.
+// outcome is the result, with its evidence.
 func (v *verdict) outcome() (Outcome, []string) {
 	switch {
 	case v.skipped != nil:
@@ -351,7 +348,7 @@ func (v *verdict) outcome() (Outcome, []string) {
 	}
 }
 
-// shortList keeps the first lines that differ, and says how many more there are.
+// shortList keeps the first different lines, and counts the others.
 func shortList(lines []string, most int) []string {
 	lines = slices.Compact(lines)
 	if len(lines) <= most {

@@ -14,7 +14,7 @@ import (
 	"tandem"
 )
 
-// Remediations that several checks share.
+// Remediations of several checks.
 const (
 	fixKeys  = "make keys with `tandem keys create`, and serve without --no-auth"
 	fixShown = "replace what was shown with `tandem keys rotate` and `tandem keys rotate-signing`, " +
@@ -60,15 +60,15 @@ func authChecks() []Check {
 	)
 }
 
-// elsewhere reports whether an answer to another spelling of a path says that nothing is there, or redirects to the
-// usual spelling, which gets a probe of its own.
+// elsewhere reports whether an answer to another spelling of a path denies its existence, or redirects to the usual
+// spelling (with a probe of its own).
 func (a answer) elsewhere() bool {
 	return a.denied() || slices.Contains([]int{
 		http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotImplemented,
 	}, a.Status) || a.Status >= 300 && a.Status < 400 && a.Status != http.StatusNotModified
 }
 
-// denied judges an answer to a caller who may not, for the usual spelling of a path or another.
+// denied judges an answer to a caller without permission, for the usual spelling of a path or another.
 func (v *verdict) denied(a answer, usual bool) {
 	if a.Status >= http.StatusInternalServerError && a.Status != http.StatusNotImplemented {
 		v.doubtf("%s", a)
@@ -77,7 +77,7 @@ func (v *verdict) denied(a answer, usual bool) {
 	v.expect(a, a.denied() || !usual && a.elsewhere(), "want 401")
 }
 
-// expectDenied sends a probe that must be denied, in its usual spelling and in others.
+// expectDenied sends a forbidden probe, in its usual spelling and in others.
 func (t *target) expectDenied(ctx context.Context, v *verdict, p probe) {
 	v.denied(t.send(ctx, p), true)
 	for _, path := range t.spellings(p.Path) {
@@ -86,7 +86,7 @@ func (t *target) expectDenied(ctx context.Context, v *verdict, p probe) {
 	}
 }
 
-// checkAuthRequired asks without a key for everything that needs one, in every spelling.
+// checkAuthRequired asks for every guarded operation without a key, in every spelling.
 func checkAuthRequired(ctx context.Context, t *target, v *verdict) {
 	for _, op := range t.guarded() {
 		p := op.ask(t.ownID(ctx))
@@ -101,7 +101,7 @@ func checkAuthRequired(ctx context.Context, t *target, v *verdict) {
 // unknownKey has the form of a key, but nobody has it.
 func unknownKey() string { return "tdm_" + rand.Text() + rand.Text() }
 
-// checkWrongKeys tries keys that are nearly right on one route, and an unknown one on every route.
+// checkWrongKeys tries nearly right keys on one route, and an unknown one on every route.
 func checkWrongKeys(ctx context.Context, t *target, v *verdict) {
 	wrong := [][2]string{
 		{"an unknown key", "Bearer " + unknownKey()},
@@ -145,8 +145,8 @@ func swapCase(key string) string {
 	}, rest)
 }
 
-// checkHeadersForKeys sends headers that proxies and applications have trusted: about where a request comes from, who
-// sends it, and where it really goes.
+// checkHeadersForKeys sends headers often trusted by proxies and applications: about the origin of a request, its
+// sender, and its real target.
 func checkHeadersForKeys(ctx context.Context, t *target, v *verdict) {
 	for _, header := range []map[string]string{
 		{"X-Forwarded-For": "127.0.0.1", "X-Real-IP": "127.0.0.1", "Forwarded": "for=127.0.0.1",
@@ -202,7 +202,7 @@ func checkKeyInURL(ctx context.Context, t *target, v *verdict) {
 	}
 }
 
-// checkScopes asks for what belongs to the operator with callers' keys, in every spelling.
+// checkScopes asks for the operator's operations with callers' keys, in every spelling.
 func checkScopes(ctx context.Context, t *target, v *verdict) {
 	for _, op := range t.guarded() {
 		if !op.admin() {

@@ -34,13 +34,13 @@ func headerChecks() []Check {
 	)
 }
 
-// failing are requests that fail, in every way that an error comes about.
+// failing are requests for every kind of error.
 var failing = []probe{
 	{Path: "/audit-no-such-path", NoKey: true}, {Path: "/requests", NoKey: true}, {Path: "/requests/" + unknownID},
 	{Path: "/requests?limit=x"}, {Method: http.MethodDelete, Path: "/sync"}, post("/sync", `{}`),
 }
 
-// everywhere is a check of all that can be read, and of errors.
+// everywhere is a check of all readable routes, and of errors.
 func everywhere(r rule) checkFunc {
 	return func(ctx context.Context, t *target, v *verdict) {
 		for _, s := range t.sweep(ctx) {
@@ -87,7 +87,7 @@ func checkNoStore(ctx context.Context, t *target, v *verdict) {
 	}
 }
 
-// weakScripts is a policy that lets a page run injected scripts.
+// weakScripts matches a policy open to injected scripts.
 var weakScripts = regexp.MustCompile(`(script-src|default-src)[^;]*('unsafe-inline'|'unsafe-eval'|\*|data:|\bhttps?:)`)
 
 // strictPage is the rule for a page of HTML.
@@ -107,7 +107,7 @@ func strictPage(a answer) string {
 	}
 }
 
-// checkPages looks at everything that is HTML, wherever it is found.
+// checkPages looks at every HTML answer.
 func checkPages(ctx context.Context, t *target, v *verdict) {
 	judge := func(a answer) {
 		if a.Err != nil || strings.Contains(a.Header.Get("Content-Type"), "html") {

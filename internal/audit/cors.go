@@ -35,7 +35,7 @@ func corsChecks() []Check {
 	)
 }
 
-// unshared is the rule that the page that a probe names may not read the answer, nor send what the probe asks for.
+// unshared is the rule for a probe of a foreign page: it may neither read the answer nor send the request.
 func unshared(a answer) string {
 	allowed := a.Header.Get("Access-Control-Allow-Origin")
 	if allowed == a.probe.Header["Origin"] || allowed == "*" ||
@@ -45,8 +45,8 @@ func unshared(a answer) string {
 	return ""
 }
 
-// checkOrigins asks every route that has data for a foreign page, with the caller's key, as a page that has it would;
-// and a few routes for pages of other names, some of them similar to the deployment's own.
+// checkOrigins asks every route with data for a foreign page, with the caller's key; and a few routes for pages of
+// other names, some of them similar to the deployment's own.
 func checkOrigins(ctx context.Context, t *target, v *verdict) {
 	host := t.base.Hostname()
 	for _, op := range t.operations {
@@ -85,7 +85,7 @@ func preflights(t *target) (all []probe) {
 	return all
 }
 
-// crossSite is what a browser sends for a script or form of a foreign page, to everything that can be sent to.
+// crossSite are a browser's requests for a script or form of a foreign page, to every writable route.
 func crossSite(t *target) (all []probe) {
 	for _, op := range t.writes() {
 		for _, header := range []map[string]string{
@@ -100,9 +100,9 @@ func crossSite(t *target) (all []probe) {
 	return all
 }
 
-// checkRebinding sends what a browser sends for a page whose name leads here, to every route that has data. To the
-// browser both are one origin; only Host distinguishes them. Such a page has no key, so a deployment that requires one
-// may refuse the request for that.
+// checkRebinding sends a browser's requests for a page after DNS rebinding to every route with data. To the browser
+// both are one origin; only Host distinguishes them. Such a page has no key, so a deployment with keys may refuse the
+// request for the lack of one.
 func checkRebinding(ctx context.Context, t *target, v *verdict) {
 	host := strings.Trim(t.base.Hostname(), ".")
 	refused := must(func(a answer) bool {

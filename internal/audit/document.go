@@ -16,8 +16,8 @@ import (
 
 const (
 	documentPath = "/openapi.json"
-	maxRoutes    = 200 // operations that an audit takes from a document
-	maxValues    = 12  // values of a parameter that it takes
+	maxRoutes    = 200 // operations taken from a document
+	maxValues    = 12  // values taken of a parameter
 )
 
 // unknownID has the form of a request's id, but no request has it.
@@ -31,13 +31,13 @@ type operation struct {
 	Admin        bool // it is for keys with the scope admin
 }
 
-// parameter is one of a query, with values that may be given.
+// parameter is one of a query, with allowed values.
 type parameter struct {
 	Name   string
 	Values []string // of an enum
 }
 
-// openPaths need no key. Every other path needs one, whatever the document says.
+// openPaths need no key. Every other path needs one, even if the document disagrees.
 var openPaths = []string{
 	"/", "/docs", "/redoc", "/openapi.json", "/openapi.yaml", "/problems", "/problems/{code}", "/health", "/healthz",
 	"/livez", "/readyz",
@@ -73,7 +73,7 @@ func (op operation) target(id string) string {
 	})
 }
 
-// ask is the operation as a request that does nothing: what has a body gets one that lacks everything.
+// ask is the operation as a harmless request: a body lacks every member.
 func (op operation) ask(id string) probe {
 	p := probe{Method: op.Method, Path: op.target(id)}
 	if op.Method == http.MethodPost {
@@ -131,7 +131,7 @@ func (t *target) add(path, method string, text json.RawMessage) {
 	})
 	methods := []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete}
 	if !usable || !slices.Contains(methods, method) || json.Unmarshal(text, &documented) != nil {
-		return // a path item has members that are no methods
+		return // a path item has other members beside methods
 	}
 	op := operation{Method: method, Path: path, JSON: documented.RequestBody.Content["application/json"] != nil}
 	for _, p := range documented.Parameters {
@@ -160,7 +160,7 @@ func (t *target) add(path, method string, text json.RawMessage) {
 // admin reports whether an operation belongs to the operator.
 func (op operation) admin() bool { return op.Admin || slices.Contains(adminPaths, op.Path) }
 
-// guarded are the operations that need a key, with HEAD beside every GET.
+// guarded are the operations behind a key, with HEAD beside every GET.
 func (t *target) guarded() []operation {
 	var all []operation
 	for _, op := range t.operations {
@@ -176,13 +176,12 @@ func (t *target) guarded() []operation {
 	return all
 }
 
-// writes are the operations that a foreign page must not send.
+// writes are the operations forbidden to foreign pages.
 func (t *target) writes() []operation {
 	return slices.DeleteFunc(slices.Clone(t.operations), func(op operation) bool { return op.Method == http.MethodGet })
 }
 
-// spellings are other ways to write a path that some proxy or router treats as the same. A quick audit tries those that
-// have most often let callers past a rule.
+// spellings are other ways to write a path, equal to some proxy or router. A quick audit tries the most dangerous ones.
 func (t *target) spellings(path string) []string {
 	first, rest := path[1:2], path[2:]
 	segment, below, _ := strings.Cut(path[1:], "/")
@@ -205,14 +204,14 @@ func (t *target) spellings(path string) []string {
 	return all
 }
 
-// seen is what one operation answered.
+// seen is the answer of one operation.
 type seen struct {
 	operation
 	answer
 }
 
-// sweep asks once for everything that can be read, with the key that may, and as a browser does where no key is needed.
-// All checks share the answers.
+// sweep asks once for every readable route, with the right key, and as a browser where no key is needed. All checks
+// share the answers.
 func (t *target) sweep(ctx context.Context) []seen {
 	if t.swept != nil {
 		return t.swept
@@ -247,11 +246,10 @@ func (t *target) ownID(ctx context.Context) string {
 	return cmp.Or(t.mine, unknownID)
 }
 
-// echoBody is work that costs nothing.
+// echoBody is work without cost.
 const echoBody = `{"data":{"audit":1},"task":"echo"}`
 
-// checkDocument says whether the audit knew all routes. A document that is not served is no flaw; one that hides routes
-// is.
+// checkDocument reports whether the audit knew all routes. A missing document is no flaw; hidden routes are.
 func checkDocument(_ context.Context, t *target, v *verdict) {
 	if t.unread != "" {
 		v.doubtf("%s: only the %d operations that every tandem has were asked for", t.unread, len(t.operations))

@@ -9,7 +9,7 @@ import (
 	"tandem"
 )
 
-// The backlog that shows whether API keys take turns: 20 s of one core at most, 3 s on two cores.
+// The backlog for the fairness check: 20 s of one core at most, 3 s on two cores.
 const (
 	mostBacklog   = 40 // requests of the first key
 	shortBacklog  = 16 // the first of them are short; where many cores keep up with these, longer ones follow
@@ -72,7 +72,7 @@ func (t *target) awaitQuota(ctx context.Context, key string, calls int) {
 	_ = pause(ctx, wait) // the next request notices the end of ctx
 }
 
-// compute asks for work that takes 75 ms of a core for each complexity. A refusal is an answer.
+// compute asks for work, 75 ms of a core for each complexity. A refusal is an answer.
 func (t *target) compute(ctx context.Context, key, callback string, complexity int) answer {
 	p := async(callback, fmt.Sprintf(`"task":"compute","complexity":%d`, complexity)).hasty()
 	p.Key, p.Shown = key, fmt.Sprintf("POST /async compute %d", complexity)
@@ -82,12 +82,12 @@ func (t *target) compute(ctx context.Context, key, callback string, complexity i
 	return t.send(ctx, p)
 }
 
-// backlog is what has become of the requests of the first key.
+// backlog is the state of the first key's requests.
 type backlog struct {
 	requests         []tandem.Request
 	waiting, running int // not begun; under way
 	working          int // both of them
-	unfinished       int // the same, with those whose callback is due
+	unfinished       int // the same, with due callbacks
 }
 
 // fill asks for work with the first key until enough of it waits, or there is as much as an audit may ask for. It
@@ -113,7 +113,7 @@ func (t *target) fill(ctx context.Context, v *verdict, callback string) (ids map
 	return ids, true
 }
 
-// backlog reads what has become of the requests of the first key.
+// backlog reads the state of the first key's requests.
 func (t *target) backlog(ctx context.Context, v *verdict, ids map[string]bool) (b backlog, ok bool) {
 	a := t.send(ctx, probe{Path: "/requests?mode=async&task=compute&limit=100", Key: t.cfg.APIKey})
 	var all []tandem.Request

@@ -57,7 +57,7 @@ func inputChecks() []Check {
 	)
 }
 
-// refuses posts bodies that must be refused as bad input.
+// refuses posts bad bodies and wants a refusal.
 func refuses(bodies ...string) checkFunc {
 	all := make([]probe, len(bodies))
 	for i, body := range bodies {
@@ -67,7 +67,7 @@ func refuses(bodies ...string) checkFunc {
 	return sends(isRefused, probes(all...))
 }
 
-// formPosts send every route that takes JSON what browsers send without asking, and what only looks like JSON.
+// formPosts send every JSON route the media types of a browser without preflight, and near-misses of JSON.
 func formPosts(t *target) (all []probe) {
 	types := []string{"text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"}
 	if t.cfg.Level == LevelFull {
@@ -87,7 +87,7 @@ func formPosts(t *target) (all []probe) {
 	return all
 }
 
-// badQueries ask every list for a parameter that it does not have, and with bad values for those that it has.
+// badQueries ask every list for an unknown parameter, and give its own ones bad values.
 func badQueries(t *target) (all []probe) {
 	bad := map[string]string{
 		"limit": "abc", "offset": "-1", "since": "yesterday", "until": "2026-13-01", "status": "%27", "mode": "sync%27",
@@ -107,7 +107,7 @@ func badQueries(t *target) (all []probe) {
 	return all
 }
 
-// foreignPaths are what other software serves, what lies in the folder of a deployment, and ways out of a folder.
+// foreignPaths are routes of other software, files in the folder of a deployment, and ways out of a folder.
 var foreignPaths = []string{
 	"/debug/pprof/", "/debug/vars", "/debug/requests", "/.git/HEAD", "/.git/config", "/.env", "/tandem.db",
 	"/tandem.db-wal", "/data.db", "/backup.db", "/tandem.yaml", "/submissions.log",

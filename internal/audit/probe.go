@@ -23,18 +23,18 @@ type probe struct {
 	Header map[string]string
 	Key    string // another one than Config.APIKey
 	NoKey  bool   // none at all
-	Host   string // another one than that of Config.URL
+	Host   string // instead of the host of Config.URL
 	Hasty  bool   // a 429 or 503 is the answer: do not wait and repeat
-	Shown  string // what the evidence shows instead of all this
+	Shown  string // replaces all this in the evidence
 
 	// Either goes out with the second key as well, if there is one: nobody waits for a limit while the other key has
 	// calls left.
 	Either bool
 }
 
-// answer is what came back, or why nothing did.
+// answer is the answer to a probe, or the error instead.
 type answer struct {
-	Sent   string // what was sent, for the evidence
+	Sent   string // the request, for the evidence
 	Status int    // 0: none
 	Header http.Header
 	Body   []byte // at most 1 MiB of it
@@ -54,12 +54,12 @@ func (a answer) String() string {
 	return text
 }
 
-// decode reads the JSON of a 200 into what to points to, and reports whether there was one.
+// decode reads the JSON of a 200 into *to, and reports whether there was one.
 func (a answer) decode(to any) bool {
 	return a.Err == nil && a.Status == http.StatusOK && json.Unmarshal(a.Body, to) == nil
 }
 
-// code is that of a problem, "" if it is none.
+// code is the code of a problem; "": it is none.
 func (a answer) code() tandem.Code { return a.problem().Code }
 
 // problem is the body of an error (RFC 9457).
@@ -80,7 +80,7 @@ func (a answer) problem() problem {
 	return p
 }
 
-// refused reports whether the answer says that the input is bad.
+// refused reports whether the answer blames the input.
 func (a answer) refused() bool {
 	return slices.Contains([]int{
 		http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType,
@@ -88,12 +88,12 @@ func (a answer) refused() bool {
 	}, a.Status)
 }
 
-// unauthorized reports whether the answer says that the key is wrong or may not.
+// unauthorized reports whether the answer blames the key.
 func (a answer) unauthorized() bool {
 	return a.Status == http.StatusUnauthorized || a.Status == http.StatusForbidden
 }
 
-// denied reports whether the answer says that the caller may not, or sees nothing there.
+// denied reports whether the answer blames the key or denies the existence.
 func (a answer) denied() bool { return a.unauthorized() || a.Status == http.StatusNotFound }
 
 // blamed reports whether the answer blames the caller: 4xx.
@@ -118,7 +118,7 @@ func (p probe) with(name, value string) probe {
 	return p
 }
 
-// requestID is that of an answer to /sync or /async.
+// requestID is the request id in an answer of /sync or /async.
 func (a answer) requestID() string {
 	var body struct {
 		RequestID string `json:"request_id"`
@@ -129,10 +129,10 @@ func (a answer) requestID() string {
 	return body.RequestID
 }
 
-// rule says what is wrong with an answer; "": nothing.
+// rule returns the fault of an answer; "": none.
 type rule func(answer) string
 
-// status is the rule that an answer has this status.
+// status is the rule for one wanted status.
 func status(want int) rule {
 	return func(a answer) string {
 		if a.Status == want {
@@ -142,7 +142,7 @@ func status(want int) rule {
 	}
 }
 
-// must is the rule that ok holds for an answer.
+// must makes a rule of a condition.
 func must(ok func(answer) bool, wrong string) rule {
 	return func(a answer) string {
 		if ok(a) {
@@ -152,14 +152,14 @@ func must(ok func(answer) bool, wrong string) rule {
 	}
 }
 
-// The rules that several checks share.
+// The rules of several checks.
 var (
 	isRefused = must(answer.refused, "want a refusal as bad input")
 	isDenied  = must(answer.denied, "want 401")
 	isAny     = must(func(answer) bool { return true }, "")
 )
 
-// sends is a check that sends a list of probes and applies one rule to every answer.
+// sends is a check with a list of probes and one rule for every answer.
 func sends(r rule, probes func(*target) []probe) checkFunc {
 	return func(ctx context.Context, t *target, v *verdict) {
 		for _, p := range probes(t) {
@@ -168,5 +168,5 @@ func sends(r rule, probes func(*target) []probe) checkFunc {
 	}
 }
 
-// probes is a list of probes that is the same for every target.
+// probes is a list of probes, the same for every target.
 func probes(all ...probe) func(*target) []probe { return func(*target) []probe { return all } }

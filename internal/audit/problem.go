@@ -94,7 +94,7 @@ func checkRequestID(ctx context.Context, t *target, v *verdict) {
 	}
 }
 
-// looksBack is a check of all answers of the audit, after some of its own. What they gave away decides it.
+// looksBack is a check of all answers of the audit, after some of its own. The revealed texts decide it.
 func looksBack(found func(*target) []string, probes func(*target) []probe) checkFunc {
 	return func(ctx context.Context, t *target, v *verdict) {
 		sends(isAny, probes)(ctx, t, v)
@@ -102,7 +102,7 @@ func looksBack(found func(*target) []string, probes func(*target) []probe) check
 	}
 }
 
-// hardRequests are requests that are easy to get wrong: extreme values for every parameter of every list.
+// hardRequests are extreme values for every parameter of every list.
 func hardRequests(t *target) []probe {
 	all := []probe{
 		{Path: "/requests/" + strings.Repeat("a", 4_000)}, {Path: "/requests/%00"}, {Path: "/requests/%ff"}, {Path: "/%"},
@@ -121,7 +121,7 @@ func hardRequests(t *target) []probe {
 	return all
 }
 
-// checkAddresses also looks at the history of a callback whose connection broke, where there is a receiver.
+// checkAddresses also looks at the history of a callback with a broken connection, where there is a receiver.
 func checkAddresses(ctx context.Context, t *target, v *verdict) {
 	if t.cfg.Receiver != nil && t.has(NeedCaller) {
 		a := t.submit(ctx, t.callback(t.cfg.Receiver.New(receiver.CutOff, "")))
@@ -136,7 +136,7 @@ func checkAddresses(ctx context.Context, t *target, v *verdict) {
 	looksBack(func(t *target) []string { return t.addresses }, probes(failing...))(ctx, t, v)
 }
 
-// checkSecrets also looks at answers to everything that can be read, and at what came to the receiver.
+// checkSecrets also looks at the answers of all readable routes, and at the calls of the receiver.
 func checkSecrets(ctx context.Context, t *target, v *verdict) {
 	for _, text := range t.cfg.Receiver.Texts() {
 		if found := secretIn(text); found != "" {

@@ -13,7 +13,7 @@ import (
 	"tandem"
 )
 
-// Largest quotas that an audit uses up to see what comes after them.
+// Largest quotas for an audit to use up.
 const (
 	mostDrained     = 200
 	mostDrainedFull = 1_000
@@ -58,10 +58,10 @@ func rateChecks() []Check {
 	)
 }
 
-// glance is a GET that counts and finds nothing.
+// glance is a counted GET of nothing.
 var glance = probe{Path: "/requests/" + unknownID}
 
-// cheap is a POST that is refused for its content: it counts, and costs nothing.
+// cheap is a POST with a bad body: it counts, and costs nothing.
 var cheap = post("/sync", `{}`)
 
 var (
@@ -69,11 +69,11 @@ var (
 	rateLeft   = regexp.MustCompile(`;r=(\d+)`)
 )
 
-// quota is what the headers about the rate limit say.
+// quota holds the headers about the rate limit.
 type quota struct {
 	calls, seconds int
 	announced      bool // RateLimit-Policy names both
-	left           int  // calls that would pass now
+	left           int  // calls left now
 	known          bool // RateLimit names left
 }
 
@@ -91,7 +91,7 @@ func (a answer) quota() (q quota) {
 	return q
 }
 
-// announced is the rule that both headers about the rate limit are there.
+// announced is the rule for the presence of both rate limit headers.
 func announced(a answer) string {
 	if q := a.quota(); !q.announced || !q.known {
 		return fmt.Sprintf("want both headers; RateLimit-Policy: %s, RateLimit: %s",
@@ -100,14 +100,14 @@ func announced(a answer) string {
 	return ""
 }
 
-// checkRateForwarded sends three POSTs under three unused addresses: each must find that those before it count. It
-// cannot ask for fewer calls left than before: older calls expire meanwhile.
+// checkRateForwarded sends three POSTs under three unused addresses: each must count the ones before it. It cannot
+// demand fewer calls left than before: older calls expire meanwhile.
 func checkRateForwarded(ctx context.Context, t *target, v *verdict) {
 	for i := range 3 {
 		from := fmt.Sprintf("198.18.%d.%d", rand.N(256), rand.N(256)) // RFC 2544: no client's
 		p := cheap
 		p.Header = map[string]string{"X-Forwarded-For": from, "X-Real-IP": from, "Forwarded": "for=" + from}
-		p.Hasty = i > 0 // a wait would let the first expire, and a 429 says that it counts
+		p.Hasty = i > 0 // a wait would let the first expire, and a 429 proves the count
 		p.Shown = "POST /sync as " + from
 		a := t.send(ctx, p)
 		q := a.quota()
@@ -147,7 +147,7 @@ func checkRateBatch(ctx context.Context, t *target, v *verdict) {
 	}
 }
 
-// drains is the largest quota that this audit uses up.
+// drains is the largest quota for this audit to use up.
 func (t *target) drains() int {
 	if t.cfg.Level == LevelFull {
 		return mostDrainedFull
@@ -190,8 +190,8 @@ func (t *target) drain(ctx context.Context, p probe, calls int) (last answer, se
 	return last, sent
 }
 
-// checkEnforced uses a quota up with probes that cost nothing, and then looks whether it holds for everything that
-// counts against it. It comes last: afterwards the deployment has no calls left for the audit.
+// checkEnforced uses a quota up with cheap probes, and then checks it for every other counted request. It comes last:
+// afterwards the deployment has no calls left for the audit.
 func checkEnforced(p probe, others func(*target) (routes, spellings []probe)) checkFunc {
 	return func(ctx context.Context, t *target, v *verdict) {
 		began := time.Now()
@@ -231,7 +231,7 @@ func wellLimited(a answer) string {
 	return ""
 }
 
-// expectLimited sends everything else that counts against a quota that is used up. Calls from before the check expire
+// expectLimited sends every other counted request after the quota is used up. Calls from before the check expire
 // meanwhile, so one may get through; as many as the quota may not.
 func (t *target) expectLimited(
 	ctx context.Context, v *verdict, calls int, others func(*target) (routes, spellings []probe),

@@ -12,10 +12,10 @@ import (
 	"tandem/internal/term"
 )
 
-// Schema names the form of the JSON report. A change that breaks readers gets another number.
+// Schema names the form of the JSON report. A breaking change gets another number.
 const Schema = "tandem-audit/1"
 
-// Report is what an audit found.
+// Report is the result of an audit.
 type Report struct {
 	Schema            string    `json:"schema"`
 	Tool              string    `json:"tool"`
@@ -39,18 +39,18 @@ type Summary struct {
 	Skipped   int `json:"skipped_by_level"`
 }
 
-// Entry is a check and what it found.
+// Entry is a check with its outcome.
 type Entry struct {
 	ID          string   `json:"id"`
 	Group       Group    `json:"group"`
 	Title       string   `json:"title"`
 	Level       Level    `json:"level"`
 	Outcome     Outcome  `json:"result"`
-	Evidence    []string `json:"evidence"` // what was sent and what came back, one exchange a line, without keys
+	Evidence    []string `json:"evidence"` // requests and answers, one exchange a line, without keys
 	Remediation string   `json:"mend"`     // how to fix it
 }
 
-// entryOf is a check that nobody has run yet.
+// entryOf is the entry of a check before its run.
 func entryOf(check Check) Entry {
 	return Entry{
 		ID: check.ID, Group: check.Group, Title: check.Title, Level: check.Level, Remediation: check.Remediation,
@@ -165,7 +165,7 @@ func (r *Report) WriteJUnit(w io.Writer) error {
 	return err
 }
 
-// groups are those that occur, in order.
+// groups are the groups in the report, in order.
 func (r *Report) groups() []Group {
 	var groups []Group
 	for _, entry := range r.Findings {
@@ -185,8 +185,8 @@ const (
 // :: outcome → word
 var marks = map[Outcome]string{Pass: "pass", Fail: "FAIL", Undecided: "undecided", Skipped: "skipped"}
 
-// Table lays the report out for people, at most width characters wide: what was found, how to fix what
-// failed, and a summary. Paint, if there is one, colours the word for an outcome.
+// Table lays the report out for people, at most width characters wide: the findings, the remediations, and a summary.
+// Paint, if there is one, colours the word for an outcome.
 func (r *Report) Table(width int, paint func(Outcome, string) string) string {
 	if paint == nil {
 		paint = func(_ Outcome, word string) string { return word }

@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	breakerFailures = 5                // in a row open the breaker of a node, which then tells the others
+	breakerFailures = 5                // in a row, to open the breaker of a node; it then notifies the others
 	breakerOpen     = 30 * time.Second // a breaker is surely still open so long after a failure
 )
 
@@ -26,8 +26,8 @@ func breakerChecks() []Check {
 	})
 }
 
-// checkBreaker lets callbacks fail until the breaker must be open, and then looks whether another one, which would
-// succeed, is still tried. Other checks of callbacks come before this one. A slow deployment leaves it undecided.
+// checkBreaker lets callbacks fail until the breaker must be open, and then looks whether another one, to a healthy
+// hook, is still attempted. Other checks of callbacks come before this one. A slow deployment leaves it undecided.
 func checkBreaker(ctx context.Context, t *target, v *verdict) {
 	nodes := t.nodes(ctx)
 	enough := nodes*(breakerFailures-1) + 1 // failures: one of the nodes has had five
@@ -85,8 +85,8 @@ func checkBreaker(ctx context.Context, t *target, v *verdict) {
 	}
 }
 
-// heldBack waits for a callback. It returns when that has arrived, or when it has not although its work ended some time
-// ago; then with the request as it stands. It is false when the work does not end.
+// heldBack waits for a callback. It returns after the arrival, or with the request if there is none some time after the
+// end of the work. It is false when the work does not end.
 func (t *target) heldBack(
 	ctx context.Context, v *verdict, made answer, h *receiver.Hook,
 ) (request tandem.Request, ok bool) {
@@ -155,7 +155,7 @@ func fewDetails(a answer) string {
 	return "it reveals " + strings.Join(more, ", ")
 }
 
-// operations ask without a key for what belongs to the operator.
+// operations ask for the operator's routes without a key.
 func operations(t *target) (all []probe) {
 	for _, op := range t.guarded() {
 		if op.admin() {

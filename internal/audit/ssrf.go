@@ -20,11 +20,11 @@ import (
 )
 
 const (
-	vectorSample  = 3 // vectors of a kind that the quick level tries beside the basic ones
-	mostReachable = 3 // accepted vectors after which a check has seen enough
+	vectorSample  = 3 // vectors of a kind at the quick level, beside the basic ones
+	mostReachable = 3 // accepted vectors at the end of a check
 )
 
-// nobody replaces public hosts in vectors, so that a deployment that accepts one calls nobody (RFC 6761).
+// nobody replaces public hosts in vectors: after an acceptance nobody is called (RFC 6761).
 const nobody = "audit.invalid"
 
 func ssrfChecks() []Check {
@@ -68,19 +68,19 @@ func ssrfChecks() []Check {
 	)
 }
 
-// kind groups the vectors by what would refuse them.
+// kind groups the vectors by the reason of their refusal.
 type kind int
 
 const (
 	kindMetadata kind = iota // refused in every mode
 	kindPrivate              // refused unless opted in
-	kindNotation             // no URL that can be called
+	kindNotation             // not a callable URL
 	kindPort                 // refused for its port
 	kindNone                 // not refused
 )
 
-// vectors returns the URLs of a kind that a strict deployment refuses, those first that every audit tries, and how many
-// they are. It leaves out URLs that lead to the audit's receiver, because the operator has opted that in.
+// vectors returns the URLs of a kind, refused by a strict deployment: first the basic ones of every audit, and their
+// number. It leaves out URLs of the audit's own receiver, because the operator has opted it in.
 func (t *target) vectors(want kind) (urls []string, first, leftOut int) {
 	if want == kindPort {
 		return ports(), 4, 0
@@ -101,7 +101,7 @@ func (t *target) vectors(want kind) (urls []string, first, leftOut int) {
 	return slices.Concat(urls, others), len(urls), leftOut
 }
 
-// ports are those that nobody has opened; first some that are drawn at random for each audit.
+// ports are closed ports; first a few random ones.
 func ports() (urls []string) {
 	all := []int{22, 25, 79, 81, 442, 444, 2375, 3306, 5432, 6379, 6443, 8080, 9200, 10250, 11211, 27017, 65535}
 	for range 4 {
@@ -113,7 +113,8 @@ func ports() (urls []string) {
 	return urls
 }
 
-// kind says what refuses a vector in production; kindNone where nothing does, or where it takes more than a URL.
+// kind returns the reason of a vector's refusal in production; kindNone without a refusal, or if it takes more than a
+// URL.
 func (v *Vector) kind() kind {
 	switch {
 	case v.Production == FateCalled, v.Production == FateStopped, v.Answers != nil, v.Receiver != "", v.Own.IsValid():
@@ -210,7 +211,7 @@ func submits(want kind) checkFunc {
 	}
 }
 
-// checkRedirect answers callbacks with redirects to an address of ours that must not be called.
+// checkRedirect answers callbacks with redirects to a hook of ours, and wants no call there.
 func checkRedirect(ctx context.Context, t *target, v *verdict) {
 	codes := []int{http.StatusFound, http.StatusTemporaryRedirect}
 	if t.cfg.Level == LevelFull {
@@ -239,9 +240,9 @@ func checkRedirect(ctx context.Context, t *target, v *verdict) {
 	}
 }
 
-// checkArrival submits addresses of the audit's own receiver that nobody opted in: its host in other spellings, other
-// names of the same machine, and another port. Only what arrives counts. Two callbacks that may arrive, one before and
-// one after them, show that the deployment has come that far.
+// checkArrival submits addresses of the audit's own receiver without an opt-in: its host in other spellings, other
+// names of the same machine, and another port. Only arrivals count. Two allowed callbacks, one before and one after
+// them, prove the progress of the deployment.
 func checkArrival(ctx context.Context, t *target, v *verdict) {
 	control := func(when string) bool {
 		h, a, ok := t.deliver(ctx, v, http.StatusOK, "")
@@ -271,7 +272,7 @@ func checkArrival(ctx context.Context, t *target, v *verdict) {
 	}
 }
 
-// otherAddresses are bases under which the receiver might be reached that the operator has not opted in.
+// otherAddresses are further bases of the receiver, without an opt-in of the operator.
 func (t *target) otherAddresses() []string {
 	base, err := url.Parse(t.cfg.CallbackURL)
 	if err != nil {
@@ -342,7 +343,7 @@ func checkOwnAddress(ctx context.Context, t *target, v *verdict) {
 	}
 }
 
-// checkOracle compares the refusals of addresses that have nothing in common.
+// checkOracle compares the refusals of unrelated addresses.
 func checkOracle(ctx context.Context, t *target, v *verdict) {
 	var first answer
 	for _, address := range []string{
@@ -354,7 +355,7 @@ func checkOracle(ctx context.Context, t *target, v *verdict) {
 		case a.Err != nil:
 			v.doubtf("%s", a)
 			return
-		case a.code() == "": // accepted here: ssrf-private fails for that
+		case a.code() == "": // accepted here: ssrf-private fails then
 		case first.Sent == "":
 			first = a
 		case a.words() != first.words():
@@ -365,7 +366,7 @@ func checkOracle(ctx context.Context, t *target, v *verdict) {
 	}
 }
 
-// words are what an error tells its caller.
+// words are the texts of an error for its caller.
 func (a answer) words() string {
 	p := a.problem()
 	if p == (problem{}) {

@@ -23,14 +23,14 @@ import (
 )
 
 const (
-	maxAnswer   = 1 << 20          // bytes of an answer that are read
+	maxAnswer   = 1 << 20          // bytes read of an answer
 	answerTime  = 15 * time.Second // for one whole exchange
 	longestWait = 65 * time.Second // for a Retry-After; a longer one leaves the check undecided
 	shownText   = 80               // characters of a text in the evidence
 	pollEvery   = 250 * time.Millisecond
 )
 
-// errBudget ends a check that would ask more than the audit may.
+// errBudget ends a check beyond the audit's budget.
 var errBudget = errors.New("the audit has sent as many requests as it may")
 
 // target is the deployment, as the checks reach it. One goroutine uses it.
@@ -43,17 +43,17 @@ type target struct {
 	version   string
 	open      bool // GET /requests is answered without a key
 	statsOpen bool // so is GET /stats
-	single    bool // there is no second key that may send work
+	single    bool // there is no second key with permission to send work
 	second    bool // probes of either caller go out with the second key now: it has more calls left
 
-	operations []operation // what there is to ask for
-	hidden     []operation // what the document should list and does not
+	operations []operation // of the document and of every tandem
+	hidden     []operation // missing in the document
 	unread     string      // why operations is not what the deployment's own document lists; "": it is
 	swept      []seen      // see sweep
 	mine       string      // see ownID
 	owned      *property   // see property
 
-	// What the answers of the whole audit gave away.
+	// Texts revealed by the answers of the whole audit.
 	leaks     []string // words from the inside
 	crashes   []string // status 500 and the like
 	secrets   []string // keys, signing secrets, passwords
@@ -71,11 +71,11 @@ func newTarget(cfg Config) (*target, error) {
 			Timeout:       answerTime,
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 			Transport: &http.Transport{
-				Proxy:                  nil, // what is audited is the deployment, not the way to it
+				Proxy:                  nil, // the audit is of the deployment, not of the way to it
 				DisableCompression:     true,
 				ForceAttemptHTTP2:      true,
 				MaxResponseHeaderBytes: 256 << 10,
-				ExpectContinueTimeout:  answerTime, // never send a body that nobody asked for
+				ExpectContinueTimeout:  answerTime, // never send an unrequested body
 				DialContext:            cfg.Dial,
 				TLSClientConfig:        &tls.Config{RootCAs: cfg.RootCAs, MinVersion: tls.VersionTLS12},
 			},
@@ -85,7 +85,7 @@ func newTarget(cfg Config) (*target, error) {
 
 func (t *target) close() { t.client.CloseIdleConnections() }
 
-// identify finds out whether there is a tandem, and what it lets a stranger do.
+// identify finds out whether there is a tandem, and whether it is open to strangers.
 func (t *target) identify(ctx context.Context) error {
 	a := t.send(ctx, probe{Path: "/healthz", NoKey: true})
 	if a.Err != nil {
@@ -199,7 +199,7 @@ func (t *target) request(ctx context.Context, p probe) (*http.Request, error) {
 	}
 	path, query, _ := strings.Cut(p.Path, "?")
 	path = t.base.EscapedPath() + path
-	// Opaque goes out as it is; a Path would be tidied up first. But what begins with two slashes is taken for a host.
+	// Opaque goes out as it is; a Path would be tidied up first. But two slashes at the beginning would mean a host.
 	if plain, err := url.PathUnescape(path); err == nil && strings.HasPrefix(path, "//") {
 		request.URL.Path, request.URL.RawPath = plain, path
 	} else {
@@ -249,7 +249,7 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// describe is what is sent, as evidence shows it.
+// describe is the request, as evidence shows it.
 func (t *target) describe(p probe) string {
 	if p.Shown != "" {
 		return p.Shown
@@ -284,12 +284,12 @@ func (t *target) describe(p probe) string {
 	return text.String()
 }
 
-// inside are words that an answer to a stranger must not contain.
+// inside are words forbidden in an answer to a stranger.
 var inside = regexp.MustCompile(`goroutine \d+ \[|\.go:\d+|runtime error|panic:|\bSQLITE_|\bsqlite3?\b|\bSQLSTATE\b|` +
 	`\bsyntax error at or near\b|/home/|/usr/|/var/lib/|[A-Z]:\\\\`)
 
-// secrets are what signing secrets, keys and passwords in URLs look like. Each begins with plain text, which is found
-// quickly in long answers.
+// secrets are the patterns of signing secrets, keys and passwords in URLs. Each begins with plain text, for a fast
+// search in long answers.
 var secrets = []*regexp.Regexp{
 	regexp.MustCompile(`whsec_[A-Za-z0-9+/]{8,}`),
 	regexp.MustCompile(`tdm_[A-Za-z0-9_-]{8,}`),
@@ -306,16 +306,16 @@ func secretIn(text string) string {
 	return ""
 }
 
-// addresses are what only the inside of a network knows, and what dialers say.
+// addresses are internal addresses, and texts of dialers.
 var addresses = regexp.MustCompile(`\b(?:10|127)(?:\.\d{1,3}){3}\b|` +
 	`\b(?:192\.168|169\.254|172\.(?:1[6-9]|2\d|3[01]))(?:\.\d{1,3}){2}\b|` +
 	`\[(?:::1|f[cde][0-9a-f]{2}:[0-9a-f:]*)\]|\bdial (?:tcp|udp)\b|\blookup \S+ on \S+|\bno such host\b`)
 
-// watch remembers answers that no deployment should give to anything.
+// watch remembers forbidden answers.
 func (t *target) watch(a answer) {
-	if a.probe.Path != documentPath { // which has examples
+	if a.probe.Path != documentPath { // it has examples
 		var header strings.Builder
-		_ = a.Header.Write(&header) // to memory, which cannot fail
+		_ = a.Header.Write(&header) // to memory: it cannot fail
 		if found := secretIn(string(a.Body) + header.String()); found != "" {
 			t.secrets = append(t.secrets, fmt.Sprintf("%s, with something that begins with %s", a, found))
 		}
@@ -339,7 +339,7 @@ func (t *target) watch(a answer) {
 	}
 }
 
-// foundIn returns the first match in a text that the one who reads it had not written; "" if there is none.
+// foundIn returns the first match in a text, except echoes of the caller's own words; "" if there is none.
 func foundIn(what *regexp.Regexp, text, written string) string {
 	for _, found := range what.FindAllString(text, -1) {
 		if !strings.Contains(written, strings.Trim(found, "[]")) {
@@ -349,20 +349,20 @@ func foundIn(what *regexp.Regexp, text, written string) string {
 	return ""
 }
 
-// async asks for work whose callback goes to callbackURL; what says which.
-func async(callbackURL, what string) probe {
+// async asks for work with its callback to callbackURL; members name the work.
+func async(callbackURL, members string) probe {
 	address, err := json.Marshal(callbackURL)
 	if err != nil {
 		panic(err) // strings have JSON
 	}
-	return post("/async", `{"data":{"audit":1},`+what+`,"callback_url":`+string(address)+`}`)
+	return post("/async", `{"data":{"audit":1},`+members+`,"callback_url":`+string(address)+`}`)
 }
 
-// submit asks for an `echo` whose callback goes to callbackURL.
+// submit asks for an `echo` with its callback to callbackURL.
 func (t *target) submit(ctx context.Context, callbackURL string) answer {
 	p := async(callbackURL, `"task":"echo"`)
 	p.Shown = "POST /async callback_url " + oneLine(callbackURL)
-	// What comes to our receiver is signed for the first key.
+	// Callbacks to our receiver are signed for the first key.
 	p.Either = t.cfg.CallbackURL == "" || !strings.HasPrefix(callbackURL, t.cfg.CallbackURL)
 	return t.send(ctx, p)
 }
@@ -372,16 +372,15 @@ func (t *target) callback(h *receiver.Hook) string {
 	return strings.TrimSuffix(t.cfg.CallbackURL, "/") + "/" + h.Path
 }
 
-// deliver asks for a callback to a new hook that answers with a status, and with a Location if there is one. It
-// reports whether the deployment has accepted that.
+// deliver asks for a callback to a new hook with a status, and a Location if there is one. It reports whether the
+// deployment has accepted.
 func (t *target) deliver(ctx context.Context, v *verdict, status int, location string) (*receiver.Hook, answer, bool) {
 	h := t.cfg.Receiver.New(status, location)
 	a := t.submit(ctx, t.callback(h))
 	return h, a, v.accepted(a)
 }
 
-// accepted reports whether a callback to our receiver was accepted; a deployment that refuses our address leaves a
-// check undecided.
+// accepted reports whether a callback to our receiver was accepted; after a refusal the check is undecided.
 func (v *verdict) accepted(a answer) bool {
 	switch {
 	case a.Err == nil && a.Status == http.StatusAccepted:
@@ -398,7 +397,7 @@ func (v *verdict) accepted(a answer) bool {
 	return false
 }
 
-// await polls the request that made an answer until ok says so, or the time is up; the last answer shows which.
+// await polls the request behind an answer until ok says so, or the time is up; the last answer distinguishes the two.
 func (t *target) await(ctx context.Context, made answer, ok func(tandem.Request) bool) (tandem.Request, answer) {
 	deadline := time.Now().Add(t.cfg.Timeout)
 	for {
@@ -427,7 +426,7 @@ func (t *target) firstAttempt(ctx context.Context, made answer) (*tandem.Attempt
 	return &request.Attempts[0], last
 }
 
-// operator asks for something that needs the scope admin, with the key that has it.
+// operator asks for an operator's route, with the admin key.
 func (t *target) operator(ctx context.Context, path string) answer {
 	return t.send(ctx, probe{Path: path, NoKey: t.cfg.AdminKey == "", Key: t.cfg.AdminKey})
 }
@@ -454,7 +453,7 @@ func (t *target) redact(text string) string {
 // oneLine makes a stranger's text safe to show, in the evidence.
 func oneLine(text string) string { return term.Clean(text, shownText) }
 
-// nested is a JSON object that many levels deep.
+// nested is a JSON object with so many levels.
 func nested(levels int) string {
 	return `{"a":` + strings.Repeat("[", levels-1) + strings.Repeat("]", levels-1) + "}"
 }

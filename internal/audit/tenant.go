@@ -37,12 +37,12 @@ func tenantChecks() []Check {
 	)
 }
 
-// property is what the first key has made, for the second to look for.
+// property is the first key's data, for the second key to look for.
 type property struct {
 	requests    []string // ids
 	submissions []string // names and ids
 	batch       string   // id of a batch
-	total       int64    // submissions that the second key saw before; -1: none are counted
+	total       int64    // submissions visible to the second key before; -1: none are counted
 }
 
 // property makes two requests, and a submission and a batch where there are such; the checks of tenants share them.
@@ -81,7 +81,7 @@ func (t *target) property(ctx context.Context, v *verdict) (property, bool) {
 	return p, true
 }
 
-// checkForeignRequest compares, with the second key, a request of the first with one that does not exist.
+// checkForeignRequest compares, with the second key, a request of the first with an unknown one.
 func checkForeignRequest(ctx context.Context, t *target, v *verdict) {
 	own, ok := t.property(ctx, v)
 	if !ok {
@@ -137,7 +137,7 @@ func isAnyList(operation) bool        { return true }
 func isHistory(op operation) bool     { return !isSubmissions(op) }
 func isSubmissions(op operation) bool { return strings.HasPrefix(op.Path, "/api/") }
 
-// lists are the operations that answer callers with many of something.
+// lists are the operations with a list as their answer.
 func (t *target) lists(of func(operation) bool) []operation {
 	return slices.DeleteFunc(slices.Clone(t.operations), func(op operation) bool {
 		paged := slices.ContainsFunc(op.Queries, func(p parameter) bool { return p.Name == "limit" })
@@ -146,11 +146,11 @@ func (t *target) lists(of func(operation) bool) []operation {
 	})
 }
 
-// queries are the questions that a list takes, each parameter on its own, and all that narrow it together.
+// queries are the queries of a list, each parameter on its own, and all filters together.
 func (t *target) queries(ctx context.Context, op operation, own property) []string {
 	now := time.Now()
 	values := map[string][]string{
-		"limit":  {"1", "100"}, // with 1 even the Link of a HEAD shows that there is more
+		"limit":  {"1", "100"}, // with 1 even the Link of a HEAD reveals more entries
 		"offset": {"0", "1"}, "task": {"echo", "submission"}, "batch_id": {own.batch},
 		"since": {now.Add(-time.Hour).UTC().Format(time.RFC3339)},
 		"until": {now.Add(time.Hour).UTC().Format(time.RFC3339)},
@@ -176,7 +176,7 @@ func (t *target) queries(ctx context.Context, op operation, own property) []stri
 }
 
 // checkForeignLists asks every list for every filter and cursor with the second key: nothing of the first may be in an
-// answer, and HEAD must say what GET says.
+// answer, and HEAD must agree with GET.
 func checkForeignLists(of func(operation) bool) checkFunc {
 	return func(ctx context.Context, t *target, v *verdict) {
 		own, ok := t.property(ctx, v)
@@ -200,7 +200,7 @@ func checkForeignLists(of func(operation) bool) checkFunc {
 	}
 }
 
-// lookThrough asks for one list with the second key, in every way that could reveal something of the first.
+// lookThrough asks for one list with the second key, in every way to reveal something of the first.
 func (t *target) lookThrough(ctx context.Context, v *verdict, path string, marks []string, tag string) {
 	p := probe{Path: path, Key: t.cfg.SecondKey}
 	get := t.send(ctx, p)
@@ -225,7 +225,7 @@ func (t *target) lookThrough(ctx context.Context, v *verdict, path string, marks
 	}
 }
 
-// holds returns the first of the marks that an answer has anywhere; "" for none.
+// holds returns the first mark found in an answer; "": none.
 func holds(a answer, marks []string) string {
 	for _, mark := range marks {
 		if mark != "" && strings.Contains(string(a.Body), mark) {
@@ -235,13 +235,13 @@ func holds(a answer, marks []string) string {
 	return ""
 }
 
-// sameLength reports whether HEAD announces as many bytes as GET sent; it may leave that open.
+// sameLength reports whether HEAD announces as many bytes as GET sent; no length is fine.
 func sameLength(head, get answer) bool {
 	announced := head.Header.Get("Content-Length")
 	return announced == "" || announced == strconv.Itoa(len(get.Body))
 }
 
-// total is the count of everything in a list that has one, as the second key sees it; -1 if there is none.
+// total is the count of everything in a list, as the second key sees it; -1: no list has a count.
 func (t *target) total(ctx context.Context, of func(operation) bool) int64 {
 	for _, op := range t.lists(of) {
 		var page struct {

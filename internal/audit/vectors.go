@@ -11,10 +11,10 @@ import (
 	"tandem"
 )
 
-// maxURL is the length of the longest callback URL that tandem accepts, in bytes.
+// maxURL is the length of the longest accepted callback URL, in bytes.
 const maxURL = 2048
 
-// Vector is one way to aim a callback at something, and what must happen to it. The audit submits the vectors to
+// Vector is one way to aim a callback at something, and the callback's required fate. The audit submits the vectors to
 // deployments; the tests of package egress try them on the guard itself.
 //
 // A vector is a URL with at most one of Answers, Receiver and Own; some of [ClassOwn] have both Answers and Own.
@@ -22,14 +22,14 @@ type Vector struct {
 	Name       string // unique, stable: class/what
 	Class      Class
 	URL        string
-	Why        string // what is tried, or why it is allowed
+	Why        string // the trick, or the reason to allow it
 	Production Fate   // in production mode, with nothing opted in
 	Demo       Fate   // in demo mode
 
-	// What the name in URL resolves to: one entry per look-up, the last for all later ones, with a time to live of 0.
-	// A text that ends in a dot is a CNAME; the rest belongs to it.
+	// The addresses of the name in URL: one entry per look-up, the last for all later ones, with a time to live of 0. A
+	// text with a dot at its end is a CNAME; the rest belongs to it.
 	Answers [][]string
-	// What the receiver at URL answers, from the status line to the last byte. No part of it may cause another call.
+	// The answer of the receiver at URL, from the status line to the last byte. No part of it may cause another call.
 	Receiver string
 	// Where the deployment itself listens: URL leads there, its port is allowed and nobody may call it.
 	Own netip.AddrPort
@@ -37,30 +37,30 @@ type Vector struct {
 	Basic bool // the quick audit always tries it; of the others it takes a sample
 }
 
-// Class groups vectors by what they play with.
+// Class groups vectors by their trick.
 type Class string
 
 // The classes.
 const (
-	ClassNotation  Class = "notation"  // an address in a form that some parser understands
-	ClassName      Class = "name"      // names that mean this machine or network
+	ClassNotation  Class = "notation"  // an address in the form of some parser
+	ClassName      Class = "name"      // names for this machine or network
 	ClassBlock     Class = "block"     // the ends of every special block, and their neighbours
 	ClassEmbedding Class = "embedding" // IPv4 inside IPv6
 	ClassMetadata  Class = "metadata"  // the metadata services of clouds
 	ClassScheme    Class = "scheme"    // other schemes
-	ClassShape     Class = "shape"     // what else is in a URL: user names, backslashes, missing parts
-	ClassSmuggling Class = "smuggling" // line breaks that try to become headers or requests
+	ClassShape     Class = "shape"     // other parts of a URL: user names, backslashes, missing parts
+	ClassSmuggling Class = "smuggling" // line breaks, to inject headers or requests
 	ClassPort      Class = "port"      // ports
-	ClassAnswer    Class = "answer"    // what DNS answers: Answers
-	ClassRedirect  Class = "redirect"  // what a receiver answers: Receiver
+	ClassAnswer    Class = "answer"    // answers of DNS: Answers
+	ClassRedirect  Class = "redirect"  // answers of a receiver: Receiver
 	ClassOwn       Class = "own"       // our own listening address: Own
 )
 
-// Fate is what must happen to a callback to a [Vector].
+// Fate is the required outcome of a callback to a [Vector].
 type Fate string
 
-// The fates. FateCalled is the only one after which a connection to the target of URL may be seen: such a vector is
-// submitted only to a deployment whose network is ours.
+// The fates. Only FateCalled allows a connection to the target of URL: such a vector is submitted only to a deployment
+// in a network of ours.
 const (
 	FateInvalid Fate = "invalid" // refused at submission with CodeInvalidCallbackURL, and by the dial
 	FateBlocked Fate = "blocked" // refused at submission with CodeCallbackBlocked, and by the dial
@@ -68,7 +68,7 @@ const (
 	FateCalled  Fate = "called"  // allowed, once, at an allowed address and with our headers alone
 )
 
-// Code is that of the refusal at submission, "" where there is none.
+// Code is the code of the refusal at submission; "": there is none.
 func (f Fate) Code() tandem.Code {
 	switch f {
 	case FateInvalid:
@@ -89,7 +89,7 @@ func Vectors() []Vector {
 	)
 }
 
-// vectorText is the table of all vectors that are not computed; it begins with a description of its form.
+// vectorText is the table of all vectors, except computed ones; it begins with a description of its form.
 //
 //go:embed vectors.txt
 var vectorText string
@@ -144,7 +144,7 @@ func listed(class Class) []Vector {
 	return all
 }
 
-// vector makes one; of the letters, the first is its fate in production, the second that in demo mode.
+// vector makes one; the first letter is its fate in production, the second in demo mode.
 func (c Class) vector(name, address, why, letters string) Vector {
 	return Vector{
 		Name: string(c) + "/" + name, Class: c, URL: address, Why: why,
@@ -152,7 +152,7 @@ func (c Class) vector(name, address, why, letters string) Vector {
 	}
 }
 
-// nameLengths are the longest names that DNS has, and those that are one byte longer.
+// nameLengths are the longest DNS names, and names one byte longer.
 func nameLengths() []Vector {
 	long := strings.Repeat("a.", 125)
 	return []Vector{
@@ -163,7 +163,7 @@ func nameLengths() []Vector {
 	}
 }
 
-// urlLengths are the longest URL that tandem accepts, and one that is one byte longer.
+// urlLengths are the longest accepted URL, and one a byte longer.
 func urlLengths() []Vector {
 	longest := "http://example.com/" + strings.Repeat("x", maxURL-len("http://example.com/"))
 	return []Vector{
@@ -306,7 +306,7 @@ func servicePorts() []Vector {
 	return all
 }
 
-// redirectVectors are receivers that send the caller somewhere else.
+// redirectVectors are receivers with a redirect as their answer.
 func redirectVectors() []Vector {
 	const metadata = "http://169.254.169.254/latest/meta-data/"
 	var all []Vector

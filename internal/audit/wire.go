@@ -52,12 +52,12 @@ func tlsChecks() []Check {
 
 var maxAge = regexp.MustCompile(`(?i)\bmax-age="?(\d+)`)
 
-// strictTransport is the rule that browsers remember TLS for half a year at least.
+// strictTransport is the rule for HSTS: half a year at least.
 func strictTransport(a answer) string {
 	value := a.Header.Get("Strict-Transport-Security")
 	age := 0
 	if found := maxAge.FindStringSubmatch(value); found != nil {
-		age, _ = strconv.Atoi(found[1]) // 0 for digits that are too many for a number
+		age, _ = strconv.Atoi(found[1]) // 0 out of range
 	}
 	if age < 180*24*3600 {
 		return "Strict-Transport-Security is " + oneLine(cmp.Or(value, "missing"))
@@ -86,7 +86,7 @@ func (t *target) dial(ctx context.Context) (net.Conn, error) {
 	return t.cfg.Dial(ctx, "tcp", net.JoinHostPort(t.base.Hostname(), portOf(t.base)))
 }
 
-// portOf is the port that a URL names or its scheme implies.
+// portOf is the port of a URL, or the default of its scheme.
 func portOf(u *url.URL) string {
 	return cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
 }
@@ -176,14 +176,14 @@ func limitChecks() []Check {
 	)
 }
 
-// spaces is a body of blanks, which is JSON as far as it goes. It counts how much of it was wanted; net/http may go on
-// reading for a moment after the answer has come.
+// spaces is a body of blanks, valid JSON so far. It counts the bytes read; net/http may go on reading for a moment
+// after the answer.
 type spaces struct {
 	size  int64
 	taken atomic.Int64
 }
 
-// Read gives out blanks.
+// Read returns blanks.
 func (s *spaces) Read(p []byte) (int, error) {
 	n := min(int64(len(p)), s.size-s.taken.Load())
 	if n <= 0 {
@@ -194,7 +194,7 @@ func (s *spaces) Read(p []byte) (int, error) {
 	return int(n), nil
 }
 
-// stopper is a body that ends the request as soon as it is wanted.
+// stopper is a body for ending the request at its first read.
 type stopper struct{ asked atomic.Bool }
 
 // Read fails.
@@ -203,8 +203,8 @@ func (s *stopper) Read([]byte) (int, error) {
 	return 0, errors.New("broken off by the audit")
 }
 
-// checkAnnouncedBody announces 64 MiB to every route that takes JSON and waits for permission to send them. When that
-// comes, it breaks off.
+// checkAnnouncedBody announces 64 MiB to every JSON route and waits for permission to send them. With the permission,
+// it breaks off.
 func checkAnnouncedBody(ctx context.Context, t *target, v *verdict) {
 	const announced = 64 << 20
 	for _, op := range t.writes() {
@@ -267,7 +267,7 @@ func hugePages(t *target) (all []probe) {
 	return all
 }
 
-// strangeMethods try on every path the methods that the document does not list there, and two that no path has.
+// strangeMethods try the unlisted methods of every path, and two unknown ones.
 func strangeMethods(t *target) (all []probe) {
 	have := make(map[string][]string) // :: path → methods
 	for _, op := range t.operations {

@@ -1,9 +1,9 @@
-// Package keys looks after API keys: who may call, with which scopes, and what signs the callbacks of their requests.
+// Package keys manages API keys: callers, their scopes, and the signing secrets of their callbacks.
 //
 // It hides the table, its statements and how several processes agree about it: it keeps all keys in memory, finds one
-// by the hash of its token, and takes over within a second what another process has changed. It promises that a
-// change is durable when its method returns, and that no database and no log of a server holds a token. The HTTP
-// server asks it who calls, the engine what signs, and `tandem keys` changes keys beside a running server.
+// by the hash of its token, and takes over the changes of other processes within a second. It promises that a change is
+// durable when its method returns, and that no database and no log of a server holds a token. The HTTP server
+// authenticates callers with it, the engine signs with it, and `tandem keys` changes keys beside a running server.
 package keys
 
 import (
@@ -26,35 +26,35 @@ import (
 const (
 	// Max bounds the API keys of a database, revoked ones included.
 	Max = 10_000
-	// forgetRevoked is how long a revoked key is kept at least: callbacks of its requests,
-	// which are never older than 365 days, are still signed with its secret. Then it goes when room is needed.
+	// forgetRevoked is the least time to keep a revoked key: it still signs the callbacks of its requests, for 365 days at
+	// most. Then the key goes when room is needed.
 	forgetRevoked = 366 * 24 * time.Hour
 	maxName       = 64 // characters
 	idPrefix      = "key_"
 
 	flushInterval = time.Minute      // how often last uses are written
-	changeTimeout = 30 * time.Second // how long a change waits for other writers: a busy server commits back to back
-	readTimeout   = 5 * time.Second  // for reading them, from a database that may be gone
-	neverChanged  = "never"          // the mark of a database in which keys were never changed
+	changeTimeout = 30 * time.Second // for other writers: a busy server commits back to back
+	readTimeout   = 5 * time.Second  // for reading keys
+	neverChanged  = "never"          // the mark of a database without a change of keys
 )
 
-// ErrNotFound says that there is no such key, or that it is revoked.
+// ErrNotFound means an unknown or revoked key.
 var ErrNotFound = errors.New("there is no such key, or it is revoked")
 
-// ErrExists says that a name is taken.
+// ErrExists means a name in use.
 var ErrExists = errors.New("there is a key of this name")
 
-// Keys are the API keys of a database, with their signing secrets. Several processes may have
-// them open, those that serve among them: a change is durable when its method returns, and
-// known within a second wherever Run runs. Its methods may be called from any number of goroutines.
+// Keys are the API keys of a database, with their signing secrets. Several processes may have them open: a change is
+// durable when its method returns, and known within a second to every process in Run. Its methods may be called from
+// any number of goroutines.
 //
-// Callers give times by the clock of their machine. When a key expires and when an overlap ends is
-// decided by the clock of the database: several machines may disagree about the time.
+// Callers give times by the clock of their machine. Expiry and the end of an overlap follow the clock of the database,
+// because machines may disagree about the time.
 type Keys struct {
 	log   *slog.Logger
 	clock func() time.Time // of this machine, without a monotonic reading
 	known atomic.Pointer[snapshot]
-	ahead atomic.Int64 // nanoseconds that the clock of the database is ahead of ours
+	ahead atomic.Int64 // nanoseconds; the clock of the database minus ours
 
 	mu   sync.Mutex // guards the fields below: one call of the database at a time
 	db   store.Handle
@@ -81,7 +81,7 @@ func Open(ctx context.Context, cfg store.HandleConfig) (*Keys, error) {
 	return k, nil
 }
 
-// On returns the keys of a database that is open, which Close closes. It closes it as well if it returns an error. The
+// On returns the keys of an open database. It takes the database over: Close closes it, and so does an error of On. The
 // default log is slog.Default.
 func On(ctx context.Context, db store.Handle, log *slog.Logger) (*Keys, error) {
 	if log == nil {
@@ -94,20 +94,20 @@ func On(ctx context.Context, db store.Handle, log *slog.Logger) (*Keys, error) {
 	return k, nil
 }
 
-// Close lets go of the database. Run must have returned.
+// Close closes the database. Run must have returned.
 func (k *Keys) Close() error { return k.db.Close() }
 
-// shared is a time of our clock by that of the database.
+// shared converts a time of our clock to the clock of the database.
 func (k *Keys) shared(at time.Time) time.Time { return at.Add(time.Duration(k.ahead.Load())) }
 
-// NewKey is what a key is made from.
+// NewKey describes a key to create.
 type NewKey struct {
 	Name      string
 	Scopes    []tandem.Scope
 	ExpiresAt time.Time // zero: never
 }
 
-// Validate says what is wrong with it.
+// Validate reports an invalid name, scope or expiry.
 func (n NewKey) Validate(now time.Time) error {
 	seen := map[tandem.Scope]bool{}
 	for _, scope := range n.Scopes {
@@ -138,7 +138,7 @@ func (n NewKey) Validate(now time.Time) error {
 	return nil
 }
 
-// Made is a key that was just made, with what is shown once.
+// Made is a new key, with its token and secret to show once.
 type Made struct {
 	Key    tandem.Key
 	Token  tandem.Token
@@ -148,7 +148,7 @@ type Made struct {
 // Authenticate finds the key of a token, as it was at most a second ago, and notes that it was
 // used. The error is a *tandem.Error, CodeUnauthenticated, with a text for the caller.
 //
-// The token is looked up by its hash, so how long it takes says nothing about how close a guess came.
+// The token is looked up by its hash, so the duration reveals nothing about a guess.
 func (k *Keys) Authenticate(token tandem.Token, now time.Time) (*tandem.Key, error) {
 	now = k.shared(now)
 	found := k.known.Load().byHash[token.Hash()]
@@ -164,8 +164,8 @@ func (k *Keys) Authenticate(token tandem.Token, now time.Time) (*tandem.Key, err
 	return &found.member.key, nil
 }
 
-// LookUp reads the keys anew if one is not known here: another machine may have taken a request of a key that was
-// made a moment ago. That there is none is no error.
+// LookUp reads the keys anew if one is not known here: another machine may have accepted a request of a brand-new key.
+// A missing key is no error.
 func (k *Keys) LookUp(ctx context.Context, id string) error {
 	if k == nil || id == "" || k.known.Load().byID[id] != nil {
 		return nil
@@ -173,8 +173,8 @@ func (k *Keys) LookUp(ctx context.Context, id string) error {
 	return k.Refresh(ctx)
 }
 
-// SigningSecrets returns what signs the callbacks of a key's requests, newest first, be it revoked
-// or expired; nil if no such key is known (see LookUp). The slice is shared and must not be changed.
+// SigningSecrets returns the signing secrets of a key, newest first, even if it is revoked or expired; nil if no such
+// key is known (see LookUp). The slice is shared and must not be changed.
 func (k *Keys) SigningSecrets(id string, now time.Time) []tandem.Secret {
 	if k == nil || id == "" {
 		return nil
@@ -190,16 +190,16 @@ func (k *Keys) SigningSecrets(id string, now time.Time) []tandem.Secret {
 	}
 }
 
-// snapshot is all that is known of keys, as of one moment. It is never changed.
+// snapshot holds all keys as of one moment. It is immutable.
 type snapshot struct {
-	byHash map[[sha256.Size]byte]credential // :: hash of a token → whose it is
+	byHash map[[sha256.Size]byte]credential // :: hash of a token → its key
 	byID   map[string]*member               // :: id → key
 }
 
-// credential is what one token stands for.
+// credential is the meaning of one token.
 type credential struct {
 	member *member
-	until  time.Time // of a token that was replaced: not valid from then on; zero: it was not
+	until  time.Time // end of a replaced token; zero: it is the current one
 }
 
 // member is one key in a snapshot.
@@ -213,18 +213,18 @@ type member struct {
 // use is when a key was last used: noted from any goroutine, written by flush.
 type use struct {
 	last    atomic.Int64 // microseconds since 1970; 0: not since the start
-	written atomic.Int64 // what is on disk of it
+	written atomic.Int64 // the value on disk
 }
 
-// note stores at most once a second, so that the cores do not fight over a busy key.
+// note stores at most once a second, to avoid contention on a busy key.
 func (u *use) note(now time.Time) {
 	if at := now.UnixMicro(); at-u.last.Load() >= int64(time.Second/time.Microsecond) {
 		u.last.Store(at)
 	}
 }
 
-// Run keeps the keys as they are in the database, and last uses as they are here, until ctx
-// ends. What cannot be read or written is logged and tried again.
+// Run keeps the keys as they are in the database, and last uses as they are here, until ctx ends. Errors are logged and
+// retried.
 func (k *Keys) Run(ctx context.Context) {
 	look, flush := time.NewTicker(k.db.PollInterval()), time.NewTicker(flushInterval)
 	defer look.Stop()
@@ -253,7 +253,7 @@ func (k *Keys) Run(ctx context.Context) {
 	}
 }
 
-// tryFlush is Flush, and reports whether there is no use in trying again soon.
+// tryFlush is Flush, and reports whether a retry can wait.
 func (k *Keys) tryFlush(ctx context.Context) bool {
 	err := k.Flush(ctx)
 	if errors.Is(err, store.ErrBusy) {

@@ -18,16 +18,15 @@ import (
 	"tandem"
 )
 
-// maxAnswer is how much of an answer to a request is read: the largest data that a
-// service may be told to take, echoed, and something around it.
+// maxAnswer bounds the bytes read of an answer: the largest --max-data of a service, echoed, and some more.
 const maxAnswer = 20 << 20
 
-// recipe is what the requests of a run have in common, made once.
+// recipe holds the common parts of a run's requests.
 type recipe struct {
 	sync, async *http.Request // without body
 	front       []byte        // of the body, up to its data
 	data        []byte        // "": a number, another in every request
-	callback    string        // what stands before a key in callback_url; it needs no JSON escapes
+	callback    string        // callback_url up to its key; needs no JSON escapes
 }
 
 func (s *service) recipe(cfg *Config, callback string) (*recipe, error) {
@@ -83,26 +82,26 @@ func (r *recipe) body(number int64, key []byte) []byte {
 	return append(body, '}')
 }
 
-// answer is what came of one request on the wire.
+// answer is the result of one request on the wire.
 type answer struct {
 	category   string // "": accepted
 	id         string // request_id
 	processing time.Duration
-	workFailed bool          // the service says that the work failed
+	workFailed bool          // the work failed, says the service
 	refused    bool          // 429 or 503
-	wait       time.Duration // the service asks to be left alone for so long
-	poll       time.Duration // of a 202: when it is worth while to ask for the result
+	wait       time.Duration // pause requested by the service
+	poll       time.Duration // of a 202: delay before the first poll
 	detail     string        // of an error, for people
 }
 
-// caller sends requests one after the other. It has a context of its own, which
-// serves until a request runs into its timeout: one for each would cost more than all else here.
+// caller sends requests one after the other. It reuses one context until a timeout ends it: one for each request would
+// cost more than all else here.
 type caller struct {
 	transport *http.Transport
 	timeout   time.Duration
 	buffer    bytes.Buffer // the last answer
 
-	parent context.Context //nolint:containedctx // of all contexts that this caller makes
+	parent context.Context //nolint:containedctx // of all contexts of this caller
 	ctx    context.Context //nolint:containedctx // of its requests
 	cancel context.CancelCauseFunc
 	timer  *time.Timer // cancels ctx
@@ -114,7 +113,7 @@ func (s *service) newCaller(ctx context.Context, timeout time.Duration) *caller 
 	return c
 }
 
-// renew makes a context that no timeout has ended.
+// renew makes a fresh context.
 func (c *caller) renew() {
 	ctx, cancel := context.WithCancelCause(c.parent)
 	c.ctx, c.cancel = ctx, cancel
@@ -122,7 +121,7 @@ func (c *caller) renew() {
 	c.timer.Stop()
 }
 
-// close ends what the caller has left.
+// close releases the context.
 func (c *caller) close() {
 	c.timer.Stop()
 	c.cancel(context.Canceled)
@@ -160,7 +159,7 @@ func (c *caller) exchange(prototype *http.Request, body []byte, want int) answer
 	return judge(res, c.buffer.Bytes(), want)
 }
 
-// failure is a request that got no whole answer.
+// failure is the answer of a request without a whole answer.
 func (c *caller) failure(doing string, err error) answer {
 	var timeout interface{ Timeout() bool }
 	category := "connect"
@@ -173,7 +172,7 @@ func (c *caller) failure(doing string, err error) answer {
 
 // judge reads an answer.
 func judge(res *http.Response, body []byte, want int) answer {
-	// 200 accepts as 202 does: services that tandem is compared with say so.
+	// 200 accepts as well as 202: other services use it.
 	if res.StatusCode != want && (want != http.StatusAccepted || res.StatusCode != http.StatusOK) {
 		return refusal(res, body)
 	}
@@ -197,7 +196,7 @@ func judge(res *http.Response, body []byte, want int) answer {
 	}
 }
 
-// refusal reads an answer that is not the one asked for.
+// refusal reads any other answer.
 func refusal(res *http.Response, body []byte) answer {
 	var problem struct {
 		Code   tandem.Code `json:"code"`

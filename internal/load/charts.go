@@ -13,7 +13,7 @@ type chart struct {
 	ID      string  `json:"id"`
 	Title   string  `json:"title"`
 	Caption string  `json:"-"`       // the same in words and figures
-	XKind   string  `json:"x_kind"`  // seconds, or percentile: x is 1/(1-p), so that each nine has the same width
+	XKind   string  `json:"x_kind"`  // seconds, or percentile: x is 1/(1-p), equal width for each nine
 	YKind   string  `json:"y_kind"`  // ms, rate or count
 	LogY    bool    `json:"log_y"`   //
 	X       points  `json:"x"`       //
@@ -30,10 +30,10 @@ type curve struct {
 	Y     points `json:"y"` // as long as chart.X
 }
 
-// points are numbers of which some are missing (NaN): null in JSON.
+// points are numbers; a missing one is NaN, null in JSON.
 type points []float64
 
-// MarshalJSON writes six digits, which is more than a screen shows.
+// MarshalJSON writes six digits, more than a screen shows.
 func (p points) MarshalJSON() ([]byte, error) {
 	short := make([]any, len(p))
 	for i, value := range p {
@@ -44,7 +44,7 @@ func (p points) MarshalJSON() ([]byte, error) {
 	return json.Marshal(short)
 }
 
-// shown picks one of the points that are there and writes it as a time.
+// shown picks one of the present points and writes it as a time.
 func (p points) shown(pick func([]float64) float64) string {
 	if there := p.there(); len(there) > 0 {
 		return showMS(pick(there))
@@ -52,10 +52,10 @@ func (p points) shown(pick func([]float64) float64) string {
 	return "nothing"
 }
 
-// there are the points that are not missing.
+// there are the present points.
 func (p points) there() []float64 { return slices.DeleteFunc(slices.Clone(p), math.IsNaN) }
 
-// exchange is what is drawn together: sync and async of a run, or of its mixed phase. A side that did not run is nil.
+// exchange is drawn together: sync and async of a run, or of its mixed phase. A missing side is nil.
 type exchange struct {
 	sync, async          *Side
 	syncWall             float64 // seconds
@@ -103,7 +103,7 @@ func (c *chart) sayf(format string, args ...any) {
 	c.Caption += fmt.Sprintf(format, args...) + "."
 }
 
-// distribution draws how long the luckiest to the unluckiest waited.
+// distribution draws the waits from the shortest to the longest.
 func (e exchange) distribution() (chart, error) {
 	const perDecade = 40
 	c := chart{
@@ -205,8 +205,8 @@ func (e exchange) latencies() chart {
 	return c
 }
 
-// rates draws how much was accepted and done in each second. The last step is a
-// part of one: its rate is over that part, and left out where the part is too short to tell.
+// rates draws the requests accepted and completed in each second. The last step is shorter: its rate is over its real
+// length, and left out if that is too short.
 func (e exchange) rates() chart {
 	c := e.overTime(chart{ID: "rates", Title: "Requests per second", YKind: "rate", YLabel: "per second"})
 	low, high := math.Inf(1), 0.0
@@ -250,7 +250,7 @@ func (e exchange) rates() chart {
 	return c
 }
 
-// arrivals draws what was promised, what came, and what was outstanding between the two.
+// arrivals draws the accepted requests, the results, and the difference of the two.
 func (e exchange) arrivals() chart {
 	c := chart{
 		ID: "callbacks", Title: "Accepted and delivered", XKind: "seconds", YKind: UnitCount,

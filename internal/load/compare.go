@@ -24,7 +24,7 @@ type Comparisons struct {
 	Base     string   // name of the first group
 	Runs     int      // how many it has
 	Against  []Versus // one per further group
-	Warnings []string // what makes the runs unlike each other
+	Warnings []string // differences between the runs themselves
 }
 
 // Versus is one group of runs against the base.
@@ -34,9 +34,8 @@ type Versus struct {
 	Changes []Change
 }
 
-// Change is a metric in both groups. Ratio is new to base; Low and High are
-// the spread of that ratio, over every run against every run, and equal to it when each group has
-// one run. So a difference counts only when all runs agree on it, however the machine felt meanwhile.
+// Change is a metric in both groups. Ratio is new to base; Low and High are its spread, over every run against every
+// run, and equal to it with one run per group. So a difference counts only when all runs agree on it.
 type Change struct {
 	Metric         string
 	Unit           string
@@ -44,22 +43,22 @@ type Change struct {
 	Base, New      float64 // medians over the runs
 	Ratio          float64 // +Inf when the base is zero and the new figure is not
 	Low, High      float64
-	WithinNoise    bool // the spread contains 1: the repeats do not agree that there is a difference
+	WithinNoise    bool // the spread contains 1: the repeats disagree about a difference
 	Regression     bool // worse than the bound, in the best case of the spread
 	single         bool // one run each: there is no spread
 }
 
-// judged are the metrics that are compared: what callers feel and what gets done.
-// The slowest of all, minima and the server's own account vary too much between equal runs.
+// judged are the compared metrics: the waits of callers, and the throughput. Maxima, minima and the server's own
+// account vary too much between equal runs.
 var judged = []string{
 	"response.p50", "response.p99", "accept.p50", "accept.p99", "end_to_end.p50", "end_to_end.p99",
 	"accepted_per_second", "completed_per_second", "success_rate", "missing", "errors",
 }
 
-// CompareReports sets runs against each other. Repeats of the same thing are files whose names differ only in a number
-// at the end (base-1.json, base-2.json, new-1.json, …); where that gives one group only, every file is a group. The
-// first group is the base. maxRegression is the share by which a figure may be worse, such as 0.1; negative: no bound.
-// With a bound, runs that are unlike each other, interrupted or invalid are an error; without one they are a warning.
+// CompareReports sets runs against each other. Repeats of one group are files with the same name up to a number at its
+// end (base-1.json, base-2.json, new-1.json, …); if there is only one such group, every file is a group. The first
+// group is the base. maxRegression is the allowed loss of a figure, such as 0.1; negative: no bound. With a bound,
+// differing, interrupted or invalid runs are an error; without one they are a warning.
 func CompareReports(reports []NamedReport, maxRegression float64) (*Comparisons, error) {
 	if len(reports) < 2 {
 		return nil, errors.New("compare reports: want two or more")
@@ -91,7 +90,7 @@ func CompareReports(reports []NamedReport, maxRegression float64) (*Comparisons,
 	return result, nil
 }
 
-// Regressions lists the metrics that are worse than the bound, beyond the spread.
+// Regressions lists the metrics worse than the bound, beyond the spread.
 func (c *Comparisons) Regressions() []Change {
 	var found []Change
 	for _, versus := range c.Against {
@@ -133,7 +132,7 @@ func repeatsOf(reports []NamedReport) []repeats {
 	return each
 }
 
-// withoutNumber is the name of a file without extension, number and what joins them.
+// withoutNumber is the name of a file without extension, number and separator.
 func withoutNumber(name string) string {
 	stem := strings.TrimSuffix(name, filepath.Ext(name))
 	short := strings.TrimRight(strings.TrimRight(stem, "0123456789"), "-_. ")
@@ -191,7 +190,7 @@ func (c Change) exceeds(most float64) bool {
 	}
 }
 
-// proportion of two figures that cannot be negative; none to none is 1.
+// proportion of two non-negative figures; 0 to 0 is 1.
 func proportion(a, b float64) float64 {
 	switch {
 	case a == b:
@@ -212,8 +211,7 @@ func median(values []float64) float64 {
 	return (values[middle-1] + values[middle]) / 2
 }
 
-// comparableSettings are the settings that have to be equal for figures to be comparable. Seed, limits of waiting and
-// addresses may differ.
+// comparableSettings must be equal for comparable figures. Seed, timeouts and addresses may differ.
 var comparableSettings = []string{
 	"task", "complexity", "data_bytes", "concurrency", "rate_per_second", "ramp_from_per_second", "requests",
 	"duration_seconds", "sync_ratio", "completion", "on_429", "sink_fail_rate", "sink_delay_seconds",
@@ -237,7 +235,7 @@ func (r *Report) settingsByName() map[string]string {
 	return settings
 }
 
-// unlike says what differs between runs that should differ in one thing only.
+// unlike lists unwanted differences between runs.
 func unlike(reports []NamedReport) []string {
 	var found []string
 	first := reports[0].Report.settingsByName()
@@ -310,8 +308,7 @@ func (v Versus) meaning(base int) string {
 		showPercent(200/orders(v.Runs+base, base)))
 }
 
-// orders counts the ways in which the runs of two groups can be ordered; in two
-// of them one group is all before the other.
+// orders counts the possible orders of the runs of two groups; in two of them one group is all before the other.
 func orders(n, k int) float64 {
 	ways := 1.0
 	for i := range k {
@@ -329,7 +326,7 @@ func (c Change) spread() string {
 	return strings.TrimSuffix(showRatio(c.Low), "×") + "–" + strings.TrimSuffix(showRatio(c.High), "×")
 }
 
-// best tells the end of the spread that is kinder to the new figure.
+// best writes the end of the spread in favour of the new figure.
 func (c Change) best() string {
 	kinder := c.Low
 	if c.HigherIsBetter {

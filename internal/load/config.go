@@ -16,7 +16,7 @@ import (
 	"tandem/internal/receiver"
 )
 
-// Bounds of a [Config], beyond which a run would not fit into memory or a working day.
+// Bounds of a [Config]: a larger run would not fit into memory or a working day.
 const (
 	maxConcurrency = 10_000
 	maxRequests    = 100_000_000
@@ -27,10 +27,10 @@ const (
 	defaultTimeout = time.Minute
 )
 
-// Config says what a run does. [Config.Validate] fills in defaults and refuses contradictions.
+// Config describes a run. [Config.Validate] fills in defaults and refuses contradictions.
 type Config struct {
 	URL    string   // base URL of the service: http or https, host, maybe a path
-	Mode   string   // balanced, demo or production: goes into the report; what it means is decided by who fills the Config
+	Mode   string   // balanced, demo or production; for the report only
 	Phases []string // PhaseSync, PhaseAsync, PhaseMixed in the order to run; empty: all three
 
 	Requests    int64         // per phase; 0: no bound but Duration
@@ -38,7 +38,7 @@ type Config struct {
 	Concurrency int           // callers of a closed loop, requests in flight at most of an open one; at least 1
 	Rate        float64       // requests per second of an open loop; 0: closed loop
 	RampFrom    float64       // with Rate: the rate at the start of the phase, growing evenly to Rate; 0: Rate throughout
-	Warmup      time.Duration // of load before the phases, that no figure counts
+	Warmup      time.Duration // of load before the phases, not counted
 	SyncRatio   float64       // of the mixed phase, 0..1
 
 	Task       string          // "" leaves the choice to the service
@@ -56,10 +56,10 @@ type Config struct {
 	Tool   string        // name and version, for the report and the User-Agent; "": this one's
 
 	Thresholds []Threshold    // evaluated when the run was not interrupted
-	Progress   func(Progress) // told about ten times a second, from one goroutine; nil: nobody
+	Progress   func(Progress) // called about ten times a second, from one goroutine; nil: nobody
 
-	dial func(ctx context.Context, network, address string) (net.Conn, error) // nil: the network
-	nap  func(time.Duration)                                                  // nil: nap
+	dial  func(ctx context.Context, network, address string) (net.Conn, error) // nil: the network
+	sleep func(time.Duration)                                                  // nil: sleep
 }
 
 // CallbackConfig says how results come back.
@@ -77,7 +77,7 @@ func (c *Config) Validate() error {
 	u, err := url.Parse(c.URL)
 	switch {
 	case err != nil:
-		return fmt.Errorf("url: %w", errors.Unwrap(err)) // without the URL, which may hold a password
+		return fmt.Errorf("url: %w", errors.Unwrap(err)) // without the URL: it may hold a password
 	case !isBase(u):
 		return errors.New("url: want http or https, a host and maybe a path, such as http://127.0.0.1:8000")
 	case u.User != nil:
@@ -124,7 +124,7 @@ func isBase(u *url.URL) bool {
 	return (u.Scheme == "http" || u.Scheme == "https") && u.Hostname() != "" && u.RawQuery == "" && u.Fragment == ""
 }
 
-// fill replaces zero values by what they stand for.
+// fill replaces zero values by their defaults.
 func (c *Config) fill() {
 	if len(c.Phases) == 0 {
 		c.Phases = []string{PhaseSync, PhaseAsync, PhaseMixed}
@@ -135,8 +135,8 @@ func (c *Config) fill() {
 	if c.Timeout == 0 {
 		c.Timeout = defaultTimeout
 	}
-	if c.nap == nil {
-		c.nap = nap
+	if c.sleep == nil {
+		c.sleep = sleep
 	}
 	if c.On429 == "" {
 		c.On429 = On429Count
@@ -189,7 +189,7 @@ func (c *CallbackConfig) validate() error {
 		if err != nil || !isBase(u) {
 			return errors.New("callback url: want http or https, a host and maybe a path")
 		}
-		c.PublicURL = u.String() // escaped, so that it needs no escapes in JSON
+		c.PublicURL = u.String() // escaped; needs no escapes in JSON
 	}
 	if c.Poll && (c.Listen != "" || c.PublicURL != "" || c.Behaviour != receiver.Behaviour{}) {
 		return errors.New("callbacks are polled for: an address or a behaviour of the receiver has no meaning then")
@@ -200,13 +200,13 @@ func (c *CallbackConfig) validate() error {
 	return nil
 }
 
-// What to do when the service answers 429 or 503.
+// The reactions to 429 or 503.
 const (
 	On429Count   = "count"   // count it and go on
 	On429Respect = "respect" // count it, wait as Retry-After and RateLimit say, and try again
 )
 
-// Progress is where a run stands.
+// Progress is the state of a run.
 type Progress struct {
 	Phase       string        // PhaseSync, PhaseAsync, PhaseMixed; "warm-up"
 	Number      int           // of the phase, from 1
@@ -223,5 +223,5 @@ type Progress struct {
 	P50MS       float64       // response time of the last second
 	P99MS       float64       //
 	Draining    bool          // everything is sent, callbacks are awaited
-	Done        bool          // the phase is over: the last that is told of it, once per phase
+	Done        bool          // the phase is over: its last call
 }

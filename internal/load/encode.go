@@ -25,7 +25,7 @@ func (r *Report) Encode(w io.Writer) error {
 	return nil
 }
 
-// MarshalJSON writes lists and maps that are nil as empty ones, and names the schema.
+// MarshalJSON writes nil lists and maps as empty ones, and sets the schema.
 func (r *Report) MarshalJSON() ([]byte, error) {
 	type plain Report // without this method
 	full := plain(*r)
@@ -37,8 +37,8 @@ func (r *Report) MarshalJSON() ([]byte, error) {
 	return fastjson.Marshal(&full, fastjson.Deterministic(true), jsontext.AllowInvalidUTF8(true))
 }
 
-// DecodeReport reads what Encode has written. Members that it does not know are
-// skipped, because a later version of the same schema may have more of them.
+// DecodeReport reads the output of Encode. Unknown members are skipped: a later version of the same schema may have
+// more.
 func DecodeReport(rd io.Reader) (*Report, error) {
 	limited := &io.LimitedReader{R: rd, N: maxReport + 1}
 	decoder := json.NewDecoder(limited)

@@ -30,11 +30,11 @@ func (s Schedule) Count() int64 { return s.count }
 func (s Schedule) Length() time.Duration { return s.length }
 
 // WaitUntil opens waitUntil.
-func WaitUntil(ctx context.Context, due time.Time) bool { return waitUntil(ctx, due, nap) }
+func WaitUntil(ctx context.Context, due time.Time) bool { return waitUntil(ctx, due, sleep) }
 
 // Elsewhere returns a configuration for a place where time is not that of the machine.
 func Elsewhere(c Config, dial func(context.Context, string, string) (net.Conn, error)) Config {
-	c.dial, c.nap = dial, func(d time.Duration) { <-time.After(d) }
+	c.dial, c.sleep = dial, func(d time.Duration) { <-time.After(d) }
 	return c
 }
 

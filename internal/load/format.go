@@ -6,7 +6,7 @@ import (
 	"strconv"
 )
 
-// This file writes figures for people: three significant digits, and the unit that keeps them short.
+// This file writes figures for people: three significant digits, in the shortest unit.
 
 // show writes a metric's value with its unit; "" when there is no such metric.
 func (m Metric) show() string {
@@ -28,7 +28,7 @@ func (m Metric) show() string {
 	}
 }
 
-// showMS writes a time that is given in milliseconds.
+// showMS writes a time given in milliseconds.
 func showMS(ms float64) string {
 	switch size := math.Abs(ms); {
 	case size == 0:
@@ -73,7 +73,7 @@ func showCount(n int64) string {
 	return sign + digits
 }
 
-// showPercent never rounds to 0 % or 100 % what is not.
+// showPercent never rounds other values to 0 % or 100 %.
 func showPercent(percent float64) string {
 	switch {
 	case percent > 99.9 && percent < 100:
@@ -107,5 +107,5 @@ func showBytes(n int64) string {
 	}
 }
 
-// showSeconds writes a time that is given in seconds.
+// showSeconds writes a time given in seconds.
 func showSeconds(seconds float64) string { return showMS(seconds * 1000) }

@@ -11,12 +11,12 @@ import (
 	"tandem/internal/term"
 )
 
-// pageFiles are what the HTML report is made of.
+// pageFiles are the parts of the HTML report.
 //
 //go:embed page/* third_party/uplot/uPlot.iife.min.js third_party/uplot/uPlot.min.css
 var pageFiles embed.FS
 
-// page is what the template of the HTML report shows.
+// page is the data of the HTML template.
 type page struct {
 	*view
 
@@ -26,8 +26,8 @@ type page struct {
 	Charts []chart
 }
 
-// WriteHTML writes the report as one page that holds all it needs: it fetches nothing, and can be
-// mailed, printed and read without a network.
+// WriteHTML writes the report as one self-contained page: it fetches nothing, and can be mailed, printed and read
+// without a network.
 func WriteHTML(w io.Writer, r *Report) error {
 	v, err := newView(r)
 	if err != nil {

@@ -17,23 +17,21 @@ import (
 // Bounds of an [inbox].
 const (
 	maxOutstanding = 4 << 20 // callbacks expected at once, about 40 bytes each
-	maxKnownIDs    = 10_000  // request ids remembered of callbacks that are expected, to look up the missing ones
+	maxKnownIDs    = 10_000  // request ids of expected callbacks, to look up the missing ones
 )
 
 // errTooManyOutstanding ends a phase: more callbacks cannot be told apart.
 var errTooManyOutstanding = fmt.Errorf("%d callbacks are expected and have not come", maxOutstanding)
 
-// The states of a number, in two bits. What is known beyond them is in inbox.open,
-// for as long as a callback is expected.
+// The states of a number, in two bits. inbox.open holds the rest while a callback is expected.
 const (
 	stateExpected  = 0 // or missing, when it is not in inbox.open any more
 	stateDelivered = 1
 	stateRefused   = 2
 )
 
-// inbox counts the callbacks of a run. A request's key is the run's random
-// prefix and a number; numbers follow each other, so what must be remembered of a request that
-// is over is two bits, and a repeat is known as one for as long as the run lasts.
+// inbox counts the callbacks of a run. A request's key is the run's random prefix and a number. Numbers are
+// consecutive, so a finished request needs two bits, and repeats are recognised until the end of the run.
 type inbox struct {
 	prefix string
 	since  func(time.Time) time.Duration // on the clock of the run
@@ -43,14 +41,14 @@ type inbox struct {
 	next   uint64     // number
 	states []uint64   // two bits per number
 	open   map[uint64]expectation
-	early  map[uint64]landing // callbacks that overtook their 202; at most as many as requests are in flight
+	early  map[uint64]landing // callbacks ahead of their 202; at most one per request in flight
 	ids    map[uint64]string  // request ids of some of open
 	phases []*running         // in the order of their numbers
 	left   int64              // answered 202 and without callback
 	idle   chan struct{}      // closed when left is 0; nil while nobody waits
 }
 
-// expectation is a request whose callback has not come.
+// expectation is a request without its callback so far.
 type expectation struct {
 	planned  time.Duration // on the clock of the run
 	answered bool          // its 202 was read
@@ -63,7 +61,7 @@ type landing struct {
 	processing time.Duration
 	delivery   time.Duration
 	attempt    int  // of the delivery, from 1, as it says; 0: polled
-	failed     bool // it says that the work failed
+	failed     bool // the work failed, it says
 }
 
 func newInbox(offset time.Duration, since func(time.Time) time.Duration) *inbox {
@@ -73,7 +71,7 @@ func newInbox(offset time.Duration, since func(time.Time) time.Duration) *inbox 
 	}
 }
 
-// keyPrefix makes a run's keys its own, so that a callback of an earlier run is unknown.
+// keyPrefix makes the keys of a run unique: a callback of an earlier run is unknown.
 func keyPrefix() string {
 	var random [6]byte
 	rand.Read(random[:]) // never fails (crypto/rand)
@@ -95,7 +93,7 @@ func (b *inbox) number(key string) (uint64, bool) {
 	return number, err == nil
 }
 
-// begin has the following numbers belong to a phase.
+// begin assigns the following numbers to a phase.
 func (b *inbox) begin(p *running) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -103,7 +101,7 @@ func (b *inbox) begin(p *running) {
 	b.phases = append(b.phases, p)
 }
 
-// expect registers a request that is about to be sent.
+// expect registers a request before it is sent.
 func (b *inbox) expect(planned time.Duration) (uint64, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -131,7 +129,7 @@ func (b *inbox) settleLocked(number, state uint64) {
 	delete(b.ids, number)
 }
 
-// answered says that the 202 of a request was read.
+// answered records the 202 of a request.
 func (b *inbox) answered(number uint64, id string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -150,7 +148,7 @@ func (b *inbox) answered(number uint64, id string) {
 	}
 }
 
-// refused says that a request got no 202. It may have been carried out all the same.
+// refused records a request without a 202. It may have been carried out all the same.
 func (b *inbox) refused(number uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -162,8 +160,7 @@ func (b *inbox) refused(number uint64) {
 	b.settleLocked(number, stateRefused)
 }
 
-// polled counts a result that was seen by polling, unless the request was given up
-// meanwhile: it is missing then, and counted as such.
+// polled counts a polled result, unless the request counts as missing already.
 func (b *inbox) polled(number uint64, l landing) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -175,8 +172,7 @@ func (b *inbox) polled(number uint64, l landing) {
 	b.landedLocked(p, number, l)
 }
 
-// landedLocked records a result that was waited for. It is recorded before anybody
-// is told that nothing is missing, because then the phase is reported.
+// landedLocked records an awaited result, before the phase is reported: the last result closes idle.
 func (b *inbox) landedLocked(p *running, number uint64, l landing) {
 	b.settleLocked(number, stateDelivered)
 	b.left--
@@ -187,7 +183,7 @@ func (b *inbox) landedLocked(p *running, number uint64, l landing) {
 	b.wakeLocked()
 }
 
-// count counts a callback, and refuses one for a key that is not known.
+// count counts a callback, and refuses unknown keys.
 func (b *inbox) count(a *receiver.Arrival) {
 	number, ours := b.number(a.Key)
 	b.mu.Lock()
@@ -217,7 +213,7 @@ func (b *inbox) count(a *receiver.Arrival) {
 	}
 }
 
-// acceptLocked counts a good callback for a key that is known.
+// acceptLocked counts a good callback for a known key.
 func (b *inbox) acceptLocked(p *running, number uint64, a *receiver.Arrival) {
 	_, early := b.early[number]
 	expected, open := b.open[number]
@@ -239,7 +235,7 @@ func (b *inbox) acceptLocked(p *running, number uint64, a *receiver.Arrival) {
 	}
 }
 
-// landing is what a callback says about its request.
+// landing is the result in a callback.
 func (b *inbox) landing(expected expectation, a *receiver.Arrival) landing {
 	at := b.since(a.At)
 	return landing{
@@ -252,7 +248,7 @@ func (b *inbox) landing(expected expectation, a *receiver.Arrival) landing {
 	}
 }
 
-// wakeLocked tells who waits when nothing is missing any more.
+// wakeLocked closes idle when nothing is missing any more.
 func (b *inbox) wakeLocked() {
 	if b.idle != nil && b.left == 0 {
 		close(b.idle)
@@ -260,7 +256,7 @@ func (b *inbox) wakeLocked() {
 	}
 }
 
-// allIn returns a channel that is closed when no callback is missing.
+// allIn returns a channel, closed when no callback is missing.
 func (b *inbox) allIn() <-chan struct{} {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -272,15 +268,15 @@ func (b *inbox) allIn() <-chan struct{} {
 	return idle
 }
 
-// outstanding is how many callbacks are missing so far.
+// outstanding is the number of callbacks missing so far.
 func (b *inbox) outstanding() int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.left
 }
 
-// end closes the last phase: what has not come is missing, and late if it comes
-// after all. It returns ids of some of the missing.
+// end closes the last phase: open callbacks are missing, and late if they arrive after all. It returns ids of some of
+// them.
 func (b *inbox) end() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -301,7 +297,7 @@ func (b *inbox) end() []string {
 	return ids
 }
 
-// counters returns what came back for a phase, so far.
+// counters returns the counters of a phase so far.
 func (b *inbox) counters(p *running) Callbacks {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -8,12 +8,12 @@ const (
 	TopicThroughput = "throughput" // how much gets done
 	TopicResult     = "result"     // when the result is there
 	TopicCallbacks  = "callbacks"  // whether results came back
-	TopicErrors     = "errors"     // what did not get an answer
-	TopicCost       = "cost"       // what the server spends
-	TopicChoice     = "choice"     // when to choose which way
+	TopicErrors     = "errors"     // failed requests
+	TopicCost       = "cost"       // CPU time of the server
+	TopicChoice     = "choice"     // advice
 )
 
-// alike is the factor up to which two figures count as the same.
+// alike is the largest ratio of equal figures.
 const alike = 1.1
 
 // same reports whether a ratio is too near to 1 to be told apart from it.
@@ -61,15 +61,15 @@ type account struct {
 	insights   []Insight
 }
 
-// say adds a sentence about a topic. Its figures stand in braces; when one was not measured, nothing is said.
+// say adds a sentence about a topic, with figures in braces. A figure without a measurement drops the sentence.
 func (a *account) say(topic, text string, args ...any) {
 	if filled, names, ok := a.fill(fmt.Sprintf(text, args...)); ok {
 		a.insights = append(a.insights, Insight{Topic: topic, Text: filled, Figures: names})
 	}
 }
 
-// insights says in words what the figures show. Each sentence is chosen by figures and names them; nothing is said
-// about what was not measured.
+// insights puts the figures into words. Each sentence is chosen by figures and names them; without a measurement there
+// is none.
 func insights(r *Report) []Insight {
 	a := account{figures: figuresOf(r), settings: &r.Settings, comparison: compare(r)}
 	if async := r.phase(PhaseAsync); async != nil {
@@ -110,7 +110,7 @@ func (a *account) answer() {
 	}
 }
 
-// throughput compares how much gets done, and names what limits it when both do the same.
+// throughput compares the completed work, and names the limit when both sides are equal.
 func (a *account) throughput() {
 	const both = "sync {sync.completed_per_second}, async {async.completed_per_second}"
 	const against = "{async.completed_per_second} against {sync.completed_per_second}."
@@ -145,20 +145,18 @@ func (a *account) throughput() {
 	}
 }
 
-// polled reports whether async results were asked for, at a pace that is ours and not the service's.
+// polled reports whether async results were polled for: their pace is ours, not the service's.
 func (a *account) polled() bool { return a.settings.Completion == CompletionPoll }
 
-// keepsUp reports whether an open loop's rate was done as fast as it was asked for,
-// in which case it says nothing about what is possible.
+// keepsUp reports whether the service kept up with an open loop's rate: then the rate says nothing about the limit.
 func (a *account) keepsUp() bool {
 	rate := a.settings.RatePerSecond
 	return rate > 0 && a.settings.RampFromPerSecond == 0 && a.value("sync.completed_per_second")*alike >= rate
 }
 
 // computes reports whether the task uses the processor for most of its time: by the service's own account, or by the
-// task's name where there is none. The shortest time is that of the work with a core to itself; on a busy machine the
-// others are longer without more work. Work of less than a millisecond is left out: what the server spends on it is
-// mostly its own overhead.
+// task's name where there is none. The minimum stands for the work alone on a core; on a busy machine the others are
+// longer without more work. Work of less than a millisecond is left out: its cost is mostly overhead of the server.
 func (a *account) computes() bool {
 	least := a.value("sync.processing.min")
 	if cpu, ok := a.figures["sync.server.cpu_per_request"]; ok {
@@ -167,18 +165,17 @@ func (a *account) computes() bool {
 	return least >= 1 && a.settings.computes()
 }
 
-// computes reports whether the task is compute, which is the contract's default.
+// computes reports whether the task is compute, the default.
 func (s *Settings) computes() bool { return s.Task == "compute" || s.Task == "" }
 
-// waitedInVain reports whether async completes less per second for the reason that its time
-// goes on until missing callbacks are given up.
+// waitedInVain reports whether async completes less per second because its time includes the wait for missing
+// callbacks.
 func (a *account) waitedInVain() bool {
 	return a.value("async.missing") > 0 &&
 		(a.comparison == nil || a.comparison.CompletedRatio < 1 && !same(a.comparison.CompletedRatio))
 }
 
-// backlog says that async accepted more than was done meanwhile, because then
-// the end-to-end time tells about the length of the run.
+// backlog reports more async acceptances than completions: then the end-to-end time depends on the length of the run.
 func (a *account) backlog() {
 	completed := a.value("async.completed_per_second")
 	switch {
@@ -193,7 +190,7 @@ func (a *account) backlog() {
 	}
 }
 
-// result says when the result is there, and what the time to it consists of.
+// result compares the times to the result, and splits the async one.
 func (a *account) result() {
 	if a.polled() {
 		a.say(TopicResult, "Half of the async results were seen within {async.end_to_end.p50}, by polling; they may have "+
@@ -226,7 +223,7 @@ func (a *account) result() {
 		"{async.processing.p50} and the delivery {async.delivery_lag.p50}%s.", rest)
 }
 
-// returned says whether all callbacks came, and how.
+// returned describes the callbacks.
 func (a *account) returned() {
 	c := a.callbacks
 	if c == nil || c.Expected == 0 {
@@ -252,7 +249,7 @@ func (a *account) returned() {
 	}
 }
 
-// missing says whether callbacks are missing, and a likely reason.
+// missing describes the missing callbacks, with a likely reason.
 func (a *account) missing(c *Callbacks) {
 	all := c.Missing == c.Expected
 	switch {
@@ -277,7 +274,7 @@ func (a *account) missing(c *Callbacks) {
 	}
 }
 
-// errors says what did not get the answer it asked for.
+// errors describes refusals and errors.
 func (a *account) errors() {
 	for _, side := range sides {
 		refused := a.value(side.prefix + ".refused")
@@ -292,7 +289,7 @@ func (a *account) errors() {
 	}
 }
 
-// cost compares what the server spends on a request.
+// cost compares the server's CPU time per request.
 func (a *account) cost() {
 	const sync, async = "sync.server.cpu_per_request", "async.server.cpu_per_request"
 	switch ratio := quotient(a.value(async), a.value(sync)); {
@@ -307,7 +304,7 @@ func (a *account) cost() {
 	}
 }
 
-// mixed says what the two do to each other.
+// mixed describes the effect of both sides on each other.
 func (a *account) mixed() {
 	for _, side := range []struct{ alone, words string }{
 		{"sync.response.p99", "sync answers"}, {"async.accept.p99", "async acceptances"},
@@ -327,7 +324,7 @@ func (a *account) mixed() {
 	}
 }
 
-// choice says when to choose which, from what was measured.
+// choice advises, by the measurements.
 func (a *account) choice() {
 	c := a.comparison
 	if c.ResponseP50Ratio <= alike {

@@ -13,14 +13,14 @@ import (
 	"tandem/internal/term"
 )
 
-// This file decides what a report says about itself: whether it is valid, and its warnings.
+// This file decides about the validity of a report, and adds its warnings.
 
 // finish completes the report.
 func (r *run) finish(ctx context.Context, ran []*running) (*Report, error) {
 	report := r.report
 	for i, p := range ran {
 		if callbacks := report.Phases[i].Callbacks; callbacks != nil {
-			late := r.inbox.counters(p) // what came while later phases ran is in it
+			late := r.inbox.counters(p) // includes arrivals during later phases
 			late.MissingByStatus, late.MissingSampled = callbacks.MissingByStatus, callbacks.MissingSampled
 			late.Breaker = callbacks.Breaker
 			*callbacks = late
@@ -42,7 +42,7 @@ func (r *run) finish(ctx context.Context, ran []*running) (*Report, error) {
 	}
 	for _, threshold := range r.cfg.Thresholds {
 		result, err := threshold.Evaluate(report)
-		if err != nil { // Validate has checked it: only a run that measured nothing gets here
+		if err != nil { // Validate has checked it: only a run without measurements gets here
 			r.warnf("%v", err)
 			result = ThresholdResult{Expression: threshold.Expression, Metric: threshold.Metric}
 		}
@@ -51,7 +51,7 @@ func (r *run) finish(ctx context.Context, ran []*running) (*Report, error) {
 	return report, nil
 }
 
-// note keeps what the first error of each category said.
+// note keeps the first text of each category of errors.
 func (r *run) note(a answer) {
 	if a.category == "" || a.detail == "" {
 		return
@@ -108,7 +108,7 @@ func (r *run) examine(phase *Phase, p *running, cpu time.Duration) {
 	}
 }
 
-// tooLate judges the generator's own lateness of a phase; "": it is in time.
+// tooLate judges the generator's own lag in a phase; "": it is in time.
 func tooLate(own float64, phase *Phase) string {
 	median := 0.0
 	for _, side := range phase.both() {
@@ -127,7 +127,7 @@ func tooLate(own float64, phase *Phase) string {
 	}
 }
 
-// warn adds the warnings that hold for the whole run.
+// warn adds the warnings about the whole run.
 func (r *run) warn() {
 	report := r.report
 	async := report.asksAsync()
@@ -173,13 +173,12 @@ func total(r *Report, of func(*Side) int64) int64 {
 	return sum
 }
 
-// starved says that work which computes had to wait for a core, so that the figures are those of a
-// busy machine; "": it had not, or nothing tells.
+// starved warns about CPU-bound work waiting for a core, on a busy machine; "": no sign of it.
 func starved(r *Report) string {
 	f := figuresOf(r)
 	for _, phase := range []string{PhaseSync, PhaseAsync} {
 		used, took := f.value(phase+".server.cpu_per_request"), f.value(phase+".processing.p50")
-		whole := f.value(phase+".completed") == f.value(phase+".accepted") // else the CPU time is that of others as well
+		whole := f.value(phase+".completed") == f.value(phase+".accepted") // else the CPU time includes other work
 		if r.Settings.computes() && whole && used >= 5 && took > 2*used {
 			text, _, _ := f.fill(fmt.Sprintf("The machine was busy: work that uses {%[1]s.server.cpu_per_request} of CPU "+
 				"time took {%[1]s.processing.p50} (p50), because other programs wanted the cores as well. On an idle "+

@@ -6,14 +6,14 @@ import (
 	"time"
 )
 
-// meter follows what the service spends on a phase, by its own /metrics.
+// meter reads the service's CPU time and memory during a phase, in its own /metrics.
 type meter struct {
 	service *service
 	off     bool // it cannot be read
-	first   vitals
+	first   processUse
 
 	mu     sync.Mutex // guards the fields below
-	last   vitals
+	last   processUse
 	memory int64 // the largest seen
 }
 
@@ -24,7 +24,7 @@ func (r *run) newMeter(ctx context.Context) *meter {
 		return m
 	}
 	var err error
-	m.first, err = m.service.vitals(ctx)
+	m.first, err = m.service.processUse(ctx)
 	m.off = err != nil
 	m.last, m.memory = m.first, m.first.memory
 	return m
@@ -49,7 +49,7 @@ func (m *meter) run(ctx context.Context) {
 
 // read takes a reading; one that fails, as under too much load, is left out.
 func (m *meter) read(ctx context.Context) {
-	now, err := m.service.vitals(ctx)
+	now, err := m.service.processUse(ctx)
 	if err != nil {
 		return
 	}
@@ -58,7 +58,7 @@ func (m *meter) read(ctx context.Context) {
 	m.last, m.memory = now, max(m.memory, now.memory)
 }
 
-// finish takes the last reading. CPUCores is left to who knows the time.
+// finish takes the last reading. CPUCores is set by the phase.
 func (m *meter) finish(ctx context.Context) *ServerUse {
 	if m.off {
 		return nil

@@ -17,7 +17,7 @@ const (
 	UnitMegabytes    = "mb"
 )
 
-// Metric is one figure of a report under the name that thresholds, insights and comparisons use:
+// Metric is one figure of a report, under its name in thresholds, insights and comparisons:
 // <phase>.<clock>.<statistic>, such as async.accept.p99, or <phase>.<count>, such as async.missing. The mixed phase has
 // two sides: mixed.sync.… and mixed.async.….
 type Metric struct {
@@ -27,7 +27,7 @@ type Metric struct {
 	HigherIsBetter bool
 }
 
-// sides are the prefixes of metrics, with what they measure.
+// sides are the prefixes of metrics.
 var sides = []struct {
 	phase, prefix string
 	words         string // in sentences
@@ -42,7 +42,7 @@ var sides = []struct {
 // statistics are the last part of the metrics of a distribution.
 var statistics = []string{"min", "mean", "p50", "p90", "p95", "p99", "p999", "max"}
 
-// measure lists the metrics of one side, in the order of a reader's interest. One that was not measured is NaN.
+// measure lists the metrics of one side, in the order of a reader's interest. A missing one is NaN.
 func measure(p *Phase, s *Side, async bool) []Metric {
 	var list []Metric
 	more := func(name, unit string, value float64) { list = append(list, Metric{name, unit, value, true}) }
@@ -132,7 +132,7 @@ func callbackMetrics(callbacks *Callbacks) []Metric {
 	return list
 }
 
-// Metrics lists every figure that was measured, phase by phase.
+// Metrics lists every measured figure, phase by phase.
 func Metrics(r *Report) []Metric {
 	var metrics []Metric
 	for _, side := range sides {
@@ -150,7 +150,7 @@ func Metrics(r *Report) []Metric {
 	return metrics
 }
 
-// knownMetrics lists all metrics that a run of these phases may have, without values; no phases means all.
+// knownMetrics lists all possible metrics of these phases, without values; no phases means all.
 func knownMetrics(phases []string) []Metric {
 	var metrics []Metric
 	for _, side := range sides {
@@ -164,7 +164,7 @@ func knownMetrics(phases []string) []Metric {
 	return metrics
 }
 
-// metricNames lists the names of all metrics that a run of these phases may have; no phases means all.
+// metricNames lists the names of knownMetrics.
 func metricNames(phases []string) []string {
 	var names []string
 	for _, metric := range knownMetrics(phases) {
@@ -173,7 +173,7 @@ func metricNames(phases []string) []string {
 	return names
 }
 
-// metricUnit returns the unit of a metric; it is not ok when there is none of that name.
+// metricUnit returns the unit of a metric; not ok: it is unknown.
 func metricUnit(name string) (unit string, ok bool) {
 	metrics := knownMetrics(nil)
 	at := slices.IndexFunc(metrics, func(m Metric) bool { return m.Name == name })
@@ -201,7 +201,7 @@ func (f figures) value(name string) float64 { return f[name].Value }
 // placeholder stands for a figure in a text.
 var placeholder = regexp.MustCompile(`\{[a-z0-9_.]+\}`)
 
-// fill replaces each {name} in a text by that figure and returns the names. It is not ok when one was not measured.
+// fill replaces each {name} in a text by its figure and returns the names. It is not ok when one is missing.
 func (f figures) fill(text string) (filled string, names []string, ok bool) {
 	ok = true
 	filled = placeholder.ReplaceAllStringFunc(text, func(name string) string {
@@ -236,12 +236,12 @@ func (p *Phase) side(async bool) *Side {
 	}
 }
 
-// both lists the sides that ran.
+// both lists the existing sides.
 func (p *Phase) both() []*Side {
 	return slices.DeleteFunc([]*Side{p.Sync, p.Async}, func(s *Side) bool { return s == nil })
 }
 
-// leastCPU is how many seconds of CPU time are worth dividing: kernels count hundredths.
+// leastCPU is the least CPU time to divide, in seconds: kernels count hundredths.
 const leastCPU = 0.1
 
 // cpuPerRequest is the server's CPU time for one accepted request, in milliseconds; 0: not measured.

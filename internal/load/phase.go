@@ -14,16 +14,16 @@ import (
 const (
 	phaseWarmup      = "warm-up"
 	progressEvery    = 100 * time.Millisecond
-	closeAfter       = 100 * time.Millisecond // a step is closed so long after its end: what arrived in time is recorded
+	closeAfter       = 100 * time.Millisecond // delay of a step's end, for late records
 	meterEvery       = time.Second
 	interruptedDrain = 500 * time.Millisecond
-	reconnectPause   = 50 * time.Millisecond // of a caller of a closed loop that found no connection
-	maxTries         = 10                    // of one request that is refused
-	maxHeeded        = 2 * time.Minute       // a service that asks for a longer pause is left alone for good
-	defaultHeeded    = time.Second           // the pause after a refusal that names none
+	reconnectPause   = 50 * time.Millisecond // of a closed loop's caller without a connection
+	maxTries         = 10                    // of one refused request
+	maxHeeded        = 2 * time.Minute       // a longer requested pause ends the phase
+	defaultHeeded    = time.Second           // after a refusal without a pause
 )
 
-// errLeftAlone ends a phase that respects refusals.
+// errLeftAlone ends a phase under On429Respect.
 var errLeftAlone = errors.New("the service asks to be left alone for longer than the phase can wait")
 
 // running is a phase while it runs. Times are on the clock of the run.
@@ -40,12 +40,12 @@ type running struct {
 	step    time.Duration // of the series
 	sync    *series       // nil when no request is sync
 	async   *series       // nil when no request is async; its last recorder is for results
-	results *recorder     // what callbacks, or polls, bring
+	results *recorder     // of callbacks or polls
 
 	firstNumber uint64    // guarded by inbox.mu
 	callbacks   Callbacks // guarded by inbox.mu
 
-	turn  chan struct{} // of an open loop, one token: who holds it waits for the next planned send
+	turn  chan struct{} // of an open loop: one token; its holder waits for the next planned send
 	due   int64         // guarded by turn: number of the next planned send
 	taken atomic.Int64  // closed loop: requests begun
 
@@ -55,7 +55,7 @@ type running struct {
 	lastResult atomic.Int64 // when the last result came
 }
 
-// newRunning prepares a phase of so many requests or of that length.
+// newRunning prepares a phase with a number of requests or a length.
 func (r *run) newRunning(name string, number int, requests int64, length time.Duration) *running {
 	p := &running{
 		run: r, name: name, number: number, limit: requests, length: length, step: time.Second,
@@ -96,11 +96,11 @@ func (p *running) isSync(k int64) bool {
 	return math.Floor(float64(k+1)*p.share) > math.Floor(float64(k)*p.share)
 }
 
-// turnOf is a request that is to be sent now.
+// turnOf is the next request to send.
 type turnOf struct {
 	k       int64
 	planned time.Duration
-	ready   time.Duration // when the place in flight was free
+	ready   time.Duration // when the caller was free
 }
 
 // take waits for the next request. It is not ok when there is none.
@@ -114,23 +114,23 @@ func (p *running) take(ctx context.Context) (next turnOf, ok bool) {
 		next.k, next.planned = p.taken.Add(1)-1, next.ready
 		return next, p.limit == 0 || next.k < p.limit
 	}
-	// The holder of the turn waits, and the others wait for the turn: requests begin in the order
-	// of the plan, and the one who waited sends, without handing over to anybody.
+	// The holder of the turn waits for the plan, the others for the turn: requests begin in the order of the plan, and the
+	// waiting caller itself sends, without a switch of goroutines.
 	p.turn <- struct{}{}
 	defer func() { <-p.turn }()
 	if p.due >= p.plan.count || p.stopped.Load() != nil || p.run.now() > p.end() {
 		return next, false
 	}
 	next.k, next.planned = p.due, p.began+p.plan.at(p.due)
-	if !waitUntil(ctx, p.run.began.Add(next.planned), p.run.cfg.nap) {
+	if !waitUntil(ctx, p.run.began.Add(next.planned), p.run.cfg.sleep) {
 		return next, false
 	}
 	p.due++
 	return next, true
 }
 
-// end is when nothing is sent any more: for an open loop a request's timeout after its
-// plan, so that what a stall held back is still sent.
+// end is the end of sending: for an open loop a request's timeout after its plan, to send the requests held back by a
+// stall.
 func (p *running) end() time.Duration {
 	switch {
 	case p.plan != nil:
@@ -158,8 +158,7 @@ func (p *running) work(ctx context.Context, worker int) {
 	}
 }
 
-// send carries out one request, with the tries that refusals ask for, and returns the
-// category of its error.
+// send carries out one request, with retries after refusals, and returns the category of its error.
 func (p *running) send(ctx context.Context, c *caller, worker int, next turnOf) string {
 	r := p.run
 	side, prototype, want := p.sync, r.recipe.sync, http.StatusOK
@@ -208,7 +207,7 @@ func (p *running) send(ctx context.Context, c *caller, worker int, next turnOf) 
 	return a.category
 }
 
-// record counts a request that has ended.
+// record counts a finished request.
 func (p *running) record(r *recorder, next turnOf, a answer, try int, sent, ended time.Duration) {
 	storeMax(&p.lastAnswer, ended)
 	p.run.note(a)
@@ -253,7 +252,7 @@ func (p *running) record(r *recorder, next turnOf, a answer, try int, sent, ende
 // service reports whether service times differ from response times.
 func (p *running) service() bool { return p.plan != nil || p.run.cfg.On429 == On429Respect }
 
-// landed records a result that a callback, or a poll, has brought.
+// landed records the result of a callback or a poll.
 func (p *running) landed(l landing) {
 	storeMax(&p.lastResult, l.at)
 	r := p.results
@@ -278,7 +277,7 @@ func (p *running) landed(l landing) {
 
 func (p *running) stepOf(at time.Duration) int { return int(max(0, at-p.began) / p.step) }
 
-// stop ends the sending for a reason that the report will give.
+// stop ends the sending, with a reason for the report.
 func (p *running) stop(err error) { p.stopped.CompareAndSwap(nil, &err) }
 
 // storeMax raises a time to a later one.
@@ -291,10 +290,10 @@ func storeMax(to *atomic.Int64, at time.Duration) {
 	}
 }
 
-// gate holds requests back for as long as the service has asked for.
+// gate holds requests back during a pause requested by the service.
 type gate struct{ until atomic.Int64 }
 
-// heed closes the gate for as long as an answer asks for, and reports whether it refused the request.
+// heed closes the gate for the pause in an answer, and reports whether it refused the request.
 func (g *gate) heed(a answer, ended time.Duration) bool {
 	if a.refused && a.wait == 0 {
 		a.wait = defaultHeeded
@@ -305,7 +304,7 @@ func (g *gate) heed(a answer, ended time.Duration) bool {
 	return a.refused
 }
 
-// pass waits until the gate is open. It is false when that is after the end, or too long to wait for, or ctx ends.
+// pass waits until the gate is open. It is false if that would be after the end or too long, or if ctx ends.
 func (g *gate) pass(ctx context.Context, r *run, end time.Duration) bool {
 	for {
 		until := time.Duration(g.until.Load())
@@ -320,14 +319,14 @@ func (g *gate) pass(ctx context.Context, r *run, end time.Duration) bool {
 	}
 }
 
-// execute runs the phase to the end of its drain and returns its report and the ids of some requests
-// whose callbacks are missing. It returns when everything it started has stopped.
+// execute runs the phase to the end of its drain. It returns its report, and ids of some requests without a callback,
+// when everything it started has stopped.
 func (p *running) execute(ctx context.Context) (Phase, []string) {
 	r := p.run
 	meter := r.newMeter(ctx)
 	p.began = r.now()
 	if p.plan != nil {
-		p.began += 5 * time.Millisecond // so that every worker is in its place
+		p.began += 5 * time.Millisecond // time for every worker to start
 	}
 	p.lastAnswer.Store(int64(p.began))
 	p.lastResult.Store(int64(p.began))
@@ -414,7 +413,7 @@ func (p *running) progress(done bool) {
 	p.lastStep(&progress, closed-1)
 	if p.async != nil {
 		progress.Outstanding = r.inbox.outstanding()
-		if done { // those that were awaited are given up, and counted
+		if done { // the open ones count as missing now
 			progress.Outstanding = r.inbox.counters(p).Missing
 		}
 	}
@@ -423,9 +422,9 @@ func (p *running) progress(done bool) {
 	}
 }
 
-// lastStep fills in the figures of the last step that is over; before there is one, of all so far.
+// lastStep fills in the figures of the last finished step; before the first, of all so far.
 func (p *running) lastStep(progress *Progress, last int) {
-	// The percentiles are of the side that has most answers: those of two sides cannot be combined.
+	// The percentiles are of the side with most answers: percentiles of two sides cannot be combined.
 	most, answers := int64(-1), int64(0)
 	for _, side := range []*series{p.async, p.sync} {
 		if side == nil {

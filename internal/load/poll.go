@@ -11,22 +11,21 @@ import (
 const (
 	pollPace   = 50 * time.Millisecond // between two polls: at most 20 a second
 	pollAgain  = 500 * time.Millisecond
-	maxWatched = 100_000 // requests that are polled for; what goes beyond is missing
+	maxWatched = 100_000 // polled requests; more than that are missing
 )
 
-// pollBase is where callbacks go when nobody can call us: a name that RFC 6761
-// promises to resolve nowhere.
+// pollBase is the address for callbacks when nobody can call us: RFC 6761 promises no address for its name.
 const pollBase = "https://tandem-load.invalid/"
 
 // poller looks for results where no callback can reach the run. It asks for one request at a
 // time, at a polite pace, and not before the service says it is worth while.
 type poller struct {
 	mu      sync.Mutex // guards waiting
-	waiting []watched  // in the order in which they are asked for
+	waiting []watched  // in the order of their polls
 	more    chan struct{}
 }
 
-// watched is a request whose result is polled for.
+// watched is a polled request.
 type watched struct {
 	number  uint64
 	id      string
@@ -36,7 +35,7 @@ type watched struct {
 
 func newPoller() *poller { return &poller{more: make(chan struct{}, 1)} }
 
-// add has a request polled for.
+// add queues a request for polling.
 func (l *poller) add(w watched) {
 	l.mu.Lock()
 	if len(l.waiting) < maxWatched {
@@ -49,7 +48,7 @@ func (l *poller) add(w watched) {
 	}
 }
 
-// next takes the request that is to be asked for next.
+// next takes the next request to poll.
 func (l *poller) next() (watched, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -61,7 +60,7 @@ func (l *poller) next() (watched, bool) {
 	return first, true
 }
 
-// run polls until ctx ends; what it has not seen by then is forgotten.
+// run polls until ctx ends, and drops the rest.
 func (l *poller) run(ctx context.Context, p *running) {
 	defer func() {
 		l.mu.Lock()
@@ -95,7 +94,7 @@ func (l *poller) run(ctx context.Context, p *running) {
 			w.due = now + max(again, pollAgain)
 			l.add(w)
 		}
-		// A service that refuses polls is left alone.
+		// After a refused poll it pauses.
 		if err != nil && again > 0 && !pause(ctx, min(again, maxHeeded)) {
 			return
 		}

@@ -8,12 +8,12 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
-// Histograms count microseconds up to an hour; what takes longer counts as an hour.
+// Histograms count microseconds up to an hour; longer ones count as an hour.
 const (
 	longestMicros  = int64(time.Hour / time.Microsecond)
 	totalDigits    = 3  // significant digits of a whole phase's distribution: 0.1 %
 	stepDigits     = 2  // of a step of the series: 1 %
-	openSteps      = 4  // steps whose distribution is still open; later ones take the place of closed ones
+	openSteps      = 4  // steps with an open distribution; later ones replace closed ones
 	maxRecorders   = 16 // per side: with more callers, several share one
 	maxSeriesSteps = 3600
 )
@@ -28,12 +28,12 @@ const (
 	dialProcessing             // in the task
 	dialDelivery               // end of the work to the callback
 	dialLag                    // planned send to actual send
-	dialOwnLag                 // the part of it that is not for want of a free place in flight
+	dialOwnLag                 // the part of it with a free caller
 	dials
 )
 
-// recorder holds what some of the workers have measured on one side of a phase. The
-// recorders of a side are merged: counts add up, and histograms add up bucket by bucket.
+// recorder holds the measurements of some workers on one side of a phase. The recorders of a side are merged: counts
+// and histogram buckets add up.
 type recorder struct {
 	mu         sync.Mutex // guards all fields
 	sent       int64
@@ -47,7 +47,7 @@ type recorder struct {
 	open       [openSteps]openStep
 }
 
-// openStep is the distribution of a step that is not over, at index number%openSteps.
+// openStep is the distribution of an unfinished step, at index number%openSteps.
 type openStep struct {
 	number   int
 	response *hdrhistogram.Histogram // made with the first value
@@ -56,7 +56,7 @@ type openStep struct {
 
 func newRecorder() *recorder { return &recorder{errors: make(map[string]int64)} }
 
-// observeLocked adds a value to a distribution. Negative ones, which clocks that differ can make, count as zero.
+// observeLocked adds a value to a distribution. Negative ones, of differing clocks, count as zero.
 func (r *recorder) observeLocked(d dial, value time.Duration) {
 	if r.dials[d] == nil {
 		r.dials[d] = hdrhistogram.New(1, longestMicros, totalDigits)
@@ -76,7 +76,7 @@ func (r *recorder) stepLocked(number int) *Step {
 	return &r.steps[number]
 }
 
-// openLocked returns the distributions of a step; nil when its place has been taken by a later one.
+// openLocked returns the distributions of a step; nil: a later one has replaced it.
 func (r *recorder) openLocked(number int) *openStep {
 	open := &r.open[number%openSteps]
 	switch {
@@ -97,7 +97,7 @@ func (o *openStep) reset() {
 	}
 }
 
-// addTo adds a value to a histogram that is made when it is first needed.
+// addTo adds a value to a histogram, made on first use.
 func addTo(h **hdrhistogram.Histogram, value time.Duration) {
 	if *h == nil {
 		*h = hdrhistogram.New(1, longestMicros, stepDigits)
@@ -105,7 +105,7 @@ func addTo(h **hdrhistogram.Histogram, value time.Duration) {
 	recordMicros(*h, value)
 }
 
-// merge adds another recorder, which nobody writes to any more.
+// merge adds another recorder. It has no writer any more.
 func (r *recorder) merge(from *recorder) {
 	r.sent += from.sent
 	r.retried += from.retried
@@ -158,7 +158,7 @@ func latencyOf(h *hdrhistogram.Histogram) Latency {
 	}
 }
 
-// latencyOrNil is latencyOf for what may not have been measured at all.
+// latencyOrNil is latencyOf, but nil without values.
 func latencyOrNil(h *hdrhistogram.Histogram) *Latency {
 	if h == nil || h.TotalCount() == 0 {
 		return nil
@@ -167,13 +167,12 @@ func latencyOrNil(h *hdrhistogram.Histogram) *Latency {
 	return &latency
 }
 
-// series turns what the recorders of a side see into one line per step. The
-// percentiles of a step are made when it is over, from the histograms of all
-// recorders together, which are then used again: memory does not grow with the requests.
+// series makes one line per step of the recorders of a side. The percentiles of a step are computed at its end from the
+// histograms of all recorders. The histograms are then reused: memory does not grow with the requests.
 type series struct {
 	recorders []*recorder
 	closed    []Step                  // percentiles only
-	response  *hdrhistogram.Histogram // of the step that is being closed
+	response  *hdrhistogram.Histogram // of the closing step
 	endToEnd  *hdrhistogram.Histogram
 }
 
@@ -230,7 +229,7 @@ func (s *series) addTotals(to *Progress) {
 	}
 }
 
-// answersIn counts the answers that arrived in a step.
+// answersIn counts the answers in a step.
 func (s *series) answersIn(number int) int64 {
 	var sum int64
 	for _, r := range s.recorders {
@@ -243,8 +242,8 @@ func (s *series) answersIn(number int) int64 {
 	return sum
 }
 
-// side makes the report of the side when all is over. Its rates are over the given
-// times; service says that service times were recorded apart from response times.
+// side makes the report of the side at the end. Its rates are over the given times; service: service times were
+// recorded apart from response times.
 func (s *series) side(stepSeconds int, service bool, sending, wall time.Duration) (*Side, *recorder) {
 	all := newRecorder()
 	for _, r := range s.recorders {

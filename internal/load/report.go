@@ -2,8 +2,8 @@ package load
 
 import "time"
 
-// SchemaVersion names the form of a [Report] in JSON; api/load-report.schema.json
-// describes it. A change that would mislead a reader of the old form gets a new number.
+// SchemaVersion names the form of a [Report] in JSON; api/load-report.schema.json describes it. A breaking change gets
+// a new number.
 const SchemaVersion = "tandem.load/1"
 
 // The phases of a run, in their order.
@@ -13,7 +13,7 @@ const (
 	PhaseMixed = "mixed" // both, at the ratio of Settings.SyncRatio
 )
 
-// The values of Settings.Completion: how the generator learns that async work has ended.
+// The values of Settings.Completion: how the generator sees the end of async work.
 const (
 	CompletionCallback = "callback" // by the callback
 	CompletionPoll     = "poll"     // by GET /requests/{id}, because no callback can reach it
@@ -26,37 +26,37 @@ const (
 	BreakerHalfOpen = "half-open" // one is tried
 )
 
-// Report is everything a run measured. Every field says its unit in its name;
-// times of day are UTC. What was not measured is absent rather than zero.
+// Report is everything a run measured. Every field has its unit in its name; times of day are UTC. Missing measurements
+// are absent rather than zero.
 type Report struct {
 	Schema         string            `json:"schema"`          // SchemaVersion
 	Tool           string            `json:"tool"`            // "tandem 1.0.0"
 	StartedAt      time.Time         `json:"started_at"`      // of the run, warm-up included
 	WallSeconds    float64           `json:"wall_seconds"`    // of the run, warm-up and drains included
 	Mode           string            `json:"mode"`            // balanced, demo or production
-	Interrupted    bool              `json:"interrupted"`     // ended by a signal: what is here is a part
+	Interrupted    bool              `json:"interrupted"`     // ended by a signal: an incomplete report
 	Valid          bool              `json:"valid"`           // false: the generator was the bottleneck, or no figures
 	InvalidReasons []string          `json:"invalid_reasons"` // why not, for people
 	Warnings       []string          `json:"warnings"`        // for people
 	Target         Target            `json:"target"`
 	Settings       Settings          `json:"settings"`
-	Phases         []Phase           `json:"phases"` // those that ran, in their order
+	Phases         []Phase           `json:"phases"` // in the order of their runs
 	Comparison     *Comparison       `json:"comparison,omitzero"`
 	Insights       []Insight         `json:"insights"`
 	Thresholds     []ThresholdResult `json:"thresholds"` // empty when interrupted: none is evaluated then
 	Generator      Generator         `json:"generator"`
 }
 
-// Target is the service under load, as it describes itself.
+// Target is the service under load, by its own description.
 type Target struct {
 	URL           string  `json:"url"`                       // userinfo and query redacted
 	Version       string  `json:"version"`                   // of GET /healthz
-	Mode          string  `json:"mode,omitzero"`             // demo or production, where /stats tells
+	Mode          string  `json:"mode,omitzero"`             // demo or production, by /stats
 	MetricsRead   bool    `json:"metrics_read"`              // GET /metrics could be read
 	ClockOffsetMS float64 `json:"clock_offset_milliseconds"` // its clock minus ours, to half a round trip
 }
 
-// Settings are what the run was asked to do.
+// Settings are the options of the run.
 type Settings struct {
 	Requests          int64   `json:"requests"`         // per phase; 0: as many as Duration holds
 	DurationSeconds   float64 `json:"duration_seconds"` // per phase; 0: as long as Requests take
@@ -91,22 +91,22 @@ type Phase struct {
 	Callbacks   *Callbacks `json:"callbacks,omitzero"` // of Async
 	Server      *ServerUse `json:"server,omitzero"`    // where /metrics could be read
 	Lag         Latency    `json:"scheduling_lag"`     // open loop: planned to actual send; in response times
-	// the part of Lag that is the generator's own: a place in flight was free, and it was late all the same
+	// the generator's own part of Lag: a caller was free, and it was late all the same
 	OwnLag Latency `json:"generator_lag"`
 }
 
 // Side is one way of asking within a phase.
 type Side struct {
-	// requests the schedule held, less those that an interruption spared; closed loop: the same as Sent
+	// requests of the schedule up to an interruption; closed loop: the same as Sent
 	Planned int64 `json:"planned"`
 	// put on the wire; Sent + Retried = Accepted + Errors
 	Sent int64 `json:"sent"`
-	// refusals (429, 503) that were waited out and tried again; each is in Errors too
+	// refusals (429, 503) retried after their pause; each is in Errors too
 	Retried  int64 `json:"retried"`
 	Accepted int64 `json:"accepted"` // answered 200 (sync) or 202 (async)
-	// results at the caller: the 200, or the first good callback that says completed
+	// results at the caller: the 200, or the first good callback with status completed
 	Completed          int64   `json:"completed"`
-	WorkFailed         int64   `json:"work_failed"`          // results that say that the work failed
+	WorkFailed         int64   `json:"work_failed"`          // results with failed work
 	AcceptedPerSecond  float64 `json:"accepted_per_second"`  // over Phase.SendSeconds
 	CompletedPerSecond float64 `json:"completed_per_second"` // over Phase.WallSeconds
 	SuccessRatePercent float64 `json:"success_rate_percent"` // Completed of Sent, 0..100
@@ -122,8 +122,8 @@ type Side struct {
 	Series            []Step   `json:"series"`
 }
 
-// Latency is a distribution. HDR holds all of it, in microseconds, so that
-// distributions of several runs can be merged; percentiles never are.
+// Latency is a distribution. HDR holds all of it, in microseconds, for merging the distributions of several runs;
+// percentiles are never merged.
 type Latency struct {
 	Count  int64   `json:"count"`
 	MinMS  float64 `json:"min_milliseconds"`
@@ -137,32 +137,32 @@ type Latency struct {
 	HDR    string  `json:"hdr_v2_base64"` // HdrHistogram V2, compressed, base64
 }
 
-// Step is a slice of a phase's time. Requests are in the step of their planned
-// send, results and errors in that of their arrival.
+// Step is a slice of a phase's time. Requests are in the step of their planned send, results and errors in the step of
+// their arrival.
 type Step struct {
 	Second    int64   `json:"second"`               // since the phase began
 	Sent      int64   `json:"sent"`                 //
 	Accepted  int64   `json:"accepted"`             //
-	Completed int64   `json:"completed"`            // sync results or callbacks that arrived
+	Completed int64   `json:"completed"`            // sync results or callbacks
 	Errors    int64   `json:"errors"`               //
-	P50MS     float64 `json:"p50_milliseconds"`     // response time of the answers that arrived; 0 without any
+	P50MS     float64 `json:"p50_milliseconds"`     // response time of the answers; 0 without any
 	P99MS     float64 `json:"p99_milliseconds"`     //
-	EndP50MS  float64 `json:"end_p50_milliseconds"` // async end-to-end time of the callbacks that arrived
+	EndP50MS  float64 `json:"end_p50_milliseconds"` // async end-to-end time of the callbacks
 	EndP99MS  float64 `json:"end_p99_milliseconds"` //
 }
 
-// Callbacks counts what came back. Nothing here is inferred: a callback counts when it was received.
+// Callbacks counts callbacks. Nothing here is inferred: a callback counts when it was received.
 type Callbacks struct {
 	Expected     int64 `json:"expected"`      // requests answered 202
 	Delivered    int64 `json:"delivered"`     // of those, with a good callback before the drain ended
-	Missing      int64 `json:"missing"`       // of those, without; polling: whose result was not seen
+	Missing      int64 `json:"missing"`       // of those, without a callback or a polled result
 	Duplicate    int64 `json:"duplicate"`     // good callbacks beyond the first
 	BadSignature int64 `json:"bad_signature"` //
 	Malformed    int64 `json:"malformed"`     //
-	Unknown      int64 `json:"unknown"`       // for keys that nobody asked for
+	Unknown      int64 `json:"unknown"`       // for unknown keys
 	BeforeAnswer int64 `json:"before_answer"` // arrived before the 202 was read
 	Late         int64 `json:"late"`          // of the missing, came later, during another phase
-	Unanswered   int64 `json:"unanswered"`    // for requests without a 202 that were carried out
+	Unanswered   int64 `json:"unanswered"`    // for requests carried out without a 202
 	Misbehaved   int64 `json:"misbehaved"`    // answered badly by us, on purpose
 	Redelivered  int64 `json:"redelivered"`   // of the delivered, came at a second or later attempt
 	Polled       int64 `json:"polled"`        // results seen by polling, never counted as delivered
@@ -174,15 +174,15 @@ type Callbacks struct {
 	Breaker string `json:"breaker,omitzero"`
 }
 
-// ServerUse is what the server spent on a phase, by its own /metrics.
+// ServerUse is the server's use of resources in a phase, by its own /metrics.
 type ServerUse struct {
 	CPUSeconds     float64 `json:"cpu_seconds"`      // drain included
 	CPUCores       float64 `json:"cpu_cores"`        // average over Phase.WallSeconds
 	MaxMemoryBytes int64   `json:"max_memory_bytes"` // resident, the largest seen
 }
 
-// Comparison sets the async phase against the sync phase of the same run. Ratios
-// above 1 say that async is faster or does more; one that could not be measured is absent.
+// Comparison sets the async phase against the sync phase of the same run. A ratio above 1 means async is faster or does
+// more; a missing one is absent.
 type Comparison struct {
 	ResponseP50Ratio   float64 `json:"response_p50_ratio,omitzero"`   // sync response p50 / async acceptance p50
 	ResponseP99Ratio   float64 `json:"response_p99_ratio,omitzero"`   //
@@ -194,7 +194,7 @@ type Comparison struct {
 	CPUPerRequestAsync float64 `json:"cpu_milliseconds_per_async_request,omitzero"`
 }
 
-// Insight is a sentence for people and the figures it rests on, each of which stands in it.
+// Insight is a sentence for people, with its figures.
 type Insight struct {
 	Topic   string   `json:"topic"` // answer, throughput, result, callbacks, errors, cost or choice
 	Text    string   `json:"text"`
@@ -211,11 +211,11 @@ type ThresholdResult struct {
 	Pass       bool    `json:"pass"`       // false when not measured
 }
 
-// Generator is what the generator itself spent, and how punctual it was.
+// Generator is the generator's own use of resources, and its punctuality.
 type Generator struct {
-	CPUSeconds     float64 `json:"cpu_seconds"`          // 0 where the platform does not tell
+	CPUSeconds     float64 `json:"cpu_seconds"`          // 0: unknown on this platform
 	CPUShare       float64 `json:"cpu_share_of_machine"` // 0..1, of all cores, averaged over the phases
-	MaxMemoryBytes int64   `json:"max_memory_bytes"`     // resident; 0 where the platform does not tell
+	MaxMemoryBytes int64   `json:"max_memory_bytes"`     // resident; 0: unknown on this platform
 	Cores          int     `json:"cores"`                // GOMAXPROCS
 	LagP99MS       float64 `json:"lag_p99_milliseconds"` // its own (Phase.OwnLag), in the worst phase
 	SharesMachine  bool    `json:"shares_machine"`       // the target is on this machine: its CPU and ours compete

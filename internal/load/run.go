@@ -1,10 +1,9 @@
-// Package load puts a tandem service under load and reports what it measured. It speaks HTTP only and knows nothing of
-// the service's inside, so it measures a deployment the way a client sees it.
+// Package load puts a tandem service under load and reports what it measured. It speaks HTTP only and measures a
+// deployment from a client's side.
 //
 // run.go, phase.go and caller.go send the load; inbox.go and poll.go collect the results; recorder.go measures. Their
-// product is a Report (report.go), which is also the JSON. judge.go and insight.go say what its figures mean. view.go
-// turns it into the texts, tables and charts that people read; text.go and html.go only draw that view. compare.go
-// compares reports of several runs.
+// product is a Report (report.go), also in JSON. judge.go and insight.go interpret its figures. view.go turns it into
+// texts, tables and charts; text.go and html.go only draw that view. compare.go compares reports of several runs.
 package load
 
 import (
@@ -26,12 +25,12 @@ import (
 )
 
 const (
-	maxNotes      = 10                    // kinds of errors of which the report quotes the first
+	maxNotes      = 10                    // kinds of errors, each with its first text in the report
 	maxNote       = 300                   // characters of such a quotation, and of any text of the service
-	latestLag     = 10 * time.Millisecond // of the generator itself, p99, in a run that is valid
-	tolerableLag  = time.Millisecond      // the same, below which it is never too much
+	latestLag     = 10 * time.Millisecond // of the generator itself, p99, in a valid run
+	tolerableLag  = time.Millisecond      // the same; never too much below
 	lagOfResponse = 0.1                   // the same, as a part of the median response time
-	busyShare     = 0.9                   // of its cores: a closed loop that uses more measures itself
+	busyShare     = 0.9                   // of its cores: a closed loop with more measures itself
 )
 
 // run is a run under way.
@@ -46,16 +45,15 @@ type run struct {
 	report  *Report
 
 	mu    sync.Mutex        // guards the field below
-	notes map[string]string // :: category of an error → what the first one said
+	notes map[string]string // :: category of an error → its first text
 }
 
-// now is the time on the clock of the run, which nobody can set.
+// now is the time on the run's monotonic clock.
 func (r *run) now() time.Duration { return time.Since(r.began) }
 
-// Run puts a service under load and reports what came of it. It asks the
-// service who it is first; when that fails, or the receiver cannot be opened, the error is a
-// [*StartError]. When ctx ends, so does the run, and the report has what was measured until
-// then: Interrupted, and no threshold evaluated. Run returns when all it started has stopped.
+// Run puts a service under load and reports the measurements. It identifies the service first; a failure of that, or of
+// opening the receiver, is a [*StartError]. The end of ctx interrupts the run: the report has the measurements so far,
+// is Interrupted, and no threshold is evaluated. Run returns when all it started has stopped.
 func Run(ctx context.Context, cfg Config) (*Report, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("configure run: %w", err)
@@ -132,8 +130,7 @@ func (r *run) phases(ctx context.Context) []*running {
 	return ran
 }
 
-// lookUp asks what has become of requests whose callbacks are missing, and whether the
-// service holds callbacks back.
+// lookUp asks for the status of requests with missing callbacks, and for the service's breaker for our receiver.
 func (r *run) lookUp(ctx context.Context, callbacks *Callbacks, missing []string) {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
@@ -155,7 +152,7 @@ func (r *run) lookUp(ctx context.Context, callbacks *Callbacks, missing []string
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// settings repeats what the run was asked to do.
+// settings repeats the options for the report.
 func (r *run) settings() Settings {
 	cfg := &r.cfg
 	settings := Settings{
@@ -172,8 +169,8 @@ func (r *run) settings() Settings {
 	return settings
 }
 
-// openInbox opens the receiver of callbacks, unless results are polled for or nobody asks for
-// any. The function it returns closes it and waits until that has happened.
+// openInbox opens the receiver of callbacks, unless results are polled for or there are none. The returned function
+// closes it and waits for its end.
 func (r *run) openInbox(ctx context.Context) (func(), error) {
 	cfg := &r.cfg
 	r.inbox = newInbox(time.Duration(r.report.Target.ClockOffsetMS*float64(time.Millisecond)),
@@ -196,8 +193,7 @@ func (r *run) openInbox(ctx context.Context) (func(), error) {
 		}
 	}
 	r.report.Settings.CallbackURL = strings.TrimRight(base, "/")
-	// A callback may hold the data that was sent, and another JSON library may write all of it as \u escapes,
-	// which are six bytes each.
+	// A callback may hold the sent data, and another JSON library may write all of it as \u escapes, six bytes each.
 	callbacks, err := receiver.New(receiver.Config{
 		Secret: cfg.Secret, Behaviour: cfg.Callback.Behaviour, Seed: cfg.Seed, Count: r.inbox.count,
 		MaxBody: receiver.DefaultMaxBody + 6*int64(len(cfg.Data)),
@@ -214,8 +210,8 @@ func (r *run) openInbox(ctx context.Context) (func(), error) {
 	}, nil
 }
 
-// listenAddress is where callbacks are awaited. Where no host is named: on the loopback
-// interface when the service is on it and calls without a proxy, on all otherwise.
+// listenAddress is the address for callbacks. Where no host is named: on the loopback interface when the service is on
+// it and calls without a proxy, on all otherwise.
 func (r *run) listenAddress() string {
 	address := cmp.Or(r.cfg.Callback.Listen, ":0")
 	if strings.HasPrefix(address, ":") && r.cfg.Callback.PublicURL == "" && isLoopback(r.cfg.URL) {
@@ -224,8 +220,8 @@ func (r *run) listenAddress() string {
 	return address
 }
 
-// reachable is how the service reaches the receiver: an address that stands for
-// all of them is replaced by the one from which the service is reached.
+// reachable is the service's way to the receiver: an unspecified address is replaced by our own one towards the
+// service.
 func (r *run) reachable(ctx context.Context, listening net.Addr) (string, error) {
 	address, err := netip.ParseAddrPort(listening.String())
 	if err != nil {
@@ -255,7 +251,7 @@ func (r *run) reachable(ctx context.Context, listening net.Addr) (string, error)
 	return "http://" + net.JoinHostPort(host, fmt.Sprint(address.Port())), nil
 }
 
-// callbackBase is what stands before a key in a callback_url.
+// callbackBase is a callback_url up to its key.
 func (r *run) callbackBase() string {
 	if r.poller != nil {
 		return pollBase

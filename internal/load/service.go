@@ -24,18 +24,17 @@ import (
 )
 
 const (
-	probeTimeout = 10 * time.Second // of everything that is asked beside the load
+	probeTimeout = 10 * time.Second // of everything asked beside the load
 	meterTimeout = 2 * time.Second  // of one reading of /metrics
 	probes       = 5                // readings of the service's clock; the quickest counts
 	maxPage      = 4 << 20          // bytes of an answer outside the load
-	maxLookups   = 100              // missing callbacks whose request is looked up
+	maxLookups   = 100              // requests with missing callbacks to look up
 )
 
-// StartError says why a run could not start: the service cannot be put under load,
-// or no callback can be received.
+// StartError means a run could not start: the service is unusable, or no callback can be received.
 type StartError struct {
 	Err  error
-	Hint string // what to do about it
+	Hint string // advice
 }
 
 // Error returns the text of the cause.
@@ -44,8 +43,8 @@ func (e *StartError) Error() string { return e.Err.Error() }
 // Unwrap returns the cause.
 func (e *StartError) Unwrap() error { return e.Err }
 
-// service is the target. One transport carries the load, another what is asked
-// beside it, so that neither waits for the other's connections.
+// service is the target. One transport carries the load, another the requests beside it, so neither waits for the
+// other's connections.
 type service struct {
 	base   string // without a slash at the end
 	header http.Header
@@ -69,8 +68,8 @@ func newService(cfg *Config) *service {
 	return s
 }
 
-// newTransport makes a transport that keeps its connections. It knows no proxy:
-// behind one, the proxy would be measured. HTTP/1.1 only, so that a caller is a connection.
+// newTransport makes a transport with kept connections, without a proxy (it would be measured as well) and with
+// HTTP/1.1 only: a caller is a connection.
 func newTransport(cfg *Config, connections int, timeout time.Duration) *http.Transport {
 	dial := cfg.dial
 	if dial == nil {
@@ -110,7 +109,7 @@ func (s *service) get(ctx context.Context, path string) (status int, header http
 	return res.StatusCode, res.Header, body, nil
 }
 
-// read asks for a page beside the load that is JSON.
+// read asks for a page of JSON beside the load.
 func (s *service) read(ctx context.Context, path string, into any) (http.Header, error) {
 	status, header, body, err := s.get(ctx, path)
 	switch {
@@ -156,7 +155,7 @@ func (s *service) probe(ctx context.Context, target *Target) error {
 		}
 		best = trip
 		offset := health.Timestamp.Sub(asked.Add(trip / 2))
-		// A clock that is read in milliseconds is half of one slow on average.
+		// A clock in milliseconds is half of one slow on average.
 		if health.Timestamp.Nanosecond()%int(time.Millisecond) == 0 {
 			offset += time.Millisecond / 2
 		}
@@ -169,12 +168,12 @@ func (s *service) probe(ctx context.Context, target *Target) error {
 	if _, err := s.read(ctx, "/stats", &stats); err == nil {
 		target.Mode = term.Clean(stats.System.Mode, maxNote)
 	}
-	_, err := s.vitals(ctx)
+	_, err := s.processUse(ctx)
 	target.MetricsRead = err == nil
 	return nil
 }
 
-// stats is what a run reads in /stats.
+// stats is the part of /stats used here.
 type stats struct {
 	System struct {
 		Mode string `json:"mode"`
@@ -204,27 +203,26 @@ func (s *service) unreachable(err error) error {
 	return &StartError{fmt.Errorf("reach %s: %w", s.base, err), hint}
 }
 
-// vitals are what the service says it has used.
-type vitals struct {
+// processUse is the usage of the service, by its own account.
+type processUse struct {
 	cpu    float64 // seconds
 	memory int64   // bytes
 }
 
-// vitals reads two lines of /metrics. It is not cut off when ctx ends: a service
-// has every reason to complain in its log of a scraper that leaves in the middle.
-func (s *service) vitals(ctx context.Context) (vitals, error) {
+// processUse reads two lines of /metrics. The end of ctx does not cut it off: the service would log an error.
+func (s *service) processUse(ctx context.Context) (processUse, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), meterTimeout)
 	defer cancel()
 	status, _, body, err := s.get(ctx, "/metrics")
 	if err != nil {
-		return vitals{}, err
+		return processUse{}, err
 	}
 	cpu, okCPU := sample(body, "process_cpu_seconds_total")
 	memory, okMemory := sample(body, "process_resident_memory_bytes")
 	if status != http.StatusOK || !okCPU || !okMemory {
-		return vitals{}, fmt.Errorf("/metrics answered %d without CPU time and memory", status)
+		return processUse{}, fmt.Errorf("/metrics answered %d without CPU time and memory", status)
 	}
-	return vitals{cpu, int64(memory)}, nil
+	return processUse{cpu, int64(memory)}, nil
 }
 
 // sample finds a metric without labels in the text format of Prometheus.
@@ -256,7 +254,7 @@ func (s *service) breaker(ctx context.Context, receiver string) string {
 	return state
 }
 
-// lookedUp is what a run reads of a request in the history.
+// lookedUp is the part of a request in the history used here.
 type lookedUp struct {
 	Status           tandem.Status `json:"status"`
 	ProcessingTimeMS float64       `json:"processing_time_ms"`
@@ -271,7 +269,7 @@ func (s *service) lookup(ctx context.Context, id string) (found lookedUp, again 
 	return found, retryAfter(header, time.Now()), err
 }
 
-// retryAfter reads how long a service asks to be left alone; 0: it does not say.
+// retryAfter reads the pause requested by a service; 0: none.
 func retryAfter(header http.Header, now time.Time) time.Duration {
 	wait := time.Duration(0)
 	if text := header.Get("Retry-After"); text != "" {
@@ -284,7 +282,7 @@ func retryAfter(header http.Header, now time.Time) time.Duration {
 	return max(wait, exhausted(header))
 }
 
-// exhausted reads RateLimit (the IETF draft): how long nothing more is allowed; 0: something is.
+// exhausted reads RateLimit (the IETF draft): the time until the next allowed request; 0: now.
 func exhausted(header http.Header) time.Duration {
 	if remaining, reset, ok := rateLimit(header.Get("RateLimit")); ok && remaining == 0 {
 		return time.Duration(min(reset, 1e6)) * time.Second

@@ -51,7 +51,7 @@ func WriteText(w io.Writer, r *Report) error {
 	return nil
 }
 
-// write writes two sides beside each other.
+// write writes the table of two sides.
 func (s section) write(t *term.Page) {
 	head := []string{""}
 	if s.HasSync {

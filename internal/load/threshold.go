@@ -29,8 +29,8 @@ const maxThreshold = 100
 // threshold is name, operator, number and unit.
 var threshold = regexp.MustCompile(`^\s*([a-z0-9_.]+)\s*(<=|>=|==|<|>)\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zµ%/]*)\s*$`)
 
-// units say how a bound on a metric is written. Times need a unit, because there are three that everybody means.
-// :: unit of the metric → its name, an example, and the factor of each unit that may be written
+// units define the form of a bound on a metric. Times need a unit, because three are common.
+// :: unit of the metric → its name, an example, and the factor of each allowed unit
 var units = map[string]struct {
 	name, example string // %[1]s is the number
 	factors       map[string]float64
@@ -72,7 +72,7 @@ func ParseThreshold(text string) (Threshold, error) {
 	return Threshold{strings.TrimSpace(text), name, operator, value * factor}, nil
 }
 
-// Check reports a threshold that a run of these phases cannot measure; none means all phases.
+// Check reports a threshold without a metric in these phases; none means all phases.
 func (t Threshold) Check(phases []string) error {
 	names := metricNames(phases)
 	if !slices.Contains(names, t.Metric) {
@@ -82,10 +82,8 @@ func (t Threshold) Check(phases []string) error {
 	return nil
 }
 
-// Evaluate compares a report with the threshold. A metric that could have been
-// measured and was not, such as the end-to-end time when no callback came, fails:
-// nothing shows that the bound was kept. It is an error when the phases of
-// the report have no such metric at all.
+// Evaluate compares a report with the threshold. A missing measurement, such as the end-to-end time without a callback,
+// fails: nothing proves the bound. It is an error when the phases of the report cannot have the metric.
 func (t Threshold) Evaluate(r *Report) (ThresholdResult, error) {
 	var phases []string
 	for _, phase := range r.Phases {
@@ -105,7 +103,7 @@ func (t Threshold) Evaluate(r *Report) (ThresholdResult, error) {
 	}, nil
 }
 
-// Shown is what was measured, for people.
+// Shown is the measured value, for people.
 func (t ThresholdResult) Shown() string {
 	if !t.Measured {
 		return "nothing was measured"
@@ -129,7 +127,7 @@ func (t Threshold) holds(value float64) bool {
 	}
 }
 
-// near lists the three names that are the fewest keystrokes away; first the same in another phase.
+// near lists the three closest names; first the same in another phase.
 func near(name string, names []string) string {
 	typos := func(other string) int {
 		if strings.HasSuffix(other, "."+name) {

@@ -4,5 +4,5 @@ package load
 
 import "time"
 
-// usage is not told by this platform.
+// usage is unknown on this platform.
 func usage() (cpu time.Duration, memory int64) { return 0, 0 }

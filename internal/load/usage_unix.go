@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// usage is what this process has used so far: CPU time, and its largest resident memory in bytes.
+// usage is the CPU time of this process so far, and its largest resident memory in bytes.
 func usage() (cpu time.Duration, memory int64) {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {

@@ -11,31 +11,31 @@ import (
 // maxSteps bounds the rows of the table of seconds; longer runs have several seconds in one.
 const maxSteps = 60
 
-// view is all that people see of a report, in words and figures. The renderers only draw it.
+// view is a report in words and figures, for people. The renderers only draw it.
 type view struct {
 	Report               *Report
-	Work                 string // what was asked for, in a few words
+	Work                 string // task and complexity
 	Both                 bool   // both ways ran
-	Interrupted, Invalid string // why the figures are to be read with care; ""
-	Facts                []fact // what was done to whom, and how it was measured
+	Interrupted, Invalid string // warnings about the figures; ""
+	Facts                []fact // target, run, work and method
 	Cards                []card
 	Sections             []section
 	Failures             []string
 	Findings, Choices    []string // insights, and advice
 	Settings             []fact
-	Machine              string // what the generator spent
+	Machine              string // resources of the generator
 }
 
-// fact is a name and what stands behind it.
+// fact is a name and its text.
 type fact struct{ Name, Text string }
 
-// card is a figure that sums the run up.
+// card is a summary figure.
 type card struct {
 	Title, Value, Detail string
 	Bad                  bool // it needs attention
 }
 
-// section is the sync and the async side of the run, or of its mixed phase. A side that did not run has no column.
+// section is the sync and the async side of the run, or of its mixed phase. A missing side has no column.
 type section struct {
 	ID, Title         string
 	HasSync, HasAsync bool
@@ -61,7 +61,7 @@ type row struct {
 // Both reports whether there are two sides to compare.
 func (s section) Both() bool { return s.HasSync && s.HasAsync }
 
-// newView makes the view of a report. Its error is that of a damaged histogram, whose chart is missing then.
+// newView makes the view of a report. Its error means a damaged histogram: its chart is missing.
 func newView(r *Report) (*view, error) {
 	f := figuresOf(r)
 	v := &view{
@@ -110,7 +110,7 @@ func newView(r *Report) (*view, error) {
 	return v, damage
 }
 
-// facts say what was done, to whom and how it was measured.
+// facts describe target, run, work and method.
 func facts(r *Report) []fact {
 	target := r.Target.URL
 	if r.Target.Version != "" {
@@ -146,7 +146,7 @@ func (r *Report) asksAsync() bool {
 	return slices.ContainsFunc(r.Phases, func(p Phase) bool { return p.Async != nil })
 }
 
-// describeRun says when, how long and how hard.
+// describeRun describes date, length and load.
 func describeRun(r *Report) string {
 	s := r.Settings
 	amount := showCount(s.Requests) + " requests"
@@ -179,7 +179,7 @@ func describeWork(r *Report) string {
 	return fmt.Sprintf("%s, complexity %d", task, r.Settings.Complexity)
 }
 
-// describeGenerator says what the generator spent itself.
+// describeGenerator describes the resources of the generator.
 func describeGenerator(r *Report) string {
 	var parts []string
 	if r.Generator.CPUSeconds > 0 {
@@ -199,7 +199,7 @@ func describeGenerator(r *Report) string {
 	return text + "."
 }
 
-// settingsOf lists what the run was asked to do.
+// settingsOf lists the options of the run.
 func settingsOf(r *Report) []fact {
 	s := r.Settings
 	list := []fact{
@@ -228,7 +228,7 @@ func settingsOf(r *Report) []fact {
 	return slices.DeleteFunc(list, func(f fact) bool { return slices.Contains([]string{"", "0", "0 ms", "0 %"}, f.Text) })
 }
 
-// failures lists what went wrong, by category.
+// failures lists errors and missing callbacks, by category.
 func failures(r *Report) []string {
 	var lines []string
 	for _, phase := range r.Phases {
@@ -305,8 +305,8 @@ func cards(r *Report, f figures) []card {
 	return cards
 }
 
-// comparisons are what stands side by side: a label and the metrics of the two sides, which may have different names.
-// A row without any figure is left out, and so is a heading without rows.
+// comparisons are the rows of the comparison: a label and the metrics of the two sides. Empty rows and headings are
+// left out.
 var comparisons = []struct {
 	heading string
 	rows    []comparison
@@ -364,14 +364,14 @@ type comparison struct {
 
 // The traits of a comparison.
 const (
-	withRatio  = 1 << iota // say what async makes of it
+	withRatio  = 1 << iota // with the ratio of async
 	notMixed               // but not in a mixed phase, where --sync-ratio decides
-	needsAsync             // leave it out when async has no figure: that of sync stands in another group already
+	needsAsync             // leave it out without a figure of async: the one of sync is in another group
 	rare                   // leave it out when it is zero
 	perPhase               // of the phase as a whole: leave it out of a mixed phase
 )
 
-// sideBySide sets two sides beside each other, by the prefixes of their metrics.
+// sideBySide makes the rows of two sides, by the prefixes of their metrics.
 func (f figures) sideBySide(prefixes [2]string, e exchange) []group {
 	var groups []group
 	mixed := prefixes[0] != "sync."
@@ -397,7 +397,7 @@ func (f figures) sideBySide(prefixes [2]string, e exchange) []group {
 	return groups
 }
 
-// columns leaves out the columns of a side that did not run: those of sync, of async, and of their comparison.
+// columns leaves out the columns of a missing side.
 func (e exchange) columns(cells []string) []string {
 	switch {
 	case e.async == nil:
@@ -409,8 +409,7 @@ func (e exchange) columns(cells []string) []string {
 	}
 }
 
-// ownWait reports whether a figure of async says how long the generator waited, for callbacks that
-// did not come or between polls, rather than what the service did.
+// ownWait reports whether a figure of async measures the generator's own wait, for missing callbacks or between polls.
 func (f figures) ownWait(prefix, name string) bool {
 	polled := f.value(prefix+"polled") > 0
 	switch name {
@@ -423,7 +422,7 @@ func (f figures) ownWait(prefix, name string) bool {
 	}
 }
 
-// versus says in two words what async makes of sync's figure.
+// versus compares async's figure with sync's in two words.
 func versus(sync, async Metric) string {
 	if sync.Value <= 0 || async.Value <= 0 {
 		return ""

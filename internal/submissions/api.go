@@ -17,17 +17,17 @@ import (
 	"tandem/internal/store"
 )
 
-// tag is that of the routes in the OpenAPI document.
+// tag groups the routes in the OpenAPI document.
 const tag = "Submissions"
 
 // maxBatchID is longer than any batch id, in bytes.
 const maxBatchID = 64
 
-// What has become of the external call of a submission.
+// The states of a submission's external call.
 const (
 	externalConfirmed = "confirmed" // it ended well
 	externalPending   = "pending"   // it will be made, or made again
-	externalFailed    = "failed"    // it is given up
+	externalFailed    = "failed"    // no further attempts
 )
 
 // personBody documents the body of POST /api/submit; [App.person] reads it.
@@ -43,7 +43,7 @@ type batchBody struct {
 	Submissions []personBody `json:"submissions" minItems:"1" maxItems:"10" doc:"All of them are taken, or none"`
 }
 
-// submissionReply is the answer to POST /api/submit, and an entry of that to a batch.
+// submissionReply is the answer to POST /api/submit, and an entry of the answer to a batch.
 type submissionReply struct {
 	FirstName      string    `json:"firstName" doc:"As it is kept: without space around it"`
 	LastName       string    `json:"lastName" doc:"As it is kept: without space around it"`
@@ -73,7 +73,7 @@ type submissionEntry struct {
 	ProcessingTime float64       `json:"processingTime" minimum:"0" doc:"Seconds in the external call; 0 until it ended"`
 	BatchID        string        `json:"batch_id,omitempty" doc:"Of those that came in a batch"`
 
-	// What the Reporting page of the FastAPI service reads, in its words.
+	// The same for the Reporting page of the FastAPI service, in its words.
 	ReportedID        string    `json:"submission_id" doc:"submissionId, for clients of the FastAPI service"`
 	ReportedFirst     string    `json:"first_name" doc:"firstName, for clients of the FastAPI service"`
 	ReportedLast      string    `json:"last_name" doc:"lastName, for clients of the FastAPI service"`
@@ -209,9 +209,8 @@ func (h *handlers) handleSubmit(w http.ResponseWriter, r *http.Request) error {
 	return server.WriteReply(w, r, replies[0])
 }
 
-// handleBatch takes several submissions, all or none. Each counts towards the rate
-// limit, and how many there are is known only when they have been read; so a caller who has
-// nothing left is refused before that.
+// handleBatch takes several submissions, all or none. Each counts towards the rate limit. Their number is known only
+// after reading, so a caller with nothing left is refused first.
 func (h *handlers) handleBatch(w http.ResponseWriter, r *http.Request) error {
 	if err := h.api.Allow(w, r, 0); err != nil {
 		return err
@@ -224,7 +223,7 @@ func (h *handlers) handleBatch(w http.ResponseWriter, r *http.Request) error {
 		})
 		people = nil
 	}
-	if refused := h.api.Allow(w, r, max(len(people), 1)); refused != nil { // what is wrong counts as one
+	if refused := h.api.Allow(w, r, max(len(people), 1)); refused != nil { // an invalid body counts as one
 		return refused
 	}
 	if err != nil {
@@ -272,7 +271,7 @@ func replyTo(p person, done *engine.Run) submissionReply {
 	return reply
 }
 
-// thanks is what a submission is answered with, given what has become of its external call.
+// thanks is the message for a submission, given the state of its external call.
 func (p person) thanks(external string) string {
 	return "Thank you, " + p.FirstName + " " + p.LastName + ": your submission is saved" + map[string]string{
 		externalConfirmed: " and confirmed.",
@@ -281,10 +280,10 @@ func (p person) thanks(external string) string {
 	}[external]
 }
 
-// roundSeconds rounds to microseconds: a time has no digits beyond what was measured.
+// roundSeconds rounds to microseconds, the precision of the measurement.
 func roundSeconds(s float64) float64 { return math.Round(s*1e6) / 1e6 }
 
-// externalOf says what the status of a submission means for its call.
+// externalOf translates the status of a submission into the state of its call.
 func externalOf(status tandem.Status) string {
 	switch status {
 	case tandem.StatusCompleted:
@@ -399,8 +398,8 @@ func (h *handlers) handleStats(r *http.Request) (submissionStatistics, error) {
 	return figures, nil
 }
 
-// statsTag is the weak tag of /api/stats. Like that of /stats it covers
-// everything but the uptime, and the start of the process.
+// statsTag is the weak tag of /api/stats. Like the tag of /stats it covers everything but the uptime, and the start of
+// the process.
 func (h *handlers) statsTag(reply submissionStatistics, _ []byte) (string, error) {
 	reply.UptimeSeconds = 0
 	return h.api.WeakTag(reply)

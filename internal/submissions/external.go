@@ -22,31 +22,29 @@ const (
 	MaxTimeout     = 20 * time.Second
 )
 
-// spareTime is what a call may take beyond its own timeout before the engine ends it.
+// spareTime is the grace beyond a call's own timeout before the engine ends it.
 const spareTime = 5 * time.Second
 
-// retry says when a submission that nobody confirmed is called for again. No call uses up an attempt but one that
-// the engine has to end.
+// retry is the schedule for unconfirmed submissions. Only a call ended by the engine uses up an attempt.
 var retry = work.Retry{Attempts: 1000, Backoff: time.Second, Max: 15 * time.Minute, MaxAge: 24 * time.Hour,
 	Unknown: true}
 
-// External is the service that every submission is passed on to. The zero External
-// is a simulator that confirms at once.
+// External is the service behind every submission. The zero External is a simulator: it confirms at once.
 type External struct {
 	// URL is posted to: {"submissionId", "timestamp", "submission"} with the id as
 	// Idempotency-Key, at least once. A 2xx confirms; its body is not looked at. "": the simulator.
 	URL string
 
-	// Client calls URL and nothing else; required with it. Its policy is not that of
-	// callbacks: the operator has chosen this address, no stranger has.
+	// Client calls URL and nothing else; required with it. It has a policy of its own, unlike callbacks: the operator has
+	// chosen this address, not a stranger.
 	Client *egress.Client
 
-	MinDelay, MaxDelay time.Duration // how long the simulator takes, by chance
+	MinDelay, MaxDelay time.Duration // of the simulator, at random between them
 	// for a slot, and again for the simulator (Client has its own); DefaultTimeout, at most MaxTimeout
 	Timeout time.Duration
 }
 
-// withDefaults fills in the zero fields, or says what is wrong.
+// withDefaults fills in the zero fields and validates the others.
 func (x External) withDefaults() (External, error) {
 	if x.Timeout == 0 {
 		x.Timeout = DefaultTimeout
@@ -104,8 +102,8 @@ func (a *App) call(ctx context.Context, in work.Input) work.Result {
 		result.RetryAfter, false)
 }
 
-// exchange calls the external service, or simulates it. The error is a
-// *egress.Reschedule, or says that no call was made.
+// exchange calls the external service, or simulates it. After an error no call was made; it may be an
+// *egress.Reschedule.
 func (x External) exchange(ctx context.Context, in work.Input) (egress.Result, error) {
 	if x.URL == "" {
 		return x.simulate(ctx), nil
@@ -130,7 +128,7 @@ func (x External) exchange(ctx context.Context, in work.Input) (egress.Result, e
 	return place.Post(ctx, header, body), nil
 }
 
-// simulate takes its time and confirms, unless that time is longer than a call may take.
+// simulate confirms after a random delay, or times out.
 func (x External) simulate(ctx context.Context) egress.Result {
 	result := egress.Result{StartedAt: time.Now().UTC(), Outcome: tandem.OutcomeDelivered, StatusCode: http.StatusOK}
 	delay := x.MinDelay + rand.N(x.MaxDelay-x.MinDelay+1)

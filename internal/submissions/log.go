@@ -18,7 +18,7 @@ const (
 	defaultLogSize   = 64 << 20
 	defaultLogKeep   = 4
 	defaultLogBuffer = 8192
-	maxLogBatch      = 64 << 10 // bytes of lines that are written at once
+	maxLogBatch      = 64 << 10 // bytes of one write
 	dropsCheck       = time.Second
 	dropsWarnEvery   = time.Minute
 )
@@ -27,24 +27,24 @@ const (
 type LogConfig struct {
 	Path    string       // required; the older files are Path.1 (the newest) and so on
 	Names   bool         // lines tell the names of people: debug mode only
-	MaxSize int64        // bytes after which the next file begins; 64 MiB
-	Keep    int          // older files that are kept; 4
-	Buffer  int          // lines that may wait for the disk; 8,192
+	MaxSize int64        // bytes of one file; 64 MiB
+	Keep    int          // older files kept; 4
+	Buffer  int          // lines waiting for the disk, at most; 8,192
 	Log     *slog.Logger // slog.Default
 }
 
-// Line is one line of the submission log: what came of a submission, or
-// of another try to call the external service for it. Times are in milliseconds.
+// Line is one line of the submission log: the outcome of a submission, or of another attempt to call the external
+// service for it. Times are in milliseconds.
 type Line struct {
 	Time         time.Time       `json:"time"` // when it ended, UTC
 	SubmissionID string          `json:"submission_id"`
 	BatchID      string          `json:"batch_id,omitempty"`
 	Status       tandem.Status   `json:"status"`               // as it is in the history now
 	ErrorCode    string          `json:"error_code,omitempty"` // why it is not completed
-	SaveMS       float64         `json:"save_ms,omitempty"`    // its commit; 0 for a later try, which saves nothing new
-	ExternalMS   float64         `json:"external_ms"`          // the external call, which ran beside it
+	SaveMS       float64         `json:"save_ms,omitempty"`    // its commit; 0 for a later attempt, without a commit
+	ExternalMS   float64         `json:"external_ms"`          // the external call, at the same time
 	TotalMS      float64         `json:"total_ms"`             // from its arrival
-	Names        json.RawMessage `json:"names,omitempty"`      // what was submitted; kept only when the log tells names
+	Names        json.RawMessage `json:"names,omitempty"`      // the input; kept only with names in the log
 }
 
 // LogStats counts lines since the start.
@@ -53,12 +53,11 @@ type LogStats struct {
 	Dropped int64 // the buffer was full, or the file could not be written
 }
 
-// Log keeps a line per submission in a file, which begins anew when it is
-// large. Nobody waits for it: lines go into a bounded buffer, and [Log.Run] writes them. A
-// line that finds the buffer full, or that cannot be written, is counted and warned
-// about, once a minute at most. A crash loses what is in the buffer: the history is the record, this is a log.
+// Log keeps a line per submission in a file, rotated by size. Nobody waits for it: lines go into a bounded buffer, and
+// [Log.Run] writes them. Lines lost to a full buffer or a failed write are counted, with a warning once a minute at
+// most. A crash loses the buffer: the history is the record, this is a log.
 //
-// A nil log is one that is off. Its methods may be called from any number of goroutines, Run and Close from one.
+// A nil log is off. Its methods may be called from any number of goroutines, Run and Close from one.
 type Log struct {
 	cfg     LogConfig
 	file    *logFile // Run's, while it runs
@@ -116,14 +115,14 @@ func (l *Log) Stats() (LogStats, bool) {
 	return LogStats{Written: l.written.Load(), Dropped: l.dropped.Load()}, true
 }
 
-// Run writes lines until ctx ends, then those that were appended before, and returns. It is called once.
+// Run writes lines until ctx ends, then the rest of the buffer, and returns. It is called once.
 func (l *Log) Run(ctx context.Context) {
 	if l == nil {
 		return
 	}
 	var writer sync.WaitGroup
 	writer.Go(func() { l.write(ctx) })
-	// A writer that the disk keeps waiting could not warn, so it is watched from outside.
+	// A writer blocked by the disk could not warn, so this goroutine does.
 	tick := time.NewTicker(dropsCheck)
 	defer tick.Stop()
 	var told int64
@@ -164,7 +163,7 @@ func (l *Log) Close() error {
 	return nil
 }
 
-// write is the one writer: what waits is written together.
+// write is the one writer: all waiting lines go out in one write.
 func (l *Log) write(ctx context.Context) {
 	var batch bytes.Buffer
 	encoder := json.NewEncoder(&batch)
@@ -203,7 +202,7 @@ func (l *Log) write(ctx context.Context) {
 	}
 }
 
-// drop counts lines that could not be written.
+// drop counts lost lines.
 func (l *Log) drop(lines int64, err error) {
 	l.failure.Store(&err)
 	l.dropped.Add(lines)

@@ -8,8 +8,8 @@ import (
 	"path/filepath"
 )
 
-// logFile is a file of lines that begins anew when it has grown: path becomes path.1,
-// path.1 becomes path.2, and the last one goes. One goroutine uses it.
+// logFile is a file of lines with rotation: path becomes path.1, path.1 becomes path.2, and the last one goes. One
+// goroutine uses it.
 type logFile struct {
 	path    string
 	maxSize int64
@@ -35,8 +35,8 @@ func openLogFile(path string, maxSize int64, keep int) (*logFile, error) {
 	return f, f.open()
 }
 
-// open opens path for appending. A line that a crash left unfinished is ended; a file of
-// something else, such as the database, stays as it is.
+// open opens path for appending. A line cut off by a crash is ended; a file of something else, such as the database,
+// stays as it is.
 func (f *logFile) open() error {
 	if info, err := os.Stat(f.path); err == nil && !info.Mode().IsRegular() {
 		return fmt.Errorf("%s is not a regular file", f.path) // opening it might wait for a reader
@@ -73,11 +73,10 @@ func (f *logFile) endLastLine(file *os.File) (int64, error) {
 	return size + 1, err
 }
 
-// write appends whole lines, all of them or none. A file that somebody has moved
-// away or removed is left behind for a new one.
+// write appends whole lines, all of them or none. If the file was moved or removed, a new one replaces it.
 func (f *logFile) write(lines []byte) error {
 	if f.file != nil && !f.inPlace() {
-		_ = f.close() // what was written to it has been written
+		_ = f.close() // its lines are written
 	}
 	if f.file == nil {
 		if err := f.open(); err != nil {

@@ -23,7 +23,7 @@ const (
 	maxNamePoints = 500 // Unicode code points of a name: one character can have many
 )
 
-// person is what a submission carries.
+// person is the content of a submission.
 type person struct {
 	FirstName string `json:"firstName"`
 	LastName  string `json:"lastName"`
@@ -35,7 +35,7 @@ func (p person) data() (json.RawMessage, error) {
 	if err == nil {
 		text, err = jsontext.AppendQuote(append(text, `,"lastName":`...), p.LastName)
 	}
-	if err != nil { // text that is not UTF-8, which no body that was read has
+	if err != nil { // invalid UTF-8, impossible after reading the body
 		return nil, fmt.Errorf("encode submission: %w", err)
 	}
 	return append(text, '}'), nil
@@ -63,8 +63,7 @@ func (h *handlers) people(w http.ResponseWriter, r *http.Request) ([]person, err
 	return peopleOf(found["submissions"])
 }
 
-// peopleOf makes a batch of an array. What is wrong with any entry refuses
-// all of them, and is reported with its index.
+// peopleOf makes a batch of an array. One invalid entry refuses all of them, and is reported with its index.
 func peopleOf(array []byte) ([]person, error) {
 	refuse := func(message string, value any) ([]person, error) {
 		return nil, server.Invalid(tandem.FieldError{Location: "body.submissions", Message: message, Value: value})
@@ -103,7 +102,7 @@ func peopleOf(array []byte) ([]person, error) {
 	return people, nil
 }
 
-// elements returns the elements of a JSON array that has been checked, as slices of it.
+// elements returns the elements of a valid JSON array, as slices of it.
 func elements(array []byte) ([][]byte, error) {
 	dec := jsontext.NewDecoder(bytes.NewReader(array))
 	if _, err := dec.ReadToken(); err != nil {
@@ -121,7 +120,7 @@ func elements(array []byte) ([][]byte, error) {
 	return list, nil
 }
 
-// personOf reads the names, and says what is wrong with them.
+// personOf reads and validates the names.
 func personOf(found server.Object, prefix string) (p person, wrong []tandem.FieldError) {
 	for _, field := range []struct {
 		name   string
@@ -145,9 +144,8 @@ func personOf(found server.Object, prefix string) (p person, wrong []tandem.Fiel
 	return p, wrong
 }
 
-// cleanName takes the space around a name away, and says what was expected of one
-// that cannot be used. Length is in characters as people see them (grapheme clusters),
-// whatever they are made of.
+// cleanName trims a name, and returns the violated rule if it is unusable. Length is in characters as people see them
+// (grapheme clusters).
 func cleanName(text string) (name, expected string) {
 	name = strings.TrimSpace(text)
 	switch {
@@ -164,13 +162,13 @@ func cleanName(text string) (name, expected string) {
 	}
 }
 
-// isVisible reports what a name needs one of: marks and joiners alone show nothing, nor do
-// the letters and the symbol that only fill space.
+// isVisible reports whether a character shows: marks and joiners alone show nothing, nor do filler letters and the
+// blank symbol.
 func isVisible(r rune) bool {
 	const brailleBlank = '\u2800'
 	return unicode.In(r, unicode.L, unicode.N, unicode.P, unicode.S) &&
 		!unicode.Is(unicode.Other_Default_Ignorable_Code_Point, r) && r != brailleBlank
 }
 
-// isControl reports control characters, and those that end a line or a paragraph.
+// isControl reports control characters, line and paragraph separators.
 func isControl(r rune) bool { return unicode.In(r, unicode.Cc, unicode.Zl, unicode.Zp) }

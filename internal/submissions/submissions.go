@@ -1,11 +1,11 @@
 // Package submissions is the sample application on the engine: each submission is work with a retry policy, saved and
 // passed on to an external service at the same time, side by side.
 //
-// It is a client of the engine and of the server like any other. [App.Task] is its work, [App.Observe] gets what came
-// of it, and [App.API] is its part of the HTTP API; the engine, the store and the server know nothing of it.
-// The package hides the external service and its simulator, the names of people and what is allowed in them, and
-// the log of submissions. It promises that a submission is called for at least once, always under the same
-// Idempotency-Key, until the service confirms it, has no use for it, or a day is over.
+// It is a client of the engine and of the server like any other. [App.Task] is its work, [App.Observe] gets the
+// outcome, and [App.API] is its part of the HTTP API; the engine, the store and the server know nothing of it. The
+// package hides the external service and its simulator, the rules for names of people, and the log of submissions. It
+// promises at least one call for each submission, always under the same Idempotency-Key, until the service confirms or
+// rejects it, or a day is over.
 package submissions
 
 import (
@@ -41,7 +41,7 @@ type App struct {
 	calls map[tandem.Outcome]int64
 }
 
-// New makes the application, or says what is wrong with cfg.
+// New makes the application. It fails on an invalid cfg.
 func New(cfg Config) (*App, error) {
 	external, err := cfg.External.withDefaults()
 	if err != nil {
@@ -53,7 +53,7 @@ func New(cfg Config) (*App, error) {
 	return &App{external: external, lines: cfg.Lines, log: cfg.Log, calls: map[tandem.Outcome]int64{}}, nil
 }
 
-// batch is some submissions that come together, or a single one.
+// batch is a group of submissions, or a single one.
 type batch struct {
 	id    string // "": a single one
 	keyID string
@@ -61,14 +61,14 @@ type batch struct {
 	data  []json.RawMessage // JSON objects, checked by the caller
 }
 
-// submit saves submissions and passes them on. Callers that leave change nothing.
+// submit saves submissions and passes them on. A caller's disconnect changes nothing.
 func (a *App) submit(e *engine.Engine, b batch) ([]engine.Run, error) {
 	return e.Beside(engine.Batch{
 		Task: Task, ID: b.id, KeyID: b.keyID, Owner: b.owner, Data: b.data, SlotTimeout: a.external.Timeout,
 	})
 }
 
-// Observe takes note of what came of the call for a submission.
+// Observe logs the outcome of the call for a submission.
 func (a *App) Observe(run engine.Run) {
 	r, calling := &run.Request, callTime(&run)
 	if r.Task != Task || !run.Waited && calling == 0 && r.Status == tandem.StatusPending {
@@ -83,7 +83,7 @@ func (a *App) Observe(run engine.Run) {
 	}
 }
 
-// callTime is how long the call took; 0: none was made.
+// callTime is the duration of the call; 0: none was made.
 func callTime(run *engine.Run) time.Duration {
 	if run.Result.State() == work.StateHeld && run.Result.Message() == "" {
 		return 0

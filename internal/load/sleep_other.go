@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// nap lets others run until d has passed. It keeps a core busy, for less than napBelow.
-func nap(d time.Duration) {
+// sleep lets others run until d has passed. It keeps a core busy, for less than sleepBelow.
+func sleep(d time.Duration) {
 	for start := time.Now(); time.Since(start) < d; {
 		runtime.Gosched()
 	}

@@ -6,9 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nap sleeps for less than napBelow, in the kernel: about 0.06 ms late, and no
+// sleep sleeps for less than sleepBelow, in the kernel: about 0.06 ms late, and no
 // core is busy meanwhile. A signal may end it early.
-func nap(d time.Duration) {
+func sleep(d time.Duration) {
 	left := unix.NsecToTimespec(int64(d))
 	_ = unix.Nanosleep(&left, nil) // the caller looks at the clock again
 }
