@@ -51,25 +51,48 @@ func TestMain(m *testing.M) {
 		if runtime.GOOS == "windows" {
 			binary += ".exe"
 		}
-		build := exec.Command("go", "build", "-o", binary, ".")
+		build := exec.Command("go", "build", "-o", binary)
 		build.Stderr = os.Stderr
 		// The tests mostly wait for processes and clocks: six run at a time, however few cores there are, unless -parallel says otherwise.
-		if err := errors.Join(build.Run(), flag.Set("test.parallel", "6")); err != nil {
+		err = flag.Set("test.parallel", "6")
+		races := filepath.Join(dir, "race")
+		if flag.Parse(); raced != "" {
+			build.Args = append(build.Args, "-race", "-gcflags=modernc.org/...=-d=checkptr=0") // as .ci/run has it
+			err = errors.Join(err, os.Setenv(raceVariable, "log_path="+races))
+			if run := flag.Lookup("test.run"); run.Value.String() == "" {
+				err = errors.Join(err, run.Value.Set(raced))
+			}
+		}
+		if err := errors.Join(err, build.Run()); err != nil {
 			fmt.Fprintln(os.Stderr, "prepare tests:", err)
 			return 1
 		}
-		return m.Run()
+		return max(m.Run(), reportRaces(races))
 	}())
 }
 
-// TestScript runs testdata/script/*.txtar: what a user types and sees. The scripts run beside each other, but not
-// beside other tests, so that their deadline does not pass while they wait in line.
-func TestScript(t *testing.T) { //nolint:paralleltest // see above
+// raceVariable says where the race detector of the binary reports.
+const raceVariable = "GORACE"
+
+// reportRaces prints what the race detector found in the binary, and returns an exit code.
+func reportRaces(path string) (code int) {
+	reports, _ := filepath.Glob(path + ".*") // the pattern is good
+	for _, name := range reports {
+		text, err := os.ReadFile(name)
+		fmt.Fprintf(os.Stderr, "--- FAIL: the race detector in the binary under test: %v\n%s\n", err, text)
+		code = 1
+	}
+	return code
+}
+
+// TestScript runs testdata/script/*.txtar: what a user types and sees. A server that should have refused to start ends
+// shortly before the time of all tests is up, and its script fails.
+func TestScript(t *testing.T) {
+	t.Parallel()
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
-		// Of all of them together, on a busy machine: a server that should have refused to start must not run on.
-		Deadline: time.Now().Add(5 * patience),
 		Setup: func(env *testscript.Env) error {
+			env.Setenv(raceVariable, os.Getenv(raceVariable))
 			env.Setenv("PATH", filepath.Dir(binary)+string(os.PathListSeparator)+env.Getenv("PATH"))
 			for _, name := range []string{"ADDR", "ADDR2"} {
 				address, err := freeAddress()
@@ -230,8 +253,8 @@ func (b *syncBuffer) String() string {
 	return b.buf.String()
 }
 
-// start runs the binary with an empty environment but for PATH and extra
-// variables. It is killed when the test ends, if it still runs then.
+// start runs the binary with an empty environment but for PATH, what its system and its race detector
+// need, and extra variables. It is killed when the test ends, if it still runs then.
 func start(t testing.TB, extra []string, args ...string) *process {
 	t.Helper()
 	return startCommand(t, exec.Command(binary, args...), extra)
@@ -242,7 +265,11 @@ func startCommand(t testing.TB, cmd *exec.Cmd, extra []string) *process {
 	t.Helper()
 	p := &process{cmd: cmd, exited: make(chan struct{})}
 	p.cmd.Dir = t.TempDir()
-	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "SYSTEMROOT=" + os.Getenv("SYSTEMROOT")}, extra...)
+	p.cmd.Env = nil
+	for _, name := range []string{"PATH", "SYSTEMROOT", raceVariable} {
+		p.cmd.Env = append(p.cmd.Env, name+"="+os.Getenv(name))
+	}
+	p.cmd.Env = append(p.cmd.Env, extra...)
 	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, &p.stderr
 	if err := p.cmd.Start(); err != nil {
 		t.Fatalf("start tandem: %v", err)
