@@ -1,9 +1,6 @@
 package store
 
 import (
-	"context"
-	"database/sql"
-	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -84,13 +81,12 @@ func bringForward(tx *tx, back time.Duration, now time.Time) error {
 // behindHistory returns by how much the clock, which says now, is behind the newest request: it
 // was set back while no process watched.
 func behindHistory(tx *tx, now time.Time) (time.Duration, error) {
-	var newest string
-	err := tx.store.conn.QueryRowContext(context.Background(), `SELECT id FROM requests ORDER BY seq DESC LIMIT 1`).Scan(&newest)
-	if errors.Is(err, sql.ErrNoRows) {
-		return 0, nil
-	}
+	newest, found, err := tx.store.conn.text(`SELECT id FROM requests ORDER BY seq DESC LIMIT 1`)
 	if err != nil {
 		return 0, fmt.Errorf("read the newest request: %w", err)
+	}
+	if !found {
+		return 0, nil
 	}
 	made, err := tandem.IDTime(newest)
 	return max(made.Sub(now), 0), err

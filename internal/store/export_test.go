@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -14,7 +15,7 @@ func (s *SQLite) LimitPages(n int) error {
 	}
 	s.connMu.Lock()
 	defer s.connMu.Unlock()
-	_, err := s.conn.ExecContext(context.Background(), fmt.Sprintf(`PRAGMA max_page_count = %d`, n))
+	_, _, err := s.conn.text(fmt.Sprintf(`PRAGMA max_page_count = %d`, n))
 	return err
 }
 
@@ -22,8 +23,11 @@ func (s *SQLite) LimitPages(n int) error {
 func (s *SQLite) Pages() (n int, err error) {
 	s.connMu.Lock()
 	defer s.connMu.Unlock()
-	err = s.conn.QueryRowContext(context.Background(), `PRAGMA page_count`).Scan(&n)
-	return n, err
+	pages, _, err := s.conn.text(`PRAGMA page_count`)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(pages)
 }
 
 // Held returns how many jobs wait in memory, and how many bytes they hold.
@@ -71,8 +75,8 @@ func (s *SQLite) OnRefilling(f func(Lane)) { s.queue.refilling = f }
 func (s *SQLite) SetPatience(d time.Duration) error {
 	s.connMu.Lock()
 	defer s.connMu.Unlock()
-	_, err := s.conn.ExecContext(context.Background(), fmt.Sprintf(`PRAGMA busy_timeout = %d`, d.Milliseconds()))
-	return err
+	s.conn.(*directConn).conn.SetBusyTimeout(d)
+	return nil
 }
 
 // DatabasePath reads a value of --db that names a file.

@@ -9,7 +9,7 @@ import (
 // OpenTraced is OpenSQLite, and seen is called with every statement that is
 // prepared or run on any of its connections, from any goroutine.
 func OpenTraced(ctx context.Context, cfg Config, seen func(statement string)) (*SQLite, error) {
-	cfg.connect = traced(seen)
+	cfg.connect, cfg.seen = traced(seen), seen
 	return OpenSQLite(ctx, cfg)
 }
 

@@ -21,7 +21,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/pressly/goose/v3"
-	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 
 	"tandem"
@@ -48,7 +47,8 @@ type Config struct {
 	Nodes *Nodes       // filled in with who shares the database; nil: nobody asks
 	Log   *slog.Logger // slog.Default
 
-	connect connector // nil but in tests that watch what is asked of the database
+	connect connector              // nil but in tests that watch what is asked of the database
+	seen    func(statement string) // the same, of what the writer asks of SQLite
 }
 
 // counts reports whether requests of a task are counted on their own.
@@ -75,13 +75,12 @@ type SQLite struct {
 	memory bool
 	file   *databaseFile // nil in memory
 
-	writeDB *sql.DB // one connection, held by conn
-	readDB  *sql.DB // read-only pool; nil in memory, where reads share conn
+	readDB *sql.DB // read-only pool; in memory one connection
 
-	// connMu guards conn and stmts: the writer holds it for a batch, in memory also every reader.
+	// connMu guards conn: the writer holds it for a batch, in memory also every reader, because there a reader and a
+	// writer exclude each other.
 	connMu sync.Mutex
-	conn   *sql.Conn
-	stmts  map[string]*sql.Stmt // :: SQL text → statement prepared on conn
+	conn   writerConn
 
 	sendMu sync.RWMutex // held for reading to send on ops, for writing to close it
 	closed bool         // guarded by sendMu
@@ -117,7 +116,6 @@ func OpenSQLite(ctx context.Context, cfg Config) (*SQLite, error) {
 	s := &SQLite{
 		cfg:      cfg,
 		memory:   Memory(cfg.URL),
-		stmts:    map[string]*sql.Stmt{},
 		ops:      make(chan *op, maxBatch),
 		stopped:  make(chan struct{}),
 		failing:  make(chan struct{}, 1),
@@ -146,28 +144,36 @@ func (s *SQLite) open(ctx context.Context) error {
 		}
 		name = fileName(path)
 	}
-	pragmas := []string{"busy_timeout(5000)", "cache_size(-8000)", "temp_store(memory)"}
+	pragmas := []string{"cache_size(-8000)", "temp_store(memory)"}
 	if !s.memory {
 		pragmas = append(pragmas, durable()...)
 	}
 	var err error
-	if s.writeDB, err = s.cfg.connect(dsn(name, pragmas...)); err != nil {
+	// The schema is made by a connection of its own, which in memory becomes the reader.
+	if s.readDB, err = s.cfg.connect(dsn(name, append(pragmas, "busy_timeout(5000)")...)); err != nil {
 		return err
 	}
-	s.writeDB.SetMaxOpenConns(1)
-	if err := migrate(ctx, s.writeDB); err != nil {
+	s.readDB.SetMaxOpenConns(1)
+	if err := migrate(ctx, s.readDB); err != nil {
 		return err
 	}
-	if s.conn, err = s.writeDB.Conn(ctx); err != nil {
+	conn, err := openDirect(name, s.cfg.seen, pragmas...)
+	if err != nil {
 		return err
 	}
+	s.conn = conn
 	if !s.memory {
-		s.readDB, err = s.cfg.connect(dsn(name+"mode=ro", "busy_timeout(5000)", "cache_size(-4000)", "query_only(1)"))
+		reading, err := s.cfg.connect(dsn(name+"mode=ro", "busy_timeout(5000)", "cache_size(-4000)", "query_only(1)"))
 		if err != nil {
 			return err
 		}
-		s.readDB.SetMaxOpenConns(max(4, runtime.NumCPU()))
-		s.readDB.SetMaxIdleConns(max(4, runtime.NumCPU()))
+		reading.SetMaxOpenConns(max(4, runtime.NumCPU()))
+		reading.SetMaxIdleConns(max(4, runtime.NumCPU()))
+		migrated := s.readDB
+		s.readDB = reading
+		if err := migrated.Close(); err != nil {
+			return err
+		}
 	}
 	if err := s.recover(ctx); err != nil || s.memory {
 		return err
@@ -284,11 +290,7 @@ func versions(ctx context.Context, provider *goose.Provider) (version, newest in
 
 // explain turns SQLite's codes into what to do next.
 func explain(err error) error {
-	var code *sqlite.Error
-	if !errors.As(err, &code) {
-		return err
-	}
-	switch code.Code() & 0xff {
+	switch sqliteCode(err) & 0xff {
 	case sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT:
 		return fmt.Errorf("the file is damaged or not a tandem database; restore it from a backup, or move it (with -wal and -shm) away to start anew: %w", err)
 	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM:
@@ -302,7 +304,7 @@ func explain(err error) error {
 
 // recover repairs what the last process left, before anything is dispatched.
 func (s *SQLite) recover(ctx context.Context) error {
-	counts, err := readCounters(ctx, s.conn)
+	counts, err := readCounters(ctx, s.readDB)
 	if err != nil {
 		return err
 	}
@@ -321,8 +323,8 @@ func (s *SQLite) recover(ctx context.Context) error {
 }
 
 // readCounters reads the table of counters.
-func readCounters(ctx context.Context, conn *sql.Conn) (map[string]int64, error) {
-	rows, err := conn.QueryContext(ctx, `SELECT name, value FROM counters`)
+func readCounters(ctx context.Context, db querier) (map[string]int64, error) {
+	rows, err := db.QueryContext(ctx, `SELECT name, value FROM counters`)
 	if err != nil {
 		return nil, fmt.Errorf("read counters: %w", err)
 	}
@@ -397,18 +399,12 @@ func (s *SQLite) release() error {
 	s.connMu.Lock() // a reader of the in-memory database may still be on conn: closing it under a query panics
 	defer s.connMu.Unlock()
 	var errs []error
-	for _, stmt := range s.stmts {
-		errs = append(errs, stmt.Close())
-	}
 	var closers []io.Closer
 	if s.readDB != nil {
 		closers = append(closers, s.readDB)
 	}
 	if s.conn != nil {
 		closers = append(closers, s.conn)
-	}
-	if s.writeDB != nil {
-		closers = append(closers, s.writeDB)
 	}
 	for _, closer := range closers {
 		errs = append(errs, closer.Close())
@@ -429,11 +425,8 @@ func (s *SQLite) SigningSecret(ctx context.Context, fresh tandem.Secret) (tandem
 			return err
 		}
 		made = n == 1
-		stmt, err := s.prepared(`SELECT value FROM settings WHERE name = 'signing_secret'`)
-		if err != nil {
-			return err
-		}
-		return stmt.QueryRow().Scan(&text)
+		text, _, err = s.conn.text(`SELECT value FROM settings WHERE name = 'signing_secret'`)
+		return err
 	})
 	if err != nil {
 		return tandem.Secret{}, false, fmt.Errorf("keep the signing secret: %w", err)

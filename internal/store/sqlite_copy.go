@@ -17,7 +17,8 @@ import (
 type copySource struct {
 	copyReader
 
-	file        *SQLite // its connection and its lock; nothing runs on it
+	file        *SQLite // its connections and its lock; nothing runs on it
+	conn        sqlConn // file.conn
 	total       int64
 	fingerprint string   // of what is in the file
 	rest        copyRest // its counters are those after recover
@@ -31,7 +32,7 @@ func openCopySource(ctx context.Context, cfg CopyConfig) (_ *copySource, err err
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		return nil, errors.New("there is no such file")
 	}
-	s := &copySource{file: &SQLite{cfg: Config{URL: cfg.From}, stmts: map[string]*sql.Stmt{}}}
+	s := &copySource{file: &SQLite{cfg: Config{URL: cfg.From}}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())
@@ -41,21 +42,22 @@ func openCopySource(ctx context.Context, cfg CopyConfig) (_ *copySource, err err
 		return nil, err
 	}
 	pragmas := append(durable(), "busy_timeout(5000)", "cache_size(-8000)")
-	if s.file.writeDB, err = cfg.connect(dsn(fileName(path)+"mode=rw", pragmas...)); err != nil {
+	if s.file.readDB, err = cfg.connect(dsn(fileName(path)+"mode=rw", pragmas...)); err != nil {
 		return nil, err
 	}
-	s.file.writeDB.SetMaxOpenConns(1)
-	if err := migrate(ctx, s.file.writeDB); err != nil {
+	s.file.readDB.SetMaxOpenConns(1)
+	if err := migrate(ctx, s.file.readDB); err != nil {
 		return nil, err
 	}
-	if s.file.conn, err = s.file.writeDB.Conn(ctx); err != nil {
+	if s.conn.Conn, err = s.file.readDB.Conn(ctx); err != nil {
 		return nil, err
 	}
-	if _, err := s.file.conn.ExecContext(ctx, `BEGIN IMMEDIATE`); err != nil {
+	s.file.conn = s.conn
+	if _, err := s.conn.ExecContext(ctx, `BEGIN IMMEDIATE`); err != nil {
 		return nil, fmt.Errorf("keep others from writing: %w", err)
 	}
 	s.copyReader = copyReader{
-		db: s.file.conn,
+		db: s.conn,
 		requests: `
 			SELECT id, mode, task, status, callback_status, complexity, callback_attempts, processing_us,
 			       started_at, completed_at, lane, due_at, error_code, error_message, callback_url, batch_id, key_id,
@@ -87,15 +89,15 @@ func (s *copySource) close() error { return s.file.release() }
 // states of a file that have all of this in common are the same but for due times.
 func (s *copySource) identify(ctx context.Context) (err error) {
 	var newest sql.NullInt64
-	err = s.file.conn.QueryRowContext(ctx, `SELECT count(*), max(seq) FROM requests`).Scan(&s.total, &newest)
+	err = s.conn.QueryRowContext(ctx, `SELECT count(*), max(seq) FROM requests`).Scan(&s.total, &newest)
 	if err != nil {
 		return err
 	}
-	if s.rest, err = readSettingsAndKeys(ctx, s.file.conn); err != nil {
+	if s.rest, err = readSettingsAndKeys(ctx, s.conn); err != nil {
 		return fmt.Errorf("read settings and API keys: %w", err)
 	}
 	s.rest.settings = slices.DeleteFunc(s.rest.settings, func(s copiedSetting) bool { return s.name == "probe" })
-	if s.rest.counters, err = readCounters(ctx, s.file.conn); err != nil {
+	if s.rest.counters, err = readCounters(ctx, s.conn); err != nil {
 		return err
 	}
 	s.file.counters.Set(s.rest.counters)

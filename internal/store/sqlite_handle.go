@@ -8,7 +8,6 @@ import (
 	"os"
 	"time"
 
-	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
@@ -139,8 +138,7 @@ func (s *sqliteHandle) Poll(ctx context.Context, setting, seen string) (value st
 func (s *sqliteHandle) PollInterval() time.Duration { return 250 * time.Millisecond }
 
 func (s *sqliteHandle) Duplicate(err error) bool {
-	code, ok := errors.AsType[*sqlite.Error](err)
-	return ok && code.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE
+	return sqliteCode(err) == sqlite3.SQLITE_CONSTRAINT_UNIQUE
 }
 
 // sqliteTx is the connection, in a transaction.
@@ -179,6 +177,5 @@ func (s *sqliteHandle) Transact(
 
 // isBusy reports whether another connection was writing.
 func isBusy(err error) bool {
-	code, ok := errors.AsType[*sqlite.Error](err)
-	return ok && code.Code()&0xff == sqlite3.SQLITE_BUSY
+	return sqliteCode(err)&0xff == sqlite3.SQLITE_BUSY
 }

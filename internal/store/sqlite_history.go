@@ -19,14 +19,13 @@ type querier interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }
 
-// read runs a function that reads: on a connection of the pool, or, in memory,
-// on the only connection while the writer waits.
+// read runs a function that reads, in memory while the writer waits.
 func (s *SQLite) read(ctx context.Context, f func(querier) error) error {
 	var err error
 	if s.memory {
 		s.connMu.Lock()
 		defer s.connMu.Unlock()
-		err = f(s.conn)
+		err = f(s.readDB)
 	} else if err = s.lost(); err == nil { // a new connection would open what has taken its place
 		err = f(s.readDB)
 	}

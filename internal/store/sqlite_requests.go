@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"time"
 
-	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 
 	"tandem"
@@ -102,8 +101,7 @@ const insertRequest = `
 
 // insertError says of rows that could not be inserted whether one is there already.
 func insertError(err error) error {
-	var code *sqlite.Error
-	if errors.As(err, &code) && code.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY {
+	if sqliteCode(err) == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY {
 		return fmt.Errorf("insert requests: %w (%w)", ErrExists, err)
 	}
 	return fmt.Errorf("insert requests: %w", err)

@@ -2,14 +2,12 @@ package store
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"runtime"
 	"slices"
 	"time"
 
-	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 
 	"tandem"
@@ -44,17 +42,7 @@ type tx struct {
 }
 
 // exec runs a statement and returns how many rows it changed.
-func (t *tx) exec(text string, args ...any) (int64, error) {
-	stmt, err := t.store.prepared(text)
-	if err != nil {
-		return 0, err
-	}
-	result, err := stmt.Exec(args...)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected()
-}
+func (t *tx) exec(text string, args ...any) (int64, error) { return t.store.conn.exec(text, args...) }
 
 // own adds to the requests of Config.Counted of a key in this transaction; "" is nobody's.
 func (t *tx) own(key string, delta int64) {
@@ -78,19 +66,6 @@ func (t *tx) countOwned() error {
 		}
 	}
 	return nil
-}
-
-// prepared is called with connMu held, or before the writer has started.
-func (s *SQLite) prepared(text string) (*sql.Stmt, error) {
-	if stmt, ok := s.stmts[text]; ok {
-		return stmt, nil
-	}
-	stmt, err := s.conn.PrepareContext(context.Background(), text)
-	if err != nil {
-		return nil, err
-	}
-	s.stmts[text] = stmt
-	return stmt, nil
 }
 
 // submit hands a write to the writer. Once it returns nil, op.done will be called.
@@ -330,8 +305,7 @@ func (t *tx) run(ops []*op) error {
 
 // note remembers whether the database takes writes, for /readyz and the probe.
 func (s *SQLite) note(err error) {
-	var code *sqlite.Error
-	if errors.As(err, &code) && code.Code()&0xff == sqlite3.SQLITE_CONSTRAINT {
+	if sqliteCode(err)&0xff == sqlite3.SQLITE_CONSTRAINT {
 		err = nil // one bad row; the database is well
 	}
 	before := s.failure.Load()
