@@ -29,6 +29,7 @@ import (
 	"tandem/internal/server"
 	"tandem/internal/store"
 	"tandem/internal/submissions"
+	"tandem/internal/telemetry"
 	"tandem/internal/work"
 )
 
@@ -54,6 +55,7 @@ type Service struct {
 	log         *slog.Logger
 	listener    net.Listener
 	certificate *server.Certificate // nil: plain HTTP
+	metrics     *telemetry.Metrics
 	engine      *engine.Engine
 	lines       *submissions.Log // nil: none is kept
 	submissions *submissions.App
@@ -176,11 +178,15 @@ func (s *Service) openEngine(nodes *store.Nodes) (err error) {
 	if err != nil {
 		return err
 	}
+	tasks := []work.Task{s.submissions.Task()}
+	s.metrics = telemetry.New(telemetry.Config{Tasks: tasks, Log: s.log})
 	if s.engine, err = engine.New(engine.Config{
 		Store: s.Store, Egress: callbacks, Secrets: []tandem.Secret{s.Secret}, Keys: s.Keys, Nodes: nodes,
 		Workers: cfg.Workers, IOWorkers: cfg.IOWorkers, TaskTimeout: cfg.TaskTimeout, Retention: cfg.Retention,
 		Retry: work.Retry{Attempts: cfg.CallbackAttempts, Backoff: cfg.CallbackBackoff, MaxAge: cfg.CallbackMaxAge},
-		Tasks: []work.Task{s.submissions.Task()}, Observe: s.submissions.Observe, Compute: cfg.Compute, Log: s.log,
+		Tasks: tasks, Compute: cfg.Compute, Log: s.log,
+		Observers: []func(engine.Event){s.metrics.Observe, s.submissions.Observe},
+		Publish:   s.metrics.Publish, Receive: s.metrics.Receive,
 	}); err != nil {
 		return fmt.Errorf("set up the engine: %w", err)
 	}
@@ -205,7 +211,7 @@ func (s *Service) client(of string, cfg egress.Config) (*egress.Client, error) {
 func (s *Service) openServer(nodes *store.Nodes) error {
 	cfg := s.cfg
 	s.api = server.Config{
-		Engine: s.engine, Store: s.Store, Nodes: nodes, Mode: cfg.Mode, TestCallback: cfg.TestCallback,
+		Engine: s.engine, Store: s.Store, Metrics: s.metrics, Nodes: nodes, Mode: cfg.Mode, TestCallback: cfg.TestCallback,
 		MaxData: cfg.MaxData, MaxDepth: cfg.MaxDepth, TaskTimeout: cfg.TaskTimeout,
 		BaseURL: cmp.Or(cfg.BaseURL, s.URL), AllowedHosts: cfg.ownNames(), CORSOrigins: cfg.CORSOrigin,
 		RateLimit: cfg.RateLimit, ReadLimit: cfg.ReadLimit, Debug: cfg.Debug, Leaving: s.leaving,

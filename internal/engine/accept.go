@@ -36,7 +36,8 @@ type Order struct {
 // row as soon as the database takes it).
 func (e *Engine) Do(ctx context.Context, order Order) (tandem.Request, error) {
 	arrived := time.Now()
-	if !e.gate.enter() {
+	inFlight, ok := e.gate.enter()
+	if !ok {
 		return tandem.Request{}, drainingError("")
 	}
 	defer e.gate.leave()
@@ -64,20 +65,13 @@ func (e *Engine) Do(ctx context.Context, order Order) (tandem.Request, error) {
 	if err := e.accept(&r); err != nil {
 		return tandem.Request{}, err
 	}
-	e.vitals.accepted(arrived)
-	if e.telling() {
-		e.tell("🚀 sync: committed, its caller waits", &r,
-			"task", r.Task, "took", time.Since(arrived), "in_flight", e.gate.count())
-	}
+	e.emitAccepted(&r, arrived, inFlight)
 	outcome := e.doWork(ctx, slots, &task, &r)
 	if err := e.finish(&r, outcome); err != nil {
 		return tandem.Request{}, err
 	}
-	e.vitals.end(Ending{tandem.ModeSync, task.Name, outcome.ErrorCode})
-	e.vitals.latency[latencySync].record(time.Now(), time.Since(arrived))
-	if e.telling() {
-		e.tell(markOf(r.Status)+" sync: "+string(r.Status), &r, "task", r.Task, "work", outcome.Processing, "took", time.Since(arrived))
-	}
+	run := Run{Request: r, Waited: true, Working: outcome.Processing, Took: time.Since(arrived), EndedAt: e.now()}
+	e.emit(Event{Step: Ended, Run: run})
 	return r, outcomeError(r.ID, outcome)
 }
 
@@ -98,7 +92,7 @@ func (e *Engine) doWork(ctx context.Context, slots *slots, task *work.Task, r *t
 // accept commits a sync request before its work. The client's leaving does not cut
 // it short: a commit cut short may or may not have happened.
 func (e *Engine) accept(r *tandem.Request) error {
-	bounded := e.accepting.wait(time.Now())
+	bounded := e.accepting.context(time.Now())
 	err := e.commit(bounded, r, store.LaneNone)
 	if err == nil {
 		return nil
@@ -124,7 +118,7 @@ func (e *Engine) takeBack(accepting context.Context, err error, lane store.Lane,
 // does not depend on the client still being there.
 func (e *Engine) finish(r *tandem.Request, o store.Outcome) error {
 	job, next := store.Job{Request: *r}, store.Finished(o, "")
-	if err := e.cfg.Store.Finish(e.storing.wait(time.Now()), job, next); err != nil {
+	if err := e.cfg.Store.Finish(e.storing.context(time.Now()), job, next); err != nil {
 		e.log.Error("store the result of a sync request", "request_id", r.ID, "error", err)
 		if tandem.CodeOf(err) == tandem.CodeNotFound { // it was accepted: other nodes declared this one dead
 			err = tandem.Errorf(tandem.CodeStoreUnavailable,
@@ -173,7 +167,8 @@ func (e *Engine) finishLater(job store.Job, next store.Next) {
 // later changes nothing.
 func (e *Engine) Submit(ctx context.Context, order Order) (tandem.Request, error) {
 	arrived := time.Now()
-	if !e.gate.enter() {
+	inFlight, ok := e.gate.enter()
+	if !ok {
 		return tandem.Request{}, drainingError("")
 	}
 	defer e.gate.leave()
@@ -191,16 +186,10 @@ func (e *Engine) Submit(ctx context.Context, order Order) (tandem.Request, error
 	if err := ctx.Err(); err != nil {
 		return tandem.Request{}, &tandem.Error{Code: tandem.CodeClientClosed, Message: "The client has gone.", Err: err}
 	}
-	if err := e.commit(e.storing.wait(arrived), &r, laneOf(task.Class)); err != nil {
+	if err := e.commit(e.storing.context(arrived), &r, laneOf(task.Class)); err != nil {
 		return tandem.Request{}, storeError("accept request", "", err)
 	}
-	e.vitals.accepted(arrived)
-	took := time.Since(arrived)
-	e.vitals.latency[latencyAccept].record(arrived.Add(took), took)
-	if e.telling() {
-		e.tell("📝 async: committed, the work goes to the background", &r,
-			"task", r.Task, "took", took, "in_flight", e.gate.count())
-	}
+	e.emitAccepted(&r, arrived, inFlight)
 	return r, nil
 }
 

@@ -26,18 +26,6 @@ type Batch struct {
 	SlotTimeout time.Duration
 }
 
-// Run is one run of work, or the finding that there is no use in another one.
-type Run struct {
-	Request tandem.Request // as its row is: completed; pending, when there will be another run; or failed
-	Result  work.Result    // of a run that took place
-	Waited  bool           // its caller waits
-	Saving  time.Duration  // if its caller waits: until its row was committed
-	Working time.Duration  // in the task; 0: it was not run
-	// since its request was accepted, until what came of it was committed, waiting for a slot included
-	Took    time.Duration
-	EndedAt time.Time // by the clock of all nodes
-}
-
 // errNotSaved ends the work of requests that could not be saved.
 var errNotSaved = errors.New("the request could not be saved")
 
@@ -48,7 +36,8 @@ var errNotSaved = errors.New("the request could not be saved")
 // that nothing was saved: CodeDraining, CodeOverloaded, CodeQueueFull or CodeStoreUnavailable. Work may have been
 // done all the same, for ids that nobody will hear of again.
 func (e *Engine) Beside(batch Batch) ([]Run, error) {
-	if !e.gate.enter() {
+	inFlight, ok := e.gate.enter()
+	if !ok {
 		return nil, drainingError("")
 	}
 	defer e.gate.leave()
@@ -63,7 +52,7 @@ func (e *Engine) Beside(batch Batch) ([]Run, error) {
 	defer slots.part(batch.Owner)
 	const tries = 10
 	for try := 1; ; try++ {
-		all, err := e.besideOnce(&task, batch)
+		all, err := e.besideOnce(&task, batch, inFlight)
 		switch {
 		case err == nil:
 			return all, nil
@@ -74,7 +63,7 @@ func (e *Engine) Beside(batch Batch) ([]Run, error) {
 }
 
 // besideOnce does it with new ids; ErrExists says that one of them is taken.
-func (e *Engine) besideOnce(task *work.Task, batch Batch) ([]Run, error) {
+func (e *Engine) besideOnce(task *work.Task, batch Batch, inFlight int) ([]Run, error) {
 	arrived := time.Now()
 	all := make([]Run, len(batch.Data))
 	requests := make([]*tandem.Request, len(batch.Data))
@@ -88,8 +77,8 @@ func (e *Engine) besideOnce(task *work.Task, batch Batch) ([]Run, error) {
 		r.BatchID = batch.ID
 		all[i] = Run{Request: r, Waited: true}
 		requests[i] = &all[i].Request
+		e.emit(Event{Step: Begun, Run: all[i], InFlight: inFlight, Rows: len(all)})
 	}
-	e.tellBatch(requests)
 	working, giveUp := context.WithCancelCause(e.working)
 	defer giveUp(nil)
 	var kept bool
@@ -105,7 +94,7 @@ func (e *Engine) besideOnce(task *work.Task, batch Batch) ([]Run, error) {
 				run.Saving = saving
 				e.finishRun(run, next)
 				run.Took, run.EndedAt = time.Since(arrived), e.now()
-				e.observe(run)
+				e.emitRun(run, len(all))
 			}
 		})
 	}
@@ -114,24 +103,21 @@ func (e *Engine) besideOnce(task *work.Task, batch Batch) ([]Run, error) {
 		giveUp(errNotSaved)
 	}
 	saving = time.Since(arrived)
-	if kept && e.telling() {
-		e.tell("💾 "+task.Name+": committed", requests[0], "rows", len(requests), "took", saving)
+	for i := range all {
+		if kept {
+			accepted := Run{Request: all[i].Request, Waited: true, Took: saving}
+			e.emit(Event{Step: Accepted, Run: accepted, At: arrived, InFlight: inFlight, Rows: len(all)})
+		}
 	}
 	close(decided)
 	runs.Wait()
-	if err != nil {
-		return nil, err
-	}
-	for range all {
-		e.vitals.accepted(arrived)
-	}
-	return all, nil
+	return all, err
 }
 
 // acceptBatch commits the rows. What may have been committed although nobody
 // could wait for it is taken back: its caller is told that nothing was saved.
 func (e *Engine) acceptBatch(requests []*tandem.Request) error {
-	bounded := e.storing.wait(time.Now())
+	bounded := e.storing.context(time.Now())
 	err := e.cfg.Store.Accept(bounded, store.LaneIO, requests...)
 	if err != nil {
 		e.takeBack(bounded, err, store.LaneIO, requests...)
@@ -160,15 +146,12 @@ func (e *Engine) firstRun(ctx context.Context, task *work.Task, timeout time.Dur
 func (e *Engine) finishRun(run *Run, next store.Next) {
 	r := &run.Request
 	outcome := next.Outcome()
-	err := e.cfg.Store.Finish(e.storing.wait(time.Now()), store.Job{Lane: store.LaneIO, Request: *r}, next)
+	err := e.cfg.Store.Finish(e.storing.context(time.Now()), store.Job{Lane: store.LaneIO, Request: *r}, next)
 	if err != nil {
 		e.log.Error("store what came of work; it will be run again", "request_id", r.ID, "task", r.Task, "error", err)
 		outcome = nil
 	}
 	note(r, outcome)
-	if outcome != nil {
-		e.vitals.end(Ending{tandem.ModeSync, r.Task, outcome.ErrorCode})
-	}
 }
 
 // note writes into r how its work ended; nil: it will be run again.

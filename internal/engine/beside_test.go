@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 
 	"tandem"
@@ -46,7 +47,11 @@ func TestBesideIsRunAgain(t *testing.T) {
 	t.Parallel()
 	observed := make(chan engine.Run, 10)
 	p := start(t, func(s *setup) {
-		s.engine.Observe = func(r engine.Run) { observed <- r }
+		s.engine.Observers = []func(engine.Event){func(event engine.Event) {
+			if event.Step == engine.Postponed || event.Step == engine.Ended {
+				observed <- event.Run
+			}
+		}}
 		s.engine.Tasks = []work.Task{trying(again, func(_ context.Context, n int, in work.Input) work.Result {
 			if in.BatchID != "batch_a" || in.AcceptedAt.IsZero() || in.Deadline.IsZero() || string(in.Data) != `{"a":1}` {
 				t.Errorf("%+v", in)
@@ -77,8 +82,9 @@ func TestBesideIsRunAgain(t *testing.T) {
 			t.Errorf("run %d: %+v", i+1, r)
 		}
 	}
-	if n := p.Totals().Ended[engine.Ending{Mode: tandem.ModeSync, Task: "trying"}]; n != 1 {
-		t.Errorf("%d ended", n)
+	want := map[string]float64{`tandem_requests_ended_total{mode="sync",outcome="completed",task="trying"}`: 1}
+	if diff := cmp.Diff(want, p.Ended(false)); diff != "" {
+		t.Errorf("ended (-want +got):\n%s", diff)
 	}
 }
 
@@ -183,13 +189,13 @@ func TestInternalTask(t *testing.T) {
 	if strings.Contains(strings.Join(p.TaskNames(), " "), "trying") {
 		t.Errorf("%v", p.TaskNames())
 	}
-	totals := p.Totals().Ended
-	for ending, want := range map[engine.Ending]bool{
-		{Mode: tandem.ModeSync, Task: "trying"}: true, {Mode: tandem.ModeAsync, Task: "trying"}: false,
-		{Mode: tandem.ModeSync, Task: "echo"}: true, {Mode: tandem.ModeAsync, Task: "echo"}: true,
+	ended := p.Ended(true)
+	for labels, want := range map[string]bool{
+		`mode="sync",outcome="completed",task="trying"`: true, `mode="async",outcome="completed",task="trying"`: false,
+		`mode="sync",outcome="completed",task="echo"`: true, `mode="async",outcome="completed",task="echo"`: true,
 	} {
-		if _, shown := totals[ending]; shown != want {
-			t.Errorf("%v while there is none: %v", ending, shown)
+		if _, shown := ended["tandem_requests_ended_total{"+labels+"}"]; shown != want {
+			t.Errorf("%v while there is none: %v", labels, shown)
 		}
 	}
 	if _, err := p.Beside(engine.Batch{Task: "compute", Data: []json.RawMessage{json.RawMessage(`{}`)}}); err == nil {

@@ -65,7 +65,6 @@ func (e *Engine) afterPost(
 	r *tandem.Request, number int, result egress.Result, site string, deadline time.Time, skew time.Duration,
 ) store.Next {
 	ended := result.StartedAt.Add(result.Duration)
-	sinceAcceptance := ended.Add(skew).Sub(r.CreatedAt)
 	attempt := tandem.Attempt{
 		Number:     number,
 		StartedAt:  result.StartedAt.Add(skew).UTC(),
@@ -74,25 +73,25 @@ func (e *Engine) afterPost(
 		Outcome:    result.Outcome,
 		Error:      result.Message,
 	}
-	if e.telling() {
-		e.tell("🌐 callback: "+string(result.Outcome), r, "attempt", number, "took", result.Duration, "since_acceptance", sinceAcceptance)
+	delivered := result.Outcome == tandem.OutcomeDelivered
+	again := !delivered && !result.Outcome.Permanent() && number < e.cfg.Retry.Attempts
+	var at time.Time // with its monotonic reading, which the store goes by
+	if again {
+		at = ended.Add(e.cfg.Retry.Delay(number, rand.Float64(), result.RetryAfter))
+		at = e.cfg.Retry.Within(ended, at, deadline)
+		attempt.NextAt = at.Add(skew).UTC()
 	}
+	called := Run{Request: *r, Took: ended.Add(skew).Sub(r.CreatedAt)}
+	e.emit(Event{Step: Called, Run: called, At: ended, Attempt: attempt})
 	switch {
-	case result.Outcome == tandem.OutcomeDelivered:
-		e.vitals.latency[latencyDeliver].record(ended, sinceAcceptance)
+	case delivered:
 		return store.Delivered(attempt)
-	case result.Outcome.Permanent() || number >= e.cfg.Retry.Attempts:
-		e.log.Warn("callback given up", "request_id", r.ID, "host", result.Host, "attempts", number,
-			"outcome", result.Outcome, "status_code", result.StatusCode, "error", result.Message)
-		return store.GiveUp(attempt)
+	case again:
+		return store.Redeliver(attempt, at, site)
 	}
-	// With its monotonic reading, which the store goes by.
-	at := e.cfg.Retry.Within(ended, ended.Add(e.cfg.Retry.Delay(number, rand.Float64(), result.RetryAfter)), deadline)
-	attempt.NextAt = at.Add(skew).UTC()
-	if e.telling() {
-		e.tell("⏳ callback: waits for the next attempt", r, "until", attempt.NextAt)
-	}
-	return store.Redeliver(attempt, at, site)
+	e.log.Warn("callback given up", "request_id", r.ID, "host", result.Host, "attempts", number,
+		"outcome", result.Outcome, "status_code", result.StatusCode, "error", result.Message)
+	return store.GiveUp(attempt)
 }
 
 // expire gives up a callback that is too old; nothing is sent.

@@ -305,7 +305,7 @@ func TestNoAttemptIsUsedUp(t *testing.T) {
 				t.Fatalf("%+v, want it parked without an attempt", next)
 			}
 			p.Await("the breaker to be half-open", func() bool {
-				return !slices.ContainsFunc(p.Vitals().Destinations, func(d engine.Destination) bool {
+				return !slices.ContainsFunc(p.Destinations(), func(d engine.Destination) bool {
 					return d.State == "open"
 				})
 			})

@@ -44,7 +44,7 @@ const (
 
 	storeTimeout     = 10 * time.Second // for one commit that a caller waits for
 	finishPause      = time.Second      // between two tries to commit the end of a sync request that was not taken
-	maxDestinations  = 1000             // in Vitals
+	maxDestinations  = 1000             // that Destinations returns
 	maxRetentionWait = time.Hour        // between two runs of retention
 	minRetentionWait = time.Minute      // the same, when Retention is short
 	retentionDelay   = time.Second      // from the start to the first run: the start itself comes first
@@ -79,8 +79,14 @@ type Config struct {
 	Grace     time.Duration // how long Run lets running work finish once its ctx has ended; 20 s
 	Log       *slog.Logger  // slog.Default
 
-	// Observe is told of each run of work in the background, and of each in Beside; nil: nobody is. It must not block.
-	Observe func(Run)
+	// Observers are told each step of each request. They are called by many goroutines, while these work, and must
+	// not block.
+	Observers []func(Event)
+
+	// Publish returns JSON members that this node publishes to the others that share its database, beside those of
+	// the engine, and Receive gets what the others published last; nil: nothing.
+	Publish func() map[string]any
+	Receive func([]store.State)
 }
 
 // withDefaults returns cfg with its zero fields filled in, or says what is wrong with it.
@@ -130,11 +136,10 @@ type Engine struct {
 	tasks   map[string]work.Task  // :: name → task
 	slots   map[store.Lane]*slots // :: cpu, io → their slots
 	compute *work.Pool
-	vitals  *vitals
 	gate    gate
 
-	accepting patience // of a sync order with its row
-	storing   patience // with every other commit that a caller waits for
+	accepting timeout // of the commit of a sync order's row
+	storing   timeout // of every other commit that a caller waits for
 
 	// working ends, with errInterrupted, when running work must stop: at the end
 	// of the grace period or in Halt. It is a field because work outlives every call
@@ -163,11 +168,10 @@ func New(cfg Config) (*Engine, error) {
 			store.LaneCPU: newSlots(compute.Count(), maxSyncWaiters),
 			store.LaneIO:  newSlots(cfg.IOWorkers, maxSyncWaiters),
 		},
-		vitals: newVitals(time.Now()),
-		gate:   gate{open: make(chan struct{}), empty: make(chan struct{})},
+		gate: gate{open: make(chan struct{}), empty: make(chan struct{})},
 
-		accepting: patience{length: min(storeTimeout, cfg.TaskTimeout)},
-		storing:   patience{length: storeTimeout},
+		accepting: timeout{length: min(storeTimeout, cfg.TaskTimeout)},
+		storing:   timeout{length: storeTimeout},
 	}
 	e.working, e.interrupt = context.WithCancelCause(context.Background())
 	return e, nil
@@ -187,7 +191,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	defer e.interrupt(errInterrupted)
 	defer e.accepting.release()
 	defer e.storing.release()
-	defer e.cfg.Nodes.Exchange(e.tellNodes, e.hearNodes)()
+	defer e.cfg.Nodes.Exchange(e.publish, e.receive)()
 	group, running := errgroup.WithContext(ctx)
 	group.Go(func() error { return e.work(running) })
 	group.Go(func() error { return e.retain(running) })
@@ -299,6 +303,15 @@ func (e *Engine) TaskNames() []string {
 	return slices.DeleteFunc(slices.Sorted(maps.Keys(e.tasks)), func(name string) bool { return e.tasks[name].Internal })
 }
 
+// Destination is what is known of one callback host.
+type Destination = egress.Destination
+
+// Destinations are the callback hosts that this node knows, at most 1,000.
+func (e *Engine) Destinations() []Destination { return e.cfg.Egress.Destinations(maxDestinations) }
+
+// Breakers counts the destinations that this node remembers by the state of their circuit breaker.
+func (e *Engine) Breakers() map[string]int { return e.cfg.Egress.Breakers() }
+
 // tasksByName adds more to the built-in tasks, of which compute runs those that compute. The error
 // names the task that cannot be added.
 func tasksByName(compute *work.Pool, more []work.Task) (map[string]work.Task, error) {
@@ -372,22 +385,16 @@ func (g *gate) isOpen() bool {
 	return g.opened && !g.locked
 }
 
-// enter lets one call in; it returns false, and leave must not be called, unless the gate is open.
-func (g *gate) enter() bool {
+// enter lets one call in and returns how many are inside now; it returns false, and leave must not be called, unless
+// the gate is open.
+func (g *gate) enter() (inside int, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.opened || g.locked {
-		return false
+		return 0, false
 	}
 	g.inside++
-	return true
-}
-
-// count is how many are inside.
-func (g *gate) count() int {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.inside
+	return g.inside, true
 }
 
 // stay is enter for what outlasts the call that is inside, locked or not.

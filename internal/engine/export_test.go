@@ -45,23 +45,11 @@ func (s Slots) Waiting() int {
 	return s.s.sync.Len() + s.s.async.Len()
 }
 
-// Gauge is the vitals with the time as an argument.
-type Gauge struct{ v *vitals }
+// Timeout for the tests of its arithmetic.
+type Timeout = timeout
 
-func NewGauge(now time.Time) Gauge { return Gauge{newVitals(now)} }
+func NewTimeout(length time.Duration) *Timeout { return &timeout{length: length} }
 
-func (g Gauge) Accepted(now time.Time)    { g.v.accepted(now) }
-func (g Gauge) Read(now time.Time) Vitals { return g.v.read(now) }
-func (g Gauge) Totals() Totals            { return g.v.totals() }
-func (g Gauge) Processing(now time.Time, d time.Duration) {
-	g.v.latency[latencyProcess].record(now, d)
-}
+func (t *timeout) Context(now time.Time) context.Context { return t.context(now) }
 
-// Patience for the tests of its arithmetic.
-type Patience = patience
-
-func NewPatience(length time.Duration) *Patience { return &patience{length: length} }
-
-func (p *patience) Wait(now time.Time) context.Context { return p.wait(now) }
-
-func (p *patience) Release() { p.release() }
+func (t *timeout) Release() { t.release() }

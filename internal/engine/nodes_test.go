@@ -34,7 +34,7 @@ func TestNodesShareWhatTheyKnow(t *testing.T) {
 		}
 	})
 	destination := func(p *plant) engine.Destination {
-		for _, d := range p.Vitals().Destinations {
+		for _, d := range p.Destinations() {
 			return d // there is one
 		}
 		return engine.Destination{}
@@ -57,9 +57,10 @@ func TestNodesShareWhatTheyKnow(t *testing.T) {
 		t.Errorf("the second node heard %+v, which is %v off %+v", told, d, found)
 	}
 	second.Await("the second node to show what the first has measured", func() bool {
-		here, there := first.Vitals(), second.Vitals()
-		return there.Latency["processing"].Count == 5 && there.Latency["processing"] == here.Latency["processing"] &&
-			there.Latency["async_acceptance"] == here.Latency["async_acceptance"] && there.RequestsPerSecond > 0
+		here, _ := first.Metrics.Recent()
+		there, perSecond := second.Metrics.Recent()
+		return there["processing"].Count == 5 && there["processing"] == here["processing"] &&
+			there["async_acceptance"] == here["async_acceptance"] && perSecond > 0
 	})
 
 	calls := len(rc.deliveries())
@@ -79,9 +80,10 @@ func TestNodesShareWhatTheyKnow(t *testing.T) {
 		}
 	}
 	second.Await("both to show what both have measured", func() bool {
-		here, there := first.Vitals(), second.Vitals()
-		return here.Latency["accept_to_callback"].Count == 10 && here.Latency["accept_to_callback"] == there.Latency["accept_to_callback"] &&
-			here.Latency["processing"].Count == 15 && here.Latency["processing"] == there.Latency["processing"]
+		here, _ := first.Metrics.Recent()
+		there, _ := second.Metrics.Recent()
+		return here["accept_to_callback"].Count == 10 && here["accept_to_callback"] == there["accept_to_callback"] &&
+			here["processing"].Count == 15 && here["processing"] == there["processing"]
 	})
 }
 

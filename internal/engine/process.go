@@ -24,9 +24,9 @@ func (e *Engine) step(claiming context.Context, job store.Job) store.Next {
 	task, ok := e.tasks[job.Request.Task]
 	if !ok {
 		// Accepted by a configuration that still had the task.
-		e.vitals.end(Ending{job.Request.Mode, UnknownTask, tandem.FailedTask})
-		return e.worked(&job.Request, store.Outcome{ErrorCode: tandem.FailedTask, CompletedAt: e.now(),
-			ErrorMessage: fmt.Sprintf("This server has no task %q any more.", job.Request.Task)})
+		o := store.Outcome{ErrorCode: tandem.FailedTask, CompletedAt: e.now(),
+			ErrorMessage: fmt.Sprintf("This server has no task %q any more.", job.Request.Task)}
+		return e.ended(&Run{Request: job.Request}, e.worked(&job.Request, o))
 	}
 	slots := e.slots[job.Lane]
 	if slots.acquire(claiming, tandem.ModeAsync, job.Request.Owner) != nil {
@@ -35,23 +35,21 @@ func (e *Engine) step(claiming context.Context, job store.Job) store.Next {
 	defer slots.release()
 	growStack()
 	job.Started()
-	if e.telling() {
-		e.tell("🚀 "+wayOf(&job.Request)+": the work begins", &job.Request, "task", task.Name, "waited",
-			time.Since(job.Request.CreatedAt))
-	}
 	run := Run{Request: job.Request}
+	e.emit(Event{Step: Started, Run: Run{Request: job.Request, Took: e.now().Sub(job.Request.CreatedAt)}})
 	next := e.attempt(e.working, &task, &run)
 	if next.Released() {
 		return next
 	}
-	outcome := next.Outcome()
-	if outcome != nil {
-		e.vitals.end(Ending{job.Request.Mode, task.Name, outcome.ErrorCode})
-	}
-	note(&run.Request, outcome)
+	return e.ended(&run, next)
+}
+
+// ended tells what came of a run in the background, and passes on what comes next.
+func (e *Engine) ended(run *Run, next store.Next) store.Next {
+	note(&run.Request, next.Outcome())
 	run.EndedAt = e.now()
 	run.Took = run.EndedAt.Sub(run.Request.CreatedAt)
-	e.observe(&run)
+	e.emitRun(run, 0)
 	return next
 }
 
@@ -145,9 +143,7 @@ func (e *Engine) process(ctx context.Context, task *work.Task, r *tandem.Request
 	if o.ErrorCode != "" && o.ErrorMessage == "" {
 		o.ErrorMessage = failureMessage(o.ErrorCode)
 	}
-	if state := result.State(); state != work.StateHeld && state != work.StateAgain {
-		e.vitals.latency[latencyProcess].record(ended, o.Processing)
-	}
+	e.emit(Event{Step: Ran, Run: Run{Request: *r, Result: result, Working: o.Processing}, At: ended})
 	return o, result
 }
 

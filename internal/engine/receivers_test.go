@@ -167,7 +167,7 @@ func TestManyHangingReceiversDelayNobody(t *testing.T) {
 	if n := len(well.deliveries()); n != healthy {
 		t.Errorf("%d callbacks for %d requests", n, healthy)
 	}
-	for _, d := range p.Vitals().Destinations {
+	for _, d := range p.Destinations() {
 		if d.InFlight > 10 {
 			t.Errorf("%d exchanges at once with %s", d.InFlight, d.Host)
 		}

@@ -9,6 +9,7 @@ import (
 
 	"tandem"
 	"tandem/internal/engine"
+	"tandem/internal/telemetry"
 )
 
 // ParseOrder reads a body with the defaults of Config, without a connection.
@@ -34,7 +35,7 @@ func StatusOf(code tandem.Code) int {
 
 // Instrument wraps a handler as New wraps the API.
 func Instrument(next http.Handler, log *slog.Logger) http.Handler {
-	s := &server{cfg: Config{}.withDefaults(), log: log, tally: make(tally, len(kinds))}
+	s := &server{cfg: Config{Metrics: telemetry.New(telemetry.Config{})}.withDefaults(), log: log, tally: make(tally, len(kinds))}
 	s.meters = newMeters(s)
 	return s.instrument(next)
 }

@@ -126,7 +126,7 @@ func TestHangingReceiversOfOneKeyDelayNoOther(t *testing.T) {
 				s.egress.Timeout = time.Hour // none ends by itself
 			})
 			hanging := func() (n int) {
-				for _, d := range svc.engine.Vitals().Destinations {
+				for _, d := range svc.engine.Destinations() {
 					n += d.InFlight
 				}
 				return n

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"cmp"
 	"context"
 	"log/slog"
 	"net/http"
@@ -16,7 +15,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"tandem"
-	"tandem/internal/engine"
 	"tandem/internal/store"
 )
 
@@ -46,6 +44,7 @@ func newMeters(s *server) *meters {
 		}, []string{"route", "status"}),
 	}
 	m.registry.MustRegister(
+		s.cfg.Metrics,
 		m.answers,
 		newFigures(s),
 		collectors.NewGoCollector(),
@@ -109,14 +108,14 @@ type figure struct {
 
 // reading is what the parts say at one moment.
 type reading struct {
-	at     time.Time
-	store  store.Stats
-	totals engine.Totals
-	rate   rateLimiting
-	tally  tally
-	flying int64
-	conns  connectionFigures
-	nodes  int
+	at       time.Time
+	store    store.Stats
+	rate     rateLimiting
+	tally    tally
+	flying   int64
+	conns    connectionFigures
+	nodes    int
+	breakers map[string]int // :: state → destinations
 
 	waiting      store.Undelivered
 	waitingKnown bool // false: the store could not be read
@@ -175,9 +174,9 @@ func (f *figures) Collect(out chan<- prometheus.Metric) {
 	stats, err := s.cfg.Store.Stats(ctx)
 	at := time.Now()
 	now := &reading{
-		at: at, store: stats, totals: s.cfg.Engine.Totals(), rate: s.rateLimiting(at), tally: s.tally,
+		at: at, store: stats, rate: s.rateLimiting(at), tally: s.tally,
 		flying: s.meters.inFlight.Load(),
-		conns:  s.cfg.Connections.figures(), nodes: s.cfg.Nodes.Count(),
+		conns:  s.cfg.Connections.figures(), nodes: s.cfg.Nodes.Count(), breakers: s.cfg.Engine.Breakers(),
 	}
 	lists := [][]figure{f.always, f.stored}
 	if err != nil {
@@ -224,14 +223,6 @@ func (p put) summary(count int64, sum float64) {
 	p.out <- prometheus.MustNewConstSummary(p.desc, uint64(count), sum, nil)
 }
 
-func (p put) histogram(h engine.Histogram) {
-	buckets := make(map[float64]uint64, len(h.Buckets))
-	for bound, count := range h.Buckets {
-		buckets[bound.Seconds()] = count
-	}
-	p.out <- prometheus.MustNewConstHistogram(p.desc, h.Count, h.Sum.Seconds(), buckets)
-}
-
 // figuresOfProcess need nothing but this process.
 func figuresOfProcess() []figure {
 	return []figure{
@@ -248,13 +239,8 @@ func figuresOfProcess() []figure {
 		{name: "tandem_nodes", help: "Nodes that share the database and were alive at the last heartbeat, this one included.", read: func(now *reading, out put) {
 			out.gauge(float64(now.nodes))
 		}},
-		{name: "tandem_requests_ended_total", help: "Requests whose work ended since the start, by mode, task and outcome.", labels: []string{"mode", "task", "outcome"}, read: readEnded},
-		{name: "tandem_sync_response_seconds", help: "From a sync order to its result.", read: readDuration("sync_response")},
-		{name: "tandem_async_acceptance_seconds", help: "From an async order to its commit.", read: readDuration("async_acceptance")},
-		{name: "tandem_processing_seconds", help: "Time in the task, sync and async.", read: readDuration("processing")},
-		{name: "tandem_accept_to_callback_seconds", help: "From the acceptance of an async request to its receiver's 2xx.", read: readDuration("accept_to_callback")},
 		{name: "tandem_callback_breakers", help: "Destinations remembered, by the state of their circuit breaker.", labels: []string{"state"}, read: func(now *reading, out put) {
-			for state, count := range now.totals.Breakers {
+			for state, count := range now.breakers {
 				out.gauge(float64(count), state)
 			}
 		}},
@@ -292,18 +278,6 @@ func readRates(show func(policy string, rate RateFigures, out put)) func(*readin
 		show("post", now.rate.RateFigures, out)
 		show("get", now.rate.Reads, out)
 	}
-}
-
-// readEnded also shows what has not happened yet, where it is sure to: a rate
-// needs a sample from before the first one.
-func readEnded(now *reading, out put) {
-	for how, count := range now.totals.Ended {
-		out.counter(count, string(how.Mode), how.Task, cmp.Or(how.ErrorCode, string(tandem.StatusCompleted)))
-	}
-}
-
-func readDuration(kind string) func(*reading, put) {
-	return func(now *reading, out put) { out.histogram(now.totals.Durations[kind]) }
 }
 
 // figuresOfStore are kept with the requests, and survive a restart, unless their

@@ -241,7 +241,7 @@ func TestCORS(t *testing.T) {
 func TestConfigIsChecked(t *testing.T) {
 	t.Parallel()
 	svc := start(t, nil)
-	good := server.Config{Engine: svc.engine, Store: svc.store}
+	good := server.Config{Engine: svc.engine, Store: svc.store, Metrics: svc.metrics}
 	tests := []struct {
 		name   string
 		change func(*server.Config)
@@ -250,6 +250,7 @@ func TestConfigIsChecked(t *testing.T) {
 		{"good", func(*server.Config) {}, true},
 		{"no engine", func(c *server.Config) { c.Engine = nil }, false},
 		{"no store", func(c *server.Config) { c.Store = nil }, false},
+		{"no metrics", func(c *server.Config) { c.Metrics = nil }, false},
 		{"16 MiB", func(c *server.Config) { c.MaxData = 16 << 20 }, true},
 		{"more", func(c *server.Config) { c.MaxData = 16<<20 + 1 }, false},
 		{"negative", func(c *server.Config) { c.MaxData = -1 }, false},

@@ -24,6 +24,7 @@ import (
 	"tandem/internal/keys"
 	"tandem/internal/limit"
 	"tandem/internal/store"
+	"tandem/internal/telemetry"
 )
 
 // Defaults and bounds of MaxData and MaxDepth.
@@ -36,20 +37,21 @@ const (
 
 // Config of the API. Zero fields take the defaults named.
 type Config struct {
-	Engine       *engine.Engine // required
-	Store        store.History  // required; the one that Engine uses
-	Keys         *keys.Keys     // whose holders may call; nil: everybody may, and nobody is asked
-	Nodes        *store.Nodes   // who shares the database of Store; nil: GET /nodes lists nobody
-	Mode         string         // "demo" or "production", as /stats shows it
-	TestCallback bool           // serve /test-callback (demo mode)
-	MaxData      int64          // bytes of `data`; DefaultData; at most MostData
-	MaxDepth     int            // levels of `data`; DefaultDepth; at most MostDepth
-	TaskTimeout  time.Duration  // engine.DefaultTaskTimeout; bounds how long an answer may take
-	CORSOrigins  []string       // such as https://app.example.com; none: no CORS headers
-	RateLimit    limit.Quota    // of all POSTs together, per client; zero: no limit
-	ReadLimit    limit.Quota    // of GETs that read data, per client; zero: no limit
-	Debug        bool           // what debug_mode says
-	Log          *slog.Logger   // slog.Default
+	Engine       *engine.Engine     // required
+	Store        store.History      // required; the one that Engine uses
+	Metrics      *telemetry.Metrics // required; of Engine
+	Keys         *keys.Keys         // whose holders may call; nil: everybody may, and nobody is asked
+	Nodes        *store.Nodes       // who shares the database of Store; nil: GET /nodes lists nobody
+	Mode         string             // "demo" or "production", as /stats shows it
+	TestCallback bool               // serve /test-callback (demo mode)
+	MaxData      int64              // bytes of `data`; DefaultData; at most MostData
+	MaxDepth     int                // levels of `data`; DefaultDepth; at most MostDepth
+	TaskTimeout  time.Duration      // engine.DefaultTaskTimeout; bounds how long an answer may take
+	CORSOrigins  []string           // such as https://app.example.com; none: no CORS headers
+	RateLimit    limit.Quota        // of all POSTs together, per client; zero: no limit
+	ReadLimit    limit.Quota        // of GETs that read data, per client; zero: no limit
+	Debug        bool               // what debug_mode says
+	Log          *slog.Logger       // slog.Default
 
 	// Leaving is closed when the service is about to stop: from then on /readyz says 503 and every answer closes its
 	// connection, so that callers go elsewhere while all else is still served. nil: that is not told in advance.
@@ -78,8 +80,8 @@ type Config struct {
 // Validate reports what contradicts itself or is out of range.
 func (cfg Config) Validate() error {
 	var errs []error
-	if cfg.Engine == nil || cfg.Store == nil {
-		errs = append(errs, errors.New("an engine and its store are required"))
+	if cfg.Engine == nil || cfg.Store == nil || cfg.Metrics == nil {
+		errs = append(errs, errors.New("an engine, its store and its metrics are required"))
 	}
 	if cfg.MaxData < 0 || cfg.MaxData > MostData {
 		errs = append(errs, fmt.Errorf("max data %d: want 1 to %d bytes", cfg.MaxData, MostData))

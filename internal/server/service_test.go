@@ -28,6 +28,7 @@ import (
 	"tandem/internal/server"
 	"tandem/internal/store"
 	"tandem/internal/submissions"
+	"tandem/internal/telemetry"
 	"tandem/internal/work"
 )
 
@@ -42,10 +43,11 @@ const patience = 20 * time.Second
 // runs and the API in front of them.
 type service struct {
 	*httptest.Server
-	t      testing.TB
-	engine *engine.Engine
-	store  *faultyStore
-	http   *http.Client // validates every answer; follows no redirects
+	t       testing.TB
+	engine  *engine.Engine
+	metrics *telemetry.Metrics
+	store   *faultyStore
+	http    *http.Client // validates every answer; follows no redirects
 }
 
 // setup is what a test may change about a service.
@@ -91,7 +93,9 @@ func start(t testing.TB, change func(*setup)) *service {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.engine.Tasks, s.engine.Observe = append(s.engine.Tasks, sample.Task()), sample.Observe
+	s.engine.Tasks = append(s.engine.Tasks, sample.Task())
+	s.server.Metrics = telemetry.New(telemetry.Config{Tasks: s.engine.Tasks, Log: s.engine.Log})
+	s.engine.Observers = []func(engine.Event){s.server.Metrics.Observe, sample.Observe}
 	s.server.Application = sample.API()
 	e, err := engine.New(s.engine)
 	if err != nil {
@@ -102,7 +106,7 @@ func start(t testing.TB, change func(*setup)) *service {
 	if err != nil {
 		t.Fatal(err)
 	}
-	svc := &service{t: t, engine: e, store: faulty, Server: httptest.NewUnstartedServer(nil)}
+	svc := &service{t: t, engine: e, metrics: s.server.Metrics, store: faulty, Server: httptest.NewUnstartedServer(nil)}
 	svc.Config = server.HTTPServer(handler, s.server)
 	s.tune(svc.Config)
 	svc.Start()

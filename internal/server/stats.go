@@ -11,6 +11,7 @@ import (
 	"tandem"
 	"tandem/internal/engine"
 	"tandem/internal/store"
+	"tandem/internal/telemetry"
 )
 
 // statistics is the answer of GET /stats, the same from every node but for what says otherwise. Totals count since the
@@ -128,11 +129,12 @@ func (s *server) handleStats(r *http.Request) (statistics, error) {
 	if err != nil && counted.Unavailable == nil {
 		return statistics{}, err
 	}
-	vitals, now := s.cfg.Engine.Vitals(), time.Now()
+	now := time.Now()
+	recent, perSecond := s.cfg.Metrics.Recent()
 	return statistics{
-		Requests:     requestFigures(&counted, vitals.RequestsPerSecond),
-		Latency:      latencyFigures(vitals.Latency),
-		Callbacks:    callbackFigures(&counted, vitals.Destinations, waiting.Sites),
+		Requests:     requestFigures(&counted, perSecond),
+		Latency:      latencyFigures(recent),
+		Callbacks:    callbackFigures(&counted, s.cfg.Engine.Destinations(), waiting.Sites),
 		RateLimiting: s.rateLimiting(now),
 		Errors:       s.errorFigures(counted.Failures),
 		Queue:        queueFigures(&counted, now),
@@ -175,7 +177,7 @@ func percent(good, bad int64) float64 {
 	return 100 * float64(good) / float64(good+bad)
 }
 
-func latencyFigures(measured map[string]engine.Percentiles) latencies {
+func latencyFigures(measured telemetry.Latencies) latencies {
 	of := func(name string) percentiles {
 		p := measured[name]
 		return percentiles{p.P50, p.P95, p.P99, p.Count}

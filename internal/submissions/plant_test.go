@@ -58,7 +58,7 @@ func start(t testing.TB, change func(*setup)) *plant {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.engine.Tasks, s.engine.Observe = []work.Task{app.Task()}, app.Observe
+	s.engine.Tasks, s.engine.Observers = []work.Task{app.Task()}, []func(engine.Event){app.Observe}
 	return &plant{t: t, app: app, Engine: tandemtest.StartEngine(t, tandemtest.EngineConfig{
 		Engine: s.engine, Idle: s.idle,
 		Egress: egress.Config{Policy: egress.Policy{AllowPrivate: true, AnyPort: true}, Log: quiet},

@@ -90,10 +90,13 @@ func TestStepsOfASubmission(t *testing.T) {
 	id := p.submitAll(1, "")[0].Request.ID
 	lines := p.Marks(&told, id)
 	for _, want := range []struct{ step, attributes string }{
-		{"🚀 submission: saved and worked on at the same time", ` in_flight=1 submitted={firstName:Ada,lastName:Lovelace}\n`},
-		{"💾 submission: committed", ` rows=1 took=`},
+		{
+			"🚀 saved and worked on at the same time",
+			` task=submission in_flight=1 submitted={firstName:Ada,lastName:Lovelace}\n`,
+		},
+		{"💾 committed", ` task=submission rows=1 took=`},
 		{"🌐 external service: delivered", ` took=\S+ status_code=200`},
-		{"✅ submission: completed", ` took=\S+ one_after_the_other=`},
+		{"✅ work completed", ` task=submission work=\S+ took=\S+ one_after_the_other=`},
 		{"📝 submission: its line for the log is written in the background", ``},
 	} {
 		if !regexp.MustCompile(`msg="` + want.step + `" request_id=` + id + want.attributes).MatchString(told.String()) {

@@ -69,9 +69,13 @@ func (a *App) submit(e *engine.Engine, b batch) ([]engine.Run, error) {
 }
 
 // Observe logs the outcome of the call for a submission.
-func (a *App) Observe(run engine.Run) {
-	r, calling := &run.Request, callTime(&run)
-	if r.Task != Task || !run.Waited && calling == 0 && r.Status == tandem.StatusPending {
+func (a *App) Observe(event engine.Event) {
+	run, r := &event.Run, &event.Request
+	if r.Task != Task || event.Step != engine.Ended && event.Step != engine.Postponed {
+		return
+	}
+	calling := callTime(run)
+	if !run.Waited && calling == 0 && r.Status == tandem.StatusPending {
 		return
 	}
 	a.lines.Append(Line{

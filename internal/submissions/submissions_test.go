@@ -140,9 +140,9 @@ func TestExternalCall(t *testing.T) {
 	if diff := cmp.Diff([]string{want}, x.body); diff != "" {
 		t.Errorf("body (-want +got):\n%s", diff)
 	}
-	if totals := p.Totals(); p.app.Calls()[tandem.OutcomeDelivered] != 1 ||
-		totals.Ended[engine.Ending{Mode: tandem.ModeSync, Task: submissions.Task}] != 1 {
-		t.Errorf("counted %+v", totals)
+	const ended = `tandem_requests_ended_total{mode="sync",outcome="completed",task="submission"}`
+	if counted := p.Ended(false); p.app.Calls()[tandem.OutcomeDelivered] != 1 || counted[ended] != 1 {
+		t.Errorf("counted %v", counted)
 	}
 }
 

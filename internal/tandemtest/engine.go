@@ -3,16 +3,24 @@ package tandemtest
 import (
 	"bytes"
 	"context"
+	"maps"
+	"net/http"
+	"net/http/httptest"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
 	"tandem"
 	"tandem/internal/egress"
 	"tandem/internal/engine"
 	"tandem/internal/store"
+	"tandem/internal/telemetry"
 )
 
 // patience bounds every wait for an engine; none normally takes a tenth of it.
@@ -22,9 +30,10 @@ const patience = 20 * time.Second
 type Engine struct {
 	*engine.Engine
 
-	Store  *FaultyStore
-	Cancel context.CancelFunc // ends the context of Run
-	Done   chan error         // receives what Run returned, once
+	Store   *FaultyStore
+	Metrics *telemetry.Metrics
+	Cancel  context.CancelFunc // ends the context of Run
+	Done    chan error         // receives what Run returned, once
 
 	t    testing.TB
 	once sync.Once
@@ -51,6 +60,9 @@ func StartEngine(t testing.TB, cfg EngineConfig) *Engine {
 	}
 	e := &Engine{t: t, Store: &FaultyStore{Store: kept}, Done: make(chan error, 1)}
 	cfg.Engine.Store, cfg.Engine.Egress = e.Store, strangers
+	e.Metrics = telemetry.New(telemetry.Config{Tasks: cfg.Engine.Tasks, Log: cfg.Engine.Log})
+	cfg.Engine.Observers = append([]func(engine.Event){e.Metrics.Observe}, cfg.Engine.Observers...)
+	cfg.Engine.Publish, cfg.Engine.Receive = e.Metrics.Publish, e.Metrics.Receive
 	if e.Engine, err = engine.New(cfg.Engine); err != nil {
 		t.Fatal(err)
 	}
@@ -138,6 +150,38 @@ func (e *Engine) Only() tandem.Request {
 		e.t.Fatalf("history holds %d requests (%v), want 1", len(page.Requests), err)
 	}
 	return page.Requests[0]
+}
+
+// Ended is how many requests have ended since the start, by the labels of their metric; those of which none has are
+// left out unless zeros.
+func (e *Engine) Ended(zeros bool) map[string]float64 {
+	e.t.Helper()
+	const name = "tandem_requests_ended_total"
+	ended := Samples(e.t, e.Metrics)
+	maps.DeleteFunc(ended, func(sample string, value float64) bool {
+		return !strings.HasPrefix(sample, name) || value == 0 && !zeros
+	})
+	return ended
+}
+
+// Samples are the samples of a collector, by name and labels as a scrape shows them.
+func Samples(t testing.TB, c prometheus.Collector) map[string]float64 {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(c)
+	scrape := httptest.NewRecorder()
+	promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(scrape, httptest.NewRequest(http.MethodGet, "/", nil))
+	samples := map[string]float64{}
+	for line := range strings.Lines(scrape.Body.String()) {
+		name, text, found := strings.Cut(strings.TrimSpace(line), " ")
+		if !found || name == "#" {
+			continue
+		}
+		value, err := strconv.ParseFloat(text, 64)
+		must(t, "read sample "+line, err)
+		samples[name] = value
+	}
+	return samples
 }
 
 // Marks are the marks of the lines about a request in a log, at least two.

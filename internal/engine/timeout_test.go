@@ -9,16 +9,16 @@ import (
 	"tandem/internal/engine"
 )
 
-// Whoever waits, waits as long as was said and at most a tenth longer, and few timers do for many.
-func TestPatience(t *testing.T) {
+// Anyone who waits, waits as long as was said and at most a tenth longer, and few timers do for many.
+func TestTimeout(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const length, pace, calls = 10 * time.Second, 30 * time.Millisecond, 1000
-		p := engine.NewPatience(length)
+		p := engine.NewTimeout(length)
 		different := map[context.Context]bool{}
 		for range calls {
 			arrived := time.Now()
-			ctx := p.Wait(arrived)
+			ctx := p.Context(arrived)
 			different[ctx] = true
 			deadline, _ := ctx.Deadline()
 			if wait := deadline.Sub(arrived); wait < length || wait > length+length/10 || ctx.Err() != nil {
@@ -29,9 +29,9 @@ func TestPatience(t *testing.T) {
 		if most := int(calls*pace/(length/10)) + 1; len(different) > most {
 			t.Errorf("%d contexts, want at most %d", len(different), most)
 		}
-		last := p.Wait(time.Now())
+		last := p.Context(time.Now())
 		p.Release()
-		if last.Err() == nil || p.Wait(time.Now()).Err() != nil {
+		if last.Err() == nil || p.Context(time.Now()).Err() != nil {
 			t.Error("a release has to end the last context, and only that")
 		}
 		p.Release()
@@ -39,13 +39,13 @@ func TestPatience(t *testing.T) {
 }
 
 // Between two calls that are further apart than a tenth, the first one's context may have ended.
-func TestPatienceAfterAPause(t *testing.T) {
+func TestTimeoutAfterAPause(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		p := engine.NewPatience(time.Second)
-		first := p.Wait(time.Now())
+		p := engine.NewTimeout(time.Second)
+		first := p.Context(time.Now())
 		<-first.Done()
-		if second := p.Wait(time.Now()); second.Err() != nil {
+		if second := p.Context(time.Now()); second.Err() != nil {
 			t.Errorf("a new call begins with %v", second.Err())
 		}
 		p.Release()
