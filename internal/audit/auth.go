@@ -17,7 +17,7 @@ import (
 // Remediations of several checks.
 const (
 	fixKeys  = "make keys with `tandem keys create`, and serve without --no-auth"
-	fixShown = "replace what was shown with `tandem keys rotate` and `tandem keys rotate-signing`, " +
+	fixShown = "replace the revealed keys with `tandem keys rotate` and `tandem keys rotate-signing`, " +
 		"and report it as SECURITY.md says"
 	fixReport = "no flag of tandem allows this: check the proxy in front of it, else report it as SECURITY.md says"
 )
@@ -47,7 +47,7 @@ func authChecks() []Check {
 			Remediation: "remove the rule of the proxy that turns it into a header",
 		},
 		Check{
-			ID: "auth-scopes", Title: "A caller's key cannot read what belongs to the operator",
+			ID: "auth-scopes", Title: "A caller's key cannot read the operator's routes",
 			Needs: []Need{NeedKey}, run: checkScopes,
 			Remediation: "issue keys without the scope admin (`tandem keys create --scopes submit,read`)",
 		},
@@ -248,8 +248,8 @@ func checkSigned(ctx context.Context, t *target, v *verdict) {
 	if t.cfg.Secret.IsZero() {
 		v.passf("a callback with id, time and signature; without --signing-secret the signature itself is not checked")
 	} else if err := t.cfg.Secret.Verify(got.Header, got.Body, got.At); err != nil {
-		v.failf("the signature is not that of --signing-secret: %v", err)
+		v.failf("the signature does not verify with --signing-secret: %v", err)
 	} else {
-		v.passf("a callback whose signature is that of --signing-secret")
+		v.passf("a callback with a signature by --signing-secret")
 	}
 }

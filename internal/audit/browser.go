@@ -28,7 +28,7 @@ func headerChecks() []Check {
 			Remediation: "turn off server_tokens, X-Powered-By and the like in the proxy",
 		},
 		Check{
-			ID: "headers-security-txt", Title: "/.well-known/security.txt says whom to tell", run: checkSecurityTxt,
+			ID: "headers-security-txt", Title: "/.well-known/security.txt names a contact", run: checkSecurityTxt,
 			Remediation: "set serve --security-contact, or serve the file from the proxy (RFC 9116)",
 		},
 	)

@@ -27,7 +27,7 @@ func corsChecks() []Check {
 				"let the proxy pass Origin, Sec-Fetch-Site and Host on unchanged",
 		},
 		Check{
-			ID: "cors-rebinding", Title: "A page that points its own name at the deployment gets nothing (DNS rebinding)",
+			ID: "cors-rebinding", Title: "A page with DNS rebinding gets nothing",
 			run: checkRebinding,
 			Remediation: "let the proxy pass Host on unchanged, name no foreign host with serve --allowed-host; " +
 				"or require API keys: serve without --no-auth",

@@ -150,7 +150,7 @@ func (t *target) ended(
 	for deadline := time.Now(); ; {
 		a := t.send(ctx, probe{Path: "/requests/" + second.requestID(), Key: t.cfg.SecondKey})
 		if !a.decode(&own) {
-			v.doubtf("%s: what became of its request is not known", a)
+			v.doubtf("%s: the outcome of its request is unknown", a)
 			return first, own, false
 		}
 		if first, ok = t.backlog(ctx, v, ids); !ok {

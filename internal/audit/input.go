@@ -33,7 +33,7 @@ func inputChecks() []Check {
 				`{"data":{"a":1},"task":"rm -rf"}`),
 		},
 		Check{
-			ID: "input-media-type", Title: "No route accepts what a form of a foreign page can send",
+			ID: "input-media-type", Title: "No route accepts a form of a foreign page",
 			Needs: caller, Remediation: fix, run: sends(must(func(a answer) bool {
 				return a.Status == http.StatusUnsupportedMediaType || a.Status == http.StatusForbidden
 			}, "want 415"), formPosts),
@@ -43,12 +43,12 @@ func inputChecks() []Check {
 			run: sends(isRefused, badQueries),
 		},
 		Check{
-			ID: "input-path", Title: "Nothing is served that is not in the API",
+			ID: "input-path", Title: "Nothing outside the API is served",
 			Remediation: "let the proxy pass on to tandem only what belongs to tandem, " +
 				"and serve no files and no debugging handlers beside it",
 			run: sends(must(func(a answer) bool {
 				return a.Status >= 300 && a.Status < 500 && a.Header.Get("Set-Cookie") == ""
-			}, "want a 4xx that reveals nothing"), strangePaths),
+			}, "want a 4xx without details"), strangePaths),
 		},
 		Check{
 			ID: "input-injection", Title: "SQL in an id or a filter is data", Needs: caller, Remediation: fix,

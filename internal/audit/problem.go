@@ -19,7 +19,7 @@ func errorChecks() []Check {
 			Remediation: "let the proxy pass the answers of tandem on instead of pages of its own",
 		},
 		Check{
-			ID: "error-markup", Title: "Errors are never pages with what the caller wrote", run: checkMarkup,
+			ID: "error-markup", Title: "Errors are never pages with the caller's text", run: checkMarkup,
 			Remediation: "let no proxy make HTML of errors",
 		},
 		Check{

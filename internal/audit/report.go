@@ -213,7 +213,7 @@ func (r *Report) Table(width int, paint func(Outcome, string) string) string {
 	}
 	p.Paragraph("", r.summary())
 	if r.Summary.Undecided > 0 {
-		p.Paragraph("", "An undecided check is no pass: it says above what it needs.")
+		p.Paragraph("", "An undecided check is no pass: see above for its needs.")
 	}
 	return p.String()
 }

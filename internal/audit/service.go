@@ -79,7 +79,7 @@ func checkBreaker(ctx context.Context, t *target, v *verdict) {
 		v.doubtf("the callback behind %d failures was tried and did not arrive: %s", failing,
 			oneLine(string(request.Attempts[0].Outcome)))
 	case request.CallbackAttempts > 0:
-		v.failf("a callback that was held back used up %d attempts", request.CallbackAttempts)
+		v.failf("a held-back callback used up %d attempts", request.CallbackAttempts)
 	default:
 		v.passf("after %d callbacks answered with 500 the next one was held back, without using an attempt", failing)
 	}
@@ -118,7 +118,7 @@ func serviceChecks() []Check {
 			Remediation: fixKeys + "; or let the proxy keep /stats, /api/stats, /metrics and /nodes inside",
 		},
 		Check{
-			ID: "stats-count", Title: "The statistics count what happens", Needs: []Need{NeedCaller, NeedStats},
+			ID: "stats-count", Title: "The statistics count every request", Needs: []Need{NeedCaller, NeedStats},
 			run: checkStatsCount, Remediation: "let no proxy cache /stats",
 		},
 		Check{
@@ -126,7 +126,7 @@ func serviceChecks() []Check {
 			run: checkStatsSecrets, Remediation: fixShown,
 		},
 		Check{
-			ID: "api-document", Title: "The OpenAPI document lists what there is to audit", run: checkDocument,
+			ID: "api-document", Title: "The OpenAPI document lists every operation", run: checkDocument,
 			Remediation: "let the proxy pass /openapi.json on to where the audit runs, as tandem makes it",
 		},
 	)

@@ -49,7 +49,7 @@ func ssrfChecks() []Check {
 			Remediation: "serve --mode production allows only 80, 443 and --allow-callback-port",
 		},
 		Check{
-			ID: "ssrf-arrival", Title: "Forbidden addresses are not called, whatever the answer says", Needs: receiver,
+			ID: "ssrf-arrival", Title: "Forbidden addresses are not called, even after an acceptance", Needs: receiver,
 			run:         checkArrival,
 			Remediation: fix + "; let nothing between callbacks and the network rewrite their addresses",
 		},
@@ -62,7 +62,7 @@ func ssrfChecks() []Check {
 			Remediation: fix,
 		},
 		Check{
-			ID: "ssrf-oracle", Title: "Refusals do not reveal what is there", Needs: caller, run: checkOracle,
+			ID: "ssrf-oracle", Title: "Refusals reveal nothing about addresses", Needs: caller, run: checkOracle,
 			Remediation: "let no proxy answer refusals in its own words; no flag of tandem does",
 		},
 	)
@@ -197,7 +197,7 @@ func submits(want kind) checkFunc {
 		}
 		for _, a := range accepted {
 			if attempt, last := t.firstAttempt(ctx, a); attempt == nil {
-				v.failf("%s; what became of it is not known: %s", a, last)
+				v.failf("%s; its outcome is unknown: %s", a, last)
 			} else if attempt.Outcome != tandem.OutcomeBlocked {
 				v.failf("%s, and tried: %s", a, oneLine(string(attempt.Outcome)))
 			}
@@ -330,7 +330,7 @@ func checkOwnAddress(ctx context.Context, t *target, v *verdict) {
 	attempt, last := t.firstAttempt(ctx, a)
 	switch {
 	case attempt == nil:
-		v.doubtf("%s; what became of it is not known: %s", a, last)
+		v.doubtf("%s; its outcome is unknown: %s", a, last)
 	case attempt.Outcome == tandem.OutcomeBlocked:
 		v.passf("%s, and blocked at the dial", a)
 	case attempt.StatusCode == 0:

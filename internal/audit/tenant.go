@@ -17,11 +17,11 @@ func tenantChecks() []Check {
 		"let no proxy answer one caller with what it cached for another"
 	return GroupTenants.checks(
 		Check{
-			ID: "tenant-request", Title: "Another tenant's request looks like one that does not exist", Needs: both,
+			ID: "tenant-request", Title: "Another tenant's request looks like an unknown one", Needs: both,
 			run: checkForeignRequest, Remediation: fix,
 		},
 		Check{
-			ID: "tenant-list", Title: "Another tenant's requests are in no list, whatever is asked for", Needs: both,
+			ID: "tenant-list", Title: "Another tenant's requests are in no list, with any filter", Needs: both,
 			run: checkForeignLists(isHistory), Remediation: fix,
 		},
 		Check{
@@ -129,7 +129,7 @@ func (t *target) compareForeign(ctx context.Context, v *verdict, op operation, i
 	}
 	same := strings.ReplaceAll(b.words(), unknownID, id) == a.words() && a.Header.Get("Etag") == b.Header.Get("Etag")
 	v.expect(a, a.Status == b.Status && a.denied(), "want "+b.String())
-	v.expect(a, same, "it differs from one that does not exist: "+oneLine(b.words()))
+	v.expect(a, same, "it differs from an unknown one: "+oneLine(b.words()))
 }
 
 // The kinds of lists.

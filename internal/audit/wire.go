@@ -40,7 +40,7 @@ func tlsChecks() []Check {
 			run: checkCertificate, Remediation: "renew it, and automate that",
 		},
 		Check{
-			ID: "tls-hsts", Title: "Browsers that used TLS once come back over TLS", Needs: https,
+			ID: "tls-hsts", Title: "Browsers stay with TLS after the first visit (HSTS)", Needs: https,
 			run: sends(strictTransport, probes(
 				probe{Path: "/livez"}, probe{Path: "/docs"}, probe{Path: "/requests?limit=1"},
 				probe{Path: "/audit-no-such-path"},
@@ -144,7 +144,7 @@ func limitChecks() []Check {
 	caller := []Need{NeedCaller}
 	return GroupLimits.checks(
 		Check{
-			ID: "limit-announced-body", Title: "A body that is announced too large is not read", Needs: caller,
+			ID: "limit-announced-body", Title: "A body announced as too large is not read", Needs: caller,
 			run: checkAnnouncedBody,
 			Remediation: "lower serve --max-data; " +
 				"let the proxy not buffer first (proxy_request_buffering off) or limit bodies too",
@@ -162,14 +162,14 @@ func limitChecks() []Check {
 			Remediation: fixReport,
 		},
 		Check{
-			ID: "limit-methods", Title: "No path accepts a method that it does not have",
+			ID: "limit-methods", Title: "No path accepts a foreign method",
 			run: sends(must(func(a answer) bool {
 				return a.blamed() || a.Status == http.StatusNotImplemented
 			}, "want 405"), strangeMethods),
 			Remediation: "turn TRACE off in the proxy, and let it pass methods on unchanged",
 		},
 		Check{
-			ID: "limit-slow-client", Title: "A header that never ends is cut off", Level: LevelFull,
+			ID: "limit-slow-client", Title: "An endless header is cut off", Level: LevelFull,
 			run:         checkSlowClient,
 			Remediation: "set client_header_timeout or its equivalent in the proxy",
 		},

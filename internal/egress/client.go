@@ -232,7 +232,7 @@ func (p *Permit) Do(ctx context.Context, call Call) Result {
 // exchange makes an exchange and releases the permit. ctx bounds it; canceled says whether ctx ended before its time.
 func (p *Permit) exchange(ctx context.Context, canceled func() error, call Call) (result Result) {
 	if p.over {
-		panic("egress: a permit that was given back is used")
+		panic("egress: use of a released permit")
 	}
 	result.StartedAt, result.Host = time.Now().UTC(), p.receiver.Host
 	// Always released: a lost permit would be lost for ever.
@@ -355,7 +355,7 @@ func localFault(err error) string {
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		return "this server has no local port left for the call"
 	case errors.As(err, &lookup) && !lookup.IsNotFound:
-		return "the name server that this server asks did not answer, or could not"
+		return "the name server of this server did not answer, or failed"
 	default:
 		return ""
 	}

@@ -189,7 +189,7 @@ func makeRoom(ctx context.Context, tx store.Tx, now time.Time) error {
 	}
 	gone, err := result.RowsAffected()
 	if err == nil && gone == 0 {
-		err = fmt.Errorf("there are %d already, which is the most; a revoked one counts until %d days are over",
+		err = fmt.Errorf("there are %d already, the maximum; a revoked one counts for %d days",
 			Max, forgetRevoked/(24*time.Hour))
 	}
 	return err

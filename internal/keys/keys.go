@@ -133,7 +133,7 @@ func (n NewKey) Validate(now time.Time) error {
 	case strings.HasPrefix(n.Name, idPrefix):
 		return fmt.Errorf("key name %q: only ids begin with %s", n.Name, idPrefix)
 	case !n.ExpiresAt.IsZero() && !n.ExpiresAt.After(now):
-		return errors.New("a key that has expired already is no use")
+		return errors.New("expiry is in the past")
 	}
 	return nil
 }

@@ -359,7 +359,7 @@ func TestKeysCreatedAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		race("the last place", func(i int) string { return fmt.Sprint("last", i) },
-			func(err error) bool { return strings.Contains(err.Error(), "which is the most") })
+			func(err error) bool { return strings.Contains(err.Error(), "the maximum") })
 	})
 }
 
@@ -375,7 +375,7 @@ func TestKeysAtTheBound(t *testing.T) {
 			t.Fatal(err)
 		}
 		one := keys.NewKey{Name: "one more", Scopes: []tandem.Scope{tandem.ScopeRead}}
-		if _, err := k.Create(t.Context(), one); err == nil || !strings.Contains(err.Error(), "which is the most") {
+		if _, err := k.Create(t.Context(), one); err == nil || !strings.Contains(err.Error(), "the maximum") {
 			t.Errorf("key 10,001: %v", err)
 		}
 		for _, revoked := range []struct {

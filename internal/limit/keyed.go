@@ -57,7 +57,7 @@ func (k *Keyed[K, V]) Hold(key K, create func() V) (V, bool) {
 func (k *Keyed[K, V]) Release(key K) {
 	entry, known := k.entries[key]
 	if !known || entry.holders == 0 {
-		panic(fmt.Sprintf("limit: Release of a key that is not held: %v", key))
+		panic(fmt.Sprintf("limit: Release of a key not held: %v", key))
 	}
 	entry.holders--
 	if entry.holders == 0 {

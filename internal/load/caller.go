@@ -185,7 +185,7 @@ func judge(res *http.Response, body []byte, want int) answer {
 		err = errors.New("it has no request_id")
 	}
 	if err != nil {
-		return answer{category: "bad_body", detail: "an answer that is not what the contract says: " + err.Error()}
+		return answer{category: "bad_body", detail: "answer violates the contract: " + err.Error()}
 	}
 	// The Retry-After of a 202 speaks of its result; of the next request only RateLimit does.
 	return answer{

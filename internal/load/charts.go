@@ -109,7 +109,7 @@ func (e exchange) distribution() (chart, error) {
 	c := chart{
 		ID: "distribution", Title: "Latency distribution",
 		XKind: "percentile", YKind: UnitMilliseconds, LogY: true,
-		XLabel: "share of requests that took no longer", YLabel: "time (logarithmic)",
+		XLabel: "share of requests within that time", YLabel: "time (logarithmic)",
 	}
 	type clock struct {
 		label, color string

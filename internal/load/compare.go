@@ -304,7 +304,7 @@ func (v Versus) meaning(base int) string {
 	}
 	return fmt.Sprintf("The spread is over every run against every run; noise: they do not agree on a direction. Two "+
 		"equal "+
-		"services would look different in %s of the figures by chance alone; more repeats make that less.",
+		"services would differ at random in %s of the figures; more repeats lower that.",
 		showPercent(200/orders(v.Runs+base, base)))
 }
 

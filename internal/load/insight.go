@@ -140,8 +140,8 @@ func (a *account) throughput() {
 		a.say(TopicThroughput, "Async completes %s as much: "+against, showTimes(ratio))
 	default:
 		a.say(TopicThroughput, "Sync completes %s as much: {sync.completed_per_second} against "+
-			"{async.completed_per_second}. Storing, dispatching and delivering each request is what async spends the "+
-			"difference on.", showTimes(1/ratio))
+			"{async.completed_per_second}. Storing, dispatching and delivering each request makes the "+
+			"difference.", showTimes(1/ratio))
 	}
 }
 
@@ -244,7 +244,7 @@ func (a *account) returned() {
 			"it close again.")
 	}
 	if c.BadSignature > 0 && c.Missing < c.Expected {
-		a.say(TopicCallbacks, "{async.bad_signature} of the callbacks had a signature that does not verify: another "+
+		a.say(TopicCallbacks, "{async.bad_signature} of the callbacks had an invalid signature: another "+
 			"secret, or a forgery.")
 	}
 }
@@ -258,7 +258,7 @@ func (a *account) missing(c *Callbacks) {
 			"{async.expected} results were seen by polling.")
 	case all && c.BadSignature > 0:
 		a.say(TopicCallbacks, "None of {async.expected} callbacks came with a good signature: {async.bad_signature} "+
-			"had another. Is the signing secret that of the service?")
+			"had another. Is it the service's signing secret?")
 	case all && c.Misbehaved > 0:
 		a.say(TopicCallbacks, "None of {async.expected} callbacks was accepted.")
 	case all:

@@ -153,7 +153,7 @@ func TestInsightsFlip(t *testing.T) {
 		{"repeats", none, phase(func(_, p *load.Phase) { p.Callbacks.Duplicate = 4 }), none,
 			"4 of the callbacks were repeats", ""},
 		{"a forgery", none, phase(func(_, p *load.Phase) { p.Callbacks.BadSignature = 1 }), none,
-			"1 of the callbacks had a signature that does not verify", ""},
+			"1 of the callbacks had an invalid signature", ""},
 		{
 			"refusals", none, phase(func(p, _ *load.Phase) { p.Sync.Errors["http_429"] = 7 }),
 			phase(func(p, _ *load.Phase) { p.Sync.Errors["http_500"] = 7 }),

@@ -240,7 +240,7 @@ func (r *run) reachable(ctx context.Context, listening net.Addr) (string, error)
 	}
 	conn, err := (&net.Dialer{Timeout: probeTimeout}).DialContext(ctx, "udp", net.JoinHostPort(u.Hostname(), port))
 	if err != nil {
-		err = fmt.Errorf("find the address that the service can call: %w", err)
+		err = fmt.Errorf("find an address for the service to call: %w", err)
 		return "", &StartError{err, "give it with --callback-url"}
 	}
 	defer conn.Close()
