@@ -137,9 +137,13 @@ func unzip(kept func() ([]byte, error)) ([]byte, error) {
 
 // handleDocument serves the OpenAPI document, as YAML where the path ends so.
 func (s *server) handleDocument(w http.ResponseWriter, r *http.Request) error {
-	media, body := "application/json", s.json
+	media, render := "application/json", s.json
 	if strings.HasSuffix(r.URL.Path, ".yaml") {
-		media, body = "application/yaml", s.yaml
+		media, render = "application/yaml", s.yaml
+	}
+	body, err := render()
+	if err != nil {
+		return fmt.Errorf("describe the HTTP API: %w", err)
 	}
 	w.Header().Set("Content-Type", media)
 	w.Header().Set("Cache-Control", "no-cache")

@@ -89,8 +89,8 @@ var headerDocs = map[string]struct{ kind, text string }{
 	"Link":             {huma.TypeString, "With rel=\"next\": the page after this one (RFC 8288)"},
 }
 
-// document makes the OpenAPI document, as JSON and as YAML.
-func (s *server) document(routes []Route) (jsonText, yamlText []byte, err error) {
+// document makes the OpenAPI document.
+func (s *server) document(routes []Route) *huma.OpenAPI {
 	registry := huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)
 	doc := &huma.OpenAPI{
 		OpenAPI: "3.1.0",
@@ -126,13 +126,7 @@ func (s *server) document(routes []Route) (jsonText, yamlText []byte, err error)
 		nullable = s.cfg.Application.Nullable
 	}
 	annotate(registry, s.bodies.tasks, nullable)
-	if jsonText, err = indented(doc); err != nil {
-		return nil, nil, err
-	}
-	if yamlText, err = doc.YAML(); err != nil {
-		return nil, nil, fmt.Errorf("write YAML: %w", err)
-	}
-	return jsonText, yamlText, nil
+	return doc
 }
 
 // schemeKey names the one way to say who asks.

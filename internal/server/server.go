@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"sync"
 	"time"
 
 	"tandem/internal/engine"
@@ -142,8 +143,8 @@ type server struct {
 	waiting undelivered
 	base    string            // the path of Config.BaseURL, without a slash at the end
 	index   map[string]string // :: id of a route of the API → its path
-	json    []byte            // the OpenAPI document
-	yaml    []byte            // the same
+
+	json, yaml func() ([]byte, error) // the OpenAPI document, rendered on the first request for it
 }
 
 // New makes the handler of the whole HTTP API. It starts nothing.
@@ -169,9 +170,8 @@ func New(cfg Config) (http.Handler, error) {
 	s.meters = newMeters(s)
 	routes := s.routes()
 	s.index = indexOf(routes)
-	if s.json, s.yaml, err = s.document(routes); err != nil {
-		return nil, fmt.Errorf("describe the HTTP API: %w", err)
-	}
+	s.json = sync.OnceValues(func() ([]byte, error) { return indented(s.document(routes)) })
+	s.yaml = sync.OnceValues(func() ([]byte, error) { return s.document(routes).YAML() })
 	handler, err := s.withCORS(s.mux(routes))
 	if err != nil {
 		return nil, err
