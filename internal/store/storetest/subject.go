@@ -181,18 +181,18 @@ func (s *subject) await(id string) (*heldJob, error) {
 	return found, err
 }
 
-// eventually tries until there is no error, or returns the last one. A token in wake has it look again.
+// eventually tries until there is no error, or returns the last one. A token in wake has it look again. It looks less
+// and less often, because looking takes from the machine what the store needs.
 func eventually(try func() error, wake <-chan struct{}) error {
-	tick := time.NewTicker(500 * time.Microsecond)
-	defer tick.Stop()
+	const first, longest = 500 * time.Microsecond, 10 * time.Millisecond
 	deadline := time.Now().Add(settleTimeout)
-	for {
+	for pause := first; ; pause = min(2*pause, longest) {
 		err := try()
 		if err == nil || time.Now().After(deadline) {
 			return err
 		}
 		select {
-		case <-tick.C:
+		case <-time.After(pause):
 		case <-wake:
 		}
 	}
