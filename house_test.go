@@ -152,8 +152,8 @@ func TestGuarantees(t *testing.T) {
 	t.Parallel()
 	tests := testNames(t)
 	guarantees := rows(readFile(t, "docs/guarantees.md"))
-	if len(guarantees) != 6 {
-		t.Errorf("%d guarantees, want 6", len(guarantees))
+	if len(guarantees) != 7 {
+		t.Errorf("%d guarantees, want 7", len(guarantees))
 	}
 	var list strings.Builder
 	for _, row := range guarantees {

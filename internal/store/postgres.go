@@ -31,7 +31,7 @@ const (
 )
 
 // Postgres is the store that any number of nodes share. River dispatches the
-// work: see the package's file postgres_river.go and docs/decisions/0013-postgresql.md.
+// work: see the package's file postgres_river.go and docs/decisions/0017-nodes-on-postgresql.md.
 type Postgres struct {
 	cfg  Config
 	node string // who we are, anew with every start
