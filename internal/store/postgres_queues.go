@@ -84,6 +84,7 @@ type pgQueues struct {
 	rested time.Time           // not listed before: it takes long; monotonic
 	after  string              // where the next list begins: the last one was full
 	next   int                 // which parked queues are the next to be asked
+	look   time.Time           // before then a fetch comes that asks parked queues; monotonic
 	short  map[Lane]bool       // :: lane → an owner was given less than it could have had, because it holds so much
 
 	// since: no queue that is not known has anything available from before. By the clock of the database.
@@ -355,7 +356,10 @@ func (s *Postgres) asks(lane Lane, capacity, most int) ask {
 	}
 	if len(parked) > 0 {
 		k.next = (k.next + parkedFetch) % len(parked)
-		s.wakes.add(lane, parkedLook)
+		if now.After(k.look) { // each fetch that planned one more would have it for ever
+			k.look = now.Add(parkedLook)
+			s.wakes.add(lane, parkedLook)
+		}
 	}
 	return a
 }
