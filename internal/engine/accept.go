@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"time"
 
@@ -75,18 +76,46 @@ func (e *Engine) Do(ctx context.Context, order Order) (tandem.Request, error) {
 	return r, outcomeError(r.ID, outcome)
 }
 
-// doWork waits for a slot and processes the request of a waiting caller.
+// doWork does the work of a waiting caller, again by the retry policy of its task. Between two runs it holds no slot.
 func (e *Engine) doWork(ctx context.Context, slots *slots, task *work.Task, r *tandem.Request) store.Outcome {
+	accepted := e.localTime(r.CreatedAt)
+	for {
+		outcome, result := e.runOnce(ctx, slots, task, r)
+		at, runs, again := task.Retry.After(work.Ended{
+			Result: result, Attempt: r.Runs + 1, Accepted: accepted, At: time.Now(),
+		}, rand.Float64())
+		if outcome.ErrorCode != tandem.FailedTask || !again {
+			return outcome
+		}
+		r.Runs = runs
+		timer := time.NewTimer(time.Until(at))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			if outcome.ErrorCode = cutOff(context.Cause(ctx)); outcome.ErrorCode == tandem.FailedTimeout {
+				outcome.ErrorMessage = "The work was not done before the deadline: " + outcome.ErrorMessage
+			} else {
+				outcome.ErrorMessage = failureMessage(outcome.ErrorCode)
+			}
+			return outcome
+		}
+	}
+}
+
+// runOnce waits for a slot and processes the request of a waiting caller.
+func (e *Engine) runOnce(
+	ctx context.Context, slots *slots, task *work.Task, r *tandem.Request,
+) (store.Outcome, work.Result) {
 	if err := slots.acquire(ctx, tandem.ModeSync, r.Owner); err != nil {
 		code := cutOff(err)
 		if code == tandem.FailedTimeout {
 			code = tandem.FailedNoSlot
 		}
-		return store.Outcome{ErrorCode: code, ErrorMessage: failureMessage(code), CompletedAt: e.now()}
+		return store.Outcome{ErrorCode: code, ErrorMessage: failureMessage(code), CompletedAt: e.now()}, work.Result{}
 	}
 	defer slots.release()
-	outcome, _ := e.process(ctx, task, r)
-	return outcome
+	return e.process(ctx, task, r)
 }
 
 // accept commits a sync request before its work. The client's leaving does not cut

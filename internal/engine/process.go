@@ -56,7 +56,7 @@ func (e *Engine) ended(run *Run, next store.Next) store.Next {
 // attempt runs the work of run.Request once, in a slot that the caller holds, and says what comes next.
 func (e *Engine) attempt(ctx context.Context, task *work.Task, run *Run) store.Next {
 	r, begun := &run.Request, time.Now()
-	accepted := begun.Add(r.CreatedAt.Sub(begun.Add(e.cfg.Nodes.Skew()))) // by this machine's clock
+	accepted := e.localTime(r.CreatedAt)
 	retries := task.Retry != work.Retry{}
 	if retries && !begun.Before(accepted.Add(task.Retry.MaxAge)) {
 		return e.givenUp(r, store.Outcome{ErrorCode: tandem.FailedTask, CompletedAt: e.now(),
@@ -183,5 +183,11 @@ func onRecord(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond)
 
 // now is the time that goes on record, by the clock of all nodes.
 func (e *Engine) now() time.Time { return onRecord(time.Now().Add(e.cfg.Nodes.Skew())) }
+
+// localTime is a time on record by this machine's clock, with which it may be compared while the clock is set.
+func (e *Engine) localTime(t time.Time) time.Time {
+	now := time.Now()
+	return now.Add(t.Sub(now.Add(e.cfg.Nodes.Skew())))
+}
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

@@ -21,7 +21,7 @@ type writerConn interface {
 }
 
 // directConn is a connection without database/sql, which takes a third of the time of a small statement
-// (docs/decisions/0017-sqlite-without-database-sql.md). The engine below, and so the locks on the file, are those of the
+// (docs/decisions/0018-sqlite-without-database-sql.md). The engine below, and so the locks on the file, are those of the
 // other connections: both drivers call modernc.org/sqlite/lib.
 type directConn struct {
 	conn  *zombiezen.Conn

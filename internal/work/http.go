@@ -40,7 +40,7 @@ const (
 )
 
 // HTTP is work that an HTTP service of the operator does: the data is sent to a URL, and the answer says what came of
-// it. docs/decisions/0016-kinds-of-work.md has the table. The service may have any address but those of metadata
+// it. docs/decisions/0016-services-as-work.md has the table. The service may have any address but those of metadata
 // services, its redirects are not followed, and no proxy is used.
 type HTTP struct {
 	URL       string
