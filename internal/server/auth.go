@@ -60,7 +60,7 @@ func (s *server) authorized(who Access, next Handler) Handler {
 		}
 		if !key.Allows(scope) {
 			w.Header().Set("WWW-Authenticate", challengeScope+`"`+string(scope)+`"`)
-			return tandem.Errorf(tandem.CodeForbidden, "This API key has not the scope %s.", scope)
+			return tandem.Errorf(tandem.CodeForbidden, "This API key lacks the scope %s.", scope)
 		}
 		return next(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, key)))
 	}

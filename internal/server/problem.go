@@ -63,7 +63,7 @@ var kinds = []kind{
 		"The request carries no API key, or one that is mistyped, unknown, revoked, replaced or expired. A wrong key counts towards the rate limit of its address.",
 		"Send Authorization: Bearer and a key that the operator has made with `tandem keys create`.", 0},
 	{tandem.CodeForbidden, http.StatusForbidden, "The key does not allow this",
-		"The API key is good, but has not the scope that this needs: submit to ask for work, read to see one's own requests, admin for everybody's and for the figures of the service.",
+		"The API key is valid but lacks the scope: submit to ask for work, read to see one's own requests, admin for everybody's and for the figures of the service.",
 		"Ask the operator for a key with the scope that WWW-Authenticate names.", 0},
 	{tandem.CodeNotFound, http.StatusNotFound, "There is no such thing here",
 		"The path is not one of the API, or no request that this key may see has this id. Finished requests are deleted after --retention.",
