@@ -199,7 +199,7 @@ func TestEachKeyComesBackForItsTurn(t *testing.T) {
 }
 
 // What hinders us ourselves is no failure of the receiver: it is reported as our own, and costs no attempt.
-func TestTroubleOfOurOwn(t *testing.T) {
+func TestLocalFault(t *testing.T) {
 	t.Parallel()
 	for err, want := range map[error]string{
 		&net.OpError{Op: "dial", Err: os.NewSyscallError("socket", syscall.EMFILE)}:         "file descriptor",
