@@ -178,7 +178,8 @@ func (s *SQLite) Requests(ctx context.Context, f Filter) (Page, error) {
 			}
 			page.Requests = append(page.Requests, r)
 		}
-		if err := rows.Err(); err != nil || !f.total(&s.cfg) {
+		// Closed before the next query: in memory there is one connection.
+		if err := errors.Join(rows.Err(), rows.Close()); err != nil || !f.total(&s.cfg) {
 			return err
 		}
 		page.Total, err = s.countedRows(ctx, q, f.Key)
