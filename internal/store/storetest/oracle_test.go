@@ -32,10 +32,13 @@ var workers = []struct {
 	setting func(t testing.TB, sequence int) storetest.Setting
 }{
 	{"nodes", 4, nodes},
-	{"sqlite", 30, crashing},
-	{"sqlite", 30, crashing},
-	{"all stores", 9, allStores},
-	{"all stores", 9, allStores},
+	{"sqlite", 15, crashing},
+	{"sqlite", 15, crashing},
+	{"sqlite", 15, crashing},
+	{"sqlite", 15, crashing},
+	{"all stores", 6, allStores},
+	{"all stores", 6, allStores},
+	{"all stores", 6, allStores},
 	{"queue quota", 9, queueQuota},
 	{"bytes quota", 9, bytesQuota},
 }
