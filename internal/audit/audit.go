@@ -98,14 +98,6 @@ type Check struct {
 // checkFunc asks a deployment and records the answers.
 type checkFunc func(ctx context.Context, t *target, v *verdict)
 
-// checks fills in the group of its checks, and the quick level by default.
-func (g Group) checks(all ...Check) []Check {
-	for i := range all {
-		all[i].Group, all[i].Level = g, cmp.Or(all[i].Level, LevelQuick)
-	}
-	return all
-}
-
 // Config describes an audit. Zero fields take the defaults named.
 type Config struct {
 	URL         string          // base of the deployment: http or https, host, maybe a path
@@ -181,14 +173,6 @@ func (cfg Config) withDefaults() Config {
 		cfg.Progress = func(string) {}
 	}
 	return cfg
-}
-
-// Checks returns the table, in the order of the report.
-func Checks() []Check {
-	return slices.Concat(
-		rateChecks(), ssrfChecks(), inputChecks(), errorChecks(), authChecks(), tenantChecks(),
-		headerChecks(), corsChecks(), tlsChecks(), limitChecks(), breakerChecks(), serviceChecks(),
-	)
 }
 
 // selected returns the checks with these names or groups; all of them without names.

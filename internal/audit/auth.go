@@ -14,52 +14,6 @@ import (
 	"tandem"
 )
 
-// Remediations of several checks.
-const (
-	fixKeys  = "make keys with `tandem keys create`, and serve without --no-auth"
-	fixShown = "replace the revealed keys with `tandem keys rotate` and `tandem keys rotate-signing`, " +
-		"and report it as SECURITY.md says"
-	fixReport = "no flag of tandem allows this: check the proxy in front of it, else report it as SECURITY.md says"
-)
-
-func authChecks() []Check {
-	return GroupAuth.checks(
-		Check{
-			ID: "auth-required", Title: "Every route needs a key, except those for everybody", run: checkAuthRequired,
-			Remediation: fixKeys + "; if only another spelling of a path gets through, the proxy and tandem read it " +
-				"differently: let the proxy pass paths on unchanged",
-		},
-		Check{
-			ID: "auth-wrong-key", Title: "A wrong key is refused", run: checkWrongKeys,
-			Remediation: fixKeys,
-		},
-		Check{
-			ID: "auth-headers", Title: "No header replaces a key", run: checkHeadersForKeys,
-			Remediation: "remove the rule of the proxy that trusts this header; " +
-				"have it remove X-Original-URL, X-Rewrite-URL and X-HTTP-Method-Override",
-		},
-		Check{
-			ID: "auth-challenge", Title: "A refusal names the scheme, and reveals nothing else", run: checkChallenge,
-			Remediation: "let the proxy pass 401 and WWW-Authenticate on unchanged",
-		},
-		Check{
-			ID: "auth-key-in-url", Title: "A key in a URL is not accepted", Needs: []Need{NeedKey}, run: checkKeyInURL,
-			Remediation: "remove the rule of the proxy that turns it into a header",
-		},
-		Check{
-			ID: "auth-scopes", Title: "A caller's key cannot read the operator's routes",
-			Needs: []Need{NeedKey}, run: checkScopes,
-			Remediation: "issue keys without the scope admin (`tandem keys create --scopes submit,read`)",
-		},
-		Check{
-			ID: "callback-signed", Title: "Callbacks are signed and recent",
-			Needs: []Need{NeedCaller, NeedReceiver}, run: checkSigned,
-			Remediation: "set the clock (NTP); let no proxy rewrite callbacks; " +
-				"give the audit the --signing-secret of its key",
-		},
-	)
-}
-
 // elsewhere reports whether an answer to another spelling of a path denies its existence, or redirects to the usual
 // spelling (with a probe of its own).
 func (a answer) elsewhere() bool {

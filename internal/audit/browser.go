@@ -8,32 +8,6 @@ import (
 	"time"
 )
 
-func headerChecks() []Check {
-	const fix = "let the proxy pass the headers of tandem on unchanged, and cache no answers"
-	return GroupHeaders.checks(
-		Check{
-			ID: "headers-nosniff", Title: "Browsers must not guess types", run: everywhere(nosniff),
-			Remediation: fix,
-		},
-		Check{
-			ID: "headers-no-store", Title: "No cache keeps data", Needs: []Need{NeedCaller}, run: checkNoStore,
-			Remediation: fix,
-		},
-		Check{
-			ID: "headers-pages", Title: "Pages have a strict policy and cannot be framed", run: checkPages,
-			Remediation: fix,
-		},
-		Check{
-			ID: "headers-banner", Title: "No header names software and version", run: everywhere(noBanner),
-			Remediation: "turn off server_tokens, X-Powered-By and the like in the proxy",
-		},
-		Check{
-			ID: "headers-security-txt", Title: "/.well-known/security.txt names a contact", run: checkSecurityTxt,
-			Remediation: "set serve --security-contact, or serve the file from the proxy (RFC 9116)",
-		},
-	)
-}
-
 // failing are requests for every kind of error.
 var failing = []probe{
 	{Path: "/audit-no-such-path", NoKey: true}, {Path: "/requests", NoKey: true}, {Path: "/requests/" + unknownID},

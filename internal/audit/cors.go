@@ -12,29 +12,6 @@ import (
 // attacker is somebody else's page.
 const attacker = "https://attacker.invalid"
 
-func corsChecks() []Check {
-	const fix = "name only your own origins with serve --cors-origin; let the proxy add no Access-Control headers"
-	return GroupCORS.checks(
-		Check{ID: "cors-origin", Title: "Foreign pages cannot read answers", run: checkOrigins, Remediation: fix},
-		Check{
-			ID: "cors-preflight", Title: "Foreign pages get no permission to send", run: sends(unshared, preflights),
-			Remediation: fix,
-		},
-		Check{
-			ID: "cors-cross-site-post", Title: "What a browser sends for a foreign page is refused",
-			run: sends(status(http.StatusForbidden), crossSite),
-			Remediation: "name no foreign origin with serve --cors-origin; " +
-				"let the proxy pass Origin, Sec-Fetch-Site and Host on unchanged",
-		},
-		Check{
-			ID: "cors-rebinding", Title: "A page with DNS rebinding gets nothing",
-			run: checkRebinding,
-			Remediation: "let the proxy pass Host on unchanged, name no foreign host with serve --allowed-host; " +
-				"or require API keys: serve without --no-auth",
-		},
-	)
-}
-
 // unshared is the rule for a probe of a foreign page: it may neither read the answer nor send the request.
 func unshared(a answer) string {
 	allowed := a.Header.Get("Access-Control-Allow-Origin")

@@ -8,55 +8,6 @@ import (
 	"strings"
 )
 
-func inputChecks() []Check {
-	caller := []Need{NeedCaller}
-	const fix = "let no proxy rewrite bodies, paths or headers; without a proxy, report it as SECURITY.md says"
-	return GroupInput.checks(
-		Check{
-			ID: "input-json", Title: "What is not JSON is refused", Needs: caller, Remediation: fix,
-			run: refuses(``, `{"data":{"a":1}`, `{"data":{"a":1}}}`, `{"data":{"a":NaN},"task":"echo"}`,
-				"{\"data\":{\"a\":\"\xff\"},\"task\":\"echo\"}"),
-		},
-		Check{
-			ID: "input-duplicate-names", Title: "A duplicate name is refused", Needs: caller, Remediation: fix,
-			run: refuses(`{"data":{"a":1,"a":2},"task":"echo"}`, `{"data":{"a":1},"task":"echo","task":"compute"}`),
-		},
-		Check{
-			ID: "input-depth", Title: "Deep nesting is refused", Needs: caller, Remediation: "lower serve --max-depth",
-			run: refuses(`{"task":"echo","data":` + nested(1_100) + `}`),
-		},
-		Check{
-			ID: "input-types", Title: "Values of the wrong type or out of range are refused",
-			Needs: caller, Remediation: fix,
-			run: refuses(`[]`, `{"data":{},"task":"echo"}`, `{"data":"x","task":"echo"}`,
-				`{"data":{"a":1},"complexity":11,"task":"echo"}`, `{"data":{"a":1},"complexity":1e400,"task":"echo"}`,
-				`{"data":{"a":1},"task":"rm -rf"}`),
-		},
-		Check{
-			ID: "input-media-type", Title: "No route accepts a form of a foreign page",
-			Needs: caller, Remediation: fix, run: sends(must(func(a answer) bool {
-				return a.Status == http.StatusUnsupportedMediaType || a.Status == http.StatusForbidden
-			}, "want 415"), formPosts),
-		},
-		Check{
-			ID: "input-query", Title: "Invalid parameters are refused", Needs: caller, Remediation: fix,
-			run: sends(isRefused, badQueries),
-		},
-		Check{
-			ID: "input-path", Title: "Nothing outside the API is served",
-			Remediation: "let the proxy pass on to tandem only what belongs to tandem, " +
-				"and serve no files and no debugging handlers beside it",
-			run: sends(must(func(a answer) bool {
-				return a.Status >= 300 && a.Status < 500 && a.Header.Get("Set-Cookie") == ""
-			}, "want a 4xx without details"), strangePaths),
-		},
-		Check{
-			ID: "input-injection", Title: "SQL in an id or a filter is data", Needs: caller, Remediation: fix,
-			run: checkInjection,
-		},
-	)
-}
-
 // refuses posts bad bodies and wants a refusal.
 func refuses(bodies ...string) checkFunc {
 	all := make([]probe, len(bodies))

@@ -11,43 +11,6 @@ import (
 	"tandem/internal/receiver"
 )
 
-func errorChecks() []Check {
-	const fix = "turn off the error pages of the proxy; if tandem said it, report it as SECURITY.md says"
-	return GroupErrors.checks(
-		Check{
-			ID: "error-problems", Title: "Errors are problems (RFC 9457)", Needs: []Need{NeedCaller}, run: checkProblems,
-			Remediation: "let the proxy pass the answers of tandem on instead of pages of its own",
-		},
-		Check{
-			ID: "error-markup", Title: "Errors are never pages with the caller's text", run: checkMarkup,
-			Remediation: "let no proxy make HTML of errors",
-		},
-		Check{
-			ID: "error-request-id", Title: "A hostile X-Request-ID is replaced", run: checkRequestID,
-			Remediation: "let the proxy set X-Request-ID itself, or remove it",
-		},
-		Check{
-			ID: "error-5xx", Title: "Nothing in this audit made the server fail", stage: 1,
-			run: looksBack(func(t *target) []string { return t.crashes }, hardRequests),
-			Remediation: "bad input must never cause a 5xx: search the log for the X-Request-ID of the answer, " +
-				"and report it as SECURITY.md says",
-		},
-		Check{
-			ID: "error-internals", Title: "No answer in this audit reveals internals", Remediation: fix, stage: 1,
-			run: looksBack(func(t *target) []string { return t.leaks },
-				probes(append([]probe{{Path: "/requests/%27%22%3C%00"}}, failing...)...)),
-		},
-		Check{
-			ID: "error-addresses", Title: "No error in this audit names an internal address", Remediation: fix, stage: 1,
-			run: checkAddresses,
-		},
-		Check{
-			ID: "error-secrets", Title: "No answer in this audit holds a key or a signing secret", stage: 1,
-			Remediation: fixShown, run: checkSecrets,
-		},
-	)
-}
-
 func checkProblems(ctx context.Context, t *target, v *verdict) {
 	for _, c := range []struct {
 		probe  probe

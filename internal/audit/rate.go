@@ -19,45 +19,6 @@ const (
 	mostDrainedFull = 1_000
 )
 
-func rateChecks() []Check {
-	caller := []Need{NeedCaller}
-	const fixPosts, fixReads = "set serve --rate-limit 50/60s", "set serve --read-limit 600/60s"
-	return GroupRate.checks(
-		Check{
-			ID: "rate-limit-announced", Title: "Answers to POST say how many calls are left", Needs: caller,
-			run:         sends(announced, probes(cheap)),
-			Remediation: fixPosts + ", and let the proxy pass RateLimit headers on",
-		},
-		Check{
-			ID: "rate-limit-reads", Title: "GET has a rate limit of its own", Needs: caller,
-			run:         sends(announced, probes(glance)),
-			Remediation: fixReads + ", and let the proxy pass RateLimit headers on",
-		},
-		Check{
-			ID: "rate-limit-forwarded-for", Title: "Nobody escapes with an invented X-Forwarded-For", Needs: caller,
-			run: checkRateForwarded,
-			Remediation: "name only your own proxies with serve --trusted-proxy, " +
-				"and let them overwrite X-Forwarded-For",
-		},
-		Check{
-			ID: "rate-limit-batch", Title: "Each entry of a batch counts", Level: LevelFull, Needs: caller,
-			run: checkRateBatch, Remediation: fixReport,
-		},
-		Check{
-			ID: "rate-limit-wrong-key", Title: "Guessing keys is limited", Level: LevelFull, stage: 3,
-			run: checkRateWrongKey, Remediation: fixPosts + "; let no proxy answer 401 itself",
-		},
-		Check{
-			ID: "rate-limit-enforced", Title: "Beyond the limit the answer is 429 with Retry-After", Needs: caller,
-			stage: 4, run: checkEnforced(cheap, (*target).otherPosts), Remediation: fixPosts,
-		},
-		Check{
-			ID: "rate-limit-reads-enforced", Title: "The same beyond the limit on GET", Needs: caller,
-			stage: 5, run: checkEnforced(glance, (*target).otherReads), Remediation: fixReads,
-		},
-	)
-}
-
 // glance is a counted GET of nothing.
 var glance = probe{Path: "/requests/" + unknownID}
 

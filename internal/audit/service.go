@@ -17,15 +17,6 @@ const (
 	breakerOpen     = 30 * time.Second // a breaker is surely still open so long after a failure
 )
 
-func breakerChecks() []Check {
-	return GroupBreaker.checks(Check{
-		ID: "breaker-opens", Title: "The circuit breaker of a failing receiver opens", Level: LevelFull,
-		Needs: []Need{NeedCaller, NeedReceiver}, stage: 2, run: checkBreaker,
-		Remediation: "five failures in a row must open the breaker of a destination, and no flag turns that off: " +
-			"report it. Of several nodes each may count its own, and only --admin-key shows how many there are",
-	})
-}
-
 // checkBreaker lets callbacks fail until the breaker must be open, and then looks whether another one, to a healthy
 // hook, is still attempted. Other checks of callbacks come before this one. A slow deployment leaves it undecided.
 func checkBreaker(ctx context.Context, t *target, v *verdict) {
@@ -101,35 +92,6 @@ func (t *target) heldBack(
 		return request, false
 	}
 	return request, true
-}
-
-func serviceChecks() []Check {
-	return GroupServices.checks(
-		Check{
-			ID: "health-open", Title: "Health checks need no key", run: sends(status(http.StatusOK), health),
-			Remediation: "let the proxy pass /livez, /readyz and /healthz on",
-		},
-		Check{
-			ID: "health-details", Title: "Health checks reveal nothing", run: sends(fewDetails, health),
-			Remediation: fixReport,
-		},
-		Check{
-			ID: "stats-restricted", Title: "Statistics are for the operator only", run: sends(isDenied, operations),
-			Remediation: fixKeys + "; or let the proxy keep /stats, /api/stats, /metrics and /nodes inside",
-		},
-		Check{
-			ID: "stats-count", Title: "The statistics count every request", Needs: []Need{NeedCaller, NeedStats},
-			run: checkStatsCount, Remediation: "let no proxy cache /stats",
-		},
-		Check{
-			ID: "stats-secrets", Title: "The statistics hold no secret", Needs: []Need{NeedStats},
-			run: checkStatsSecrets, Remediation: fixShown,
-		},
-		Check{
-			ID: "api-document", Title: "The OpenAPI document lists every operation", run: checkDocument,
-			Remediation: "let the proxy pass /openapi.json on to where the audit runs, as tandem makes it",
-		},
-	)
 }
 
 var health = probes(

@@ -27,47 +27,6 @@ const (
 // nobody replaces public hosts in vectors: after an acceptance nobody is called (RFC 6761).
 const nobody = "audit.invalid"
 
-func ssrfChecks() []Check {
-	caller, receiver := []Need{NeedCaller}, []Need{NeedCaller, NeedReceiver}
-	const fix = "serve --mode production refuses it; " +
-		"narrow --allow-callback-cidr and --allow-callback-host to the receivers you mean"
-	return GroupSSRF.checks(
-		Check{
-			ID: "ssrf-metadata", Title: "Callbacks to metadata services are refused", Needs: caller,
-			run: submits(kindMetadata), Remediation: fixReport,
-		},
-		Check{
-			ID: "ssrf-private", Title: "Callbacks to private addresses and names are refused", Needs: caller,
-			run: submits(kindPrivate), Remediation: fix,
-		},
-		Check{
-			ID: "ssrf-notation", Title: "URLs that parsers read differently are refused", Needs: caller,
-			run: submits(kindNotation), Remediation: fixReport,
-		},
-		Check{
-			ID: "ssrf-port", Title: "Callbacks to unusual ports are refused", Needs: caller, run: submits(kindPort),
-			Remediation: "serve --mode production allows only 80, 443 and --allow-callback-port",
-		},
-		Check{
-			ID: "ssrf-arrival", Title: "Forbidden addresses are not called, even after an acceptance", Needs: receiver,
-			run:         checkArrival,
-			Remediation: fix + "; let nothing between callbacks and the network rewrite their addresses",
-		},
-		Check{
-			ID: "ssrf-redirect", Title: "Redirects of a receiver are not followed", Needs: receiver, run: checkRedirect,
-			Remediation: "send callbacks through no proxy that follows redirects; no flag of tandem follows them",
-		},
-		Check{
-			ID: "ssrf-own-address", Title: "The deployment does not call itself", Needs: caller, run: checkOwnAddress,
-			Remediation: fix,
-		},
-		Check{
-			ID: "ssrf-oracle", Title: "Refusals reveal nothing about addresses", Needs: caller, run: checkOracle,
-			Remediation: "let no proxy answer refusals in its own words; no flag of tandem does",
-		},
-	)
-}
-
 // kind groups the vectors by the reason of their refusal.
 type kind int
 

@@ -11,32 +11,6 @@ import (
 	"time"
 )
 
-func tenantChecks() []Check {
-	both := []Need{NeedKey, NeedSecondKey}
-	const fix = "issue a key per tenant, without the scope admin; " +
-		"let no proxy answer one caller with what it cached for another"
-	return GroupTenants.checks(
-		Check{
-			ID: "tenant-request", Title: "Another tenant's request looks like an unknown one", Needs: both,
-			run: checkForeignRequest, Remediation: fix,
-		},
-		Check{
-			ID: "tenant-list", Title: "Another tenant's requests are in no list, with any filter", Needs: both,
-			run: checkForeignLists(isHistory), Remediation: fix,
-		},
-		Check{
-			ID: "tenant-submissions", Title: "Another tenant's submissions are in no list and in no count", Needs: both,
-			run: checkForeignLists(isSubmissions), Remediation: fix,
-		},
-		Check{
-			ID: "tenant-fairness", Title: "Nobody waits until all work of another tenant is done", Level: LevelFull,
-			Needs: append(both, NeedReceiver), run: checkFairness,
-			Remediation: "issue a key per tenant, and let the proxy pass each caller's own on: keys take turns, " +
-				"and no flag of tandem changes that. Else report it as SECURITY.md says",
-		},
-	)
-}
-
 // property is the first key's data, for the second key to look for.
 type property struct {
 	requests    []string // ids

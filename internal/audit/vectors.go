@@ -98,9 +98,9 @@ var vectorText string
 // :: letter → fate
 var fates = map[byte]Fate{'I': FateInvalid, 'B': FateBlocked, 'S': FateStopped, 'C': FateCalled}
 
-// rows returns the lines of one class of vectorText, split into columns.
-func rows(class Class) [][]string {
-	_, text, _ := strings.Cut(vectorText, "\n== "+string(class)+"\n")
+// rows returns the lines of one section of a table, split into columns.
+func rows(table, section string) [][]string {
+	_, text, _ := strings.Cut(table, "\n== "+section+"\n")
 	text, _, _ = strings.Cut(text, "\n== ")
 	text = strings.NewReplacer("\n    ", " ", "\n  ", "  ").Replace(text)
 	var all [][]string
@@ -121,7 +121,7 @@ func rows(class Class) [][]string {
 // listed returns the vectors of one class of vectorText. It panics where a URL or an address is malformed.
 func listed(class Class) []Vector {
 	var all []Vector
-	for _, row := range rows(class) {
+	for _, row := range rows(vectorText, string(class)) {
 		address := row[2]
 		if address[0] == '"' {
 			var err error
@@ -176,7 +176,7 @@ func urlLengths() []Vector {
 func blockVectors() []Vector {
 	var all []Vector
 	seen := make(map[netip.Addr]bool)
-	for _, row := range rows(ClassBlock) {
+	for _, row := range rows(vectorText, string(ClassBlock)) {
 		prefix, fate, beside := netip.MustParsePrefix(row[0]), row[1], row[2]
 		first, last := prefix.Addr(), lastOf(prefix)
 		inside, _ := netip.ParseAddr(row[3]) // not valid where there is none

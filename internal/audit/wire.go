@@ -24,32 +24,6 @@ import (
 // certificateLeft is how long a certificate must still hold.
 const certificateLeft = 14 * 24 * time.Hour
 
-func tlsChecks() []Check {
-	https := []Need{NeedTLS}
-	return GroupTLS.checks(
-		Check{
-			ID: "tls-in-use", Title: "Nobody on the way can read along", run: checkTLSInUse,
-			Remediation: "serve over TLS, or put a proxy in front that does",
-		},
-		Check{
-			ID: "tls-versions", Title: "TLS 1.0 and 1.1 are refused", Needs: https, run: checkTLSVersions,
-			Remediation: "set the proxy's lowest version to TLS 1.2",
-		},
-		Check{
-			ID: "tls-certificate", Title: "The certificate is valid for two more weeks", Needs: https,
-			run: checkCertificate, Remediation: "renew it, and automate that",
-		},
-		Check{
-			ID: "tls-hsts", Title: "Browsers stay with TLS after the first visit (HSTS)", Needs: https,
-			run: sends(strictTransport, probes(
-				probe{Path: "/livez"}, probe{Path: "/docs"}, probe{Path: "/requests?limit=1"},
-				probe{Path: "/audit-no-such-path"},
-			)),
-			Remediation: "let the proxy that ends TLS add Strict-Transport-Security, or serve with --tls-cert",
-		},
-	)
-}
-
 var maxAge = regexp.MustCompile(`(?i)\bmax-age="?(\d+)`)
 
 // strictTransport is the rule for HSTS: half a year at least.
@@ -138,42 +112,6 @@ func checkCertificate(ctx context.Context, t *target, v *verdict) {
 	} else {
 		v.passf("it is trusted and ends on %s", until.UTC().Format(time.DateOnly))
 	}
-}
-
-func limitChecks() []Check {
-	caller := []Need{NeedCaller}
-	return GroupLimits.checks(
-		Check{
-			ID: "limit-announced-body", Title: "A body announced as too large is not read", Needs: caller,
-			run: checkAnnouncedBody,
-			Remediation: "lower serve --max-data; " +
-				"let the proxy not buffer first (proxy_request_buffering off) or limit bodies too",
-		},
-		Check{
-			ID: "limit-streamed-body", Title: "A body without a length is not read to its end", Needs: caller,
-			run: checkStreamedBody, Remediation: "lower serve --max-data",
-		},
-		Check{
-			ID: "limit-header", Title: "A huge header is refused", run: checkHugeHeader,
-			Remediation: "limit the size of headers in the proxy, too",
-		},
-		Check{
-			ID: "limit-page", Title: "A page of the history is bounded", Needs: caller, run: sends(isRefused, hugePages),
-			Remediation: fixReport,
-		},
-		Check{
-			ID: "limit-methods", Title: "No path accepts a foreign method",
-			run: sends(must(func(a answer) bool {
-				return a.blamed() || a.Status == http.StatusNotImplemented
-			}, "want 405"), strangeMethods),
-			Remediation: "turn TRACE off in the proxy, and let it pass methods on unchanged",
-		},
-		Check{
-			ID: "limit-slow-client", Title: "An endless header is cut off", Level: LevelFull,
-			run:         checkSlowClient,
-			Remediation: "set client_header_timeout or its equivalent in the proxy",
-		},
-	)
 }
 
 // spaces is a body of blanks, valid JSON so far. It counts the bytes read; net/http may go on reading for a moment
