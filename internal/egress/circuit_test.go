@@ -216,7 +216,7 @@ func TestLocalFault(t *testing.T) {
 		fmt.Errorf("dial: %w", context.DeadlineExceeded):                                    "",
 		fmt.Errorf("read: %w", io.ErrUnexpectedEOF):                                         "",
 	} {
-		if got := egress.Trouble(err); !strings.Contains(got, want) || (got == "") != (want == "") {
+		if got := egress.LocalFault(err); !strings.Contains(got, want) || (got == "") != (want == "") {
 			t.Errorf("%v: %q, want it to name the %q", err, got, want)
 		}
 	}

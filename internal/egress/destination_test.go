@@ -241,7 +241,7 @@ func TestRescheduleTimes(t *testing.T) {
 	})
 }
 
-// What was rescheduled for one reason does not delay what is rescheduled for another.
+// Calls rescheduled for one reason do not delay calls rescheduled for another.
 func TestReschedulesStartAnewAfterRecovery(t *testing.T) {
 	t.Parallel()
 	var healthy atomic.Bool
@@ -286,7 +286,7 @@ func TestReschedulesStartAnewAfterRecovery(t *testing.T) {
 	}
 }
 
-// A crowd that is rescheduled by a slow destination comes back at its pace, not at once.
+// A crowd rescheduled by a slow destination comes back at its pace, not at once.
 func TestReschedulesAreSpread(t *testing.T) {
 	t.Parallel()
 	const slow = 50 * time.Millisecond
@@ -446,7 +446,7 @@ func TestBreakerOpensAndRecovers(t *testing.T) {
 		t.Errorf("after a probe that failed: %+v", seen)
 	}
 
-	// One probe at a time; one given back unused makes room for the next.
+	// One probe at a time; an unused one makes room for the next.
 	until(t, seen.RetryAt.Add(time.Millisecond))
 	healthy.Store(true)
 	unused := reserve(t, client, target)

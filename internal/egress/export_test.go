@@ -18,8 +18,8 @@ func (c *Client) Remembered() int {
 	return len(c.good.targets)
 }
 
-// Trouble says what hinders this server itself; "" means that nothing does.
-func Trouble(err error) string { return localFault(err) }
+// LocalFault says the local fault behind an error; "": none.
+func LocalFault(err error) string { return localFault(err) }
 
 // TurnWait is how long a key whose turn it is to probe is waited for.
 const TurnWait = turnWait

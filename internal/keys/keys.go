@@ -242,7 +242,7 @@ func (k *Keys) Run(ctx context.Context) {
 		}
 		err := k.Refresh(ctx)
 		if err != nil && !failed && ctx.Err() == nil {
-			k.log.Error("read API keys; until this is mended, changes to them take no effect", "error", err)
+			k.log.Error("read API keys; changes to keys have no effect until this works again", "error", err)
 		} else if err == nil && failed {
 			k.log.Info("API keys can be read again")
 		}

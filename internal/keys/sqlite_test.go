@@ -17,8 +17,8 @@ import (
 	"tandem/internal/tandemtest"
 )
 
-// TestKeysWaitForOtherWriters: a change is made when whoever writes has done so, however often it has to
-// try; writing last uses is put off.
+// TestKeysWaitForOtherWriters: a change waits for other writers, however often it has to
+// retry; writing last uses is postponed.
 func TestKeysWaitForOtherWriters(t *testing.T) {
 	t.Parallel()
 	path := keysPath(t)

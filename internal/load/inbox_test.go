@@ -108,7 +108,7 @@ func TestInboxCounts(t *testing.T) {
 	})
 }
 
-// TestInboxKnowsItsKeys: keys that this run has not given out are nobody's.
+// TestInboxKnowsItsKeys: keys of other runs are unknown.
 func TestInboxKnowsItsKeys(t *testing.T) {
 	t.Parallel()
 	inbox := load.NewInbox()
@@ -182,7 +182,7 @@ func TestTooLate(t *testing.T) {
 	}
 }
 
-// TestResultsAreRecordedBeforeAnybodyIsTold: whoever hears that nothing is missing finds every result
+// TestResultsAreRecordedBeforeAnybodyIsTold: after the last result every result is
 // in the figures, because the phase is reported then.
 func TestResultsAreRecordedBeforeAnybodyIsTold(t *testing.T) {
 	t.Parallel()
@@ -204,7 +204,7 @@ func TestResultsAreRecordedBeforeAnybodyIsTold(t *testing.T) {
 	}
 }
 
-// TestPolledAfterTheEnd: a result that is seen when its request has been given up is not
+// TestPolledAfterTheEnd: a result polled after the end is not
 // counted twice, and the next phase does not wait one too few.
 func TestPolledAfterTheEnd(t *testing.T) {
 	t.Parallel()

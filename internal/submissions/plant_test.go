@@ -18,8 +18,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience bounds every wait of these tests; none of them normally takes a tenth of it.
-const patience = 20 * time.Second
+// testTimeout bounds every wait of these tests, ten times over.
+const testTimeout = 20 * time.Second
 
 // plant is an engine on a real store. It runs from start to Stop.
 type plant struct {

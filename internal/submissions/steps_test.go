@@ -56,7 +56,7 @@ func TestSubmissionLines(t *testing.T) {
 			level = slog.LevelDebug
 		}
 		var told tandemtest.Log
-		p := start(t, calling(t, x.URL, patience, into(&told, level, log)))
+		p := start(t, calling(t, x.URL, testTimeout, into(&told, level, log)))
 		id := p.submitAll(1, "batch_a")[0].Request.ID
 		p.Await("the second call", func() bool { return p.Request(id).Status == tandem.StatusCompleted })
 		p.Stop()

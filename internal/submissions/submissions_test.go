@@ -105,7 +105,7 @@ func TestSubmissionIsSavedWhileItsCallRuns(t *testing.T) {
 			return err == nil && found.Status == tandem.StatusProcessing
 		})
 	})
-	p = start(t, calling(t, x.URL, patience, nil))
+	p = start(t, calling(t, x.URL, testTimeout, nil))
 	p.Store.OnAccept(func() { <-called })
 	s := p.submitAll(1, "")[0]
 	if s.Request.Status != tandem.StatusCompleted || s.Saving <= 0 || s.Working <= 0 {
@@ -123,7 +123,7 @@ func TestExternalCall(t *testing.T) {
 		header = r.Header
 		w.WriteHeader(http.StatusAccepted)
 	})
-	p := start(t, calling(t, x.URL+"/in", patience, nil))
+	p := start(t, calling(t, x.URL+"/in", testTimeout, nil))
 	r := p.submitAll(1, "batch_a")[0].Request
 	if got := p.Request(r.ID); got.Status != tandem.StatusCompleted ||
 		string(got.Result) != `{"status_code":202,"simulated":false}` ||
@@ -173,7 +173,7 @@ func TestExternalFaults(t *testing.T) {
 					fault(w, r)
 				}
 			})
-			timeout := patience
+			timeout := testTimeout
 			if name == "hangs" {
 				timeout = 200 * time.Millisecond
 			}
@@ -197,7 +197,7 @@ func TestExternalFaults(t *testing.T) {
 // Nobody listens: that is no reason to keep the caller waiting, nor to forget the submission.
 func TestExternalIsDown(t *testing.T) {
 	t.Parallel()
-	p := start(t, calling(t, tandemtest.Refusing(t), patience, nil))
+	p := start(t, calling(t, tandemtest.Refusing(t), testTimeout, nil))
 	for i := range 8 { // after five the breaker is open and nobody is called
 		s := p.submitAll(1, "")[0]
 		if s.Request.Status != tandem.StatusPending || (submissions.CallTime(&s) > 0) != (i < 5) {
@@ -213,7 +213,7 @@ func TestExternalIsDown(t *testing.T) {
 func TestExternalIsGone(t *testing.T) {
 	t.Parallel()
 	x := newExternal(t, func(_ int, w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusGone) })
-	p := start(t, calling(t, x.URL, patience, nil))
+	p := start(t, calling(t, x.URL, testTimeout, nil))
 	r := p.submitAll(1, "")[0].Request
 	if got := p.Request(r.ID); r.Status != tandem.StatusFailed || got.Status != tandem.StatusFailed ||
 		got.ErrorCode != tandem.FailedTask || got.ErrorMessage == "" || got.Unfinished() {
@@ -230,7 +230,7 @@ func TestSubmissionThatCannotBeSaved(t *testing.T) {
 		<-r.Context().Done()
 		cut <- struct{}{}
 	})
-	p := start(t, calling(t, x.URL, patience, nil))
+	p := start(t, calling(t, x.URL, testTimeout, nil))
 	p.Store.OnAccept(func() { <-called; <-called })
 	p.Store.Sabotage(&tandem.Error{Code: tandem.CodeStoreUnavailable, Message: "full"}, nil)
 	_, err := p.submit(submissions.Batch{ID: "batch_a", Data: []json.RawMessage{ada, ada}})
@@ -274,7 +274,7 @@ func TestSubmissionThatCannotBeFinished(t *testing.T) {
 func TestSubmissionIDsAreTaken(t *testing.T) {
 	t.Parallel()
 	x := newExternal(t, nil)
-	p := start(t, calling(t, x.URL, patience, nil))
+	p := start(t, calling(t, x.URL, testTimeout, nil))
 	p.Store.Take(3)
 	r := p.submitAll(1, "")[0].Request
 	calls := x.calls()
@@ -292,7 +292,7 @@ func TestBatchIsCalledSideBySide(t *testing.T) {
 		inside.Done()
 		inside.Wait()
 	})
-	p := start(t, calling(t, x.URL, patience, func(s *setup) { s.engine.IOWorkers = 10 }))
+	p := start(t, calling(t, x.URL, testTimeout, func(s *setup) { s.engine.IOWorkers = 10 }))
 	ids := map[string]bool{}
 	for _, s := range p.submitAll(10, "batch_a") {
 		ids[s.Request.ID] = true
@@ -317,7 +317,7 @@ func TestSlowEntryHoldsNobodyUp(t *testing.T) {
 			})
 		}
 	})
-	p = start(t, calling(t, x.URL, patience, func(s *setup) { s.engine.IOWorkers = 5 }))
+	p = start(t, calling(t, x.URL, testTimeout, func(s *setup) { s.engine.IOWorkers = 5 }))
 	for _, s := range p.submitAll(5, "batch_a") {
 		if s.Request.Status != tandem.StatusCompleted {
 			t.Errorf("%+v", s)
@@ -342,7 +342,7 @@ func TestCallsAreBoundedBySlots(t *testing.T) {
 			t.Errorf("compute beside a call: %v", err)
 		}
 	})
-	p = start(t, calling(t, x.URL, patience, func(s *setup) { s.engine.IOWorkers, s.engine.Workers = 3, 1 }))
+	p = start(t, calling(t, x.URL, testTimeout, func(s *setup) { s.engine.IOWorkers, s.engine.Workers = 3, 1 }))
 	all := p.submitAll(6, "")
 	if most.Load() != 3 {
 		t.Errorf("%d calls at once, want 3", most.Load())
@@ -373,7 +373,7 @@ func TestSubmissionCutOffByShutdown(t *testing.T) {
 		}
 	})
 	path := filepath.Join(t.TempDir(), "tandem.db")
-	p := start(t, calling(t, x.URL, patience, func(s *setup) { s.url = path }))
+	p := start(t, calling(t, x.URL, testTimeout, func(s *setup) { s.url = path }))
 	answered := make(chan engine.Run, 1)
 	go func() { answered <- p.submitAll(1, "")[0] }() // it ends before the test: answered is read
 	<-called
@@ -389,7 +389,7 @@ func TestSubmissionCutOffByShutdown(t *testing.T) {
 	if err := p.Store.Close(); err != nil {
 		t.Fatal(err)
 	}
-	next := start(t, calling(t, x.URL, patience, func(s *setup) { s.url = path }))
+	next := start(t, calling(t, x.URL, testTimeout, func(s *setup) { s.url = path }))
 	if got := next.Settled(s.Request.ID); got.Status != tandem.StatusCompleted {
 		t.Errorf("after the restart: %+v", got)
 	}
