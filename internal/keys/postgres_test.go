@@ -104,7 +104,7 @@ func TestKeysWithoutTheirDatabase(t *testing.T) {
 	}
 	ask(`ALTER DATABASE ` + database + ` ALLOW_CONNECTIONS false`)
 	ask(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '` + database + `'`)
-	tandemtest.WaitFor(t, "a line about it", func() bool { return log.Count("changes to them take no effect") == 1 })
+	tandemtest.WaitFor(t, "a line about it", func() bool { return log.Count("changes to keys have no effect") == 1 })
 	for range 2 { // further looks
 		if err := here.Refresh(t.Context()); err == nil {
 			t.Fatal("the database can be reached: the test shows nothing")
