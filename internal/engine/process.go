@@ -33,7 +33,6 @@ func (e *Engine) step(claiming context.Context, job store.Job) store.Next {
 		return store.Release()
 	}
 	defer slots.release()
-	growStack()
 	job.Started()
 	run := Run{Request: job.Request}
 	e.emit(Event{Step: Started, Run: Run{Request: job.Request, Took: e.now().Sub(job.Request.CreatedAt)}})

@@ -20,7 +20,7 @@ func retried(policy work.Retry, run func(ctx context.Context, in work.Input) wor
 
 var orderRetried = engine.Order{Task: "retried", Data: json.RawMessage(`{}`)}
 
-// A caller who waits waits through the retries of its work.
+// A waiting caller waits through the retries of its work.
 func TestSyncWaitsThroughRetries(t *testing.T) {
 	t.Parallel()
 	var attempts []int
