@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"unicode/utf8"
 )
 
 const (
@@ -117,10 +118,20 @@ func readEvents(r io.Reader, most int64, in Input) (Result, error) {
 		return Failed(detail(text)), nil
 	case len(text) == 0:
 		return Done(nil, ""), nil
-	case json.Valid(text):
-		return Done(text, ""), nil
 	default:
-		return Done(text, "text/plain; charset=utf-8"), nil
+		return Done(text, guessed(text)), nil
+	}
+}
+
+// guessed is the content type of a result that has none; "" for JSON.
+func guessed(body []byte) string {
+	switch {
+	case json.Valid(body):
+		return ""
+	case utf8.Valid(body):
+		return "text/plain; charset=utf-8"
+	default:
+		return "application/octet-stream"
 	}
 }
 
