@@ -9,7 +9,8 @@ import (
 
 	"tandem"
 	"tandem/internal/app"
-	"tandem/internal/store"
+	"tandem/internal/store/postgres"
+	"tandem/internal/store/sqlite"
 	"tandem/internal/term"
 )
 
@@ -20,7 +21,7 @@ func (c *serveCommand) banner(s *app.Service, program string) string {
 	base := s.URL
 	p.Linef("tandem %s, %s mode\n", tandem.Version, c.Mode)
 	p.Factf("listening", "%s  (docs: %s/docs)", base, base)
-	if store.Memory(c.DB) {
+	if sqlite.Memory(c.DB) {
 		p.Factf("database", "in memory: nothing survives a stop, a 202 included")
 	} else {
 		p.Factf("database", "%s: a 202 is on disk", redact(c.DB))
@@ -53,12 +54,12 @@ func (c *serveCommand) banner(s *app.Service, program string) string {
 	case !production && !onlyThisMachine(s.Addr):
 		p.Factf("WARNING", "others reach this port, and can have private addresses called")
 	}
-	if store.PlainText(c.DB) {
+	if postgres.PlainText(c.DB) {
 		p.Factf("WARNING", "what is said to the database may travel unencrypted; add")
 		p.Factf("", "sslmode=verify-full and sslrootcert=FILE to its URL")
 	}
 	if s.NewSecret {
-		if store.Memory(c.DB) {
+		if sqlite.Memory(c.DB) {
 			p.Factf("secret", "signs callbacks until the next start")
 		} else {
 			p.Factf("secret", "signs callbacks; kept in the database, shown this once")

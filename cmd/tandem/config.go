@@ -16,7 +16,7 @@ import (
 
 	"tandem"
 	"tandem/internal/app"
-	"tandem/internal/store"
+	"tandem/internal/store/postgres"
 	"tandem/internal/term"
 )
 
@@ -219,7 +219,7 @@ func dispatch(ctx context.Context, args []string, t *terminal) error {
 		}
 	}
 	for flag, variable := range map[string]string{"db": "TANDEM_DB", "to": "TANDEM_COPY_TO"} {
-		if store.HasPassword(argument(parsed, flag)) {
+		if postgres.HasPassword(argument(parsed, flag)) {
 			t.warnf("the password of the database stands in the arguments, where every user of this machine can read it (ps); "+
 				"set %s or PGPASSWORD, or name a file: --%s @FILE", variable, flag)
 		}
@@ -342,7 +342,7 @@ func readDatabase(flag string, db *string) error {
 		*db = strings.TrimSpace(string(content))
 	}
 	scheme, _, ok := strings.Cut(*db, "://")
-	if ok && scheme != "file" && !store.IsPostgres(*db) {
+	if ok && scheme != "file" && !postgres.Names(*db) {
 		return badArgument("a database is file:tandem.db, a path, :memory:, or postgres://…", "--%s %s: unknown kind of database", flag, redact(*db))
 	}
 	return nil
@@ -366,7 +366,7 @@ func readSecret(text string) (tandem.Secret, error) {
 
 // redact hides the password and the parameters of a URL, or of a database named by keywords.
 func redact(text string) string {
-	if shown := store.Shown(text); shown != "" {
+	if shown := postgres.Shown(text); shown != "" {
 		return shown
 	}
 	if !strings.Contains(text, "://") {

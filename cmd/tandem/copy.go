@@ -7,8 +7,10 @@ import (
 	"time"
 
 	"tandem"
+	"tandem/internal/app"
 	"tandem/internal/load"
-	"tandem/internal/store"
+	"tandem/internal/store/postgres"
+	"tandem/internal/store/sqlite"
 	"tandem/internal/term"
 )
 
@@ -32,13 +34,13 @@ func (c *copyCommand) Validate() error {
 		return err
 	}
 	switch {
-	case store.IsPostgres(c.From):
+	case postgres.Names(c.From):
 		return badArgument(hint, "--from %s: only a file can be copied; PostgreSQL has tools of its own (pg_dump)", redact(c.From))
-	case store.Memory(c.From):
+	case sqlite.Memory(c.From):
 		return badArgument(hint, "--from :memory: ends with its server; there is nothing to copy")
 	case c.To == "": // kong says that it is missing
 		return nil
-	case !store.IsPostgres(c.To):
+	case !postgres.Names(c.To):
 		return badArgument(hint, "--to %s: want a PostgreSQL database; a file is copied with cp while nobody uses it", redact(c.To))
 	default:
 		return nil
@@ -51,7 +53,7 @@ const again = "the same command empties the target and begins anew; until it has
 // Run copies, compares, and says what is next.
 func (c *copyCommand) Run(ctx context.Context, t *terminal) error {
 	progress := term.NewProgress(t.err, c.Plain)
-	report, err := store.Copy(ctx, store.CopyConfig{From: c.From, To: c.To, Progress: showCopy(progress)})
+	report, err := app.Copy(ctx, app.CopyConfig{From: c.From, To: c.To, Progress: showCopy(progress)})
 	progress.Wipe()
 	if ctx.Err() != nil {
 		return &failure{code: asFailure(context.Cause(ctx)).code, err: context.Cause(ctx), hint: again}
@@ -63,7 +65,7 @@ func (c *copyCommand) Run(ctx context.Context, t *terminal) error {
 		printCopied(t, &report)
 	}
 	switch {
-	case errors.Is(err, store.ErrDiffers):
+	case errors.Is(err, app.ErrDiffers):
 		return &failure{code: exitCheckFailed, err: err, hint: again}
 	case err != nil && report.Begun:
 		return &failure{code: exitCannotRun, err: err, hint: again}
@@ -80,7 +82,7 @@ func (c *copyCommand) Run(ctx context.Context, t *terminal) error {
 }
 
 // printCopied shows what is on both sides.
-func printCopied(t *terminal, report *store.CopyReport) {
+func printCopied(t *terminal, report *app.CopyReport) {
 	rows := [][]string{{"source", "target"}}
 	line := func(name string, source, target int64) {
 		rows = append(rows, []string{strconv.FormatInt(source, 10), strconv.FormatInt(target, 10), name})
@@ -95,11 +97,11 @@ func printCopied(t *terminal, report *store.CopyReport) {
 }
 
 // showCopy is a store.CopyConfig.Progress, which shows a copy as the phases of a load.
-func showCopy(progress *term.Progress) func(store.CopyProgress) {
-	var phase store.CopyPhase
+func showCopy(progress *term.Progress) func(app.CopyProgress) {
+	var phase app.CopyPhase
 	var began time.Time // the phase
 	show := showLoad(progress)
-	return func(p store.CopyProgress) {
+	return func(p app.CopyProgress) {
 		if p.Phase != phase {
 			phase, began = p.Phase, time.Now()
 		}

@@ -25,6 +25,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"tandem"
+	"tandem/internal/app"
 	"tandem/internal/keys"
 	"tandem/internal/store"
 	"tandem/internal/tandemtest"
@@ -266,7 +267,7 @@ func (c *delayed) callMore(t *testing.T, database string) (stop func()) {
 			c.submit(m, `{"submissions":[`+strings.Join(slices.Repeat([]string{adaBody}, batchEntries), ",")+`]}`)
 		})
 	}
-	k, err := keys.Open(t.Context(), store.HandleConfig{URL: database, Log: slog.New(slog.DiscardHandler)})
+	k, err := app.OpenKeys(t.Context(), store.HandleConfig{URL: database, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

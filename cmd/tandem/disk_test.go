@@ -24,6 +24,7 @@ import (
 
 	"tandem"
 	"tandem/internal/store"
+	"tandem/internal/store/sqlite"
 )
 
 // smallDisk mounts a disk of so many bytes, until the test ends.
@@ -269,7 +270,7 @@ func openFolder(t *testing.T) string {
 // makeDatabase writes a database of some hundred pages.
 func makeDatabase(t *testing.T, path string) {
 	t.Helper()
-	s, err := store.OpenSQLite(t.Context(), store.Config{URL: path, Log: slog.New(slog.DiscardHandler)})
+	s, err := sqlite.Open(t.Context(), store.Config{URL: path, Log: slog.New(slog.DiscardHandler)})
 	spoilt(t, err)
 	for range 500 {
 		spoilt(t, s.Accept(t.Context(), store.LaneIO, &tandem.Request{

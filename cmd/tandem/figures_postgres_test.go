@@ -21,7 +21,7 @@ import (
 	"github.com/riverqueue/river/rivermigrate"
 
 	"tandem/internal/load"
-	"tandem/internal/store"
+	"tandem/internal/store/postgres"
 	"tandem/internal/tandemtest"
 )
 
@@ -310,7 +310,7 @@ func postgresHistory(b *testing.B) {
 // fillPostgres writes rows as tandem would have: finished ones of every kind with their attempts, spread over 2026.
 func fillPostgres(b *testing.B, url string, n int) {
 	b.Helper()
-	if err := store.MigratePostgres(b.Context(), url); err != nil {
+	if err := postgres.Migrate(b.Context(), url); err != nil {
 		b.Fatal(err)
 	}
 	conn, err := pgx.Connect(b.Context(), url)

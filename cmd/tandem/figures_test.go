@@ -15,6 +15,7 @@ import (
 
 	"tandem/internal/load"
 	"tandem/internal/store"
+	"tandem/internal/store/sqlite"
 )
 
 // The figures of docs/performance.md: `make figures` prints each beside what
@@ -230,7 +231,7 @@ func BenchmarkBacklog(b *testing.B) {
 // attempts, spread over 2026, or pending ones of a task that takes long.
 func fill(b *testing.B, path string, n int, pending bool) {
 	b.Helper()
-	s, err := store.OpenSQLite(b.Context(), store.Config{URL: path})
+	s, err := sqlite.Open(b.Context(), store.Config{URL: path})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -9,8 +9,10 @@ import (
 	"time"
 
 	"tandem"
+	"tandem/internal/app"
 	"tandem/internal/keys"
 	"tandem/internal/store"
+	"tandem/internal/store/sqlite"
 )
 
 // keysCommand looks after API keys. What is shown once goes to standard output, alone, so that a
@@ -28,7 +30,7 @@ type keysCommand struct {
 
 // Validate refuses databases that have no keys; kong calls it.
 func (c *keysCommand) Validate() error {
-	if store.Memory(c.DB) {
+	if sqlite.Memory(c.DB) {
 		return badArgument("--db names the database of a server in production mode, by default file:tandem.db", "--db :memory: has no API keys: demo mode asks for none")
 	}
 	return readDatabase("db", &c.DB)
@@ -36,7 +38,7 @@ func (c *keysCommand) Validate() error {
 
 // open opens the keys.
 func (c *keysCommand) open(ctx context.Context, create bool) (*keys.Keys, error) {
-	return keys.Open(ctx, store.HandleConfig{URL: c.DB, Create: create})
+	return app.OpenKeys(ctx, store.HandleConfig{URL: c.DB, Create: create})
 }
 
 // with opens the keys for f.

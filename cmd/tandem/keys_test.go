@@ -20,7 +20,7 @@ import (
 	"time"
 
 	"tandem"
-	"tandem/internal/keys"
+	"tandem/internal/app"
 	"tandem/internal/store"
 	"tandem/internal/tandemtest"
 )
@@ -231,7 +231,7 @@ func TestKeysCrash(t *testing.T) {
 	if killed == 0 {
 		t.Error("none was killed: the test shows nothing")
 	}
-	opened, err := keys.Open(t.Context(), store.HandleConfig{URL: db})
+	opened, err := app.OpenKeys(t.Context(), store.HandleConfig{URL: db})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,7 @@ package main
 import (
 	"context"
 
-	"tandem/internal/store"
+	"tandem/internal/store/postgres"
 )
 
 // migrateCommand brings a database up to date, so that a start need not: serve does
@@ -17,7 +17,7 @@ func (c *migrateCommand) Validate() error {
 	if err := readDatabase("db", &c.DB); err != nil {
 		return err
 	}
-	if c.DB != "" && !store.IsPostgres(c.DB) { // kong says that it is missing
+	if c.DB != "" && !postgres.Names(c.DB) { // kong says that it is missing
 		return badArgument("a file is brought up to date by serve", "--db %s: only a PostgreSQL database is shared and needs this", redact(c.DB))
 	}
 	return nil
@@ -25,7 +25,7 @@ func (c *migrateCommand) Validate() error {
 
 // Run migrates.
 func (c *migrateCommand) Run(ctx context.Context, t *terminal) error {
-	if err := store.MigratePostgres(ctx, c.DB); err != nil {
+	if err := postgres.Migrate(ctx, c.DB); err != nil {
 		return err
 	}
 	t.printf("%s is up to date\n", redact(c.DB))

@@ -9,7 +9,7 @@ import (
 	"syscall"
 
 	"tandem/internal/app"
-	"tandem/internal/store"
+	"tandem/internal/store/sqlite"
 )
 
 // Run serves until a signal comes. A clean drain is exit code 0, which is what
@@ -51,7 +51,7 @@ func (c *serveCommand) Run(ctx context.Context, t *terminal) error {
 
 // unseenBanner is the log line for a banner that could not be printed.
 func unseenBanner(s *app.Service, db string) string {
-	if s.NewSecret && !store.Memory(db) {
+	if s.NewSecret && !sqlite.Memory(db) {
 		return "the banner could not be printed, and with it the signing secret that was made now and is shown once: " +
 			"set TANDEM_SIGNING_SECRET to one of your own"
 	}

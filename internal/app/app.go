@@ -28,6 +28,7 @@ import (
 	"tandem/internal/keys"
 	"tandem/internal/server"
 	"tandem/internal/store"
+	"tandem/internal/store/sqlite"
 	"tandem/internal/submissions"
 	"tandem/internal/telemetry"
 	"tandem/internal/work"
@@ -97,7 +98,7 @@ func Open(ctx context.Context, cfg Config) (_ *Service, err error) {
 	s.Addr = s.listener.Addr()
 	s.URL = scheme + "://" + LocalHost(s.Addr)
 	nodes := store.NewNodes(s.Addr.String())
-	s.Store, err = store.Open(ctx, store.Config{
+	s.Store, err = OpenStore(ctx, store.Config{
 		URL: cfg.DB, MaxQueue: cfg.MaxQueue, MaxPerOwner: cmp.Or(cfg.MaxQueuePerKey, max(cfg.MaxQueue/4, 1)),
 		MaxBytesPerOwner: cfg.MaxBytesPerKey, Counted: submissions.Task, Nodes: nodes, Log: s.log,
 	})
@@ -131,10 +132,10 @@ var ErrNoKeys = errors.New("there is no API key yet, and production mode asks fo
 // openKeys opens the API keys. Their secrets sign callbacks whether callers are asked for keys or not:
 // the database may hold requests from when they were.
 func (s *Service) openKeys(ctx context.Context) (err error) {
-	if store.Memory(s.cfg.keysDB()) {
+	if sqlite.Memory(s.cfg.keysDB()) {
 		return nil
 	}
-	if s.Keys, err = keys.Open(ctx, store.HandleConfig{URL: s.cfg.keysDB(), Log: s.log}); err != nil {
+	if s.Keys, err = OpenKeys(ctx, store.HandleConfig{URL: s.cfg.keysDB(), Log: s.log}); err != nil {
 		return err
 	}
 	s.parts = append(s.parts, s.Keys.Close)

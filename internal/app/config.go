@@ -18,6 +18,8 @@ import (
 	"tandem/internal/limit"
 	"tandem/internal/server"
 	"tandem/internal/store"
+	"tandem/internal/store/postgres"
+	"tandem/internal/store/sqlite"
 	"tandem/internal/submissions"
 	"tandem/internal/term"
 	"tandem/internal/work"
@@ -183,7 +185,7 @@ func (cfg Config) Validate() error {
 	_, policy := egress.NewDialer(cfg.policy(netip.AddrPort{}), 0, nil)
 	return cmp.Or(
 		about("", "listen "+cfg.Listen+":", ValidAddress(cfg.Listen)),
-		invalid(cfg.AsksForKeys() && store.Memory(cfg.keysDB()), "name a file with --db, or serve with --no-auth",
+		invalid(cfg.AsksForKeys() && sqlite.Memory(cfg.keysDB()), "name a file with --db, or serve with --no-auth",
 			"--db :memory: has no API keys, and production mode asks for them"),
 
 		within("workers", cfg.Workers, 0, engine.MaxWorkers),
@@ -266,7 +268,7 @@ func (cfg Config) drainDelay() time.Duration {
 	switch {
 	case cfg.DrainDelay != nil:
 		return *cfg.DrainDelay
-	case store.IsPostgres(cfg.DB):
+	case postgres.Names(cfg.DB):
 		return 5 * time.Second
 	default:
 		return 0

@@ -161,7 +161,7 @@ func (l *lasting) stop() {
 func databaseWithKey(t testing.TB) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "tandem.db")
-	k, err := keys.Open(t.Context(), store.HandleConfig{URL: file, Create: true})
+	k, err := app.OpenKeys(t.Context(), store.HandleConfig{URL: file, Create: true})
 	if err != nil {
 		t.Fatal(err)
 	}

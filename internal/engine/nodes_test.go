@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"tandem"
+	"tandem/internal/app"
 	"tandem/internal/engine"
 	"tandem/internal/keys"
 	"tandem/internal/store"
@@ -93,7 +94,7 @@ func TestCallbackOfAKeyMadeElsewhere(t *testing.T) {
 	t.Parallel()
 	url := tandemtest.Postgres(t, tandemtest.Volatile)
 	open := func() *keys.Keys {
-		k, err := keys.Open(t.Context(), store.HandleConfig{URL: url, Create: true, Log: quiet})
+		k, err := app.OpenKeys(t.Context(), store.HandleConfig{URL: url, Create: true, Log: quiet})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -12,8 +12,10 @@ import (
 	"go.uber.org/goleak"
 
 	"tandem"
+	"tandem/internal/app"
 	"tandem/internal/keys"
 	"tandem/internal/store"
+	"tandem/internal/store/postgres"
 	"tandem/internal/tandemtest"
 )
 
@@ -25,7 +27,7 @@ func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 func emptyPostgres(t testing.TB) string {
 	t.Helper()
 	return tandemtest.PostgresFrom(t, tandemtest.Volatile, "tandem_empty", func(url string) error {
-		return store.MigratePostgres(context.Background(), url)
+		return postgres.Migrate(context.Background(), url)
 	})
 }
 
@@ -51,7 +53,7 @@ func onEveryDatabase(t *testing.T, check func(t *testing.T, url string)) {
 // openStore opens a database as a server does.
 func openStore(t testing.TB, url string) store.Store {
 	t.Helper()
-	s, err := store.Open(context.Background(), store.Config{URL: url, Log: quiet()})
+	s, err := app.OpenStore(context.Background(), store.Config{URL: url, Log: quiet()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -61,26 +61,6 @@ type Keys struct {
 	mark string // of the change that known shows; "": look and read again
 }
 
-// Open opens the keys of a database.
-func Open(ctx context.Context, cfg store.HandleConfig) (*Keys, error) {
-	if store.Memory(cfg.URL) {
-		return nil, errors.New("open API keys: the in-memory database of demo mode has none; name a file with --db")
-	}
-	db, err := store.OpenHandle(ctx, cfg)
-	var k *Keys
-	if err == nil {
-		k, err = On(ctx, db, cfg.Log)
-	}
-	if err != nil {
-		name := cfg.URL
-		if store.IsPostgres(name) {
-			name = store.WithoutPassword(name)
-		}
-		return nil, fmt.Errorf("open API keys of %s: %w", name, err)
-	}
-	return k, nil
-}
-
 // On returns the keys of an open database. It takes the database over: Close closes it, and so does an error of On. The
 // default log is slog.Default.
 func On(ctx context.Context, db store.Handle, log *slog.Logger) (*Keys, error) {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"tandem"
+	"tandem/internal/app"
 	"tandem/internal/keys"
 	"tandem/internal/store"
 	"tandem/internal/tandemtest"
@@ -84,7 +85,7 @@ func TestKeysWithoutTheirDatabase(t *testing.T) {
 	there := tandemtest.OpenKeys(t, url)
 	made := makeKey(t, there, "a", tandem.ScopeSubmit)
 	var log tandemtest.Log
-	here, err := keys.Open(t.Context(), store.HandleConfig{URL: url, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	here, err := app.OpenKeys(t.Context(), store.HandleConfig{URL: url, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +131,7 @@ func TestKeysWithoutTheirDatabase(t *testing.T) {
 func TestKeysOpenPostgres(t *testing.T) {
 	t.Parallel()
 	open := func(url string, create bool) error {
-		k, err := keys.Open(t.Context(), store.HandleConfig{URL: url, Create: create, Log: quiet()})
+		k, err := app.OpenKeys(t.Context(), store.HandleConfig{URL: url, Create: create, Log: quiet()})
 		if err != nil {
 			return err
 		}

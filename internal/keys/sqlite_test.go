@@ -12,8 +12,10 @@ import (
 	"time"
 
 	"tandem"
+	"tandem/internal/app"
 	"tandem/internal/keys"
 	"tandem/internal/store"
+	"tandem/internal/store/sqlite"
 	"tandem/internal/tandemtest"
 )
 
@@ -60,7 +62,7 @@ func TestKeysWaitForOtherWriters(t *testing.T) {
 func TestKeysOpen(t *testing.T) {
 	t.Parallel()
 	open := func(url string, create bool) error {
-		k, err := keys.Open(t.Context(), store.HandleConfig{URL: url, Create: create, Log: quiet()})
+		k, err := app.OpenKeys(t.Context(), store.HandleConfig{URL: url, Create: create, Log: quiet()})
 		if err != nil {
 			return err
 		}
@@ -104,7 +106,7 @@ func TestKeysOpen(t *testing.T) {
 func TestKeysOfAnOlderSchema(t *testing.T) {
 	t.Parallel()
 	path := keysPath(t)
-	s, err := store.OpenSQLite(t.Context(), store.Config{URL: path, Log: quiet()})
+	s, err := sqlite.Open(t.Context(), store.Config{URL: path, Log: quiet()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +116,7 @@ func TestKeysOfAnOlderSchema(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	_, err = keys.Open(t.Context(), store.HandleConfig{URL: path, Log: quiet()})
+	_, err = app.OpenKeys(t.Context(), store.HandleConfig{URL: path, Log: quiet()})
 	if err == nil || !strings.Contains(err.Error(), "another tandem is using it") {
 		t.Errorf("while a server has it: %v", err)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"tandem"
+	"tandem/internal/app"
 	"tandem/internal/engine"
 	"tandem/internal/keys"
 	"tandem/internal/limit"
@@ -31,7 +32,7 @@ func withKeys(t testing.TB, change func(*setup)) (*service, *keys.Keys) {
 // withKeysIn is withKeys with a database of the test's choice.
 func withKeysIn(t testing.TB, url string, change func(*setup)) (*service, *keys.Keys) {
 	t.Helper()
-	keys, err := keys.Open(t.Context(), store.HandleConfig{URL: url, Create: true, Log: slog.New(slog.DiscardHandler)})
+	keys, err := app.OpenKeys(t.Context(), store.HandleConfig{URL: url, Create: true, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/pb33f/libopenapi-validator/config"
 
 	"tandem"
+	"tandem/internal/app"
 	"tandem/internal/egress"
 	"tandem/internal/engine"
 	"tandem/internal/server"
@@ -76,7 +77,7 @@ func start(t testing.TB, change func(*setup)) *service {
 	if change != nil {
 		change(&s)
 	}
-	kept, err := store.Open(t.Context(), s.store)
+	kept, err := app.OpenStore(t.Context(), s.store)
 	if err != nil {
 		t.Fatal(err)
 	}

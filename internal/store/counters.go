@@ -70,7 +70,7 @@ type Deltas map[string]int64
 
 // Accept counts a new request.
 func (d Deltas) Accept(r *tandem.Request, lane Lane, now time.Time, cfg *Config) {
-	if cfg.counts(r.Task) {
+	if cfg.Counts(r.Task) {
 		d[r.Task+memberRows]++
 		d[recentCounter(now)]++
 	}
@@ -119,7 +119,7 @@ func (d Deltas) Settle(before tandem.Status, t *Transition, cfg *Config) {
 		d[queueCounter(t.Lane)]++
 	}
 	if t.Outcome != nil {
-		d.end(after, t.Outcome, cfg.counts(after.Task))
+		d.end(after, t.Outcome, cfg.Counts(after.Task))
 	}
 	if after.Status != before {
 		for _, status := range []tandem.Status{tandem.StatusPending, tandem.StatusProcessing} {

@@ -8,8 +8,8 @@ import (
 	"tandem"
 )
 
-// unavailable is what callers are told of a write that failed.
-func unavailable(err error) *tandem.Error {
+// Unavailable is what callers are told of a write that failed.
+func Unavailable(err error) *tandem.Error {
 	return &tandem.Error{
 		Code:       tandem.CodeStoreUnavailable,
 		Message:    "the database cannot take this now; nothing was accepted; try again later",
@@ -18,8 +18,8 @@ func unavailable(err error) *tandem.Error {
 	}
 }
 
-// unreadable is what callers are told of a read: nil, what they can act on, why ctx ended, or that it failed.
-func unreadable(ctx context.Context, err error) error {
+// Unreadable is what callers are told of a read: nil, what they can act on, why ctx ended, or that it failed.
+func Unreadable(ctx context.Context, err error) error {
 	var known *tandem.Error
 	switch {
 	case err == nil || errors.As(err, &known):
@@ -36,13 +36,13 @@ func unreadable(ctx context.Context, err error) error {
 	}
 }
 
-// stopping is what callers are told who come after Close.
-func stopping() error {
+// Stopping is what callers are told who come after Close.
+func Stopping() error {
 	return &tandem.Error{Code: tandem.CodeStoreUnavailable, Message: "the server is stopping; try again", RetryAfter: time.Second}
 }
 
-// outcomeOf waits for the answer of a writer, but not for longer than ctx.
-func outcomeOf(ctx context.Context, result <-chan error) error {
+// Await waits for the answer of a writer, but not for longer than ctx.
+func Await(ctx context.Context, result <-chan error) error {
 	select {
 	case err := <-result:
 		return err

@@ -8,10 +8,16 @@ import (
 	"time"
 )
 
+// Querier is what *sql.DB, *sql.Conn and *sql.Tx have in common for reading.
+type Querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
 // Handle is one connection to a database, beside the servers that use it: for a package that keeps a table of its own
 // there. What it commits is as durable as what a [Store] accepts. Callers take turns: one call at a time.
 type Handle interface {
-	querier
+	Querier
 
 	// Transact must commit all that f has written, or nothing. Where one writer at a time locks the database, it
 	// waits about as long as timeout for the others and then returns ErrBusy.
@@ -28,7 +34,7 @@ type Handle interface {
 
 // Tx is a transaction of a [Handle].
 type Tx interface {
-	querier
+	Querier
 
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 	// KeepSecret must add a setting without making it a parameter of a statement: servers may log those.
@@ -38,34 +44,9 @@ type Tx interface {
 // ErrBusy says that others were writing for as long as we were ready to wait.
 var ErrBusy = errors.New("others are writing to the database")
 
-// HandleConfig of [OpenHandle].
+// HandleConfig says which handle to open.
 type HandleConfig struct {
 	URL    string       // a path, "file:" and a path, or postgres://…
 	Create bool         // make the database if there is none; on PostgreSQL its tables
 	Log    *slog.Logger // slog.Default
-
-	connect connector // as in Config
-}
-
-// OpenHandle opens a database that a server may be using. A file whose schema is older, or that Create is to make, is
-// migrated under the lock of the one process that may do that.
-func OpenHandle(ctx context.Context, cfg HandleConfig) (Handle, error) {
-	if cfg.Log == nil {
-		cfg.Log = slog.Default()
-	}
-	if cfg.connect == nil {
-		cfg.connect = connect
-	}
-	if IsPostgres(cfg.URL) {
-		p := &postgresHandle{}
-		if err := p.open(ctx, cfg); err != nil {
-			return nil, errors.Join(explainPostgres(err), p.Close())
-		}
-		return p, nil
-	}
-	s := &sqliteHandle{}
-	if err := s.open(ctx, cfg); err != nil {
-		return nil, errors.Join(explain(err), s.Close())
-	}
-	return s, nil
 }

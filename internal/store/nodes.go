@@ -11,8 +11,8 @@ import (
 	"tandem"
 )
 
-// maxNodes is how many other nodes one listens to.
-const maxNodes = 256
+// MaxNodes is how many other nodes one listens to.
+const MaxNodes = 256
 
 // maxState is the most that a node may tell the others, in bytes.
 const maxState = 256 << 10
@@ -52,6 +52,14 @@ type Nodes struct {
 // NewNodes is for one Config. The address is where this node listens.
 func NewNodes(address string) *Nodes { return &Nodes{address: address, live: 1} }
 
+// Address is where this node listens.
+func (n *Nodes) Address() string {
+	if n == nil {
+		return ""
+	}
+	return n.address
+}
+
 // Exchange has the others told what tell returns, and hear called with what all the others last told, which
 // replaces what it was called with before. Neither must block. It returns what ends that: once end has returned, neither runs.
 func (n *Nodes) Exchange(tell func() []byte, hear func([]State)) (end func()) {
@@ -80,9 +88,9 @@ func (n *Nodes) Skew() time.Duration {
 	return time.Duration(n.skew.Load())
 }
 
-// read notes what the clock of the database says, which was asked between two moments. It reports whether our own is
+// ReadClock notes what the clock of the database says, which was asked between two moments. It reports whether our own is
 // found right, or wrong, for the first time.
-func (n *Nodes) read(before, after, said time.Time) (news bool) {
+func (n *Nodes) ReadClock(before, after, said time.Time) (news bool) {
 	took := after.Sub(before)
 	if n == nil || took > minSkew/2 { // what it said is too old
 		return false
@@ -118,8 +126,8 @@ func (n *Nodes) List(ctx context.Context) ([]Node, error) {
 	return list(ctx)
 }
 
-// listed says who knows which nodes there are.
-func (n *Nodes) listed(list func(context.Context) ([]Node, error)) {
+// SetList says who knows which nodes there are.
+func (n *Nodes) SetList(list func(context.Context) ([]Node, error)) {
 	if n == nil {
 		return
 	}
@@ -128,8 +136,8 @@ func (n *Nodes) listed(list func(context.Context) ([]Node, error)) {
 	n.list = list
 }
 
-// state is what is to be told now; nil: nothing.
-func (n *Nodes) state() []byte {
+// Published is what is to be told now; nil: nothing.
+func (n *Nodes) Published() []byte {
 	if n == nil {
 		return nil
 	}
@@ -145,8 +153,8 @@ func (n *Nodes) state() []byte {
 	return state
 }
 
-// heard passes on what the others have told. Of some there is nothing.
-func (n *Nodes) heard(states []State) {
+// Receive passes on what the others have told. Of some there is nothing.
+func (n *Nodes) Receive(states []State) {
 	if n == nil {
 		return
 	}
@@ -158,16 +166,16 @@ func (n *Nodes) heard(states []State) {
 	}
 }
 
-// alone is the list of a node whose database is its own.
-func alone(id string, n *Nodes) func(context.Context) ([]Node, error) {
-	since, name := time.Now().UTC(), machine()
+// ListAlone is the list of a node whose database is its own.
+func ListAlone(id string, n *Nodes) func(context.Context) ([]Node, error) {
+	since, name := time.Now().UTC(), Machine()
 	return func(context.Context) ([]Node, error) {
 		return []Node{{ID: id, Name: name, Version: tandem.Version, Address: n.address, Since: since, Seen: time.Now().UTC(), This: true}}, nil
 	}
 }
 
-// machine is the name of this one.
-func machine() string {
+// Machine is the name of this one.
+func Machine() string {
 	name, err := os.Hostname()
 	if err != nil {
 		return "unknown"

@@ -19,50 +19,52 @@ const (
 	quotaRead  = 10 * time.Second       // one reading takes at most
 )
 
-// used is what an owner has unfinished.
-type used struct{ requests, bytes int64 }
+// Used is what an owner has unfinished.
+type Used struct{ Requests, Bytes int64 }
 
-func (u used) plus(v used) used { return used{u.requests + v.requests, u.bytes + v.bytes} }
+// Plus is the sum of both.
+func (u Used) Plus(v Used) Used { return Used{u.Requests + v.Requests, u.Bytes + v.Bytes} }
 
-func (u used) minus(v used) used { return used{u.requests - v.requests, u.bytes - v.bytes} }
+func (u Used) minus(v Used) Used { return Used{u.Requests - v.Requests, u.Bytes - v.Bytes} }
 
-// quotas bound what one owner may have unfinished. While all owners together have less than one may
+// Quotas bound what one owner may have unfinished. While all owners together have less than one may
 // have, nothing is looked up. Beyond that an owner has what the last reading of the database found, and
 // what this process has accepted since. Only a reading that began after a call of Accept can refuse it.
 // With several nodes an owner may exceed its quota by what the others accept between two readings.
-type quotas struct {
-	limit      used         // of one owner; 0: none
+type Quotas struct {
+	limit      Used         // of one owner; 0: none
 	unfinished func() int64 // requests of all owners
-	read       func(context.Context) (map[string]used, error)
+	read       func(context.Context) (map[string]Used, error)
 	log        *slog.Logger
 
 	reading chan struct{} // holds a token while somebody reads
 
 	mu     sync.Mutex      // guards the fields below
 	all    int64           // requests in flying
-	flying map[string]used // :: owner → being accepted
-	known  map[string]used // :: owner → unfinished when last read
-	since  map[string]used // :: owner → being accepted when the last reading began, or accepted later
-	next   map[string]used // :: owner → the same for the reading under way; nil: there is none
+	flying map[string]Used // :: owner → being accepted
+	known  map[string]Used // :: owner → unfinished when last read
+	since  map[string]Used // :: owner → being accepted when the last reading began, or accepted later
+	next   map[string]Used // :: owner → the same for the reading under way; nil: there is none
 	began  time.Time       // the last reading; zero: there was none
 	ready  time.Time       // when the next reading may begin
 	due    time.Time       // when the next reading is due
 }
 
-func newQuotas(cfg Config, unfinished func() int64, read func(context.Context) (map[string]used, error)) *quotas {
-	q := &quotas{
-		limit: used{cfg.MaxPerOwner, cfg.MaxBytesPerOwner}, unfinished: unfinished, read: read, log: cfg.Log,
-		reading: make(chan struct{}, 1), flying: map[string]used{}, since: map[string]used{},
+// NewQuotas go by how many requests of all owners are unfinished, and by what read returns of each.
+func NewQuotas(cfg Config, unfinished func() int64, read func(context.Context) (map[string]Used, error)) *Quotas {
+	q := &Quotas{
+		limit: Used{cfg.MaxPerOwner, cfg.MaxBytesPerOwner}, unfinished: unfinished, read: read, log: cfg.Log,
+		reading: make(chan struct{}, 1), flying: map[string]Used{}, since: map[string]Used{},
 	}
-	if q.limit.requests >= cfg.MaxQueue {
-		q.limit.requests = 0 // MaxQueue says the same
+	if q.limit.Requests >= cfg.MaxQueue {
+		q.limit.Requests = 0 // MaxQueue says the same
 	}
 	return q
 }
 
-// admit makes room for requests of one owner, or says why there is none. After nil the caller must call release.
-func (q *quotas) admit(ctx context.Context, lane Lane, requests []*tandem.Request) error {
-	if q.limit == (used{}) || len(requests) == 0 {
+// Admit makes room for requests of one owner, or says why there is none. After nil the caller must call release.
+func (q *Quotas) Admit(ctx context.Context, lane Lane, requests []*tandem.Request) error {
+	if q.limit == (Used{}) || len(requests) == 0 {
 		return nil
 	}
 	owner, want, arrived := requests[0].Owner, sizeOf(requests), time.Now()
@@ -70,7 +72,7 @@ func (q *quotas) admit(ctx context.Context, lane Lane, requests []*tandem.Reques
 		q.mu.Lock()
 		first, stale := q.began.IsZero(), !q.due.After(arrived)
 		var full error
-		if q.limit.bytes == 0 && q.unfinished()+q.all+want.requests <= q.limit.requests {
+		if q.limit.Bytes == 0 && q.unfinished()+q.all+want.Requests <= q.limit.Requests {
 			first, stale = false, false
 		} else if !first {
 			full = q.exceeded(owner, want)
@@ -93,16 +95,16 @@ func (q *quotas) admit(ctx context.Context, lane Lane, requests []*tandem.Reques
 	}
 }
 
-// release says that Accept has returned: the requests are in the database, unless err says that they are not.
-func (q *quotas) release(ctx context.Context, lane Lane, requests []*tandem.Request, err error) {
-	if q.limit == (used{}) || len(requests) == 0 || lane == LaneNone {
+// Release says that Accept has returned: the requests are in the database, unless err says that they are not.
+func (q *Quotas) Release(ctx context.Context, lane Lane, requests []*tandem.Request, err error) {
+	if q.limit == (Used{}) || len(requests) == 0 || lane == LaneNone {
 		return
 	}
 	owner, had := requests[0].Owner, sizeOf(requests)
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.all -= had.requests
-	if q.flying[owner] = q.flying[owner].minus(had); q.flying[owner] == (used{}) {
+	q.all -= had.Requests
+	if q.flying[owner] = q.flying[owner].minus(had); q.flying[owner] == (Used{}) {
 		delete(q.flying, owner)
 	}
 	if err == nil || errors.Is(err, ErrUnsure) || ctx.Err() != nil {
@@ -116,33 +118,33 @@ func (q *quotas) release(ctx context.Context, lane Lane, requests []*tandem.Requ
 	}
 }
 
-func (q *quotas) add(owner string, want used) {
-	q.all += want.requests
-	q.flying[owner] = q.flying[owner].plus(want)
+func (q *Quotas) add(owner string, want Used) {
+	q.all += want.Requests
+	q.flying[owner] = q.flying[owner].Plus(want)
 	if !q.began.IsZero() {
-		q.since[owner] = q.since[owner].plus(want)
+		q.since[owner] = q.since[owner].Plus(want)
 	}
 	if q.next != nil {
-		q.next[owner] = q.next[owner].plus(want)
+		q.next[owner] = q.next[owner].Plus(want)
 	}
 }
 
 // exceeded says whether an owner would have more than it may.
-func (q *quotas) exceeded(owner string, want used) error {
-	has := q.known[owner].plus(q.since[owner])
+func (q *Quotas) exceeded(owner string, want Used) error {
+	has := q.known[owner].Plus(q.since[owner])
 	who := "one API key"
 	if tandem.KeyOf(owner) == "" {
 		who = "one client"
 	}
-	switch sum := has.plus(want); {
-	case q.limit.requests > 0 && sum.requests > q.limit.requests:
-		return queueFull("of "+who, q.limit.requests, "max-queue-per-key")
-	case q.limit.bytes > 0 && sum.bytes > q.limit.bytes:
+	switch sum := has.Plus(want); {
+	case q.limit.Requests > 0 && sum.Requests > q.limit.Requests:
+		return QueueFull("of "+who, q.limit.Requests, "max-queue-per-key")
+	case q.limit.Bytes > 0 && sum.Bytes > q.limit.Bytes:
 		return &tandem.Error{
 			Code: tandem.CodeQuotaExceeded,
 			Message: fmt.Sprintf("unfinished requests of %s may hold %d bytes of data and results "+
 				"(--max-bytes-per-key): they hold %d, and this would add %d; try again later",
-				who, q.limit.bytes, has.bytes, want.bytes),
+				who, q.limit.Bytes, has.Bytes, want.Bytes),
 			RetryAfter: 5 * time.Second,
 		}
 	default:
@@ -152,7 +154,7 @@ func (q *quotas) exceeded(owner string, want used) error {
 
 // refresh reads what every owner has unfinished, unless somebody has begun to since the caller arrived. If
 // somebody is about to, it waits for that only if the caller must know.
-func (q *quotas) refresh(ctx context.Context, arrived time.Time, must bool) error {
+func (q *Quotas) refresh(ctx context.Context, arrived time.Time, must bool) error {
 	select {
 	case q.reading <- struct{}{}:
 	default:
@@ -201,16 +203,16 @@ func (q *quotas) refresh(ctx context.Context, arrived time.Time, must bool) erro
 	return nil
 }
 
-func sizeOf(requests []*tandem.Request) used {
-	size := used{requests: int64(len(requests))}
+func sizeOf(requests []*tandem.Request) Used {
+	size := Used{Requests: int64(len(requests))}
 	for _, r := range requests {
-		size.bytes += int64(len(r.Data))
+		size.Bytes += int64(len(r.Data))
 	}
 	return size
 }
 
-// queueFull is the error of Accept when there would be more unfinished requests than a flag allows.
-func queueFull(whose string, limit int64, flag string) error {
+// QueueFull is the error of Accept when there would be more unfinished requests than a flag allows.
+func QueueFull(whose string, limit int64, flag string) error {
 	return &tandem.Error{
 		Code: tandem.CodeQueueFull,
 		Message: fmt.Sprintf("at most %d requests %s may be unfinished at a time (--%s); try again later",

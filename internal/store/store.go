@@ -83,6 +83,9 @@ var ErrExists = errors.New("a request of this id exists")
 // ErrUnsure says that a write may have happened: the answer to its commit was lost, with the database.
 var ErrUnsure = errors.New("it may have been written")
 
+// ErrMoved says that what is written is in no file that the next start would find. A store logs it once.
+var ErrMoved = errors.New("the database was moved away under the running server")
+
 // Lane is a queue of jobs that compete for the same slots.
 type Lane string
 

@@ -24,39 +24,40 @@ type UndeliveredSite struct {
 	Oldest time.Time // when the work of the first of them ended
 }
 
-// undeliveredLimits bound the cost of looking for undelivered callbacks.
-type undeliveredLimits struct {
-	heads   int // entries of the index that begin a group; further ones are not seen
-	sites   int
-	counted int // callbacks counted, of all sites together
+// UndeliveredLimits bound the cost of looking for undelivered callbacks.
+type UndeliveredLimits struct {
+	Heads   int // entries of the index that begin a group; further ones are not seen
+	Sites   int
+	Counted int // callbacks counted, of all sites together
 }
 
-var defaultUndeliveredLimits = undeliveredLimits{heads: 4096, sites: 1000, counted: 50_000}
+// DefaultUndeliveredLimits are those of Undelivered.
+var DefaultUndeliveredLimits = UndeliveredLimits{Heads: 4096, Sites: 1000, Counted: 50_000}
 
-// undeliveredHead is the first callback that is parked for a destination.
-type undeliveredHead struct {
-	destination string
-	oldest      time.Time
+// UndeliveredHead is the first callback that is parked for a destination.
+type UndeliveredHead struct {
+	Destination string
+	Oldest      time.Time
 }
 
-// undeliveredCount is how many callbacks are parked for a destination.
-type undeliveredCount struct {
-	destination string
-	count       int64
+// UndeliveredCount is how many callbacks are parked for a destination.
+type UndeliveredCount struct {
+	Destination string
+	Count       int64
 }
 
-// sitesOf groups destinations by their site. names are the destinations of the sites that are returned.
-func sitesOf(heads []undeliveredHead, limit int) (sites []UndeliveredSite, names []string) {
+// SitesOf groups destinations by their site. names are the destinations of the sites that are returned.
+func SitesOf(heads []UndeliveredHead, limit int) (sites []UndeliveredSite, names []string) {
 	index := map[string]int{}
 	for _, head := range heads {
-		site := siteOf(head.destination)
+		site := siteOf(head.Destination)
 		i, known := index[site]
 		if !known {
 			i = len(sites)
 			index[site] = i
 			sites = append(sites, UndeliveredSite{Site: site})
 		}
-		sites[i].Oldest = sooner(sites[i].Oldest, head.oldest)
+		sites[i].Oldest = Sooner(sites[i].Oldest, head.Oldest)
 	}
 	slices.SortFunc(sites, func(a, b UndeliveredSite) int {
 		return cmp.Or(a.Oldest.Compare(b.Oldest), strings.Compare(a.Site, b.Site))
@@ -68,8 +69,8 @@ func sitesOf(heads []undeliveredHead, limit int) (sites []UndeliveredSite, names
 		index[sites[i].Site] = i
 	}
 	for _, head := range heads {
-		if _, kept := index[siteOf(head.destination)]; kept {
-			names = append(names, head.destination)
+		if _, kept := index[siteOf(head.Destination)]; kept {
+			names = append(names, head.Destination)
 		}
 	}
 	slices.Sort(names)
@@ -86,22 +87,22 @@ func siteOf(destination string) string {
 	return scheme + "://" + host
 }
 
-// share is how many callbacks are counted at most for each of n destinations.
-func (l undeliveredLimits) share(n int) int { return max(l.counted/max(n, 1), 1) }
+// Share is how many callbacks are counted at most for each of n destinations.
+func (l UndeliveredLimits) Share(n int) int { return max(l.Counted/max(n, 1), 1) }
 
-// countSites adds the counts of destinations, each of which stopped at most, to those of their sites.
-func countSites(sites []UndeliveredSite, counts []undeliveredCount, most int) {
+// CountSites adds the counts of destinations, each of which stopped at most, to those of their sites.
+func CountSites(sites []UndeliveredSite, counts []UndeliveredCount, most int) {
 	index := make(map[string]int, len(sites))
 	for i := range sites {
 		index[sites[i].Site] = i
 	}
 	for _, c := range counts {
-		i, listed := index[siteOf(c.destination)]
+		i, listed := index[siteOf(c.Destination)]
 		if !listed {
 			continue
 		}
 		site := &sites[i]
-		site.Count += c.count
-		site.More = site.More || c.count >= int64(most)
+		site.Count += c.Count
+		site.More = site.More || c.Count >= int64(most)
 	}
 }

@@ -7,8 +7,11 @@ import (
 	"testing"
 	"time"
 
+	"tandem"
+	"tandem/internal/app"
 	"tandem/internal/keys"
 	"tandem/internal/store"
+	"tandem/internal/store/postgres"
 )
 
 // WaitFor polls a condition, for tests that watch what others do to a database: there is nothing else to wait for.
@@ -31,7 +34,7 @@ func WaitFor(t testing.TB, what string, ok func() bool) {
 func OpenDB(t testing.TB, url string) *sql.DB {
 	t.Helper()
 	driver := "sqlite"
-	if store.IsPostgres(url) {
+	if postgres.Names(url) {
 		driver = "pgx"
 	}
 	db, err := sql.Open(driver, url)
@@ -50,7 +53,7 @@ func OpenDB(t testing.TB, url string) *sql.DB {
 func OpenKeys(t testing.TB, url string) *keys.Keys {
 	t.Helper()
 	quiet := slog.New(slog.DiscardHandler)
-	k, err := keys.Open(context.Background(), store.HandleConfig{URL: url, Create: true, Log: quiet})
+	k, err := app.OpenKeys(context.Background(), store.HandleConfig{URL: url, Create: true, Log: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,6 +63,34 @@ func OpenKeys(t testing.TB, url string) *keys.Keys {
 		}
 	})
 	return k
+}
+
+// MakeKey makes a key.
+func MakeKey(t testing.TB, k *keys.Keys, name string, scopes ...tandem.Scope) keys.Made {
+	t.Helper()
+	made, err := k.Create(t.Context(), keys.NewKey{Name: name, Scopes: scopes})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return made
+}
+
+// ValidToken reports whether a token is taken, and fails the test for any error but a refusal.
+func ValidToken(t testing.TB, k *keys.Keys, token tandem.Token, now time.Time) bool {
+	t.Helper()
+	_, err := k.Authenticate(token, now)
+	if err != nil && tandem.CodeOf(err) != tandem.CodeUnauthenticated {
+		t.Fatal(err)
+	}
+	return err == nil
+}
+
+// Revealed are the texts of secrets.
+func Revealed(secrets []tandem.Secret) (texts []string) {
+	for _, s := range secrets {
+		texts = append(texts, s.Reveal())
+	}
+	return texts
 }
 
 // WithoutKeys are the statements that take a file back to the schema before there were API keys.

@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"tandem"
+	"tandem/internal/app"
 	"tandem/internal/egress"
 	"tandem/internal/engine"
 	"tandem/internal/store"
@@ -50,7 +51,7 @@ type EngineConfig struct {
 // StartEngine makes an engine and runs it until the test ends or Stop is called.
 func StartEngine(t testing.TB, cfg EngineConfig) *Engine {
 	t.Helper()
-	kept, err := store.Open(t.Context(), cfg.Store)
+	kept, err := app.OpenStore(t.Context(), cfg.Store)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,7 +17,9 @@ import (
 
 	"pgregory.net/rapid"
 
+	"tandem/internal/app"
 	"tandem/internal/store"
+	"tandem/internal/store/postgres"
 	"tandem/internal/store/storetest"
 	"tandem/internal/tandemtest"
 )
@@ -84,7 +86,7 @@ func TestOracle(t *testing.T) {
 // nodes share a database. To take over from one that was cut off takes some 10 s, so few sequences do it.
 func nodes(t testing.TB, sequence int) storetest.Setting {
 	const cuts = 10
-	return storetest.Setting{Databases: []storetest.Database{postgres(t, 2)}, Restarts: 2, Cut: sequence%cuts == 0}
+	return storetest.Setting{Databases: []storetest.Database{server(t, 2)}, Restarts: 2, Cut: sequence%cuts == 0}
 }
 
 // crashing is what can be crashed.
@@ -94,7 +96,7 @@ func crashing(t testing.TB, _ int) storetest.Setting {
 
 func allStores(t testing.TB, _ int) storetest.Setting {
 	return storetest.Setting{
-		Databases: []storetest.Database{file(t), memory(), postgres(t, 1)}, MaxQueue: 25, Restarts: 1,
+		Databases: []storetest.Database{file(t), memory(), server(t, 1)}, MaxQueue: 25, Restarts: 1,
 	}
 }
 
@@ -113,7 +115,7 @@ func bytesQuota(t testing.TB, sequence int) storetest.Setting {
 func open(url string) func(store.Config) (store.Store, error) {
 	return func(cfg store.Config) (store.Store, error) {
 		cfg.URL, cfg.Log = url, slog.New(slog.DiscardHandler)
-		return store.Open(context.Background(), cfg)
+		return app.OpenStore(context.Background(), cfg)
 	}
 }
 
@@ -121,9 +123,9 @@ func memory() storetest.Database {
 	return storetest.Database{Name: "memory", Open: open(":memory:"), Volatile: true}
 }
 
-func postgres(t testing.TB, nodes int) storetest.Database {
+func server(t testing.TB, nodes int) storetest.Database {
 	url := tandemtest.PostgresFrom(t, tandemtest.Volatile, "tandem_oracle", func(url string) error {
-		return store.MigratePostgres(context.Background(), url)
+		return postgres.Migrate(context.Background(), url)
 	})
 	if nodes == 1 {
 		return storetest.Database{Name: "postgres", Open: open(url), Shared: true}

@@ -1,6 +1,0 @@
-package store
-
-import "context"
-
-// SweepDeep has a node take over from those that are dead, and look for requests whose job is gone.
-func (s *Postgres) SweepDeep(ctx context.Context) error { return s.sweep(ctx, true) }
