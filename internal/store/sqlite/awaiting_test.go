@@ -101,6 +101,61 @@ func TestBusyDestinationIsAwaited(t *testing.T) {
 	}
 }
 
+// A callback that is parked while others of its group are about to be read is read with them.
+func TestParkedDuringRefill(t *testing.T) {
+	t.Parallel()
+	s := openFile(t, filepath.Join(t.TempDir(), "tandem.db"))
+	var room atomic.Int64
+	capacity := everyLane
+	capacity.Room = func(string, string) int { return int(room.Load()) }
+	first, second := newAsync(), newAsync()
+	begun, again := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	s.OnRefilling(func(lane store.Lane) {
+		select {
+		case <-begun: // second is parked on disk, and the queue does not know it yet
+		default:
+			return
+		}
+		if lane == store.LaneDeliver {
+			once.Do(func() {
+				close(again)
+				tandemtest.WaitFor(t, "second to be parked", func() bool { return s.Running(store.LaneDeliver) == 0 })
+			})
+		}
+	})
+	var steps sync.Map // :: id → *atomic.Int64, steps of its callback
+	s.OnCommitted(func(id string, from store.Lane) {
+		count, ok := steps.Load(id)
+		if ok && id == second.ID && from == store.LaneDeliver && count.(*atomic.Int64).Load() == 2 {
+			close(begun)
+			<-again
+		}
+	})
+	workWith(t, s, capacity, func(_ context.Context, job store.Job) store.Next {
+		if job.Lane != store.LaneDeliver {
+			return endedFor(busySite)
+		}
+		count, _ := steps.LoadOrStore(job.Request.ID, new(atomic.Int64))
+		switch n := count.(*atomic.Int64).Add(1); {
+		case n > 2:
+			return sent
+		case n == 2 && job.Request.ID == first.ID:
+			<-begun
+		}
+		return store.Postpone(time.Time{}, busySite)
+	})
+	accept(t, s, first, store.LaneIO)
+	accept(t, s, second, store.LaneIO)
+	tandemtest.WaitFor(t, "both to be parked", func() bool {
+		u := mustUndelivered(t, s)
+		return len(u.Sites) == 1 && u.Sites[0].Count == 2 && s.Running(store.LaneDeliver) == 0
+	})
+	room.Store(2)
+	waitStatus(t, s, first.ID, tandem.StatusCallbackSent)
+	waitStatus(t, s, second.ID, tandem.StatusCallbackSent)
+}
+
 // What waits in memory for a busy destination is dispatched when it is too old.
 func TestAwaitingBecomesTooOld(t *testing.T) {
 	t.Parallel()

@@ -70,7 +70,14 @@ func (s *Store) ShiftClock(by time.Duration) { s.clock.shift.Add(int64(by)) }
 // request on. To be set before Work.
 func (s *Store) OnCommitted(f func(id string, from store.Lane)) { s.queue.committed = f }
 
-// OnRefilling has f called when a lane is about to read rows from its index. To be set before Work.
+// Running is how many jobs of a lane have been dispatched and not yet handed on.
+func (s *Store) Running(lane store.Lane) int {
+	s.queue.mu.Lock()
+	defer s.queue.mu.Unlock()
+	return s.queue.lanes[lane].running
+}
+
+// OnRefilling has f called when rows of a lane are about to be read from an index. To be set before Work.
 func (s *Store) OnRefilling(f func(store.Lane)) { s.queue.refilling = f }
 
 // SetPatience is how long a write waits for another program's lock on the database.

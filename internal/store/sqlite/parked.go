@@ -270,8 +270,10 @@ func (q *queue) refillParked(ctx context.Context) (time.Time, error) {
 	now := q.store.clock.now()
 	q.mu.Lock()
 	wanted, next := q.wantedGroups(now)
-	l.gone = map[int64]struct{}{}
 	q.mu.Unlock()
+	if len(wanted) > 0 && q.refilling != nil {
+		q.refilling(l.name)
+	}
 	var err error
 	for i := 0; err == nil && i < len(wanted); i++ {
 		err = q.refillGroup(ctx, wanted[i], now)
@@ -341,6 +343,7 @@ func (q *queue) refillGroup(ctx context.Context, key groupKey, now time.Time) er
 	if g := q.parked.group(key); g != nil {
 		g.more = false // set again by what is parked meanwhile
 	}
+	l.gone = map[int64]struct{}{} // what was committed before is as the index shows it
 	q.mu.Unlock()
 	seqs, next, err := q.store.dueParked(ctx, key, now, most)
 	var items []*item
@@ -442,13 +445,13 @@ func (q *queue) expireParked(ctx context.Context) error {
 	p.looked = time.Now()
 	now := q.store.clock.now()
 	q.expireAwaiting(now.Add(-p.maxAge))
+	q.mu.Lock()
+	l.gone = map[int64]struct{}{}
+	q.mu.Unlock()
 	seqs, err := q.store.oldParked(ctx, now.Add(-p.maxAge), store.MaxParked)
 	if err != nil {
 		return fmt.Errorf("look for parked callbacks that are too old: %w", err)
 	}
-	q.mu.Lock()
-	l.gone = map[int64]struct{}{}
-	q.mu.Unlock()
 	wanted, _ := q.notHeld(l, seqs, store.MaxParked)
 	items, err := q.store.loadAll(ctx, l.name, now, wanted)
 	q.mu.Lock()

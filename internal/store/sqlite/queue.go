@@ -56,7 +56,7 @@ type lane struct {
 	running  int                // jobs dispatched and not yet committed
 	ready    limit.Turns[*item] // due; at most maxReady and minReady for each owner
 	shares   map[string]*share  // :: owner → what it has here; owners that have nothing are forgotten
-	gone     map[int64]struct{} // seqs committed while refill reads the index, which may still show them due; nil otherwise
+	gone     map[int64]struct{} // seqs committed since refill began to read an owner or a group; nil: it does not
 	unread   bool               // the index may hold due rows of owners that are not in shares
 	nextDue  time.Time          // when the index holds the next row that is not yet due; zero: none known
 	rested   time.Time          // the index is not read before for what has become due; monotonic

@@ -80,7 +80,6 @@ func (q *queue) beginRefill(l *lane, now time.Time) (owners []string, unread, ok
 	if !unread && len(owners) == 0 {
 		return nil, false, false
 	}
-	l.gone = map[int64]struct{}{}
 	return owners, unread, true
 }
 
@@ -98,8 +97,9 @@ func (q *queue) refillOwner(ctx context.Context, l *lane, owner string) error {
 	sh := l.share(owner)
 	room := l.maxReady() - sh.ready
 	most := room + sh.held
-	sh.overflow = false        // set again by what is pushed meanwhile and finds no room
-	now := q.store.clock.now() // not earlier: what found no room until now is to be read
+	sh.overflow = false           // set again by what is pushed meanwhile and finds no room
+	l.gone = map[int64]struct{}{} // what was committed before is as the index shows it
+	now := q.store.clock.now()    // not earlier: what found no room until now is to be read
 	q.mu.Unlock()
 	var items []*item
 	more := false
