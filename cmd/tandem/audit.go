@@ -76,7 +76,7 @@ func (c *auditCommand) Validate() error {
 		}
 	}
 	var err error
-	if c.config.Secret, err = readSecret(c.SigningSecret); err != nil {
+	if c.config.Secret, err = app.ReadSecret(c.SigningSecret); err != nil {
 		return badArgument("", "--signing-secret: %w", err)
 	}
 	if err := c.config.Validate(); err != nil {

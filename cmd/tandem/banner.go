@@ -24,10 +24,10 @@ func (c *serveCommand) banner(s *app.Service, program string) string {
 	if sqlite.Memory(c.DB) {
 		p.Factf("database", "in memory: nothing survives a stop, a 202 included")
 	} else {
-		p.Factf("database", "%s: a 202 is on disk", redact(c.DB))
+		p.Factf("database", "%s: a 202 is on disk", app.Redact(c.DB))
 	}
 	if c.ExternalURL != "" {
-		p.Factf("external", "%s gets every submission", redact(c.ExternalURL))
+		p.Factf("external", "%s gets every submission", app.Redact(c.ExternalURL))
 	} else {
 		p.Factf("external", "simulated for submissions; --external-url names a real one")
 	}
@@ -123,7 +123,7 @@ func join[T any](separator string, values []T) string {
 func (c *serveCommand) firstKey(program string) string {
 	db := ""
 	if c.DB != "file:tandem.db" && c.givenDB != os.Getenv("TANDEM_DB") {
-		db = " --db " + redact(c.givenDB)
+		db = " --db " + app.Redact(c.givenDB)
 	}
 	return program + " keys create --name admin --scopes submit,read,admin" + db +
 		"\n      and start again; or serve with --no-auth, and anyone who reaches the port may use it"

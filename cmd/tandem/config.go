@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -14,10 +13,8 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"tandem"
 	"tandem/internal/app"
 	"tandem/internal/store/postgres"
-	"tandem/internal/term"
 )
 
 // commandLine is the grammar of the command line.
@@ -112,7 +109,7 @@ func (c *serveCommand) fill(cfg app.Config) {
 func (c *serveCommand) read() (cfg app.Config, err error) {
 	cfg = app.Preset(c.Mode)
 	c.givenDB = c.DB
-	if err := readDatabase("db", &c.DB); err != nil {
+	if err := app.ReadDatabase("db", &c.DB); err != nil {
 		return cfg, err
 	}
 	cfg.Reach, cfg.Storage, cfg.Work, cfg.Callbacks, cfg.Security = c.Reach, c.Storage, c.Work, c.Callbacks, c.Security
@@ -127,7 +124,7 @@ func (c *serveCommand) read() (cfg app.Config, err error) {
 	if cfg.ReadLimit, err = parseQuota(c.ReadLimit); err != nil {
 		return cfg, badArgument("", "--read-limit %s: %w", c.ReadLimit, err)
 	}
-	if cfg.SigningSecret, err = readSecret(c.SigningSecret); err != nil {
+	if cfg.SigningSecret, err = app.ReadSecret(c.SigningSecret); err != nil {
 		return cfg, badArgument("tandem prints a fresh one at the first start without --signing-secret",
 			"--signing-secret: %w", err)
 	}
@@ -326,51 +323,4 @@ func (c *serveCommand) applyPresets(flags []*kong.Flag) error {
 		}
 	}
 	return nil
-}
-
-// readDatabase takes the URL of a database, the value of a flag, out of the file that it names, if it does, and
-// refuses a kind of database that there is not.
-func readDatabase(flag string, db *string) error {
-	if name, ok := strings.CutPrefix(*db, "@"); ok {
-		content, err := os.ReadFile(name)
-		if err == nil && len(bytes.TrimSpace(content)) == 0 {
-			err = fmt.Errorf("%s is empty", name)
-		}
-		if err != nil {
-			return badArgument("@FILE holds the URL of the database, such as postgres://USER:PASSWORD@HOST/DATABASE", "--%s: %w", flag, err)
-		}
-		*db = strings.TrimSpace(string(content))
-	}
-	scheme, _, ok := strings.Cut(*db, "://")
-	if ok && scheme != "file" && !postgres.Names(*db) {
-		return badArgument("a database is file:tandem.db, a path, :memory:, or postgres://…", "--%s %s: unknown kind of database", flag, redact(*db))
-	}
-	return nil
-}
-
-// readSecret reads whsec_…, or @ and the name of a file that holds it. An empty
-// text is the zero secret. Errors do not contain the text.
-func readSecret(text string) (tandem.Secret, error) {
-	if text == "" {
-		return tandem.Secret{}, nil
-	}
-	if name, ok := strings.CutPrefix(text, "@"); ok {
-		content, err := os.ReadFile(name)
-		if err != nil {
-			return tandem.Secret{}, err
-		}
-		text = string(content)
-	}
-	return tandem.ParseSecret(text)
-}
-
-// redact hides the password and the parameters of a URL, or of a database named by keywords.
-func redact(text string) string {
-	if shown := postgres.Shown(text); shown != "" {
-		return shown
-	}
-	if !strings.Contains(text, "://") {
-		return text // a path
-	}
-	return term.RedactURL(text)
 }

@@ -26,22 +26,22 @@ type copyCommand struct {
 // Validate refuses what cannot be copied; kong calls it.
 func (c *copyCommand) Validate() error {
 	const hint = "tandem copy --from file:tandem.db --to postgres://USER@HOST/DATABASE"
-	if err := readDatabase("from", &c.From); err != nil {
-		return err
+	if err := app.ReadDatabase("from", &c.From); err != nil {
+		return asFailure(err)
 	}
 	c.givenTo = c.To
-	if err := readDatabase("to", &c.To); err != nil {
-		return err
+	if err := app.ReadDatabase("to", &c.To); err != nil {
+		return asFailure(err)
 	}
 	switch {
 	case postgres.Names(c.From):
-		return badArgument(hint, "--from %s: only a file can be copied; PostgreSQL has tools of its own (pg_dump)", redact(c.From))
+		return badArgument(hint, "--from %s: only a file can be copied; PostgreSQL has tools of its own (pg_dump)", app.Redact(c.From))
 	case sqlite.Memory(c.From):
 		return badArgument(hint, "--from :memory: ends with its server; there is nothing to copy")
 	case c.To == "": // kong says that it is missing
 		return nil
 	case !postgres.Names(c.To):
-		return badArgument(hint, "--to %s: want a PostgreSQL database; a file is copied with cp while nobody uses it", redact(c.To))
+		return badArgument(hint, "--to %s: want a PostgreSQL database; a file is copied with cp while nobody uses it", app.Redact(c.To))
 	default:
 		return nil
 	}
@@ -72,11 +72,11 @@ func (c *copyCommand) Run(ctx context.Context, t *terminal) error {
 	case err != nil:
 		return err
 	case !report.Over.IsZero():
-		t.printf("this state of %s was copied to %s already, on %s\n", c.From, redact(c.To), dateOf(report.Over, ""))
+		t.printf("this state of %s was copied to %s already, on %s\n", c.From, app.Redact(c.To), dateOf(report.Over, ""))
 	default:
 		t.printf("both sides are the same\n")
 	}
-	t.printf("next: tandem serve --db %s, with the other flags as before\n", redact(c.givenTo))
+	t.printf("next: tandem serve --db %s, with the other flags as before\n", app.Redact(c.givenTo))
 	t.printf("do not serve %s any more: what is unfinished in it would be done twice\n", c.From)
 	return nil
 }

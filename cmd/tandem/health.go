@@ -52,7 +52,7 @@ func (c *healthCommand) Validate() error {
 	}
 	address, err := url.Parse(c.URL)
 	if err != nil || address.Host == "" || (address.Scheme != "http" && address.Scheme != "https") {
-		return badArgument("", "--url %s: want http://HOST:PORT", redact(c.URL))
+		return badArgument("", "--url %s: want http://HOST:PORT", app.Redact(c.URL))
 	}
 	if c.Timeout <= 0 {
 		return badArgument("", "--timeout %v: want more than 0", c.Timeout)

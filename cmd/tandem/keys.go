@@ -33,7 +33,10 @@ func (c *keysCommand) Validate() error {
 	if sqlite.Memory(c.DB) {
 		return badArgument("--db names the database of a server in production mode, by default file:tandem.db", "--db :memory: has no API keys: demo mode asks for none")
 	}
-	return readDatabase("db", &c.DB)
+	if err := app.ReadDatabase("db", &c.DB); err != nil {
+		return asFailure(err)
+	}
+	return nil
 }
 
 // open opens the keys.

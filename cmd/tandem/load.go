@@ -120,7 +120,7 @@ func (c *loadCommand) Validate() error {
 func (c *loadCommand) validBounds() error {
 	if c.URL != "" {
 		if err := validServiceURL(c.URL); err != nil {
-			return badArgument("", "--url %s: %w", redact(c.URL), err)
+			return badArgument("", "--url %s: %w", app.Redact(c.URL), err)
 		}
 	}
 	for _, number := range []struct {
@@ -178,7 +178,7 @@ func (c *loadCommand) validCombination() error {
 		return nil
 	}
 	if err := validServiceURL(c.CallbackURL); err != nil {
-		return badArgument("", "--callback-url %s: %w", redact(c.CallbackURL), err)
+		return badArgument("", "--callback-url %s: %w", app.Redact(c.CallbackURL), err)
 	}
 	if c.CallbackPort == 0 {
 		return badArgument("--callback-port is where the proxy passes callbacks on to", "--callback-url needs --callback-port")
@@ -240,7 +240,7 @@ func (c *loadCommand) read() (load.Config, error) {
 		config.Callback.Listen = ":" + strconv.Itoa(int(c.CallbackPort))
 	}
 	var err error
-	if config.Secret, err = readSecret(c.SigningSecret); err != nil {
+	if config.Secret, err = app.ReadSecret(c.SigningSecret); err != nil {
 		return config, badArgument("", "--signing-secret: %w", err)
 	}
 	if config.APIKey, err = readKey(c.APIKey); err != nil {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"tandem"
+	"tandem/internal/app"
 	"tandem/internal/load"
 	"tandem/internal/term"
 )
@@ -76,7 +77,7 @@ func (c *loadCommand) outline() string {
 	if c.ownServer() {
 		own = ", started for this run, database in memory"
 	}
-	p.Factf("service", "%s%s", redact(c.config.URL), own)
+	p.Factf("service", "%s%s", app.Redact(c.config.URL), own)
 	amount := fmt.Sprintf("%d requests", c.config.Requests)
 	if c.config.Duration > 0 {
 		amount = c.config.Duration.Round(time.Millisecond).String()

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 
+	"tandem/internal/app"
 	"tandem/internal/store/postgres"
 )
 
@@ -14,11 +15,11 @@ type migrateCommand struct {
 
 // Validate refuses other databases; kong calls it.
 func (c *migrateCommand) Validate() error {
-	if err := readDatabase("db", &c.DB); err != nil {
-		return err
+	if err := app.ReadDatabase("db", &c.DB); err != nil {
+		return asFailure(err)
 	}
 	if c.DB != "" && !postgres.Names(c.DB) { // kong says that it is missing
-		return badArgument("a file is brought up to date by serve", "--db %s: only a PostgreSQL database is shared and needs this", redact(c.DB))
+		return badArgument("a file is brought up to date by serve", "--db %s: only a PostgreSQL database is shared and needs this", app.Redact(c.DB))
 	}
 	return nil
 }
@@ -28,6 +29,6 @@ func (c *migrateCommand) Run(ctx context.Context, t *terminal) error {
 	if err := postgres.Migrate(ctx, c.DB); err != nil {
 		return err
 	}
-	t.printf("%s is up to date\n", redact(c.DB))
+	t.printf("%s is up to date\n", app.Redact(c.DB))
 	return nil
 }

@@ -50,7 +50,7 @@ func (c *sinkCommand) Validate() error {
 		return badArgument("", "%w", err)
 	}
 	var err error
-	if c.secret, err = readSecret(c.Secret); err != nil {
+	if c.secret, err = app.ReadSecret(c.Secret); err != nil {
 		return badArgument("", "--secret: %w", err)
 	}
 	return nil

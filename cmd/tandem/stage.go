@@ -35,7 +35,7 @@ type stageCommand struct {
 
 // Run serves. Signals are for its parent: Ctrl-C reaches both.
 func (c *stageCommand) Run(ctx context.Context, t *terminal) error {
-	secret, err := readSecret(c.SigningSecret)
+	secret, err := app.ReadSecret(c.SigningSecret)
 	if err != nil {
 		return badArgument("", "--signing-secret: %w", err)
 	}

@@ -210,16 +210,12 @@ func (s *Service) client(of string, cfg egress.Config) (*egress.Client, error) {
 
 // openServer makes the HTTP API.
 func (s *Service) openServer(nodes *store.Nodes) error {
-	cfg := s.cfg
-	s.api = server.Config{
-		Engine: s.engine, Store: s.Store, Metrics: s.metrics, Nodes: nodes, Mode: cfg.Mode, TestCallback: cfg.TestCallback,
-		MaxData: cfg.MaxData, MaxDepth: cfg.MaxDepth, TaskTimeout: cfg.TaskTimeout,
-		BaseURL: cmp.Or(cfg.BaseURL, s.URL), AllowedHosts: cfg.ownNames(), CORSOrigins: cfg.CORSOrigin,
-		RateLimit: cfg.RateLimit, ReadLimit: cfg.ReadLimit, Debug: cfg.Debug, Leaving: s.leaving,
-		TrustedProxies: cfg.TrustedProxy, Connections: server.NewConnections(cfg.MaxConnections, cfg.TrustedProxy),
-		Certificate: s.certificate, SecurityContact: cfg.SecurityContact, Application: s.submissions.API(), Log: s.log,
-	}
-	if cfg.AsksForKeys() {
+	s.api = s.cfg.api()
+	s.api.Engine, s.api.Store, s.api.Metrics, s.api.Nodes = s.engine, s.Store, s.metrics, nodes
+	s.api.BaseURL, s.api.Leaving, s.api.Log = cmp.Or(s.api.BaseURL, s.URL), s.leaving, s.log
+	s.api.Certificate, s.api.Application = s.certificate, s.submissions.API()
+	s.api.Connections = server.NewConnections(s.cfg.MaxConnections, s.cfg.TrustedProxy)
+	if s.cfg.AsksForKeys() {
 		s.api.Keys = s.Keys
 	}
 	handler, err := server.New(s.api)
@@ -228,6 +224,16 @@ func (s *Service) openServer(nodes *store.Nodes) error {
 	}
 	s.http = server.HTTPServer(handler, s.api)
 	return nil
+}
+
+// api is what the HTTP API takes from the configuration.
+func (cfg Config) api() server.Config {
+	return server.Config{
+		Mode: cfg.Mode, TestCallback: cfg.TestCallback, Debug: cfg.Debug,
+		MaxData: cfg.MaxData, MaxDepth: cfg.MaxDepth, TaskTimeout: cfg.TaskTimeout,
+		BaseURL: cfg.BaseURL, AllowedHosts: cfg.ownNames(), CORSOrigins: cfg.CORSOrigin, TrustedProxies: cfg.TrustedProxy,
+		RateLimit: cfg.RateLimit, ReadLimit: cfg.ReadLimit, SecurityContact: cfg.SecurityContact,
+	}
 }
 
 // policy says where callbacks may go. own is where we listen: a callback to ourselves would let a stranger

@@ -212,16 +212,17 @@ func (cfg Config) Validate() error {
 			"--allow-callback-cidr addresses such as 10.0.0.0/8", "%w", policy),
 		cfg.validExternal(),
 
-		about("", "base-url "+cfg.BaseURL+":", server.ValidBaseURL(cfg.BaseURL)),
-		about("", "allowed-host", server.ValidHosts(cfg.AllowedHost)),
-		about("an origin is a scheme, a host and perhaps a port: https://app.example.com",
-			"cors-origin:", server.ValidOrigins(cfg.CORSOrigin)),
-		about("name the addresses of your proxies only", "trusted-proxy", server.ValidProxies(cfg.TrustedProxy)),
-		about("", "rate-limit", cfg.RateLimit.Validate()),
-		about("", "read-limit", cfg.ReadLimit.Validate()),
-		about("", "security-contact "+cfg.SecurityContact+":", server.ValidContact(cfg.SecurityContact)),
+		cfg.validAPI(),
 		invalid((cfg.TLSCert == "") != (cfg.TLSKey == ""), "", "--tls-cert and --tls-key: one needs the other"),
 	)
+}
+
+// validAPI has the server judge what is its own.
+func (cfg Config) validAPI() error {
+	if fault, ok := errors.AsType[*server.Fault](cfg.api().Validate()); ok {
+		return invalid(true, fault.Hint, "--%w", fault)
+	}
+	return nil
 }
 
 // maxExternalDelay bounds the simulator: longer would only be a call that times out.

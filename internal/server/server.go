@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/http"
 	"net/netip"
 	"sync"
@@ -78,43 +79,48 @@ type Config struct {
 	SecurityContact string       // mailto: or https: address in /.well-known/security.txt; "": there is no such file
 }
 
-// Validate reports what contradicts itself or is out of range.
+// Fault is a setting that cannot be used.
+type Fault struct {
+	Setting string // its name as a long flag, and its value where Err does not repeat it
+	Err     error
+	Hint    string // what to do about it; ""
+}
+
+// Error names the setting first.
+func (f *Fault) Error() string { return f.Setting + " " + f.Err.Error() }
+
+// Unwrap returns the cause.
+func (f *Fault) Unwrap() error { return f.Err }
+
+// Validate reports the first setting that cannot be used, as a *Fault.
 func (cfg Config) Validate() error {
-	var errs []error
-	if cfg.Engine == nil || cfg.Store == nil || cfg.Metrics == nil {
-		errs = append(errs, errors.New("an engine, its store and its metrics are required"))
+	cfg = cfg.withDefaults()
+	for _, check := range []Fault{
+		{"max-data", within(cfg.MaxData, 1, MostData), ""},
+		{"max-depth", within(cfg.MaxDepth, 1, MostDepth), ""},
+		{"task-timeout", within(cfg.TaskTimeout, 1, math.MaxInt64), ""},
+		{"base-url " + cfg.BaseURL + ":", ValidBaseURL(cfg.BaseURL), ""},
+		{"allowed-host", ValidHosts(cfg.AllowedHosts), ""},
+		{"cors-origin:", ValidOrigins(cfg.CORSOrigins),
+			"an origin is a scheme, a host and perhaps a port: https://app.example.com"},
+		{"trusted-proxy", ValidProxies(cfg.TrustedProxies), "name the addresses of your proxies only"},
+		{"rate-limit", cfg.RateLimit.Validate(), ""},
+		{"read-limit", cfg.ReadLimit.Validate(), ""},
+		{"security-contact " + cfg.SecurityContact + ":", ValidContact(cfg.SecurityContact), ""},
+	} {
+		if check.Err != nil {
+			return &check
+		}
 	}
-	if cfg.MaxData < 0 || cfg.MaxData > MostData {
-		errs = append(errs, fmt.Errorf("max data %d: want 1 to %d bytes", cfg.MaxData, MostData))
+	return nil
+}
+
+// within reports a number or a time that is out of bounds.
+func within[T int | int64 | time.Duration](value, lo, hi T) error {
+	if value < lo || value > hi {
+		return fmt.Errorf("%v: want %v to %v", value, lo, hi)
 	}
-	if cfg.MaxDepth < 0 || cfg.MaxDepth > MostDepth {
-		errs = append(errs, fmt.Errorf("max depth %d: want 1 to %d levels", cfg.MaxDepth, MostDepth))
-	}
-	if cfg.TaskTimeout < 0 {
-		errs = append(errs, fmt.Errorf("task timeout %s: want a positive duration", cfg.TaskTimeout))
-	}
-	if err := cfg.RateLimit.Validate(); err != nil {
-		errs = append(errs, fmt.Errorf("rate limit: %w", err))
-	}
-	if err := cfg.ReadLimit.Validate(); err != nil {
-		errs = append(errs, fmt.Errorf("read limit: %w", err))
-	}
-	if err := ValidContact(cfg.SecurityContact); err != nil {
-		errs = append(errs, fmt.Errorf("security contact: %w", err))
-	}
-	if err := ValidBaseURL(cfg.BaseURL); err != nil {
-		errs = append(errs, fmt.Errorf("base URL: %w", err))
-	}
-	if err := ValidHosts(cfg.AllowedHosts); err != nil {
-		errs = append(errs, fmt.Errorf("allowed hosts: %w", err))
-	}
-	if err := ValidOrigins(cfg.CORSOrigins); err != nil {
-		errs = append(errs, fmt.Errorf("CORS origins: %w", err))
-	}
-	if err := ValidProxies(cfg.TrustedProxies); err != nil {
-		errs = append(errs, fmt.Errorf("trusted proxies: %w", err))
-	}
-	return errors.Join(errs...)
+	return nil
 }
 
 // withDefaults fills in zero fields.
@@ -149,6 +155,9 @@ type server struct {
 
 // New makes the handler of the whole HTTP API. It starts nothing.
 func New(cfg Config) (http.Handler, error) {
+	if cfg.Engine == nil || cfg.Store == nil || cfg.Metrics == nil {
+		return nil, errors.New("configure the HTTP API: an engine, its store and its metrics are required")
+	}
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("configure the HTTP API: %w", err)
 	}
