@@ -54,7 +54,8 @@ func (c *auditCommand) Validate() error {
 	if c.CallbackURL != "" && c.Receiver == "" {
 		return badArgument("--receiver 0.0.0.0:9000 listens on every address", "--callback-url: there is no --receiver")
 	}
-	c.config = audit.Config{URL: c.URL, Level: c.Level, Only: c.Only, CallbackURL: c.CallbackURL, Tool: "tandem/" + tandem.Version + " audit"}
+	c.config = audit.Config{URL: c.URL, Level: c.Level, Only: c.Only, CallbackURL: c.CallbackURL, Tool: "tandem/" +
+		tandem.Version + " audit"}
 	if c.Receiver != "" {
 		if err := app.ValidAddress(c.Receiver); err != nil {
 			return badArgument("", "--receiver %s: %w", c.Receiver, err)
@@ -68,7 +69,8 @@ func (c *auditCommand) Validate() error {
 		flag, value string
 		target      *string
 	}{
-		{"api-key", c.APIKey, &c.config.APIKey}, {"second-api-key", c.SecondAPIKey, &c.config.SecondKey}, {"admin-key", c.AdminKey, &c.config.AdminKey},
+		{"api-key", c.APIKey, &c.config.APIKey}, {"second-api-key", c.SecondAPIKey, &c.config.SecondKey}, {"admin-key",
+			c.AdminKey, &c.config.AdminKey},
 	} {
 		var err error
 		if *key.target, err = readKey(key.value); err != nil {
@@ -134,7 +136,8 @@ func paint(outcome audit.Outcome, word string) string { return auditColors[outco
 
 // auditColors begin the colour of an outcome's word.
 // :: outcome → escape sequence
-var auditColors = map[audit.Outcome]string{audit.Pass: "\x1b[32m", audit.Fail: "\x1b[1;31m", audit.Undecided: "\x1b[33m", audit.Skipped: "\x1b[90m"}
+var auditColors = map[audit.Outcome]string{audit.Pass: "\x1b[32m", audit.Fail: "\x1b[1;31m",
+	audit.Undecided: "\x1b[33m", audit.Skipped: "\x1b[90m"}
 
 // audit runs the checks, with the receiver beside them if there is one: at the address that was opted in for it, and
 // at another port of the same host, where nothing must arrive.
@@ -188,7 +191,8 @@ func (c *auditCommand) verdict(report *audit.Report) error {
 	case s.Fail > 0:
 		return &failure{code: exitCheckFailed, err: fmt.Errorf("%d of %d checks failed", s.Fail, len(report.Findings))}
 	case s.Undecided > 0 && c.Strict:
-		return &failure{code: exitCheckFailed, err: fmt.Errorf("%d of %d checks are undecided (--strict)", s.Undecided, len(report.Findings))}
+		return &failure{code: exitCheckFailed,
+			err: fmt.Errorf("%d of %d checks are undecided (--strict)", s.Undecided, len(report.Findings))}
 	default:
 		return nil
 	}
@@ -228,7 +232,8 @@ func (c *auditCommand) openFiles() (auditFiles, error) {
 		}
 		if f.name != "-" {
 			var err error
-			if f.file, err = os.OpenFile(f.name, os.O_WRONLY|os.O_CREATE, 0o644); err != nil { //nolint:gosec // a report is for others, too; secrets are not in it
+			f.file, err = os.OpenFile(f.name, os.O_WRONLY|os.O_CREATE, 0o644) //nolint:gosec // others read it; no secrets
+			if err != nil {
 				files.close()
 				return nil, fmt.Errorf("write the report: %w", err)
 			}

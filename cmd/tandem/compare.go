@@ -53,7 +53,8 @@ func (c *compareCommand) Run(_ context.Context, t *terminal) error {
 		return err
 	}
 	if worse := compared.Regressions(); len(worse) > 0 {
-		return &failure{code: exitCheckFailed, err: fmt.Errorf("%s worse by more than %s", plural(len(worse), "figure"), c.MaxRegression)}
+		return &failure{code: exitCheckFailed,
+			err: fmt.Errorf("%s worse by more than %s", plural(len(worse), "figure"), c.MaxRegression)}
 	}
 	return nil
 }

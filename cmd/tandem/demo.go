@@ -138,9 +138,11 @@ func (a act) fit(ctx context.Context, config *load.Config, cores int) (string, e
 	config.Requests = fitting(config.Requests, took)
 	switch {
 	case config.Requests == 0:
-		return fmt.Sprintf("  left out: this machine is busy with other programs. Computing gives way to\n  them, and one computation did not end within %v. Try again when it is idle.\n", demoBusiest), nil
+		return fmt.Sprintf("  left out: this machine is busy with other programs. Computing gives way to\n  them, and one "+
+			"computation did not end within %v. Try again when it is idle.\n", demoBusiest), nil
 	case took > demoIdle:
-		return fmt.Sprintf("  this machine is busy with other programs: one computation took %v,\n  so there are fewer of them\n\n", took.Round(10*time.Millisecond)), nil
+		return fmt.Sprintf("  this machine is busy with other programs: one computation took %v,\n  so there are fewer "+
+			"of them\n\n", took.Round(10*time.Millisecond)), nil
 	default:
 		return "", nil
 	}
@@ -188,7 +190,8 @@ func inShort(c *load.Comparison) string {
 // demoFailure says what to do about a demo that did not go well: nobody but this program took part.
 func demoFailure(err error) error {
 	if failed, ok := errors.AsType[*failure](err); ok && failed.code == exitCheckFailed {
-		return &failure{code: exitCheckFailed, err: failed.err, hint: "other programs may keep this machine busy: try again when it is idle"}
+		return &failure{code: exitCheckFailed, err: failed.err,
+			hint: "other programs may keep this machine busy: try again when it is idle"}
 	}
 	return err
 }

@@ -104,7 +104,8 @@ func (c *loadCommand) Validate() error {
 	}
 	c.fillIn()
 	if c.Requests > 0 && c.Requests < int64(len(c.Phases)) {
-		return badArgument("--phases async runs one of them", "--requests %d: want at least one for each of the %d phases", c.Requests, len(c.Phases))
+		return badArgument("--phases async runs one of them",
+			"--requests %d: want at least one for each of the %d phases", c.Requests, len(c.Phases))
 	}
 	var err error
 	if c.config, err = c.read(); err != nil {
@@ -181,7 +182,8 @@ func (c *loadCommand) validCombination() error {
 		return badArgument("", "--callback-url %s: %w", app.Redact(c.CallbackURL), err)
 	}
 	if c.CallbackPort == 0 {
-		return badArgument("--callback-port is where the proxy passes callbacks on to", "--callback-url needs --callback-port")
+		return badArgument("--callback-port is where the proxy passes callbacks on to",
+			"--callback-url needs --callback-port")
 	}
 	return nil
 }

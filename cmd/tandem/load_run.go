@@ -22,7 +22,8 @@ import (
 // the table, whose reader may have gone.
 func (c *loadCommand) Run(ctx context.Context, t *terminal) error {
 	if more := c.beyond(); len(more) > 0 && !c.Yes {
-		if err := confirm(t, "--production-mode: this is "+strings.Join(more, ", "), "--yes goes ahead without being asked"); err != nil {
+		if err := confirm(t, "--production-mode: this is "+strings.Join(more, ", "),
+			"--yes goes ahead without being asked"); err != nil {
 			return err
 		}
 	}
@@ -109,7 +110,8 @@ func (c *loadCommand) explain(err error) error {
 	case !ok:
 		return err
 	case c.config.URL == loadURL && errors.Is(err, syscall.ECONNREFUSED):
-		return &failure{code: exitCannotRun, err: err, hint: "tandem serve starts a service there; tandem load --demo-mode starts one for the run"}
+		return &failure{code: exitCannotRun, err: err,
+			hint: "tandem serve starts a service there; tandem load --demo-mode starts one for the run"}
 	default:
 		return &failure{code: exitCannotRun, err: err, hint: target.Hint}
 	}
@@ -160,7 +162,8 @@ func verdict(ctx context.Context, report *load.Report) error {
 			hint: "--signing-secret has to be the one of the service"}
 	case missing > 0 && report.Settings.SinkFailRate == 0 && report.Settings.Completion == load.CompletionCallback:
 		return &failure{code: exitCheckFailed, err: fmt.Errorf("%d callbacks are missing", missing),
-			hint: "can the service reach " + report.Settings.CallbackURL + "? --callback-url names another address, --drain waits longer"}
+			hint: "can the service reach " + report.Settings.CallbackURL +
+				"? --callback-url names another address, --drain waits longer"}
 	default:
 		return nil
 	}

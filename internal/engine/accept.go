@@ -327,7 +327,8 @@ func overloadedError(id, message string) error {
 // storeError makes an error of the store fit for a caller. Those that the store
 // has already put into words keep them.
 func storeError(doing, id string, err error) error {
-	told := tandem.Error{Code: tandem.CodeStoreUnavailable, Message: "The database does not take writes now; try again in a moment."}
+	told := tandem.Error{Code: tandem.CodeStoreUnavailable,
+		Message: "The database does not take writes now; try again in a moment."}
 	if known, ok := errors.AsType[*tandem.Error](err); ok {
 		told = *known
 	} else {

@@ -55,8 +55,10 @@ func TestDo(t *testing.T) {
 				if e := wantCode(t, err, tt.code); e.RequestID != stored.ID || (tt.message != "" && e.Message != tt.message) {
 					t.Errorf("error %+v, want request id %s and message %q", e, stored.ID, tt.message)
 				}
-				if stored.Status != tandem.StatusFailed || stored.ErrorCode != tt.reason || stored.Result != nil || stored.ErrorMessage == "" {
-					t.Errorf("stored %s %s %q %s, want failed %s", stored.Status, stored.ErrorCode, stored.ErrorMessage, stored.Result, tt.reason)
+				if stored.Status != tandem.StatusFailed || stored.ErrorCode != tt.reason || stored.Result != nil ||
+					stored.ErrorMessage == "" {
+					t.Errorf("stored %s %s %q %s, want failed %s", stored.Status, stored.ErrorCode, stored.ErrorMessage,
+						stored.Result, tt.reason)
 				}
 				return
 			}
@@ -66,11 +68,13 @@ func TestDo(t *testing.T) {
 			if diff := cmp.Diff(stored, got); diff != "" {
 				t.Errorf("the answer differs from the history (-history +answer):\n%s", diff)
 			}
-			if got.Status != tandem.StatusCompleted || string(got.Result) != tt.result || got.Mode != tandem.ModeSync || got.CallbackStatus != "" {
+			if got.Status != tandem.StatusCompleted || string(got.Result) != tt.result || got.Mode != tandem.ModeSync ||
+				got.CallbackStatus != "" {
 				t.Errorf("got %s %s %s %q, want completed sync %s", got.Mode, got.Status, got.Result, got.CallbackStatus, tt.result)
 			}
 			made, err := tandem.IDTime(got.ID)
-			if err != nil || !made.Equal(got.CreatedAt) || made.Before(before.Truncate(time.Millisecond)) || time.Since(made) < 0 {
+			if err != nil || !made.Equal(got.CreatedAt) || made.Before(before.Truncate(time.Millisecond)) ||
+				time.Since(made) < 0 {
 				t.Errorf("id %s tells %v (%v), created_at is %v", got.ID, made, err, got.CreatedAt)
 			}
 			if got.CompletedAt.Before(got.StartedAt) || got.StartedAt.Before(before.Truncate(time.Microsecond)) {
@@ -95,7 +99,8 @@ func TestDoAfterPanicTheThreadGoesOn(t *testing.T) {
 func TestOrdersAreChecked(t *testing.T) {
 	t.Parallel()
 	p := start(t, nil)
-	good := engine.Order{Task: "echo", Data: json.RawMessage(`{"a":1}`), Complexity: 1, CallbackURL: newReceiver(t, nil).URL}
+	good := engine.Order{Task: "echo", Data: json.RawMessage(`{"a":1}`), Complexity: 1,
+		CallbackURL: newReceiver(t, nil).URL}
 	for _, tt := range []struct {
 		name   string
 		change func(*engine.Order)
@@ -170,7 +175,8 @@ func TestDoWithoutSlot(t *testing.T) {
 	e := wantCode(t, err, tandem.CodeOverloaded)
 	if r := p.Request(e.RequestID); r.Status != tandem.StatusFailed || r.ErrorCode != tandem.FailedNoSlot ||
 		!r.StartedAt.IsZero() || e.RetryAfter != time.Second {
-		t.Errorf("stored %s %s, started %v, RetryAfter %v; want failed no_slot, never, 1s", r.Status, r.ErrorCode, r.StartedAt, e.RetryAfter)
+		t.Errorf("stored %s %s, started %v, RetryAfter %v; want failed no_slot, never, 1s", r.Status, r.ErrorCode,
+			r.StartedAt, e.RetryAfter)
 	}
 	close(holder.release)
 	if err := held.Wait(); err != nil {
@@ -309,7 +315,8 @@ func TestDoFinishesLater(t *testing.T) {
 func TestTakenIDs(t *testing.T) {
 	t.Parallel()
 	for taken, code := range map[int]tandem.Code{1: "", 9: "", 10: tandem.CodeStoreUnavailable} {
-		for _, ask := range []func(*engine.Engine, context.Context, engine.Order) (tandem.Request, error){(*engine.Engine).Do, (*engine.Engine).Submit} {
+		for _, ask := range []func(*engine.Engine, context.Context, engine.Order) (tandem.Request,
+			error){(*engine.Engine).Do, (*engine.Engine).Submit} {
 			p := start(t, nil)
 			p.Store.Take(taken)
 			o := order("echo")

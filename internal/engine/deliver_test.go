@@ -44,13 +44,15 @@ func TestAsync(t *testing.T) {
 			t.Parallel()
 			p := start(t, func(s *setup) {
 				s.engine.TaskTimeout = tt.timeout
-				s.engine.Tasks = append(s.engine.Tasks, task("html", func(context.Context, json.RawMessage, int) (json.RawMessage, error) {
-					return json.RawMessage(`"<b>&</b>"`), nil
-				}))
+				s.engine.Tasks = append(s.engine.Tasks,
+					task("html", func(context.Context, json.RawMessage, int) (json.RawMessage, error) {
+						return json.RawMessage(`"<b>&</b>"`), nil
+					}))
 			})
 			rc := newReceiver(t, nil)
 			accepted := p.submit(tt.task, rc.URL)
-			if accepted.Status != tandem.StatusPending || accepted.CallbackStatus != tandem.CallbackPending || accepted.Mode != tandem.ModeAsync {
+			if accepted.Status != tandem.StatusPending || accepted.CallbackStatus != tandem.CallbackPending ||
+				accepted.Mode != tandem.ModeAsync {
 				t.Errorf("accepted as %s %s, callback %s", accepted.Mode, accepted.Status, accepted.CallbackStatus)
 			}
 			r := p.Settled(accepted.ID)
@@ -58,8 +60,10 @@ func TestAsync(t *testing.T) {
 			if tt.event == tandem.EventFailed {
 				want, workEnded = tandem.StatusFailed, tandem.StatusFailed
 			}
-			if r.Status != want || r.CallbackStatus != tandem.CallbackSent || r.ErrorCode != tt.reason || string(r.Result) != tt.result || r.CallbackAttempts != 1 {
-				t.Errorf("stored %s, callback %s, %q, %s after %d attempts", r.Status, r.CallbackStatus, r.ErrorCode, r.Result, r.CallbackAttempts)
+			if r.Status != want || r.CallbackStatus != tandem.CallbackSent || r.ErrorCode != tt.reason ||
+				string(r.Result) != tt.result || r.CallbackAttempts != 1 {
+				t.Errorf("stored %s, callback %s, %q, %s after %d attempts", r.Status, r.CallbackStatus, r.ErrorCode, r.Result,
+					r.CallbackAttempts)
 			}
 			got := rc.deliveries()
 			if len(got) != 1 {
@@ -137,15 +141,18 @@ func TestRetriesUntilDelivered(t *testing.T) {
 	got := rc.deliveries()
 	for i, attempt := range r.Attempts {
 		if attempt.Number != i+1 || got[i].Metadata.Attempt != i+1 || got[i].header.Get(tandem.HeaderWebhookID) != r.ID {
-			t.Errorf("attempt %d: logged as %d, told as %d, id %q", i+1, attempt.Number, got[i].Metadata.Attempt, got[i].header.Get(tandem.HeaderWebhookID))
+			t.Errorf("attempt %d: logged as %d, told as %d, id %q", i+1, attempt.Number, got[i].Metadata.Attempt,
+				got[i].header.Get(tandem.HeaderWebhookID))
 		}
 		if i == len(r.Attempts)-1 {
-			if attempt.Outcome != tandem.OutcomeDelivered || attempt.StatusCode != http.StatusOK || !attempt.NextAt.IsZero() || attempt.Error != "" {
+			if attempt.Outcome != tandem.OutcomeDelivered || attempt.StatusCode != http.StatusOK ||
+				!attempt.NextAt.IsZero() || attempt.Error != "" {
 				t.Errorf("the last attempt: %+v", attempt)
 			}
 			continue
 		}
-		if attempt.Outcome != tandem.OutcomeHTTPError || attempt.StatusCode != http.StatusInternalServerError || attempt.Error == "" {
+		if attempt.Outcome != tandem.OutcomeHTTPError || attempt.StatusCode != http.StatusInternalServerError ||
+			attempt.Error == "" {
 			t.Errorf("attempt %d: %+v, want an http_error with 500", i+1, attempt)
 		}
 		least := backoff << i
@@ -176,12 +183,16 @@ func TestGivesUp(t *testing.T) {
 			p := start(t, nil)
 			rc := newReceiver(t, status(tt.status))
 			r := p.Settled(p.submit("echo", rc.URL).ID)
-			if r.Status != tandem.StatusCallbackFailed || r.CallbackStatus != tandem.CallbackFailed || r.CallbackAttempts != tt.tries {
-				t.Errorf("%s, callback %s after %d; want callback_failed, failed, %d", r.Status, r.CallbackStatus, r.CallbackAttempts, tt.tries)
+			if r.Status != tandem.StatusCallbackFailed || r.CallbackStatus != tandem.CallbackFailed ||
+				r.CallbackAttempts != tt.tries {
+				t.Errorf("%s, callback %s after %d; want callback_failed, failed, %d", r.Status, r.CallbackStatus,
+					r.CallbackAttempts, tt.tries)
 			}
 			last := r.Attempts[len(r.Attempts)-1]
-			if len(rc.deliveries()) != tt.tries || last.Outcome != tt.outcome || last.StatusCode != tt.status || !last.NextAt.IsZero() {
-				t.Errorf("%d callbacks, the last %+v; want %d, %s, none to follow", len(rc.deliveries()), last, tt.tries, tt.outcome)
+			if len(rc.deliveries()) != tt.tries || last.Outcome != tt.outcome || last.StatusCode != tt.status ||
+				!last.NextAt.IsZero() {
+				t.Errorf("%d callbacks, the last %+v; want %d, %s, none to follow", len(rc.deliveries()), last, tt.tries,
+					tt.outcome)
 			}
 		})
 	}
@@ -196,11 +207,14 @@ func TestExpires(t *testing.T) {
 	rc := newReceiver(t, status(http.StatusInternalServerError))
 	r := p.Settled(p.submit("echo", rc.URL).ID)
 	last := r.Attempts[len(r.Attempts)-1]
-	if r.Status != tandem.StatusCallbackFailed || last.Outcome != tandem.OutcomeExpired || last.Number != r.CallbackAttempts || last.Error == "" {
-		t.Errorf("%s after %d attempts, the last logged %+v; want callback_failed, expired with the same number", r.Status, r.CallbackAttempts, last)
+	if r.Status != tandem.StatusCallbackFailed || last.Outcome != tandem.OutcomeExpired ||
+		last.Number != r.CallbackAttempts || last.Error == "" {
+		t.Errorf("%s after %d attempts, the last logged %+v; want callback_failed, expired with the same number",
+			r.Status, r.CallbackAttempts, last)
 	}
 	if len(rc.deliveries()) != r.CallbackAttempts || r.CallbackAttempts == 0 {
-		t.Errorf("%d callbacks, %d attempts: an expiry sends nothing and counts as none", len(rc.deliveries()), r.CallbackAttempts)
+		t.Errorf("%d callbacks, %d attempts: an expiry sends nothing and counts as none", len(rc.deliveries()),
+			r.CallbackAttempts)
 	}
 	deadline := r.CompletedAt.Add(time.Second)
 	for _, attempt := range r.Attempts {
@@ -375,7 +389,8 @@ func TestDeliverBlocked(t *testing.T) {
 	t.Parallel()
 	p := start(t, func(s *setup) { s.idle, s.egress.Policy.AllowPrivate = true, false })
 	next := p.Step(t.Context(), completed("http://127.0.0.1:9/", 1))
-	if next.Request.CallbackStatus != tandem.CallbackFailed || next.Attempt == nil || next.Attempt.Outcome != tandem.OutcomeBlocked || next.Attempt.Number != 2 {
+	if next.Request.CallbackStatus != tandem.CallbackFailed || next.Attempt == nil ||
+		next.Attempt.Outcome != tandem.OutcomeBlocked || next.Attempt.Number != 2 {
 		t.Errorf("%+v, want Dead with a blocked attempt: policy became stricter after the acceptance", next)
 	}
 }

@@ -46,7 +46,8 @@ func TestDrainLetsWorkFinish(t *testing.T) {
 	p.Wait()
 	if r := p.Request(async.ID); r.Status != tandem.StatusCompleted || string(r.Result) != `"released"` ||
 		r.CallbackStatus != tandem.CallbackPending {
-		t.Errorf("async work: %s %s, callback %s; want completed, to be delivered after the next start", r.Status, r.Result, r.CallbackStatus)
+		t.Errorf("async work: %s %s, callback %s; want completed, to be delivered after the next start", r.Status,
+			r.Result, r.CallbackStatus)
 	}
 }
 
@@ -184,7 +185,8 @@ func TestInterruptedDeliveryDoesNotCount(t *testing.T) {
 	again := start(t, change)
 	r := again.Settled(id)
 	if r.Status != tandem.StatusCallbackSent || r.CallbackAttempts != 1 || len(r.Attempts) != 1 {
-		t.Errorf("after a restart: %s after %d attempts, %d logged; want callback_sent, 1, 1", r.Status, r.CallbackAttempts, len(r.Attempts))
+		t.Errorf("after a restart: %s after %d attempts, %d logged; want callback_sent, 1, 1", r.Status,
+			r.CallbackAttempts, len(r.Attempts))
 	}
 }
 

@@ -87,7 +87,8 @@ func start(t testing.TB, change func(*setup)) *plant {
 // submit accepts an order for a task with its callback to url.
 func (p *plant) submit(task, url string) tandem.Request {
 	p.t.Helper()
-	r, err := p.Submit(p.t.Context(), engine.Order{Task: task, Data: json.RawMessage(`{"a":1}`), Complexity: 1, CallbackURL: url})
+	r, err := p.Submit(p.t.Context(),
+		engine.Order{Task: task, Data: json.RawMessage(`{"a":1}`), Complexity: 1, CallbackURL: url})
 	if err != nil {
 		p.t.Fatalf("Submit(%s): %v", task, err)
 	}

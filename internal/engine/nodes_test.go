@@ -54,7 +54,8 @@ func TestNodesShareWhatTheyKnow(t *testing.T) {
 	second := join()
 	second.Await("the second node to hear of it", func() bool { return destination(second).State == "open" })
 	told := destination(second)
-	if d := told.RetryAt.Sub(found.RetryAt).Abs(); told.Host != found.Host || d > time.Second || told.FailureCount != 5 || told.LastFailure.IsZero() {
+	if d := told.RetryAt.Sub(found.RetryAt).Abs(); told.Host != found.Host || d > time.Second ||
+		told.FailureCount != 5 || told.LastFailure.IsZero() {
 		t.Errorf("the second node heard %+v, which is %v off %+v", told, d, found)
 	}
 	second.Await("the second node to show what the first has measured", func() bool {
@@ -109,7 +110,8 @@ func TestCallbackOfAKeyMadeElsewhere(t *testing.T) {
 	p := start(t, func(s *setup) { s.url, s.engine.Keys = url, here })
 	rc := newReceiver(t, nil)
 	ask := func(id string) tandem.Request {
-		r, err := p.Submit(t.Context(), engine.Order{Task: "echo", Data: json.RawMessage(`{"a":1}`), Complexity: 1, CallbackURL: rc.URL, KeyID: id})
+		r, err := p.Submit(t.Context(),
+			engine.Order{Task: "echo", Data: json.RawMessage(`{"a":1}`), Complexity: 1, CallbackURL: rc.URL, KeyID: id})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -36,8 +36,10 @@ func TestHistoryOfHostileReceivers(t *testing.T) {
 		least   time.Duration // until the next try; never: there is none
 		most    time.Duration
 	}{
-		{"refuses", func(t *testing.T) string { t.Helper(); return tandemtest.Refusing(t) }, tandem.OutcomeConnect, 0, backoff, backoff * 3 / 2},
-		{"bad certificate", func(t *testing.T) string { t.Helper(); return tandemtest.BadCertificate(t) }, tandem.OutcomeTLS, 0, backoff, backoff * 3 / 2},
+		{"refuses", func(t *testing.T) string { t.Helper(); return tandemtest.Refusing(t) }, tandem.OutcomeConnect, 0,
+			backoff, backoff * 3 / 2},
+		{"bad certificate", func(t *testing.T) string { t.Helper(); return tandemtest.BadCertificate(t) },
+			tandem.OutcomeTLS, 0, backoff, backoff * 3 / 2},
 		{"resets", fault(receiver.Reset), tandem.OutcomeConnect, 0, backoff, backoff * 3 / 2},
 		{"hangs", fault(receiver.Hang), tandem.OutcomeTimeout, 0, backoff, backoff * 3 / 2},
 		{"closes early", fault(receiver.CloseEarly), tandem.OutcomeConnect, 0, backoff, backoff * 3 / 2},
@@ -78,7 +80,8 @@ func TestHistoryOfHostileReceivers(t *testing.T) {
 			p.Await("the first attempt", func() bool { return len(p.Request(id).Attempts) > 0 })
 			r := p.Request(id)
 			got := r.Attempts[0]
-			if len(r.Attempts) != 1 || got.Number != 1 || got.Outcome != tt.outcome || got.StatusCode != tt.status || (got.Error == "") != (tt.outcome == tandem.OutcomeDelivered) {
+			if len(r.Attempts) != 1 || got.Number != 1 || got.Outcome != tt.outcome || got.StatusCode != tt.status ||
+				(got.Error == "") != (tt.outcome == tandem.OutcomeDelivered) {
 				t.Errorf("%d attempts, the first %+v; want one, %s with %d", len(r.Attempts), got, tt.outcome, tt.status)
 			}
 			if tt.least == never {

@@ -46,7 +46,8 @@ func TestTaskSeesItsOwnRow(t *testing.T) {
 				}
 				during, after := <-seen, p.Only()
 				if during.ID != after.ID || during.Mode != mode || string(during.Data) != string(after.Data) {
-					t.Errorf("while it ran it found %s, %s, %s; want %s, %s, %s", during.ID, during.Mode, during.Data, after.ID, mode, after.Data)
+					t.Errorf("while it ran it found %s, %s, %s; want %s, %s, %s", during.ID, during.Mode, during.Data, after.ID,
+						mode, after.Data)
 				}
 				if during.Status != tandem.StatusProcessing && (mode == tandem.ModeSync || during.Status != tandem.StatusPending) {
 					t.Errorf("while it ran its row said %s", during.Status)

@@ -54,7 +54,8 @@ func TestStepsOfWork(t *testing.T) {
 	if accepted < 0 {
 		t.Fatalf("steps %q", got)
 	}
-	if diff := cmp.Diff([]string{"🚀", "✅", "🌐", "⏳", "🌐"}, slices.Delete(got, accepted, accepted+1)); diff != "" {
+	want := []string{"🚀", "✅", "🌐", "⏳", "🌐"}
+	if diff := cmp.Diff(want, slices.Delete(got, accepted, accepted+1)); diff != "" {
 		t.Errorf("async (-want +got):\n%s\n%s", diff, told.String())
 	}
 }

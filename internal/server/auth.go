@@ -72,7 +72,8 @@ func (s *server) authenticate(w http.ResponseWriter, r *http.Request) (*tandem.K
 	header := r.Header["Authorization"]
 	if len(header) == 0 {
 		w.Header().Set("WWW-Authenticate", challengeMissing)
-		return nil, tandem.Errorf(tandem.CodeUnauthenticated, "An API key is needed here: send it as Authorization: Bearer tdm_…")
+		return nil, tandem.Errorf(tandem.CodeUnauthenticated,
+			"An API key is needed here: send it as Authorization: Bearer tdm_…")
 	}
 	key, err := s.keyIn(header)
 	if err == nil {
@@ -94,7 +95,8 @@ func (s *server) keyIn(header []string) (*tandem.Key, error) {
 	}
 	token, err := tandem.ParseToken(strings.Trim(value[len(scheme):], " "))
 	if err != nil {
-		return nil, tandem.Errorf(tandem.CodeUnauthenticated, "This is no API key: its form or its checksum is wrong. Was it copied whole?")
+		return nil, tandem.Errorf(tandem.CodeUnauthenticated,
+			"This is no API key: its form or its checksum is wrong. Was it copied whole?")
 	}
 	return s.cfg.Keys.Authenticate(token, time.Now())
 }

@@ -70,7 +70,8 @@ var access = map[tandem.Scope][]string{
 	"admin":  {"GET /stats", "GET /api/stats", "GET /metrics", "GET /nodes"},
 	"": {
 		"GET /", "GET /healthz", "GET /livez", "GET /readyz", "GET /health", "GET /.well-known/security.txt",
-		"GET /docs", "GET /docs/{file}", "GET /redoc", "GET /openapi.json", "GET /openapi.yaml", "GET /problems", "GET /problems/{code}",
+		"GET /docs", "GET /docs/{file}", "GET /redoc", "GET /openapi.json", "GET /openapi.yaml", "GET /problems",
+		"GET /problems/{code}",
 		"POST /test-callback", "GET /test-callback/{id}", // demo mode only, where nobody is asked for a key
 	},
 }
@@ -82,7 +83,9 @@ func TestAccessOfRoutes(t *testing.T) {
 		got[rt.Scope] = append(got[rt.Scope], rt.Method+" "+rt.Path)
 	}
 	sorted := cmp.Transformer("sorted", func(list []string) []string { return slices.Sorted(slices.Values(list)) })
-	if diff := cmp.Diff(access, got, cmp.FilterValues(func(a, b []string) bool { return !slices.IsSorted(a) || !slices.IsSorted(b) }, sorted)); diff != "" {
+	if diff := cmp.Diff(access, got,
+		cmp.FilterValues(func(a, b []string) bool { return !slices.IsSorted(a) || !slices.IsSorted(b) },
+			sorted)); diff != "" {
 		t.Errorf("(-decided +in the table):\n%s", diff)
 	}
 }
@@ -154,7 +157,8 @@ func TestAccess(t *testing.T) {
 				challenge := got.header.Get("Www-Authenticate")
 				switch {
 				case rt.Scope == "" || slices.Contains(c.scopes, rt.Scope):
-					if got.status == http.StatusUnauthorized || got.status == http.StatusForbidden || got.status >= 500 || challenge != "" {
+					if got.status == http.StatusUnauthorized || got.status == http.StatusForbidden || got.status >= 500 ||
+						challenge != "" {
 						t.Errorf("%s: %d %q, want it let through", what, got.status, challenge)
 					}
 				case c.scopes == nil:
@@ -229,11 +233,13 @@ func TestTenants(t *testing.T) {
 			if diff := cmp.Diff(strings.ReplaceAll(unknown.body, nobody, id), foreign.body); diff != "" {
 				t.Errorf("another's request is told from one that does not exist:\n%s", diff)
 			}
-			if etag := svc.do(http.MethodGet, "/requests/"+id, "", bearer(me), "If-None-Match: *"); etag.status != http.StatusNotFound {
+			if etag := svc.do(http.MethodGet, "/requests/"+id, "", bearer(me),
+				"If-None-Match: *"); etag.status != http.StatusNotFound {
 				t.Errorf("with If-None-Match: * another's request is %d", etag.status)
 			}
 		}
-		for _, query := range []string{"", "?limit=1000", "?mode=sync", "?mode=async&task=echo", "?task=submission", "?status=completed", "?since=2020-01-01T00:00:00Z"} {
+		for _, query := range []string{"", "?limit=1000", "?mode=sync", "?mode=async&task=echo", "?task=submission",
+			"?status=completed", "?since=2020-01-01T00:00:00Z"} {
 			body := svc.do(http.MethodGet, "/requests"+query, "", bearer(me)).body
 			for _, id := range own[other.Key.ID] {
 				if strings.Contains(body, id) {
@@ -312,7 +318,8 @@ func TestWrongKeysCostTheirAddress(t *testing.T) {
 func TestKeysAreIgnoredWithoutAuth(t *testing.T) {
 	t.Parallel()
 	svc := start(t, nil)
-	for _, header := range []string{"X-Nothing: 1", "Authorization: Bearer nonsense", "Authorization: Bearer " + tandem.NewToken().Reveal()} {
+	for _, header := range []string{"X-Nothing: 1", "Authorization: Bearer nonsense", "Authorization: Bearer " +
+		tandem.NewToken().Reveal()} {
 		for _, path := range []string{"/requests", "/stats", "/metrics"} {
 			if got := svc.do(http.MethodGet, path, "", header); got.status != http.StatusOK {
 				t.Errorf("GET %s with %s: %d", path, header, got.status)
@@ -373,7 +380,8 @@ func TestCallbacksAreSignedForTheirKey(t *testing.T) {
 	all := map[string]tandem.Secret{"deployment": deployment, "a": a.Secret, "b": b.Secret}
 	verified := func(key string) (good []string, signatures int) {
 		t.Helper()
-		_, err := svc.engine.Submit(t.Context(), engine.Order{Task: "echo", Data: []byte(`{"a":1}`), Complexity: 1, CallbackURL: receiver.URL, KeyID: key})
+		_, err := svc.engine.Submit(t.Context(),
+			engine.Order{Task: "echo", Data: []byte(`{"a":1}`), Complexity: 1, CallbackURL: receiver.URL, KeyID: key})
 		if err != nil {
 			t.Fatal(err)
 		}

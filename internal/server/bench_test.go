@@ -23,7 +23,8 @@ import (
 
 // benchBody names a task that never ends in a lane of one slot, so that nothing
 // but the acceptance is measured.
-const benchBody = `{"data":{"user":12345,"items":[{"sku":"a-1","count":2},{"sku":"b-2","count":1}],"note":"hello"},"complexity":2,"task":"stuck","callback_url":"http://127.0.0.1:9/hook"}`
+const benchBody = `{"data":{"user":12345,"items":[{"sku":"a-1","count":2},{"sku":"b-2","count":1}],"note":"hello"},` +
+	`"complexity":2,"task":"stuck","callback_url":"http://127.0.0.1:9/hook"}`
 
 func benchService(b *testing.B) *service {
 	return start(b, func(s *setup) { s.engine.IOWorkers, s.engine.TaskTimeout = 1, time.Hour })
@@ -79,9 +80,12 @@ func benchHuma(b *testing.B, unchecked bool) {
 	mux := http.NewServeMux()
 	config := huma.DefaultConfig("bench", "1")
 	config.DocsPath, config.CreateHooks = "", nil
-	operation := huma.Operation{Method: http.MethodPost, Path: "/async", DefaultStatus: http.StatusAccepted, SkipValidateBody: unchecked}
+	operation := huma.Operation{Method: http.MethodPost, Path: "/async", DefaultStatus: http.StatusAccepted,
+		SkipValidateBody: unchecked}
 	huma.Register(humago.New(mux, config), operation, func(ctx context.Context, in *input) (*output, error) {
-		accepted, err := svc.engine.Submit(ctx, engine.Order{Task: in.Body.Task, Data: in.Body.Data, Complexity: in.Body.Complexity, CallbackURL: in.Body.CallbackURL})
+		accepted, err := svc.engine.Submit(ctx,
+			engine.Order{Task: in.Body.Task, Data: in.Body.Data, Complexity: in.Body.Complexity,
+				CallbackURL: in.Body.CallbackURL})
 		if err != nil {
 			return nil, err
 		}

@@ -61,7 +61,8 @@ type member struct {
 }
 
 func newReader(maxData int64, maxDepth int, tasks []string) *reader {
-	return &reader{maxData: maxData, maxDepth: maxDepth, tasks: tasks, pool: sync.Pool{New: func() any { return new(scratch) }}}
+	return &reader{maxData: maxData, maxDepth: maxDepth, tasks: tasks,
+		pool: sync.Pool{New: func() any { return new(scratch) }}}
 }
 
 // order reads the body of r. The order shares no memory with buffers that are used again.
@@ -90,14 +91,16 @@ func checkMediaType(header http.Header) error {
 		if err != nil || media != "application/json" && !strings.HasSuffix(media, "+json") || !unicode {
 			return &tandem.Error{
 				Code: tandem.CodeUnsupportedMedia, Message: "Send the body as Content-Type: application/json, in UTF-8.",
-				Fields: []tandem.FieldError{{Location: "header.Content-Type", Message: "must be application/json", Value: shorten(given)}},
+				Fields: []tandem.FieldError{{Location: "header.Content-Type", Message: "must be application/json",
+					Value: shorten(given)}},
 			}
 		}
 	}
 	if encoding := header.Get("Content-Encoding"); encoding != "" && !strings.EqualFold(encoding, "identity") {
 		return &tandem.Error{
 			Code: tandem.CodeUnsupportedMedia, Message: "Send the body uncompressed.",
-			Fields: []tandem.FieldError{{Location: "header.Content-Encoding", Message: "must be absent or identity", Value: shorten(encoding)}},
+			Fields: []tandem.FieldError{{Location: "header.Content-Encoding", Message: "must be absent or identity",
+				Value: shorten(encoding)}},
 		}
 	}
 	return nil
@@ -127,7 +130,8 @@ func bodyError(err error) error {
 	case errors.As(err, &over):
 		return tooLarge("The body has more than %d bytes.", over.Limit)
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return &tandem.Error{Code: tandem.CodeRequestTimeout, Message: "The body did not arrive in time. Send it whole.", Err: err}
+		return &tandem.Error{Code: tandem.CodeRequestTimeout, Message: "The body did not arrive in time. Send it whole.",
+			Err: err}
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return &tandem.Error{Code: tandem.CodeInvalidJSON, Message: "The body ended before its announced length.", Err: err}
 	default: // bad chunking, or the connection broke
@@ -158,7 +162,8 @@ func (s *scratch) members(names ...string) (fields, error) {
 	case err != nil:
 		return fields{}, diagnose(body, err)
 	case !isObject:
-		return fields{}, invalid([]tandem.FieldError{{Location: "body", Message: "must be a JSON object", Value: shown(body)}})
+		return fields{}, invalid([]tandem.FieldError{{Location: "body", Message: "must be a JSON object",
+			Value: shown(body)}})
 	}
 	return found, nil
 }
@@ -265,7 +270,8 @@ func diagnose(body []byte, cause error) error {
 		if dec.StackDepth() >= decoderDepth {
 			return tandem.Errorf(tandem.CodeInvalidInput, "The body is nested more than %d levels deep.", decoderDepth)
 		}
-		return &tandem.Error{Code: tandem.CodeInvalidJSON, Message: "The body is not one JSON value" + position(err) + ".", Err: cause}
+		return &tandem.Error{Code: tandem.CodeInvalidJSON, Message: "The body is not one JSON value" + position(err) +
+			".", Err: cause}
 	}
 	dec = jsontext.NewDecoder(bytes.NewReader(body), jsontext.AllowDuplicateNames(true))
 	if err := walk(dec); err != nil {
@@ -318,7 +324,8 @@ func (b *reader) checkData(data []byte) error {
 		return tandem.Errorf(tandem.CodeInvalidInput, "data is {}. Give it at least one member.")
 	}
 	if levels := depth(data); levels > b.maxDepth {
-		return tandem.Errorf(tandem.CodeInvalidInput, "data is nested %d levels deep; at most %d are allowed.", levels, b.maxDepth)
+		return tandem.Errorf(tandem.CodeInvalidInput, "data is nested %d levels deep; at most %d are allowed.", levels,
+			b.maxDepth)
 	}
 	return nil
 }

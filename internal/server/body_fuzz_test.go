@@ -15,10 +15,14 @@ import (
 // everything twice and allows more.
 func FuzzBody(f *testing.F) {
 	for _, seed := range []string{
-		``, ` `, `{}`, `[]`, `null`, `{"data":{}}`, `{"data":{"a":1}}`, `{"data":{"a":1},"complexity":2.0,"task":"echo","callback_url":"http://x/"}`,
-		`{"data":{"a":1},"data":{"a":1}}`, `{"d\u0061ta":{"a":"\\\"["}}`, "{\"data\":{\"a\":\"\xff\"}}", `{"data":{"a":"\ud800"}}`,
-		`{"data":{"a":1}}x`, `{"data":{"a":1}`, `{"complexity":1e999}`, `{"data":` + strings.Repeat(`{"a":`, 12) + `1` + strings.Repeat(`}`, 13),
-		strings.Repeat("[", 10_001), `{"x":` + strings.Repeat("[", 10_001), `{"data":{"a":[[[[[[[[[1]]]]]]]]]}}`, "\xef\xbb\xbf{}",
+		``, ` `, `{}`, `[]`, `null`, `{"data":{}}`, `{"data":{"a":1}}`,
+		`{"data":{"a":1},"complexity":2.0,"task":"echo","callback_url":"http://x/"}`,
+		`{"data":{"a":1},"data":{"a":1}}`, `{"d\u0061ta":{"a":"\\\"["}}`, "{\"data\":{\"a\":\"\xff\"}}",
+		`{"data":{"a":"\ud800"}}`,
+		`{"data":{"a":1}}x`, `{"data":{"a":1}`, `{"complexity":1e999}`, `{"data":` + strings.Repeat(`{"a":`, 12) + `1` +
+			strings.Repeat(`}`, 13),
+		strings.Repeat("[", 10_001), `{"x":` +
+			strings.Repeat("[", 10_001), `{"data":{"a":[[[[[[[[[1]]]]]]]]]}}`, "\xef\xbb\xbf{}",
 	} {
 		f.Add(seed, false)
 		f.Add(seed, true)
@@ -53,7 +57,8 @@ func FuzzBody(f *testing.F) {
 		if !bytes.Equal(order.Data, plain.Data) {
 			t.Fatalf("data is %s, want %s", order.Data, plain.Data)
 		}
-		if plain.Complexity != nil && float64(order.Complexity) != *plain.Complexity || order.Complexity < 1 || order.Complexity > 10 {
+		if plain.Complexity != nil && float64(order.Complexity) != *plain.Complexity || order.Complexity < 1 ||
+			order.Complexity > 10 {
 			t.Fatalf("complexity %d of %s", order.Complexity, body)
 		}
 		if plain.Task != "" && order.Task != plain.Task || async && order.CallbackURL != plain.CallbackURL {

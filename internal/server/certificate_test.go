@@ -47,7 +47,8 @@ func secureWeb(t *testing.T, handler http.Handler, log *slog.Logger) (address st
 	if err != nil {
 		t.Fatal(err)
 	}
-	return web(t, handler, server.Config{Certificate: certificate, Connections: server.NewConnections(1_000, nil), Log: log}, nil), id
+	return web(t, handler, server.Config{Certificate: certificate, Connections: server.NewConnections(1_000, nil),
+		Log: log}, nil), id
 }
 
 // secureClient speaks HTTP/2 or 1.1 with whom a pool trusts.
@@ -67,19 +68,22 @@ func TestTLS(t *testing.T) {
 	svc := start(t, nil)
 	address, id := secureWeb(t, svc.Config.Handler, quiet())
 	for version := 1; version <= 2; version++ {
-		response, err := secureClient(t, id.pool, version).Post("https://"+address+"/sync", "application/json", strings.NewReader(`{"data":{"a":1},"task":"echo"}`))
+		response, err := secureClient(t, id.pool, version).Post("https://"+address+"/sync", "application/json",
+			strings.NewReader(`{"data":{"a":1},"task":"echo"}`))
 		if err != nil {
 			t.Fatal(err)
 		}
 		response.Body.Close()
-		if response.StatusCode != http.StatusOK || response.ProtoMajor != version || response.Header.Get("Strict-Transport-Security") != "max-age=31536000" {
+		if response.StatusCode != http.StatusOK || response.ProtoMajor != version ||
+			response.Header.Get("Strict-Transport-Security") != "max-age=31536000" {
 			t.Errorf("HTTP/%d: %s %s %v", version, response.Proto, response.Status, response.Header)
 		}
 	}
 	if a := svc.get("/livez"); a.header.Get("Strict-Transport-Security") != "" {
 		t.Error("HSTS without TLS")
 	}
-	for version, ok := range map[uint16]bool{tls.VersionTLS10: false, tls.VersionTLS11: false, tls.VersionTLS12: true, tls.VersionTLS13: true} {
+	for version, ok := range map[uint16]bool{tls.VersionTLS10: false, tls.VersionTLS11: false, tls.VersionTLS12: true,
+		tls.VersionTLS13: true} {
 		conn, err := tls.Dial("tcp", address, &tls.Config{RootCAs: id.pool, MinVersion: version, MaxVersion: version})
 		if (err == nil) != ok {
 			t.Errorf("%s: %v", tls.VersionName(version), err)
@@ -199,7 +203,8 @@ func header(t *testing.T, more ...hpack.HeaderField) []byte {
 	t.Helper()
 	var block bytes.Buffer
 	encoder := hpack.NewEncoder(&block)
-	for _, field := range append([]hpack.HeaderField{{Name: ":method", Value: "GET"}, {Name: ":scheme", Value: "https"}, {Name: ":authority", Value: "x"}, {Name: ":path", Value: "/"}}, more...) {
+	for _, field := range append([]hpack.HeaderField{{Name: ":method", Value: "GET"},
+		{Name: ":scheme", Value: "https"}, {Name: ":authority", Value: "x"}, {Name: ":path", Value: "/"}}, more...) {
 		if err := encoder.WriteField(field); err != nil {
 			t.Fatal(err)
 		}
@@ -245,7 +250,8 @@ func TestRapidReset(t *testing.T) {
 	reading.Go(func() { code, ended = s.farewell() })
 	block := header(t)
 	for stream := uint32(1); stream < 20_000; stream += 2 {
-		err := s.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: block, EndHeaders: true, EndStream: true})
+		err := s.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: block, EndHeaders: true,
+			EndStream: true})
 		if err = errors.Join(err, s.WriteRSTStream(stream, http2.ErrCodeCancel)); err != nil {
 			break // the server has ended it
 		}
@@ -275,7 +281,8 @@ func TestContinuationFlood(t *testing.T) {
 		var block bytes.Buffer
 		encoder := hpack.NewEncoder(&block)
 		for n := range 10 {
-			_ = encoder.WriteField(hpack.HeaderField{Name: fmt.Sprintf("x-%d-%d", i, n), Value: strings.Repeat("x", 1_000), Sensitive: true}) // a buffer takes everything
+			_ = encoder.WriteField(hpack.HeaderField{Name: fmt.Sprintf("x-%d-%d", i, n), Value: strings.Repeat("x", 1_000),
+				Sensitive: true}) // a buffer takes everything
 		}
 		err = s.WriteContinuation(1, false, block.Bytes())
 	}

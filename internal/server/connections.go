@@ -71,7 +71,8 @@ func (d *door) Accept() (net.Conn, error) {
 func (c *Connections) admit(conn net.Conn) bool {
 	address, _ := parseHop(conn.RemoteAddr().String())
 	client := limit.Network(address)
-	many := address.IsLoopback() || slices.ContainsFunc(c.proxies, func(p netip.Prefix) bool { return p.Contains(address) })
+	many := address.IsLoopback() ||
+		slices.ContainsFunc(c.proxies, func(p netip.Prefix) bool { return p.Contains(address) })
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	longest := c.waiting.Front()

@@ -51,7 +51,8 @@ func TestConnectionsProperties(t *testing.T) {
 				longest := slices.IndexFunc(open, func(p *peer) bool { return !p.active })
 				want := has(p.from) < share && (len(open) < most || longest >= 0)
 				if got := server.Admit(table, p); got != want {
-					t.Fatalf("admitted %v with %d of %d open, %d of the client, longest waiting %d", got, len(open), most, has(p.from), longest)
+					t.Fatalf("admitted %v with %d of %d open, %d of the client, longest waiting %d", got, len(open), most,
+						has(p.from), longest)
 				}
 				if want && len(open) == most {
 					if !open[longest].closed {

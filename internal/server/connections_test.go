@@ -208,7 +208,8 @@ func TestConnectionsOfOneClient(t *testing.T) {
 			t.Parallel()
 			n := 0
 			table := server.NewConnections(most, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")})
-			address := web(t, http.NotFoundHandler(), server.Config{Connections: table}, func() string { n++; return tt.from(n) })
+			address := web(t, http.NotFoundHandler(), server.Config{Connections: table},
+				func() string { n++; return tt.from(n) })
 			kept := 0
 			for range most {
 				if dialTo(t, address).ask("/") {

@@ -19,7 +19,8 @@ func (s *server) handleSecurityTxt(w http.ResponseWriter, r *http.Request) error
 	until := time.Now().UTC().Truncate(24 * time.Hour).Add(contactHolds)
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-cache")
-	_, _ = w.Write([]byte("Contact: " + s.cfg.SecurityContact + "\nExpires: " + until.Format(time.RFC3339) + "\nPreferred-Languages: en\n")) // fails only when the caller has gone
+	_, _ = w.Write([]byte("Contact: " + s.cfg.SecurityContact + "\nExpires: " + until.Format(time.RFC3339) +
+		"\nPreferred-Languages: en\n")) // fails only when the caller has gone
 	return nil
 }
 
@@ -29,7 +30,8 @@ func ValidContact(contact string) error {
 		return nil
 	}
 	address, err := url.Parse(contact)
-	full := err == nil && (address.Scheme == "mailto" && strings.Contains(address.Opaque, "@") || address.Scheme == "https" && address.Host != "")
+	full := err == nil && (address.Scheme == "mailto" && strings.Contains(address.Opaque, "@") ||
+		address.Scheme == "https" && address.Host != "")
 	if !full || strings.ContainsAny(contact, " \t") {
 		return errors.New("want an address such as mailto:security@example.com or https://example.com/security")
 	}

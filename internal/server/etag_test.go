@@ -42,7 +42,8 @@ func TestRequestIsSentOnlyWhenItChanged(t *testing.T) {
 	letGo()
 	until(tandem.StatusCallbackSent)
 	current := newest.header.Get("ETag")
-	if !regexp.MustCompile(`^"[0-9a-f]{32}"$`).MatchString(current) || newest.header.Get("Cache-Control") != "private, no-cache" {
+	if !regexp.MustCompile(`^"[0-9a-f]{32}"$`).MatchString(current) ||
+		newest.header.Get("Cache-Control") != "private, no-cache" {
 		t.Errorf("%v", newest.header)
 	}
 	if len(bodies) < 2 {
@@ -50,7 +51,8 @@ func TestRequestIsSentOnlyWhenItChanged(t *testing.T) {
 	}
 	for tag := range bodies {
 		a := svc.do(http.MethodGet, path, "", "If-None-Match: "+tag)
-		if tag != current && (a.status != http.StatusOK || a.body != newest.body) || tag == current && (a.status != http.StatusNotModified || a.body != "") {
+		if tag != current && (a.status != http.StatusOK || a.body != newest.body) || tag == current &&
+			(a.status != http.StatusNotModified || a.body != "") {
 			t.Errorf("%s: %d %s", tag, a.status, a.body)
 		}
 		if a.header.Get("ETag") != current || a.header.Get("Cache-Control") != "private, no-cache" {
@@ -60,11 +62,13 @@ func TestRequestIsSentOnlyWhenItChanged(t *testing.T) {
 	if a := svc.do(http.MethodHead, path, "", "If-None-Match: "+current); a.status != http.StatusNotModified {
 		t.Errorf("HEAD: %d", a.status)
 	}
-	if a := svc.do(http.MethodGet, "/requests/unknown", "", "If-None-Match: *"); a.status != http.StatusNotFound || a.header.Get("ETag") != "" {
+	if a := svc.do(http.MethodGet, "/requests/unknown", "", "If-None-Match: *"); a.status != http.StatusNotFound ||
+		a.header.Get("ETag") != "" {
 		t.Errorf("what is not there: %d %v", a.status, a.header)
 	}
 	svc.store.sabotage("Request", unavailable)
-	if a := svc.do(http.MethodGet, path, "", "If-None-Match: "+current); a.status != http.StatusServiceUnavailable || a.header.Get("ETag") != "" {
+	if a := svc.do(http.MethodGet, path, "", "If-None-Match: "+current); a.status != http.StatusServiceUnavailable ||
+		a.header.Get("ETag") != "" {
 		t.Errorf("what cannot be read: %d %v", a.status, a.header)
 	}
 }

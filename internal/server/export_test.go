@@ -35,7 +35,8 @@ func StatusOf(code tandem.Code) int {
 
 // Instrument wraps a handler as New wraps the API.
 func Instrument(next http.Handler, log *slog.Logger) http.Handler {
-	s := &server{cfg: Config{Metrics: telemetry.New(telemetry.Config{})}.withDefaults(), log: log, tally: make(tally, len(kinds))}
+	s := &server{cfg: Config{Metrics: telemetry.New(telemetry.Config{})}.withDefaults(), log: log,
+		tally: make(tally, len(kinds))}
 	s.meters = newMeters(s)
 	return s.instrument(next)
 }

@@ -36,7 +36,8 @@ func (s *server) handleLive(*http.Request) (state, error) { return state{"alive"
 // handleReady says whether new work would be accepted.
 func (s *server) handleReady(r *http.Request) (state, error) {
 	if s.cfg.Engine.Draining() || s.leaving() {
-		return state{}, tandem.Errorf(tandem.CodeDraining, "The server is starting or shutting down; send new work elsewhere.")
+		return state{}, tandem.Errorf(tandem.CodeDraining,
+			"The server is starting or shutting down; send new work elsewhere.")
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
 	defer cancel()

@@ -60,7 +60,8 @@ func parseQuery(raw string, names filters) (store.Filter, error) {
 	filter := store.Filter{Limit: defaultLimit, MaxBytes: pageData}
 	query, err := url.ParseQuery(raw)
 	if err != nil {
-		return filter, invalid([]tandem.FieldError{{Location: "query", Message: "must be percent-encoded", Value: shorten(raw)}})
+		return filter, invalid([]tandem.FieldError{{Location: "query", Message: "must be percent-encoded",
+			Value: shorten(raw)}})
 	}
 	var wrong []tandem.FieldError
 	for _, name := range slices.Sorted(maps.Keys(query)) {
@@ -70,7 +71,8 @@ func parseQuery(raw string, names filters) (store.Filter, error) {
 		}
 	}
 	if query.Has("cursor") && query.Has("offset") {
-		wrong = append(wrong, tandem.FieldError{Location: "query.offset", Message: "cannot be combined with cursor", Value: shorten(query.Get("offset"))})
+		wrong = append(wrong, tandem.FieldError{Location: "query.offset", Message: "cannot be combined with cursor",
+			Value: shorten(query.Get("offset"))})
 	}
 	if wrong != nil {
 		return filter, invalid(wrong)

@@ -25,7 +25,8 @@ func TestHistoryOfOneRequest(t *testing.T) {
 	if !strings.Contains(a.body, `"input_data":{"n":1.50,"s":"<é>"}`) || !strings.Contains(a.body, `"attempts":[]`) {
 		t.Errorf("%s", a.body)
 	}
-	for _, id := range []string{"req_00000000000000000000000000000000", "nonsense", "%00", "..%2f", strings.Repeat("x", 3000)} {
+	for _, id := range []string{"req_00000000000000000000000000000000", "nonsense", "%00", "..%2f",
+		strings.Repeat("x", 3000)} {
 		if a := svc.get("/requests/" + id); a.status != http.StatusNotFound || a.problem(t).Code != tandem.CodeNotFound {
 			t.Errorf("%.40s: %d %s", id, a.status, a.body)
 		}
@@ -200,7 +201,8 @@ func TestHistoryPageIsBounded(t *testing.T) {
 func TestHistoryPageOfLongURLsIsBounded(t *testing.T) {
 	t.Parallel()
 	svc := start(t, func(s *setup) { s.engine.IOWorkers, s.engine.TaskTimeout = 1, time.Hour })
-	order := `{"task":"stuck","data":{"a":"` + strings.Repeat("x", 7_000) + `"},"callback_url":"http://127.0.0.1:9/` + strings.Repeat("u", 1_900) + `"}`
+	order := `{"task":"stuck","data":{"a":"` + strings.Repeat("x", 7_000) + `"},"callback_url":"http://127.0.0.1:9/` +
+		strings.Repeat("u", 1_900) + `"}`
 	const n = 1000
 	for range n {
 		svc.submit(order)

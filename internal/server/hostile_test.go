@@ -118,8 +118,10 @@ func TestBadHTTP(t *testing.T) {
 		{"two lengths", postHead + "Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", 400},
 		{"a chunk size that is none", postHead + closing + "Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400},
 		{"a chunk size beyond 64 bits", postHead + closing + "Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n", 400},
-		{"a chunk that is longer than it says", postHead + closing + "Transfer-Encoding: chunked\r\n\r\n2\r\n{}}\r\n0\r\n\r\n", 400},
-		{"1 MB of trailers", postHead + closing + "Transfer-Encoding: chunked\r\n\r\n0\r\n" + strings.Repeat("X: "+megabyte[:1000]+"\r\n", 1000) + "\r\n", 400},
+		{"a chunk that is longer than it says", postHead + closing +
+			"Transfer-Encoding: chunked\r\n\r\n2\r\n{}}\r\n0\r\n\r\n", 400},
+		{"1 MB of trailers", postHead + closing + "Transfer-Encoding: chunked\r\n\r\n0\r\n" +
+			strings.Repeat("X: "+megabyte[:1000]+"\r\n", 1000) + "\r\n", 400},
 		{"two transfer codings", postHead + "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501},
 		{"a body that ends early", postHead + closing + "Content-Length: 1000\r\n\r\n{\"data\":", 400},
 	} {
@@ -196,7 +198,8 @@ func TestStreamOf100MB(t *testing.T) {
 			t.Errorf("%s: %d bytes were taken (%v)", name, sent, err)
 		}
 		// The refusal itself may be lost with the connection: TCP forgets what a reset overtakes.
-		if codes, err := statuses(conn); err != nil || len(codes) > 1 || len(codes) == 1 && codes[0] != http.StatusRequestEntityTooLarge {
+		if codes, err := statuses(conn); err != nil || len(codes) > 1 || len(codes) == 1 &&
+			codes[0] != http.StatusRequestEntityTooLarge {
 			t.Errorf("%s: answered %v (%v), want 413 or nothing", name, codes, err)
 		}
 	}

@@ -22,12 +22,14 @@ func TestIndex(t *testing.T) {
 	}
 	a := svc.get("/")
 	a.decode(t, &overview)
-	if overview.Version != tandem.Version || overview.Status != "running" || !overview.Async || !overview.Debug || overview.Message == "" ||
+	if overview.Version != tandem.Version || overview.Status != "running" || !overview.Async || !overview.Debug ||
+		overview.Message == "" ||
 		a.header.Get("Content-Type") != "application/json" || a.header.Get("Vary") != "Accept" {
 		t.Errorf("%v %s", a.header, a.body)
 	}
 	for name, path := range map[string]string{
-		"index": "/", "health": "/health", "submit": "/api/submit", "submit-batch": "/api/submit/batch", "submission-stats": "/api/stats",
+		"index": "/", "health": "/health", "submit": "/api/submit", "submit-batch": "/api/submit/batch",
+		"submission-stats": "/api/stats",
 		"list-submissions": "/api/submissions", "sync": "/sync", "async": "/async", "docs": "/docs",
 	} {
 		if overview.Endpoints[name] != path {
@@ -36,11 +38,13 @@ func TestIndex(t *testing.T) {
 	}
 	const browser = "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 	page := svc.do(http.MethodGet, "/", "", browser)
-	if page.status != http.StatusOK || page.header.Get("Content-Type") != "text/html; charset=utf-8" || page.header.Get("Vary") != "Accept" ||
+	if page.status != http.StatusOK || page.header.Get("Content-Type") != "text/html; charset=utf-8" ||
+		page.header.Get("Vary") != "Accept" ||
 		!strings.Contains(page.header.Get("Content-Security-Policy"), "default-src 'none'") {
 		t.Errorf("%d %v", page.status, page.header)
 	}
-	if strings.Contains(page.body, `="http`) || strings.Contains(page.body, "<script") || strings.Contains(page.body, "style=") {
+	if strings.Contains(page.body, `="http`) || strings.Contains(page.body, "<script") ||
+		strings.Contains(page.body, "style=") {
 		t.Errorf("the page takes something from elsewhere: %s", page.body)
 	}
 	links := 0

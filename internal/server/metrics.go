@@ -226,49 +226,64 @@ func (p put) summary(count int64, sum float64) {
 // figuresOfProcess need nothing but this process.
 func figuresOfProcess() []figure {
 	return []figure{
-		{name: "tandem_build_info", help: "Always 1; the labels say which tandem this is.", labels: []string{"version", "revision", "goversion"}, read: func(_ *reading, out put) {
-			out.gauge(1, tandem.Version, revision(), runtime.Version())
-		}},
-		{name: "tandem_store_available", help: "1 while the database can be read and its last write succeeded, else 0.", read: func(now *reading, out put) {
-			available := 0.0
-			if now.store.Unavailable == nil {
-				available = 1
-			}
-			out.gauge(available)
-		}},
-		{name: "tandem_nodes", help: "Nodes that share the database and were alive at the last heartbeat, this one included.", read: func(now *reading, out put) {
+		{name: "tandem_build_info", help: "Always 1; the labels say which tandem this is.",
+			labels: []string{"version", "revision", "goversion"}, read: func(_ *reading, out put) {
+				out.gauge(1, tandem.Version, revision(), runtime.Version())
+			}},
+		{name: "tandem_store_available", help: "1 while the database can be read and its last write succeeded, else 0.",
+			read: func(now *reading, out put) {
+				available := 0.0
+				if now.store.Unavailable == nil {
+					available = 1
+				}
+				out.gauge(available)
+			}},
+		{name: "tandem_nodes", help: "Nodes that share the database and were alive at the last heartbeat, this one " +
+			"included.", read: func(now *reading, out put) {
 			out.gauge(float64(now.nodes))
 		}},
-		{name: "tandem_callback_breakers", help: "Destinations remembered, by the state of their circuit breaker.", labels: []string{"state"}, read: func(now *reading, out put) {
-			for state, count := range now.breakers {
-				out.gauge(float64(count), state)
-			}
-		}},
-		{name: "tandem_rate_limit_requests_total", help: "Calls that a rate limit (post, get) let through or answered with 429 since the start.", labels: []string{"policy", "verdict"}, read: readRates(func(policy string, rate RateFigures, out put) {
-			out.counter(rate.Allowed, policy, "allowed")
-			out.counter(rate.Limited, policy, "limited")
-		})},
-		{name: "tandem_rate_limit_tracked_clients", help: "Addresses whose calls are remembered one by one; 0 while there is no limit.", labels: []string{"policy"}, read: readRates(func(policy string, rate RateFigures, out put) {
-			out.gauge(float64(rate.Tracked), policy)
-		})},
-		{name: "tandem_rate_limit_capacity_clients", help: "The most addresses remembered one by one; further ones share allowances. 0 while there is no limit.", labels: []string{"policy"}, read: readRates(func(policy string, rate RateFigures, out put) {
-			out.gauge(float64(rate.Capacity), policy)
-		})},
+		{name: "tandem_callback_breakers", help: "Destinations remembered, by the state of their circuit breaker.",
+			labels: []string{"state"}, read: func(now *reading, out put) {
+				for state, count := range now.breakers {
+					out.gauge(float64(count), state)
+				}
+			}},
+		{name: "tandem_rate_limit_requests_total",
+			help: "Calls that a rate limit (post, get) let through or answered with 429 since " +
+				"the start.", labels: []string{"policy",
+				"verdict"}, read: readRates(func(policy string, rate RateFigures, out put) {
+				out.counter(rate.Allowed, policy, "allowed")
+				out.counter(rate.Limited, policy, "limited")
+			})},
+		{name: "tandem_rate_limit_tracked_clients",
+			help: "Addresses whose calls are remembered one by one; 0 while there is " +
+				"no limit.", labels: []string{"policy"}, read: readRates(func(policy string, rate RateFigures, out put) {
+				out.gauge(float64(rate.Tracked), policy)
+			})},
+		{name: "tandem_rate_limit_capacity_clients",
+			help: "The most addresses remembered one by one; further ones share allowances. 0 while there is " +
+				"no limit.", labels: []string{"policy"}, read: readRates(func(policy string, rate RateFigures, out put) {
+				out.gauge(float64(rate.Capacity), policy)
+			})},
 		{name: "tandem_http_connections", help: "Connections that are open.", read: func(now *reading, out put) {
 			out.gauge(float64(now.conns.Open))
 		}},
-		{name: "tandem_http_connections_cut_total", help: "Connections closed since the start to stay within --max-connections: waiting ones, to make room, and new ones.", labels: []string{"which"}, read: func(now *reading, out put) {
-			out.counter(now.conns.Closed, "waiting")
-			out.counter(now.conns.Refused, "new")
-		}},
-		{name: "tandem_http_requests_in_flight", help: "Requests that are being answered, this one included.", read: func(now *reading, out put) {
-			out.gauge(float64(now.flying))
-		}},
-		{name: "tandem_http_problems_total", help: "Errors answered since the start, by code.", labels: []string{"code"}, read: func(now *reading, out put) {
-			for i := range now.tally {
-				out.counter(now.tally[i].Load(), string(kinds[i].Code))
-			}
-		}},
+		{name: "tandem_http_connections_cut_total",
+			help: "Connections closed since the start to stay within --max-connections: waiting ones, to make room, and " +
+				"new ones.", labels: []string{"which"}, read: func(now *reading, out put) {
+				out.counter(now.conns.Closed, "waiting")
+				out.counter(now.conns.Refused, "new")
+			}},
+		{name: "tandem_http_requests_in_flight", help: "Requests that are being answered, this one included.",
+			read: func(now *reading, out put) {
+				out.gauge(float64(now.flying))
+			}},
+		{name: "tandem_http_problems_total", help: "Errors answered since the start, by code.", labels: []string{"code"},
+			read: func(now *reading, out put) {
+				for i := range now.tally {
+					out.counter(now.tally[i].Load(), string(kinds[i].Code))
+				}
+			}},
 	}
 }
 
@@ -284,35 +299,43 @@ func readRates(show func(policy string, rate RateFigures, out put)) func(*readin
 // help says otherwise.
 func figuresOfStore() []figure {
 	return []figure{
-		{name: "tandem_requests_accepted_total", help: "Requests recorded since the database was made, by mode.", labels: []string{"mode"}, read: func(now *reading, out put) {
-			for _, mode := range tandem.Modes {
-				out.counter(now.store.Requests[mode], string(mode))
-			}
-		}},
-		{name: "tandem_requests_active", help: "Requests whose work has not ended, by status.", labels: []string{"status"}, read: func(now *reading, out put) {
-			for _, status := range []tandem.Status{tandem.StatusPending, tandem.StatusProcessing} {
-				out.gauge(float64(now.store.Now[status]), string(status))
-			}
-		}},
-		{name: "tandem_queue_jobs", help: "Jobs waiting or handed out, by lane.", labels: []string{"lane"}, read: func(now *reading, out put) {
-			for _, lane := range store.Lanes {
-				out.gauge(float64(now.store.Queue[lane]), string(lane))
-			}
-		}},
-		{name: "tandem_queue_oldest_age_seconds", help: "How long the job that has waited longest has been due; 0 when none waits.", read: func(now *reading, out put) {
-			out.age(now.at, now.store.OldestDue)
-		}},
-		{name: "tandem_queue_depth_requests", help: "Unfinished requests: what the capacity bounds.", read: func(now *reading, out put) {
-			out.gauge(float64(now.store.Unfinished))
-		}},
-		{name: "tandem_queue_capacity_requests", help: "The most unfinished requests that are kept (--max-queue).", read: func(now *reading, out put) {
-			out.gauge(float64(now.store.Capacity))
-		}},
-		{name: "tandem_callbacks_ended_total", help: "Callbacks delivered or given up since the database was made.", labels: []string{"outcome"}, read: func(now *reading, out put) {
-			for _, status := range []tandem.CallbackStatus{tandem.CallbackSent, tandem.CallbackFailed} {
-				out.counter(now.store.Callback[status], string(status))
-			}
-		}},
+		{name: "tandem_requests_accepted_total", help: "Requests recorded since the database was made, by mode.",
+			labels: []string{"mode"}, read: func(now *reading, out put) {
+				for _, mode := range tandem.Modes {
+					out.counter(now.store.Requests[mode], string(mode))
+				}
+			}},
+		{name: "tandem_requests_active", help: "Requests whose work has not ended, by status.",
+			labels: []string{"status"}, read: func(now *reading, out put) {
+				for _, status := range []tandem.Status{tandem.StatusPending, tandem.StatusProcessing} {
+					out.gauge(float64(now.store.Now[status]), string(status))
+				}
+			}},
+		{name: "tandem_queue_jobs", help: "Jobs waiting or handed out, by lane.", labels: []string{"lane"},
+			read: func(now *reading, out put) {
+				for _, lane := range store.Lanes {
+					out.gauge(float64(now.store.Queue[lane]), string(lane))
+				}
+			}},
+		{name: "tandem_queue_oldest_age_seconds",
+			help: "How long the job that has waited longest has been due; 0 when none waits.", read: func(now *reading,
+				out put) {
+				out.age(now.at, now.store.OldestDue)
+			}},
+		{name: "tandem_queue_depth_requests", help: "Unfinished requests: what the capacity bounds.",
+			read: func(now *reading, out put) {
+				out.gauge(float64(now.store.Unfinished))
+			}},
+		{name: "tandem_queue_capacity_requests", help: "The most unfinished requests that are kept (--max-queue).",
+			read: func(now *reading, out put) {
+				out.gauge(float64(now.store.Capacity))
+			}},
+		{name: "tandem_callbacks_ended_total", help: "Callbacks delivered or given up since the database was made.",
+			labels: []string{"outcome"}, read: func(now *reading, out put) {
+				for _, status := range []tandem.CallbackStatus{tandem.CallbackSent, tandem.CallbackFailed} {
+					out.counter(now.store.Callback[status], string(status))
+				}
+			}},
 		{
 			name: "tandem_callback_oldest_undelivered_seconds",
 			help: "How long the undelivered callback that has waited longest has waited; 0 when none waits.",
@@ -322,23 +345,29 @@ func figuresOfStore() []figure {
 				}
 			},
 		},
-		{name: "tandem_callback_attempts_total", help: "Tries to deliver a callback since the database was made, by outcome.", labels: []string{"outcome"}, read: func(now *reading, out put) {
-			out.counter(now.store.Attempts[tandem.OutcomeDelivered], string(tandem.OutcomeDelivered))
-			for outcome, count := range now.store.Attempts {
-				if outcome != tandem.OutcomeDelivered {
-					out.counter(count, string(outcome))
+		{name: "tandem_callback_attempts_total",
+			help: "Tries to deliver a callback since the database was made, " +
+				"by outcome.", labels: []string{"outcome"}, read: func(now *reading, out put) {
+				out.counter(now.store.Attempts[tandem.OutcomeDelivered], string(tandem.OutcomeDelivered))
+				for outcome, count := range now.store.Attempts {
+					if outcome != tandem.OutcomeDelivered {
+						out.counter(count, string(outcome))
+					}
 				}
-			}
-		}},
-		{name: "tandem_store_commit_seconds", help: "Commits since the start and the time they took, the fsync included.", read: func(now *reading, out put) {
-			out.summary(now.store.Commits.Count, now.store.Commits.Time.Seconds())
-		}},
-		{name: "tandem_store_commit_writes", help: "Commits since the start and the writes in them: accepted requests, results, attempts and the like.", read: func(now *reading, out put) {
-			out.summary(now.store.Commits.Count, float64(now.store.Commits.Writes))
-		}},
-		{name: "tandem_store_commits_failed_total", help: "Commits that failed since the start; nothing of them was kept.", read: func(now *reading, out put) {
-			out.counter(now.store.Commits.Failed)
-		}},
+			}},
+		{name: "tandem_store_commit_seconds", help: "Commits since the start and the time they took, the fsync included.",
+			read: func(now *reading, out put) {
+				out.summary(now.store.Commits.Count, now.store.Commits.Time.Seconds())
+			}},
+		{name: "tandem_store_commit_writes",
+			help: "Commits since the start and the writes in them: accepted requests, results, attempts and " +
+				"the like.", read: func(now *reading, out put) {
+				out.summary(now.store.Commits.Count, float64(now.store.Commits.Writes))
+			}},
+		{name: "tandem_store_commits_failed_total",
+			help: "Commits that failed since the start; nothing of them was kept.", read: func(now *reading, out put) {
+				out.counter(now.store.Commits.Failed)
+			}},
 	}
 }
 

@@ -7,7 +7,11 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	"github.com/google/go-cmp/cmp"
+
+	"tandem"
 	"tandem/internal/submissions"
 )
 
@@ -52,7 +56,8 @@ func TestMetricsInFlight(t *testing.T) {
 	var callers sync.WaitGroup
 	for range 3 {
 		callers.Go(func() {
-			request, err := http.NewRequestWithContext(ctx, http.MethodPost, svc.URL+"/sync", strings.NewReader(`{"data":{"a":1},"task":"stuck"}`))
+			request, err := http.NewRequestWithContext(ctx, http.MethodPost, svc.URL+"/sync",
+				strings.NewReader(`{"data":{"a":1},"task":"stuck"}`))
 			if err != nil {
 				t.Error(err)
 				return
@@ -69,4 +74,57 @@ func TestMetricsInFlight(t *testing.T) {
 	leave()
 	callers.Wait()
 	svc.until("all but the scrape have left", func() bool { return inFlight() == 1 })
+}
+
+func TestSubmissionStats(t *testing.T) {
+	t.Parallel()
+	svc := start(t, func(s *setup) {
+		s.server.Debug = true
+		s.sample.External = submissions.External{MinDelay: 30 * time.Millisecond, MaxDelay: 30 * time.Millisecond}
+	})
+	var figures map[string]any
+	svc.get("/api/stats").decode(t, &figures)
+	uptime := figures["uptime_seconds"].(float64)
+	delete(figures, "uptime_seconds")
+	want := map[string]any{
+		"total_messages": 0.0, "total_submissions": 0.0, "recent_submissions": 0.0, "avg_processing_time": 0.0,
+		"latest_submission": nil,
+		"api_version":       tandem.Version, "status": "healthy", "debug_mode": true, "last_submission": nil,
+		"submission_log": map[string]any{"lines_written": 0.0, "lines_dropped": 0.0},
+	}
+	if diff := cmp.Diff(want, figures); diff != "" || uptime < 0 {
+		t.Errorf("before the first (-want +got):\n%s", diff)
+	}
+	svc.post("/sync", `{"data":{"a":1},"task":"echo"}`)
+	svc.post("/api/submit/batch", batchOf(3))
+	var last wireSubmission
+	svc.post("/api/submit", ada).decode(t, &last)
+	a := svc.get("/api/stats")
+	var got struct {
+		Messages int            `json:"total_messages"`
+		Total    int            `json:"total_submissions"`
+		Recent   int            `json:"recent_submissions"`
+		Average  float64        `json:"avg_processing_time"`
+		Latest   wireSubmission `json:"latest_submission"`
+		Last     time.Time      `json:"last_submission"`
+	}
+	a.decode(t, &got)
+	if got.Messages != 4 || got.Total != 4 || got.Recent != 4 || got.Average < 0.03 || got.Average > 10 ||
+		got.Latest.SubmissionID != last.SubmissionID || got.Latest.FirstName != "Ada" || !got.Last.Equal(last.Timestamp) {
+		t.Errorf("%s", a.body)
+	}
+	tag := a.header.Get("ETag")
+	if a := svc.do(http.MethodGet, "/api/stats", "", "If-None-Match: "+tag); a.status != http.StatusNotModified ||
+		a.header.Get("ETag") != tag {
+		t.Errorf("unchanged: %d %v", a.status, a.header)
+	}
+	svc.post("/api/submit", ada)
+	if a := svc.do(http.MethodGet, "/api/stats", "", "If-None-Match: "+tag); a.status != http.StatusOK ||
+		a.header.Get("ETag") == tag {
+		t.Errorf("changed: %d %v", a.status, a.header)
+	}
+	if other := start(t, nil).get("/api/stats").header.Get("ETag"); other == start(t,
+		nil).get("/api/stats").header.Get("ETag") {
+		t.Errorf("two processes give one tag, %s", other)
+	}
 }

@@ -31,7 +31,8 @@ var (
 func scrape(t *testing.T, svc *service) map[string]float64 {
 	t.Helper()
 	a := svc.get("/metrics")
-	if a.status != http.StatusOK || !strings.HasPrefix(a.header.Get("Content-Type"), "text/plain; version=0.0.4") || a.header.Get("Cache-Control") != "no-store" {
+	if a.status != http.StatusOK || !strings.HasPrefix(a.header.Get("Content-Type"), "text/plain; version=0.0.4") ||
+		a.header.Get("Cache-Control") != "no-store" {
 		t.Fatalf("%d %v", a.status, a.header)
 	}
 	values := map[string]float64{}
@@ -101,7 +102,8 @@ func TestMetrics(t *testing.T) {
 		}
 		commits, writes := got["tandem_store_commit_seconds_count"], got["tandem_store_commit_writes_sum"]
 		// Two rows and two results of sync requests, and three commits of the async one, at least.
-		if commits < 5 || writes < 7 || commits > writes || got["tandem_store_commit_writes_count"] != commits || got["tandem_store_commit_seconds_sum"] <= 0 {
+		if commits < 5 || writes < 7 || commits > writes || got["tandem_store_commit_writes_count"] != commits ||
+			got["tandem_store_commit_seconds_sum"] <= 0 {
 			t.Errorf("%s mode: %v commits of %v writes", mode, commits, writes)
 		}
 		if fast := got[`tandem_sync_response_seconds_bucket{le="0.025"}`]; fast > 1 {
@@ -125,7 +127,8 @@ func TestMetricsOfAQueue(t *testing.T) {
 		got = scrape(t, svc)
 		return got[`tandem_requests_active{status="processing"}`] == 1
 	})
-	if got[`tandem_queue_jobs{lane="io"}`] != 3 || got[`tandem_queue_jobs{lane="cpu"}`] != 0 || got["tandem_queue_depth_requests"] != 3 ||
+	if got[`tandem_queue_jobs{lane="io"}`] != 3 || got[`tandem_queue_jobs{lane="cpu"}`] != 0 ||
+		got["tandem_queue_depth_requests"] != 3 ||
 		got[`tandem_requests_active{status="pending"}`] != 2 {
 		t.Errorf("three requests for one slot: %v", got)
 	}
@@ -222,7 +225,8 @@ func TestMetricsAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	documented := map[string]string{} // :: name → type and labels
-	for _, row := range regexp.MustCompile("(?m)^\\| `(tandem_\\w+)` \\| (\\w+) \\|(.*?)\\| (.{10,}) \\|$").FindAllStringSubmatch(string(text), -1) {
+	for _, row := range regexp.MustCompile("(?m)^\\| `(tandem_\\w+)` \\| (\\w+) \\|(.*?)\\| "+
+		"(.{10,}) \\|$").FindAllStringSubmatch(string(text), -1) {
 		if documented[row[1]] != "" {
 			t.Errorf("%s is documented twice", row[1])
 		}
@@ -278,7 +282,8 @@ func TestMetricsFormats(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	request.Header.Set("Accept", "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited")
+	request.Header.Set("Accept",
+		"application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited")
 	request.Header.Set("Accept-Encoding", "gzip")
 	response, err := svc.Client().Do(request)
 	if err != nil {
@@ -288,7 +293,8 @@ func TestMetricsFormats(t *testing.T) {
 	if _, err := io.Copy(io.Discard, response.Body); err != nil {
 		t.Fatal(err)
 	}
-	if kind := response.Header.Get("Content-Type"); !strings.HasPrefix(kind, "application/vnd.google.protobuf") || response.Header.Get("Content-Encoding") != "gzip" {
+	kind := response.Header.Get("Content-Type")
+	if !strings.HasPrefix(kind, "application/vnd.google.protobuf") || response.Header.Get("Content-Encoding") != "gzip" {
 		t.Errorf("%v", response.Header)
 	}
 	if a := svc.do(http.MethodHead, "/metrics", ""); a.status != http.StatusOK || a.body != "" {

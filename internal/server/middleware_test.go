@@ -135,7 +135,8 @@ func TestHalfAnAnswerBreaksOff(t *testing.T) {
 	t.Parallel()
 	for name, cause := range map[string]any{"panic": "too late", "abort": http.ErrAbortHandler} {
 		var log safeBuffer
-		target := httptest.NewUnstartedServer(server.Instrument(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		target := httptest.NewUnstartedServer(server.Instrument(http.HandlerFunc(func(w http.ResponseWriter,
+			_ *http.Request) {
 			_, _ = io.WriteString(w, "half an answer")
 			if err := http.NewResponseController(w).Flush(); err != nil {
 				t.Errorf("flush: %v", err)
@@ -163,9 +164,13 @@ func TestRequestsAreLoggedAtDebugLevel(t *testing.T) {
 	t.Parallel()
 	for level, want := range map[slog.Level]bool{slog.LevelDebug: true, slog.LevelInfo: false} {
 		var log safeBuffer
-		svc := start(t, func(s *setup) { s.server.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: level})) })
+		svc := start(t, func(s *setup) {
+			s.server.Log = slog.New(slog.NewTextHandler(&log,
+				&slog.HandlerOptions{Level: level}))
+		})
 		svc.get("/problems/NOTHING")
-		svc.until("the handler has logged", func() bool { return strings.Contains(log.String(), "path=/problems/NOTHING status=404") || !want })
+		svc.until("the handler has logged",
+			func() bool { return strings.Contains(log.String(), "path=/problems/NOTHING status=404") || !want })
 		if got := log.String() != ""; got != want {
 			t.Errorf("at %s: %q", level, log.String())
 		}
@@ -196,21 +201,25 @@ func (b *safeBuffer) String() string {
 func TestCORS(t *testing.T) {
 	t.Parallel()
 	off := start(t, nil)
-	if a := off.do(http.MethodGet, "/livez", "", "Origin: https://app.example.com"); a.header.Get("Access-Control-Allow-Origin") != "" {
+	if a := off.do(http.MethodGet, "/livez", "",
+		"Origin: https://app.example.com"); a.header.Get("Access-Control-Allow-Origin") != "" {
 		t.Errorf("CORS is on: %v", a.header)
 	}
 	svc := start(t, func(s *setup) { s.server.CORSOrigins = []string{"http://localhost:3000", "https://app.example.com"} })
 	a := svc.do(http.MethodGet, "/livez", "", "Origin: https://app.example.com")
-	if a.header.Get("Access-Control-Allow-Origin") != "https://app.example.com" || a.header.Get("Access-Control-Allow-Credentials") != "" {
+	if a.header.Get("Access-Control-Allow-Origin") != "https://app.example.com" ||
+		a.header.Get("Access-Control-Allow-Credentials") != "" {
 		t.Errorf("%v", a.header)
 	}
 	exposed := strings.ToLower(a.header.Get("Access-Control-Expose-Headers"))
-	for _, name := range []string{"location", "link", "retry-after", "x-request-id", "x-process-time", "etag", "ratelimit", "ratelimit-policy"} {
+	for _, name := range []string{"location", "link", "retry-after", "x-request-id", "x-process-time", "etag",
+		"ratelimit", "ratelimit-policy"} {
 		if !strings.Contains(exposed, name) {
 			t.Errorf("%s is not exposed: %s", name, exposed)
 		}
 	}
-	if a := svc.do(http.MethodGet, "/livez", "", "Origin: https://evil.example.com"); a.header.Get("Access-Control-Allow-Origin") != "" {
+	if a := svc.do(http.MethodGet, "/livez", "",
+		"Origin: https://evil.example.com"); a.header.Get("Access-Control-Allow-Origin") != "" {
 		t.Errorf("a stranger is let in: %v", a.header)
 	}
 	for _, tt := range []struct{ method, path, origin, vary string }{
@@ -226,7 +235,8 @@ func TestCORS(t *testing.T) {
 		a := svc.do(tt.method, tt.path, `{"data":{"n":1},"task":"echo"}`, lines...)
 		allowed := a.header.Get("Access-Control-Allow-Origin")
 		if a.status != http.StatusOK || a.header.Get("Vary") != tt.vary || (allowed != "") != (tt.origin != "") {
-			t.Errorf("%s %s with %q: %d, Vary %q, allowed %q", tt.method, tt.path, tt.origin, a.status, a.header.Get("Vary"), allowed)
+			t.Errorf("%s %s with %q: %d, Vary %q, allowed %q", tt.method, tt.path, tt.origin, a.status, a.header.Get("Vary"),
+				allowed)
 		}
 	}
 	preflight := svc.do(http.MethodOptions, "/async", "",
@@ -260,10 +270,13 @@ func TestConfigIsChecked(t *testing.T) {
 		{"origin without scheme", func(c *server.Config) { c.CORSOrigins = []string{"example.com"} }, false},
 		{"origin with path", func(c *server.Config) { c.CORSOrigins = []string{"https://example.com/x"} }, false},
 		{"rate limit", func(c *server.Config) { c.RateLimit = limit.Quota{Calls: 1, Window: time.Second} }, true},
-		{"rate limit of half a second", func(c *server.Config) { c.RateLimit = limit.Quota{Calls: 1, Window: time.Second / 2} }, false},
+		{"rate limit of half a second",
+			func(c *server.Config) { c.RateLimit = limit.Quota{Calls: 1, Window: time.Second / 2} }, false},
 		{"rate limit without calls", func(c *server.Config) { c.RateLimit = limit.Quota{Window: time.Second} }, false},
 		{"proxies", func(c *server.Config) { c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/1")} }, true},
-		{"everybody is a proxy", func(c *server.Config) { c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("::/0")} }, false},
+		{"everybody is a proxy", func(c *server.Config) {
+			c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("::/0")}
+		}, false},
 		{"mapped proxies", func(c *server.Config) {
 			c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("::ffff:10.0.0.0/104")}
 		}, false},
@@ -281,7 +294,8 @@ func TestConfigIsChecked(t *testing.T) {
 func TestHTTPServerHasEveryTimeout(t *testing.T) {
 	t.Parallel()
 	s := server.HTTPServer(http.NotFoundHandler(), server.Config{TaskTimeout: time.Minute})
-	if s.ReadHeaderTimeout <= 0 || s.ReadTimeout <= 0 || s.IdleTimeout <= 0 || s.WriteTimeout <= time.Minute || s.MaxHeaderBytes != 64<<10 {
+	if s.ReadHeaderTimeout <= 0 || s.ReadTimeout <= 0 || s.IdleTimeout <= 0 || s.WriteTimeout <= time.Minute ||
+		s.MaxHeaderBytes != 64<<10 {
 		t.Errorf("%+v", s)
 	}
 }

@@ -54,7 +54,8 @@ var (
 		"result": map[string]any{"sum": 2.718282, "product": 0.577216, "operations": 6, "checksum": "9f86d081884c7d65"},
 	}
 	exampleAsync = map[string]any{
-		"request_id": exampleID, "status": "accepted", "message": "Request accepted for processing. Callback will be sent when complete.",
+		"request_id": exampleID, "status": "accepted", "message": "Request accepted for processing. Callback will be sent " +
+			"when complete.",
 	}
 )
 
@@ -76,15 +77,19 @@ var rateHeaders = []string{"RateLimit", "RateLimit-Policy"}
 // headerDocs describes every header that an answer can have.
 // :: name → type and meaning
 var headerDocs = map[string]struct{ kind, text string }{
-	"X-Process-Time":   {huma.TypeNumber, "Seconds from the header of the request to that of the answer"},
-	"Server-Timing":    {huma.TypeString, "The same in milliseconds, as browsers show it"},
-	"X-Request-ID":     {huma.TypeString, "Names this exchange in the log: yours, if it has 1 to 64 letters, digits, dots, dashes or underscores, else a new one"},
-	"ETag":             {huma.TypeString, "Send it as If-None-Match to learn whether anything has changed"},
-	"Vary":             {huma.TypeString, "Names the headers of the request on which the answer depends"},
-	"WWW-Authenticate": {huma.TypeString, "Bearer, what is wrong with the key, and the scope that it would need (RFC 6750)"},
-	"Location":         {huma.TypeString, "Where the request is in the history"},
-	"Retry-After":      {huma.TypeInteger, "Seconds after which it is worth asking again"},
-	"RateLimit":        {huma.TypeString, "While there is a limit: r requests are left, and in t seconds there are more (IETF draft)"},
+	"X-Process-Time": {huma.TypeNumber, "Seconds from the header of the request to that of the answer"},
+	"Server-Timing":  {huma.TypeString, "The same in milliseconds, as browsers show it"},
+	"X-Request-ID": {huma.TypeString,
+		"Names this exchange in the log: yours, if it has 1 to 64 letters, digits, dots, dashes or underscores, else " +
+			"a new one"},
+	"ETag": {huma.TypeString, "Send it as If-None-Match to learn whether anything has changed"},
+	"Vary": {huma.TypeString, "Names the headers of the request on which the answer depends"},
+	"WWW-Authenticate": {huma.TypeString,
+		"Bearer, what is wrong with the key, and the scope that it would need (RFC 6750)"},
+	"Location":    {huma.TypeString, "Where the request is in the history"},
+	"Retry-After": {huma.TypeInteger, "Seconds after which it is worth asking again"},
+	"RateLimit": {huma.TypeString,
+		"While there is a limit: r requests are left, and in t seconds there are more (IETF draft)"},
 	"RateLimit-Policy": {huma.TypeString, "While there is a limit: q requests in any w seconds (IETF draft)"},
 	"Link":             {huma.TypeString, "With rel=\"next\": the page after this one (RFC 8288)"},
 }
@@ -96,10 +101,12 @@ func (s *server) document(routes []Route) *huma.OpenAPI {
 		OpenAPI: "3.1.0",
 		Info: &huma.Info{
 			Title: "tandem", Version: tandem.Version, License: &huma.License{Name: "MIT", Identifier: "MIT"},
-			Description: "One engine, two ways to ask it for work: POST /sync waits for the result, POST /async gets it by callback. Errors are RFC 9457 problems; decide by their code.",
+			Description: "One engine, two ways to ask it for work: POST /sync waits for the result, POST /async gets it by " +
+				"callback. Errors are RFC 9457 problems; decide by their code.",
 		},
-		Servers:    []*huma.Server{{URL: ".", Description: "This server"}},
-		Components: &huma.Components{Schemas: registry, Headers: map[string]*huma.Header{}, SecuritySchemes: securitySchemes()},
+		Servers: []*huma.Server{{URL: ".", Description: "This server"}},
+		Components: &huma.Components{Schemas: registry, Headers: map[string]*huma.Header{},
+			SecuritySchemes: securitySchemes()},
 		Tags: []*huma.Tag{
 			{Name: tagWork, Description: "Ask for work."}, {Name: tagHistory, Description: "What became of it."},
 			{Name: tagService, Description: "How the service is."}, {Name: tagPages, Description: "Documentation."},
@@ -135,7 +142,8 @@ const schemeKey = "api_key"
 func securitySchemes() map[string]*huma.SecurityScheme {
 	return map[string]*huma.SecurityScheme{schemeKey: { //nolint:gosec // a description
 		Type: "http", Scheme: "bearer", BearerFormat: "tdm_ and 49 letters and digits",
-		Description: "An API key, made with `tandem keys create`. Its scopes are submit, read and admin; a key sees only its own requests, unless it has admin. " +
+		Description: "An API key, made with `tandem keys create`. Its scopes are submit, read and admin; a key sees only " +
+			"its own requests, unless it has admin. " +
 			"Demo mode and --no-auth ask for no key and ignore one that is sent.",
 	}}
 }
@@ -180,7 +188,8 @@ func operation(registry huma.Registry, rt Route) *huma.Operation {
 		}
 		headers = append(headers, "ETag")
 		op.Parameters = append(slices.Clone(op.Parameters), tagParam())
-		op.Responses["304"] = &huma.Response{Description: "It is still what If-None-Match names", Headers: headerRefs(unchanged...)}
+		op.Responses["304"] = &huma.Response{Description: "It is still what If-None-Match names",
+			Headers: headerRefs(unchanged...)}
 	}
 	success := &huma.Response{Description: http.StatusText(rt.Status), Headers: headerRefs(headers...)}
 	switch {
@@ -220,9 +229,10 @@ func addProblem(registry huma.Registry, op *huma.Operation, code tandem.Code, li
 		if limited {
 			headers = append(headers, rateHeaders...)
 		}
-		response = &huma.Response{Headers: headerRefs(headers...), Content: map[string]*huma.MediaType{"application/problem+json": {
-			Schema: registry.Schema(reflect.TypeFor[problem](), true, ""), Examples: map[string]*huma.Example{},
-		}}}
+		response = &huma.Response{Headers: headerRefs(headers...),
+			Content: map[string]*huma.MediaType{"application/problem+json": {
+				Schema: registry.Schema(reflect.TypeFor[problem](), true, ""), Examples: map[string]*huma.Example{},
+			}}}
 		op.Responses[status] = response
 	}
 	if response.Description != "" {
@@ -261,12 +271,14 @@ func headerRefs(more ...string) map[string]*huma.Header {
 
 // idParam is the {id} of a path. Any text is looked up: what is no id is a 404.
 func idParam(description string) *huma.Param {
-	return &huma.Param{Name: "id", In: "path", Required: true, Description: description, Schema: &huma.Schema{Type: huma.TypeString}, Example: exampleID}
+	return &huma.Param{Name: "id", In: "path", Required: true, Description: description,
+		Schema: &huma.Schema{Type: huma.TypeString}, Example: exampleID}
 }
 
 // tagParam is how a reader names the answer that it has.
 func tagParam() *huma.Param {
-	return &huma.Param{Name: "If-None-Match", In: "header", Description: "The ETag of an answer that you have", Schema: &huma.Schema{Type: huma.TypeString}}
+	return &huma.Param{Name: "If-None-Match", In: "header", Description: "The ETag of an answer that you have",
+		Schema: &huma.Schema{Type: huma.TypeString}}
 }
 
 // listParams describes the filters of GET /requests.
@@ -286,7 +298,8 @@ func listParams() []*huma.Param {
 		query("until", "Made before this time (RFC 3339)", moment),
 		query("limit", "How many at most", number(1, maxLimit, defaultLimit)),
 		query("offset", "How many to leave out; not with cursor", number(0, maxOffset, 0)),
-		query("cursor", "Opaque, from the Link header of the page before; not with offset", &huma.Schema{Type: huma.TypeString}),
+		query("cursor", "Opaque, from the Link header of the page before; not with offset",
+			&huma.Schema{Type: huma.TypeString}),
 	}
 }
 
@@ -312,15 +325,19 @@ func anys[T any](list []T) []any {
 // callbackDoc describes what is sent to callback_url.
 func callbackDoc() map[string]map[string]*huma.PathItem {
 	header := func(name, description, example string) *huma.Param {
-		return &huma.Param{Name: name, In: "header", Required: true, Description: description, Schema: &huma.Schema{Type: huma.TypeString}, Example: example}
+		return &huma.Param{Name: name, In: "header", Required: true, Description: description,
+			Schema: &huma.Schema{Type: huma.TypeString}, Example: example}
 	}
 	op := &huma.Operation{
 		Summary: "The result, or why there is none", OperationID: "callback",
-		Description: "Signed as Standard Webhooks 1.0.0 describes. It may come more than once: drop repeats by webhook-id. Any 2xx means received; 410 stops further tries; 429 and 503 are heeded with their Retry-After; a redirect is a failure and is not followed.",
+		Description: "Signed as Standard Webhooks 1.0.0 describes. It may come more than once: drop repeats by webhook-id. " +
+			"Any 2xx means received; 410 stops further tries; 429 and 503 are heeded with their Retry-After; a redirect is a " +
+			"failure and is not followed.",
 		Parameters: []*huma.Param{
 			header("webhook-id", "The request id, the same on every try", exampleID),
 			header("webhook-timestamp", "Seconds since 1970, of this try", "1769860800"),
-			header("webhook-signature", "One or more v1,<base64 of HMAC-SHA256 over id.timestamp.body>, separated by spaces", "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="),
+			header("webhook-signature", "One or more v1,<base64 of HMAC-SHA256 over id.timestamp.body>, separated by spaces",
+				"v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="),
 		},
 		RequestBody: &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{
 			"application/json": {Schema: &huma.Schema{Ref: "#/components/schemas/Callback"}},

@@ -24,7 +24,8 @@ func (s *server) withCORS(next http.Handler) (http.Handler, error) {
 			"Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Prefer",
 			"traceparent", "tracestate", headerRequestID,
 		},
-		ResponseHeaders: []string{"ETag", "Location", "Link", "RateLimit", "RateLimit-Policy", "Retry-After", headerRequestID, "X-Process-Time"},
+		ResponseHeaders: []string{"ETag", "Location", "Link", "RateLimit", "RateLimit-Policy", "Retry-After",
+			headerRequestID, "X-Process-Time"},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("configure CORS: %w", err)
@@ -64,7 +65,8 @@ func (s *server) sameOrigin(next http.Handler) (http.Handler, error) {
 		}
 	}
 	protection.SetDenyHandler(s.adapt(func(http.ResponseWriter, *http.Request) error {
-		return tandem.Errorf(tandem.CodeCrossOrigin, "A browser sent this for a page of another origin. The operator can name the origins that may, with --cors-origin.")
+		return tandem.Errorf(tandem.CodeCrossOrigin,
+			"A browser sent this for a page of another origin. The operator can name the origins that may, with --cors-origin.")
 	}))
 	return protection.Handler(next), nil
 }

@@ -23,7 +23,8 @@ func TestForeignPagesCannotSend(t *testing.T) {
 		{"a program", nil, true},
 		{"a program that sends its own origin", []string{"Origin: " + svc.URL}, true},
 		{"our own page", []string{"Sec-Fetch-Site: same-origin", "Origin: " + svc.URL}, true},
-		{"our own page behind a proxy that changes the host", []string{"Sec-Fetch-Site: same-origin", "Origin: https://tandem.example.com"}, true},
+		{"our own page behind a proxy that changes the host",
+			[]string{"Sec-Fetch-Site: same-origin", "Origin: https://tandem.example.com"}, true},
 		{"typed into a browser", []string{"Sec-Fetch-Site: none"}, true},
 		{"a named origin", []string{"Sec-Fetch-Site: cross-site", "Origin: https://app.example.com"}, true},
 		{"another named origin", []string{"Sec-Fetch-Site: cross-site", "Origin: http://localhost:3000"}, true},
@@ -31,10 +32,13 @@ func TestForeignPagesCannotSend(t *testing.T) {
 		{"a stranger in an old browser", []string{"Origin: https://evil.example.com"}, false},
 		{"no origin that has a name", []string{"Sec-Fetch-Site: cross-site", "Origin: null"}, false},
 		{"a form without Origin", []string{"Sec-Fetch-Site: cross-site"}, false},
-		{"a neighbour under the same domain", []string{"Sec-Fetch-Site: same-site", "Origin: https://other.example.com"}, false},
+		{"a neighbour under the same domain", []string{"Sec-Fetch-Site: same-site", "Origin: https://other.example.com"},
+			false},
 		{"the named host without TLS", []string{"Sec-Fetch-Site: cross-site", "Origin: http://app.example.com"}, false},
-		{"the named host on another port", []string{"Sec-Fetch-Site: cross-site", "Origin: https://app.example.com:8443"}, false},
-		{"a host that begins like the named one", []string{"Sec-Fetch-Site: cross-site", "Origin: https://app.example.com.evil.example"}, false},
+		{"the named host on another port", []string{"Sec-Fetch-Site: cross-site", "Origin: https://app.example.com:8443"},
+			false},
+		{"a host that begins like the named one",
+			[]string{"Sec-Fetch-Site: cross-site", "Origin: https://app.example.com.evil.example"}, false},
 	} {
 		for _, path := range []string{"/sync", "/async", "/api/submit", "/test-callback"} {
 			a := svc.do(http.MethodPost, path, `{"data":{"a":1},"task":"echo"}`, tt.headers...)
@@ -97,7 +101,8 @@ func TestSecurityContact(t *testing.T) {
 	for contact, ok := range map[string]bool{
 		"": true, "mailto:security@example.com": true, "https://example.com/security": true,
 		"security@example.com": false, "http://example.com/security": false, "mailto:nobody": false, "https://": false,
-		"mailto:a@example.com\nContact: mailto:b@example.com": false, "https://example.com/a b": false, "tel:+1-201-555-0123": false,
+		"mailto:a@example.com\nContact: " +
+			"mailto:b@example.com": false, "https://example.com/a b": false, "tel:+1-201-555-0123": false,
 	} {
 		if err := server.ValidContact(contact); (err == nil) != ok {
 			t.Errorf("%q: %v", contact, err)

@@ -34,25 +34,30 @@ const statusClientClosed = 499
 var kinds = []kind{
 	{tandem.CodeInvalidJSON, http.StatusBadRequest, "The body is not JSON",
 		"The body is empty, cut off, followed by something else, or not JSON (RFC 8259) at all.",
-		"Send one JSON object, for example {\"data\": {\"user\": 1}}. The detail names the byte at which reading stopped.", 0},
+		"Send one JSON object, for example {\"data\": {\"user\": 1}}. The detail names the byte at which " +
+			"reading stopped.", 0},
 	{tandem.CodeInvalidInput, http.StatusBadRequest, "The input cannot be used",
 		"The body is JSON, but data is {}, is nested too deeply, or the body repeats a name in one object " +
 			"or holds text that is not UTF-8 or half a surrogate pair.",
 		"Give data at least one member, keep its levels within --max-depth, and use every name once per object.", 0},
 	{tandem.CodeInvalidCallbackURL, http.StatusBadRequest, "The callback URL cannot be called",
 		"callback_url is no absolute http or https URL with a host, or it carries a user name or password.",
-		"Use a URL such as https://example.com/hooks/tandem. Put secrets into its query, which no log shows, or check the signature; user:password@ is not accepted.", 0},
+		"Use a URL such as https://example.com/hooks/tandem. Put secrets into its query, which no log shows, or check the " +
+			"signature; user:password@ is not accepted.", 0},
 	{tandem.CodeCallbackBlocked, http.StatusBadRequest, "The callback URL is not allowed",
 		"Policy forbids calls to this address: cloud metadata always, and in production private networks and unusual ports.",
-		"Use a public address on port 80 or 443, or ask the operator for --allow-callback-cidr, --allow-callback-host or --allow-callback-port.", 0},
+		"Use a public address on port 80 or 443, or ask the operator for --allow-callback-cidr, --allow-callback-host or " +
+			"--allow-callback-port.", 0},
 	{tandem.CodeInvalidCursor, http.StatusBadRequest, "The cursor is not valid",
 		"cursor is not one that this server gave out.",
 		"Follow the Link header with rel=\"next\" as it is, or start again without a cursor.", 0},
 	{tandem.CodeValidation, http.StatusUnprocessableEntity, "A value is missing, of the wrong type or out of range",
-		"The request can be read, but one or more of its values cannot be used. errors[] lists every one of them, with its location.",
+		"The request can be read, but one or more of its values cannot be used. errors[] lists every one of them, with its " +
+			"location.",
 		"Mend what errors[] names; the documentation of the endpoint gives types and ranges.", 0},
 	{tandem.CodeCrossOrigin, http.StatusForbidden, "A page of another origin may not send this",
-		"The headers say that a browser sent this for a page of another origin (Sec-Fetch-Site, Origin), and that origin is not one that the operator has named.",
+		"The headers say that a browser sent this for a page of another origin (Sec-Fetch-Site, Origin), and that origin " +
+			"is not one that the operator has named.",
 		"Call from a program, or ask the operator for --cors-origin with the origin of your page.", 0},
 	{tandem.CodeHostNotAllowed, http.StatusMisdirectedRequest, "The server does not go by this name",
 		"The Host of the request is not a name of this server. A server without API keys answers to addresses, " +
@@ -60,13 +65,16 @@ var kinds = []kind{
 			"so that no web page can reach it under a name of its own (DNS rebinding).",
 		"Call it by its address, or ask the operator for --allowed-host with the name.", 0},
 	{tandem.CodeUnauthenticated, http.StatusUnauthorized, "An API key is needed",
-		"The request carries no API key, or one that is mistyped, unknown, revoked, replaced or expired. A wrong key counts towards the rate limit of its address.",
+		"The request carries no API key, or one that is mistyped, unknown, revoked, replaced or expired. A wrong key " +
+			"counts towards the rate limit of its address.",
 		"Send Authorization: Bearer and a key that the operator has made with `tandem keys create`.", 0},
 	{tandem.CodeForbidden, http.StatusForbidden, "The key does not allow this",
-		"The API key is valid but lacks the scope: submit to ask for work, read to see one's own requests, admin for everybody's and for the figures of the service.",
+		"The API key is valid but lacks the scope: submit to ask for work, read to see one's own requests, admin for " +
+			"everybody's and for the figures of the service.",
 		"Ask the operator for a key with the scope that WWW-Authenticate names.", 0},
 	{tandem.CodeNotFound, http.StatusNotFound, "There is no such thing here",
-		"The path is not one of the API, or no request that this key may see has this id. Finished requests are deleted after --retention.",
+		"The path is not one of the API, or no request that this key may see has this id. Finished requests are deleted " +
+			"after --retention.",
 		"Check the path against /openapi.json and the id against the answer that named it.", 0},
 	{tandem.CodeMethodNotAllowed, http.StatusMethodNotAllowed, "The method is not allowed here",
 		"The path exists, but not for this method.",
@@ -91,7 +99,8 @@ var kinds = []kind{
 			"or as many GETs as --read-limit, or it does not read the answers that it has asked for. " +
 			"An API key is one client, wherever it calls from; without one, an IPv6 network /64 is one client; " +
 			"so is everybody behind one address.",
-		"Try again after Retry-After, and look at the RateLimit header to stay below. Behind a proxy of your own, the operator has to name it with --trusted-proxy.", time.Second},
+		"Try again after Retry-After, and look at the RateLimit header to stay below. Behind a proxy of your own, the " +
+			"operator has to name it with --trusted-proxy.", time.Second},
 	{tandem.CodeOverloaded, http.StatusServiceUnavailable, "Every slot is taken",
 		"No slot came free before the deadline of this request, " +
 			"or answers that are being read take up the memory that there is for them.",

@@ -68,7 +68,8 @@ func TestPagesTakeNothingFromElsewhere(t *testing.T) {
 		if a.status != http.StatusOK || !strings.Contains(policy, "default-src 'none'") || strings.Contains(policy, "http") {
 			t.Errorf("%s: %d %q", path, a.status, policy)
 		}
-		if strings.Contains(a.body, `="http`) || strings.Contains(a.body, `="//`) || strings.Contains(a.body, "<script>") || strings.Contains(a.body, "style=") {
+		if strings.Contains(a.body, `="http`) || strings.Contains(a.body, `="//`) ||
+			strings.Contains(a.body, "<script>") || strings.Contains(a.body, "style=") {
 			t.Errorf("%s takes something from elsewhere or has inline code: %s", path, a.body)
 		}
 		parts := strings.Split(a.body, `docs/`)[1:]
@@ -85,7 +86,8 @@ func TestPagesTakeNothingFromElsewhere(t *testing.T) {
 				if strings.Contains(b.body, "https://cdn.") {
 					t.Errorf("%s loads something from a CDN", file)
 				}
-				if zipped := strings.HasPrefix(b.body, "\x1f\x8b"); zipped != (b.header.Get("Content-Encoding") == "gzip") || zipped && encoding != "gzip" {
+				if zipped := strings.HasPrefix(b.body, "\x1f\x8b"); zipped != (b.header.Get("Content-Encoding") == "gzip") ||
+					zipped && encoding != "gzip" {
 					t.Errorf("%s with %s: compressed %v, %v", file, encoding, zipped, b.header)
 				}
 			}

@@ -38,7 +38,8 @@ func newAllowance(name string, quota limit.Quota) *allowance {
 	}
 	return &allowance{
 		name: name, quota: quota,
-		policy:    []string{`"` + name + `";q=` + strconv.Itoa(quota.Calls) + `;w=` + strconv.FormatInt(int64(quota.Window/time.Second), 10)},
+		policy: []string{`"` + name + `";q=` + strconv.Itoa(quota.Calls) + `;w=` +
+			strconv.FormatInt(int64(quota.Window/time.Second), 10)},
 		addresses: limit.NewRate[netip.Addr](quota, addressesTracked),
 		keys:      limit.NewRate[string](quota, keysTracked),
 	}
@@ -98,9 +99,11 @@ func (s *server) charge(w http.ResponseWriter, r *http.Request, a *allowance, n 
 		return nil
 	}
 	kind := strings.ToUpper(a.name)
-	message := fmt.Sprintf("At most %d %ss in any %d s are taken from one client. Try again after Retry-After.", a.quota.Calls, kind, a.quota.Window/time.Second)
+	message := fmt.Sprintf("At most %d %ss in any %d s are taken from one client. Try again after Retry-After.",
+		a.quota.Calls, kind, a.quota.Window/time.Second)
 	if n > 1 {
-		message = fmt.Sprintf("Each entry of a batch counts as one %s, and of the %d in any %d s %d are left. Try again after Retry-After, or send fewer.",
+		message = fmt.Sprintf("Each entry of a batch counts as one %s, and of the %d in any %d s %d are left. Try again "+
+			"after Retry-After, or send fewer.",
 			kind, a.quota.Calls, a.quota.Window/time.Second, verdict.Remaining)
 	}
 	return &tandem.Error{Code: tandem.CodeRateLimited, Message: message, RetryAfter: verdict.Wait}
@@ -182,7 +185,7 @@ type rateLimiting struct {
 	Reads RateFigures `json:"reads" doc:"The same of GET and --read-limit"`
 }
 
-// RateFigures are those of one limit, exported because the document is made from it; all zero but Enabled while there is none.
+// RateFigures are those of one limit, exported because the document is made from it; all zero while there is none.
 type RateFigures struct {
 	Enabled       bool  `json:"enabled" doc:"false: nobody is slowed down"`
 	Limit         int   `json:"limit" minimum:"0" doc:"Calls of one client in any window"`

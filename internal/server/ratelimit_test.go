@@ -74,14 +74,16 @@ func TestRateLimit(t *testing.T) {
 			t.Errorf("GET %s: %d %v", path, a.status, a.header)
 		}
 	}
-	if a := svc.do(http.MethodPost, "/test-callback", `{}`, "webhook-id: x"); a.status != http.StatusOK || a.header.Get("RateLimit") != "" {
+	if a := svc.do(http.MethodPost, "/test-callback", `{}`, "webhook-id: x"); a.status != http.StatusOK ||
+		a.header.Get("RateLimit") != "" {
 		t.Errorf("a callback is limited: %d %v", a.status, a.header)
 	}
 	if a := svc.get("/sync"); a.status != http.StatusMethodNotAllowed || a.header.Get("RateLimit") != "" {
 		t.Errorf("GET /sync: %d %v", a.status, a.header)
 	}
 	want := map[string]any{
-		"enabled": true, "limit": 5.0, "window_seconds": 3600.0, "clients_tracked": 1.0, "capacity": 65_536.0, "allowed": 5.0, "limited": 2.0,
+		"enabled": true, "limit": 5.0, "window_seconds": 3600.0, "clients_tracked": 1.0, "capacity": 65_536.0,
+		"allowed": 5.0, "limited": 2.0,
 	}
 	got := stats(t, svc)
 	for name, value := range want {
@@ -98,7 +100,8 @@ func TestNoRateLimit(t *testing.T) {
 	t.Parallel()
 	svc := start(t, nil)
 	for range 100 {
-		if a := svc.post("/sync", `{"data":{"a":1},"task":"echo"}`); a.status != http.StatusOK || a.header.Get("RateLimit") != "" || a.header.Get("RateLimit-Policy") != "" {
+		if a := svc.post("/sync", `{"data":{"a":1},"task":"echo"}`); a.status != http.StatusOK ||
+			a.header.Get("RateLimit") != "" || a.header.Get("RateLimit-Policy") != "" {
 			t.Fatalf("%d %v", a.status, a.header)
 		}
 	}
@@ -135,14 +138,16 @@ func TestReadLimit(t *testing.T) {
 	} {
 		a := svc.do(step.method, step.path, "")
 		var remaining, reset int
-		if _, err := fmt.Sscanf(a.header.Get("RateLimit"), `"get";r=%d;t=%d`, &remaining, &reset); err != nil || a.header.Get("RateLimit-Policy") != `"get";q=7;w=3600` {
+		if _, err := fmt.Sscanf(a.header.Get("RateLimit"), `"get";r=%d;t=%d`, &remaining, &reset); err != nil ||
+			a.header.Get("RateLimit-Policy") != `"get";q=7;w=3600` {
 			t.Errorf("%s %s: %v", step.method, step.path, a.header)
 		}
 		if a.status != step.status || remaining != max(6-i, 0) || reset < 1 || reset > 3600 {
 			t.Errorf("%d: %s %s: %d %v", i, step.method, step.path, a.status, a.header)
 		}
 		if a.status == http.StatusTooManyRequests {
-			if p := a.problem(t); p.Code != tandem.CodeRateLimited || p.RetryAfter != reset || !strings.Contains(p.Detail, "7 GETs in any 3600 s") {
+			if p := a.problem(t); p.Code != tandem.CodeRateLimited || p.RetryAfter != reset ||
+				!strings.Contains(p.Detail, "7 GETs in any 3600 s") {
 				t.Errorf("%s", a.body)
 			}
 		}
@@ -152,7 +157,8 @@ func TestReadLimit(t *testing.T) {
 			t.Errorf("GET %s: %d %v", path, a.status, a.header)
 		}
 	}
-	if a := svc.post("/sync", `{"data":{"a":1},"task":"echo"}`); a.status != http.StatusTooManyRequests || !strings.HasPrefix(a.header.Get("RateLimit"), `"post"`) {
+	if a := svc.post("/sync", `{"data":{"a":1},"task":"echo"}`); a.status != http.StatusTooManyRequests ||
+		!strings.HasPrefix(a.header.Get("RateLimit"), `"post"`) {
 		t.Errorf("POST /sync: %d %v", a.status, a.header)
 	}
 }
@@ -177,7 +183,8 @@ func TestRateLimitByKey(t *testing.T) {
 		{bearer(second), "192.0.2.1", http.StatusOK},
 		{bearer(second), "192.0.2.1", http.StatusTooManyRequests},
 	} {
-		if a := svc.do(http.MethodPost, "/sync", `{"data":{"a":1},"task":"echo"}`, step.header, "X-Forwarded-For: "+step.from); a.status != step.status {
+		if a := svc.do(http.MethodPost, "/sync", `{"data":{"a":1},"task":"echo"}`, step.header,
+			"X-Forwarded-For: "+step.from); a.status != step.status {
 			t.Errorf("%d: %d %s", i, a.status, a.body)
 		}
 	}
@@ -197,7 +204,8 @@ func TestStatsTagUnderAReadLimit(t *testing.T) {
 	svc := start(t, func(s *setup) { s.server.ReadLimit = limit.Quota{Calls: 100, Window: time.Hour} })
 	tag := svc.get("/stats").header.Get("ETag")
 	for range 3 {
-		if a := svc.do(http.MethodGet, "/stats", "", "If-None-Match: "+tag); a.status != http.StatusNotModified || a.header.Get("RateLimit") == "" {
+		if a := svc.do(http.MethodGet, "/stats", "", "If-None-Match: "+tag); a.status != http.StatusNotModified ||
+			a.header.Get("RateLimit") == "" {
 			t.Errorf("%d %v", a.status, a.header)
 		}
 	}
@@ -270,19 +278,23 @@ func TestRateLimitClients(t *testing.T) {
 		{"the proxy is trusted", local, []string{"192.0.2.1"}, []string{"192.0.2.2"}, false},
 		{"the same client twice", local, []string{"192.0.2.1"}, []string{"192.0.2.1"}, true},
 		{"no header: the proxy itself", local, nil, []string{"127.0.0.1"}, true},
-		{"what the client says of itself", local, []string{"198.51.100.1, 192.0.2.1"}, []string{"198.51.100.2, 192.0.2.1"}, true},
-		{"what it says in a line of its own", local, []string{"198.51.100.1", "192.0.2.1"}, []string{"198.51.100.2", "192.0.2.1"}, true},
+		{"what the client says of itself", local, []string{"198.51.100.1, 192.0.2.1"},
+			[]string{"198.51.100.2, 192.0.2.1"}, true},
+		{"what it says in a line of its own", local, []string{"198.51.100.1", "192.0.2.1"},
+			[]string{"198.51.100.2", "192.0.2.1"}, true},
 		{"a trusted address that it claims", local, []string{"10.0.0.1, 192.0.2.1"}, []string{"10.0.0.2, 192.0.2.1"}, true},
 		{"a chain of proxies", local, []string{"192.0.2.1, 10.1.1.1"}, []string{"192.0.2.2, 10.1.1.1"}, false},
 		{"a chain in lines", local, []string{"192.0.2.1", "10.1.1.1"}, []string{"192.0.2.2", "10.1.1.1"}, false},
 		{"proxies only", local, []string{"10.0.0.1, 10.1.1.1"}, []string{"10.0.0.2, 10.1.1.1"}, false},
-		{"the neighbour of a trusted range", trust("127.0.0.0/8", "10.0.0.0/9"), []string{"192.0.2.1, 10.128.0.0"}, []string{"192.0.2.2, 10.128.0.0"}, true},
+		{"the neighbour of a trusted range", trust("127.0.0.0/8", "10.0.0.0/9"), []string{"192.0.2.1, 10.128.0.0"},
+			[]string{"192.0.2.2, 10.128.0.0"}, true},
 		{"ports", local, []string{"192.0.2.1:1000"}, []string{"192.0.2.1:2000"}, true},
 		{"IPv6 with a port", local, []string{"[2001:db8::1]:1000"}, []string{"2001:db8::1"}, true},
 		{"IPv6 in brackets", local, []string{"[2001:db8::1]"}, []string{"2001:db8::1"}, true},
 		{"one IPv6 network", local, []string{"2001:db8::1"}, []string{"2001:db8::2"}, true},
 		{"two IPv6 networks", local, []string{"2001:db8::1"}, []string{"2001:db8:0:1::1"}, false},
-		{"an IPv6 proxy with a zone", local, []string{"192.0.2.1, 2001:db8:ffff::1%eth0"}, []string{"192.0.2.2, 2001:db8:ffff::1"}, false},
+		{"an IPv6 proxy with a zone", local, []string{"192.0.2.1, 2001:db8:ffff::1%eth0"},
+			[]string{"192.0.2.2, 2001:db8:ffff::1"}, false},
 		{"mapped", local, []string{"::ffff:192.0.2.1"}, []string{"192.0.2.1"}, true},
 		{"a mapped proxy", local, []string{"192.0.2.1, ::ffff:10.0.0.1"}, []string{"192.0.2.2, 10.0.0.1"}, false},
 		{"empty elements", local, []string{", 192.0.2.1 ,,"}, []string{"192.0.2.1"}, true},

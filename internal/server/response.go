@@ -57,7 +57,8 @@ func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 func (w *response) stamp(took time.Duration) {
 	var buf [48]byte
 	inSeconds := string(strconv.AppendFloat(buf[:0], took.Seconds(), 'f', 6, 64))
-	timing := string(strconv.AppendFloat(append(buf[:0], "app;dur="...), float64(took)/float64(time.Millisecond), 'f', 3, 64))
+	timing := string(strconv.AppendFloat(append(buf[:0], "app;dur="...), float64(took)/float64(time.Millisecond), 'f',
+		3, 64))
 	values := []string{inSeconds, timing}
 	header := w.Header()
 	header["X-Process-Time"] = values[0:1:1]
@@ -111,7 +112,8 @@ func (s *server) finish(w *response, r *http.Request) {
 		if w.status != 0 {
 			panic(http.ErrAbortHandler) // half an answer is out: the caller must see it break off
 		}
-		s.fail(w, r, &tandem.Error{Code: tandem.CodeInternal, Message: "Something went wrong here. The log has the cause under the X-Request-ID of this answer."})
+		s.fail(w, r, &tandem.Error{Code: tandem.CodeInternal,
+			Message: "Something went wrong here. The log has the cause under the X-Request-ID of this answer."})
 	}
 	took := time.Since(w.start)
 	s.meters.answered(r.Pattern, w.status, took)

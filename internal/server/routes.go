@@ -40,7 +40,8 @@ type Route struct {
 
 // OrderProblems are what POST /sync and /async answer when something is wrong with the order.
 var OrderProblems = []tandem.Code{
-	tandem.CodeInvalidJSON, tandem.CodeInvalidInput, tandem.CodeValidation, tandem.CodeTooLarge, tandem.CodeUnsupportedMedia,
+	tandem.CodeInvalidJSON, tandem.CodeInvalidInput, tandem.CodeValidation, tandem.CodeTooLarge,
+	tandem.CodeUnsupportedMedia,
 	tandem.CodeRequestTimeout, tandem.CodeQueueFull, tandem.CodeQuotaExceeded, tandem.CodeDraining,
 	tandem.CodeStoreUnavailable,
 }

@@ -13,10 +13,11 @@ import (
 // descriptions are too long for a tag.
 // :: schema.property → description
 var rootDocs = map[string]string{
-	"Request.request_id":         "req_ and 32 hex digits; sortable by time",
-	"Request.mode":               "How the work was asked for",
-	"Request.task":               "The name of the task",
-	"Request.status":             "pending → processing → completed (the end for sync) → callback_sent or callback_failed; or failed",
+	"Request.request_id": "req_ and 32 hex digits; sortable by time",
+	"Request.mode":       "How the work was asked for",
+	"Request.task":       "The name of the task",
+	"Request.status": "pending → processing → completed (the end for sync) → callback_sent or " +
+		"callback_failed; or failed",
 	"Request.callback_status":    "The fate of the callback; async only",
 	"Request.input_data":         "data, as received",
 	"Request.batch_id":           "Submissions that came together",
@@ -65,34 +66,36 @@ var rootDocs = map[string]string{
 	"Callback.processing_time_ms": "Time in the task, milliseconds",
 	"Callback.timestamp":          "When the work ended, UTC",
 
-	"CallbackError.code":              "Stable",
-	"CallbackError.message":           "For people",
-	"CallbackMetadata.attempt":        "1..max_attempts",
-	"CallbackMetadata.max_attempts":   "After this many the callback is given up",
-	"CallbackMetadata.sent_at":        "UTC, of this try",
-	"Entry.attempts":                  "The log of the callback, oldest first; empty for sync",
-	"Statistics.request_statistics":   "Requests and their work",
-	"Statistics.callback_service":     "Callbacks and their destinations",
-	"Statistics.rate_limiting":        "Whether a caller is slowed down",
-	"Statistics.queue":                "What is still to be done",
-	"Statistics.system":               "The process",
-	"Percentiles.p95":                 "Milliseconds",
-	"Percentiles.p99":                 "Milliseconds",
-	"Arrival.last_at":                 "When it last came, UTC",
-	"Arrival.first_at":                "When it first came, UTC",
-	"Receipt.id":                      "The webhook-id",
-	"SystemStatistics.connections":    "Of HTTP, within --max-connections",
-	"SystemStatistics.memory":         "As the Go runtime counts it",
-	"CallbackService.global_stats":    "All destinations together",
-	"QueueStatistics.capacity":        "--max-queue: beyond it POST answers 503",
-	"RequestStatistics.sync_requests": "Accepted by POST /sync, submissions included", "RequestStatistics.async_requests": "Accepted by POST /async",
+	"CallbackError.code":            "Stable",
+	"CallbackError.message":         "For people",
+	"CallbackMetadata.attempt":      "1..max_attempts",
+	"CallbackMetadata.max_attempts": "After this many the callback is given up",
+	"CallbackMetadata.sent_at":      "UTC, of this try",
+	"Entry.attempts":                "The log of the callback, oldest first; empty for sync",
+	"Statistics.request_statistics": "Requests and their work",
+	"Statistics.callback_service":   "Callbacks and their destinations",
+	"Statistics.rate_limiting":      "Whether a caller is slowed down",
+	"Statistics.queue":              "What is still to be done",
+	"Statistics.system":             "The process",
+	"Percentiles.p95":               "Milliseconds",
+	"Percentiles.p99":               "Milliseconds",
+	"Arrival.last_at":               "When it last came, UTC",
+	"Arrival.first_at":              "When it first came, UTC",
+	"Receipt.id":                    "The webhook-id",
+	"SystemStatistics.connections":  "Of HTTP, within --max-connections",
+	"SystemStatistics.memory":       "As the Go runtime counts it",
+	"CallbackService.global_stats":  "All destinations together",
+	"QueueStatistics.capacity":      "--max-queue: beyond it POST answers 503",
+	"RequestStatistics.sync_requests": "Accepted by POST /sync, " +
+		"submissions included", "RequestStatistics.async_requests": "Accepted by POST /async",
 }
 
 // Enumerations of the types of package tandem.
 // :: schema.property → values
 func enums(tasks []string) map[string][]any {
 	reasons := []any{
-		tandem.FailedTask, tandem.FailedPanic, tandem.FailedTimeout, tandem.FailedNoSlot, tandem.FailedClientClosed, tandem.FailedInterrupted,
+		tandem.FailedTask, tandem.FailedPanic, tandem.FailedTimeout, tandem.FailedNoSlot, tandem.FailedClientClosed,
+		tandem.FailedInterrupted,
 	}
 	callbackFates := []any{tandem.CallbackPending, tandem.CallbackSent, tandem.CallbackFailed}
 	outcomes := []any{
@@ -105,7 +108,8 @@ func enums(tasks []string) map[string][]any {
 	}
 	table := map[string][]any{
 		"Attempt.outcome": outcomes, "Problem.code": codes, "CallbackError.code": reasons,
-		"Callback.type": {tandem.EventCompleted, tandem.EventFailed}, "Callback.status": {tandem.StatusCompleted, tandem.StatusFailed},
+		"Callback.type": {tandem.EventCompleted, tandem.EventFailed}, "Callback.status": {tandem.StatusCompleted,
+			tandem.StatusFailed},
 		"SyncOrder.task": anys(tasks), "AsyncOrder.task": anys(tasks),
 	}
 	for _, schema := range []string{"Request", "Entry"} {

@@ -253,7 +253,8 @@ func (f *faultyStore) Undelivered(ctx context.Context) (store.Undelivered, error
 
 // unavailable is the error of a store whose disk is full.
 func unavailable() error {
-	return &tandem.Error{Code: tandem.CodeStoreUnavailable, Message: "The database does not take writes.", Err: errors.New("disk I/O error: secret path")}
+	return &tandem.Error{Code: tandem.CodeStoreUnavailable, Message: "The database does not take writes.",
+		Err: errors.New("disk I/O error: secret path")}
 }
 
 // validating is held while the validator works: it renders schemas of the shared
@@ -271,9 +272,12 @@ var document = sync.OnceValues(func() (validator.Validator, error) {
 		return nil, err
 	}
 	v, errs := validator.NewValidator(doc, config.WithStrictMode(), config.WithFormatAssertions(),
-		config.WithStrictIgnorePaths("$.body.input_data.**", "$.body[*].input_data.**", "$.body.result.**", "$.body[*].result.**", "$.body.body.**", "$.body.errors[*].value.**",
-			"$.body.headers.*", "$.body.errors.*", "$.body.queue.lanes.*", "$.body.endpoints.*", "$.body.callback_service.attempts.*", "$.body.callback_service.domains**"),
-		config.WithStrictIgnoredHeadersExtra("x-content-type-options", "content-security-policy", "referrer-policy", "content-encoding",
+		config.WithStrictIgnorePaths("$.body.input_data.**", "$.body[*].input_data.**", "$.body.result.**",
+			"$.body[*].result.**", "$.body.body.**", "$.body.errors[*].value.**",
+			"$.body.headers.*", "$.body.errors.*", "$.body.queue.lanes.*", "$.body.endpoints.*",
+			"$.body.callback_service.attempts.*", "$.body.callback_service.domains**"),
+		config.WithStrictIgnoredHeadersExtra("x-content-type-options", "content-security-policy", "referrer-policy",
+			"content-encoding",
 			"x-frame-options", "cross-origin-opener-policy", "cross-origin-resource-policy", "strict-transport-security",
 			"access-control-allow-origin", "access-control-expose-headers", "allow"))
 	return v, errors.Join(errs...)
@@ -331,9 +335,12 @@ func check(t testing.TB, r *http.Request, response *http.Response, body []byte) 
 	if response.StatusCode >= 400 && r.Method != http.MethodHead {
 		checkProblem(t, what, r, response, body)
 	}
-	asset := strings.HasPrefix(r.URL.Path, "/docs/") || strings.HasPrefix(r.URL.Path, "/.well-known/") || r.URL.Path == "/openapi.json"
-	known := strings.HasPrefix(r.URL.Path, "/requests/") || strings.HasPrefix(r.URL.Path, "/test-callback/") || strings.HasPrefix(r.URL.Path, "/problems/")
-	undocumented := response.StatusCode == http.StatusMethodNotAllowed || response.StatusCode == http.StatusNotFound && !known
+	asset := strings.HasPrefix(r.URL.Path, "/docs/") || strings.HasPrefix(r.URL.Path, "/.well-known/") ||
+		r.URL.Path == "/openapi.json"
+	known := strings.HasPrefix(r.URL.Path, "/requests/") || strings.HasPrefix(r.URL.Path, "/test-callback/") ||
+		strings.HasPrefix(r.URL.Path, "/problems/")
+	undocumented := response.StatusCode == http.StatusMethodNotAllowed || response.StatusCode == http.StatusNotFound &&
+		!known
 	if asset || undocumented || r.Method == http.MethodOptions || r.Method == http.MethodHead {
 		return
 	}
@@ -346,7 +353,8 @@ func check(t testing.TB, r *http.Request, response *http.Response, body []byte) 
 	_, problems := v.ValidateHttpResponse(r, response)
 	validating.Unlock()
 	for _, p := range problems {
-		t.Errorf("%s: the answer is not as documented: %s: %s %v\n%.300s", what, p.Message, p.Reason, p.SchemaValidationErrors, body)
+		t.Errorf("%s: the answer is not as documented: %s: %s %v\n%.300s", what, p.Message, p.Reason,
+			p.SchemaValidationErrors, body)
 	}
 }
 
@@ -357,7 +365,8 @@ func checkKeeping(t testing.TB, what string, r *http.Request, response *http.Res
 	switch keep := response.Header.Get("Cache-Control"); {
 	case r.Method == http.MethodOptions, keep == "no-store", keep == "private, no-cache":
 	case strings.HasPrefix(r.URL.Path, "/docs/") && keep == "public, max-age=3600":
-	case keep == "no-cache" && (strings.HasPrefix(response.Header.Get("Content-Type"), mediaHTML) || strings.HasPrefix(r.URL.Path, "/openapi.") || strings.HasPrefix(r.URL.Path, "/.well-known/")):
+	case keep == "no-cache" && (strings.HasPrefix(response.Header.Get("Content-Type"), mediaHTML) ||
+		strings.HasPrefix(r.URL.Path, "/openapi.") || strings.HasPrefix(r.URL.Path, "/.well-known/")):
 	default:
 		t.Errorf("%s: Cache-Control %q", what, keep)
 	}
@@ -390,7 +399,8 @@ func checkProblem(t testing.TB, what string, r *http.Request, response *http.Res
 		p.Title == "" || p.Detail == "" || server.StatusOf(p.Code) != p.Status {
 		t.Errorf("%s: the problem contradicts itself or the answer: %+v", what, p)
 	}
-	if header := response.Header.Get("Retry-After"); (p.RetryAfter > 0 || p.Status == 503) && header != strconv.Itoa(p.RetryAfter) {
+	if header := response.Header.Get("Retry-After"); (p.RetryAfter > 0 || p.Status == 503) &&
+		header != strconv.Itoa(p.RetryAfter) {
 		t.Errorf("%s: Retry-After %q, retry_after %d", what, header, p.RetryAfter)
 	}
 	if strings.Contains(string(body), "secret path") {

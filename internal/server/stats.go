@@ -260,7 +260,8 @@ func (s *server) errorFigures(failures map[string]int64) map[string]int64 {
 }
 
 func queueFigures(c *store.Stats, now time.Time) queueStatistics {
-	figures := queueStatistics{Depth: c.Unfinished, Capacity: c.Capacity, Lanes: make(map[store.Lane]int64, len(store.Lanes))}
+	figures := queueStatistics{Depth: c.Unfinished, Capacity: c.Capacity,
+		Lanes: make(map[store.Lane]int64, len(store.Lanes))}
 	for _, lane := range store.Lanes {
 		figures.Lanes[lane] = c.Queue[lane]
 	}
@@ -280,8 +281,10 @@ func (s *server) systemFigures(now time.Time) systemStatistics {
 	}
 	metrics.Read(samples)
 	return systemStatistics{
-		UptimeSeconds: seconds(now.Sub(s.started)), Timestamp: now.UTC().Truncate(time.Millisecond), Version: tandem.Version, Mode: s.cfg.Mode,
-		Memory:     memory{HeapBytes: samples[0].Value.Uint64(), TotalBytes: samples[1].Value.Uint64() - samples[2].Value.Uint64()},
+		UptimeSeconds: seconds(now.Sub(s.started)), Timestamp: now.UTC().Truncate(time.Millisecond),
+		Version: tandem.Version, Mode: s.cfg.Mode,
+		Memory: memory{HeapBytes: samples[0].Value.Uint64(),
+			TotalBytes: samples[1].Value.Uint64() - samples[2].Value.Uint64()},
 		Goroutines: samples[3].Value.Uint64(), Connections: s.cfg.Connections.figures(),
 	}
 }

@@ -27,8 +27,10 @@ func TestStats(t *testing.T) {
 	got := stats(t, svc)
 	want := map[string]map[string]any{
 		"request_statistics": {
-			"total_requests": 3.0, "sync_requests": 2.0, "async_requests": 1.0, "completed_requests": 2.0, "failed_requests": 1.0,
-			"pending_requests": 0.0, "processing_requests": 0.0, "callback_sent": 1.0, "callback_failed": 0.0, "success_rate": 200.0 / 3,
+			"total_requests": 3.0, "sync_requests": 2.0, "async_requests": 1.0, "completed_requests": 2.0,
+			"failed_requests":  1.0,
+			"pending_requests": 0.0, "processing_requests": 0.0, "callback_sent": 1.0, "callback_failed": 0.0,
+			"success_rate": 200.0 / 3,
 		},
 		"callback_service": {"delivery_rate": 100.0},
 		"rate_limiting":    {"enabled": false},
@@ -62,13 +64,15 @@ func TestStats(t *testing.T) {
 		d["failure_count"] != 0.0 || d["retry_at"] != nil {
 		t.Errorf("domains: %v", domains)
 	}
-	if global := got["callback_service"]["global_stats"].(map[string]any); global["sent"] != 1.0 || global["destinations"] != 1.0 {
+	if global := got["callback_service"]["global_stats"].(map[string]any); global["sent"] != 1.0 ||
+		global["destinations"] != 1.0 {
 		t.Errorf("global_stats: %v", global)
 	}
 	if attempts := got["callback_service"]["attempts"].(map[string]any); attempts["delivered"] != 1.0 {
 		t.Errorf("attempts: %v", attempts)
 	}
-	if memory := got["system"]["memory"].(map[string]any); memory["heap_bytes"].(float64) < 1e5 || memory["total_bytes"].(float64) < memory["heap_bytes"].(float64) {
+	if memory := got["system"]["memory"].(map[string]any); memory["heap_bytes"].(float64) < 1e5 ||
+		memory["total_bytes"].(float64) < memory["heap_bytes"].(float64) {
 		t.Errorf("memory: %v", memory)
 	}
 }
@@ -150,7 +154,8 @@ func TestHealth(t *testing.T) {
 		Uptime    float64   `json:"uptime_seconds"`
 	}
 	svc.get("/healthz").decode(t, &h)
-	if h.Status != "healthy" || h.Version != tandem.Version || time.Since(h.Timestamp).Abs() > time.Minute || h.Uptime < 0 || h.Uptime > 60 {
+	if h.Status != "healthy" || h.Version != tandem.Version || time.Since(h.Timestamp).Abs() > time.Minute ||
+		h.Uptime < 0 || h.Uptime > 60 {
 		t.Errorf("%+v", h)
 	}
 	for path, want := range map[string]string{"/livez": `{"status":"alive"}`, "/readyz": `{"status":"ready"}`} {

@@ -90,7 +90,8 @@ func appendSync(b []byte, done *tandem.Request) []byte {
 func appendAsync(b []byte, id string) []byte {
 	b = append(b, `{"request_id":"`...)
 	b = append(b, id...)
-	return append(b, `","status":"accepted","message":"Request accepted for processing. Callback will be sent when complete."}`+"\n"...)
+	return append(b, `","status":"accepted",`+
+		`"message":"Request accepted for processing. Callback will be sent when complete."}`+"\n"...)
 }
 
 // writeJSON writes a body that is JSON already. Answers are about one moment

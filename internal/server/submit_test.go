@@ -53,11 +53,13 @@ func TestAsyncAcceptsAndCallsBack(t *testing.T) {
 	var reply map[string]string
 	a.decode(t, &reply)
 	id := reply["request_id"]
-	want := map[string]string{"request_id": id, "status": "accepted", "message": "Request accepted for processing. Callback will be sent when complete."}
+	want := map[string]string{"request_id": id, "status": "accepted",
+		"message": "Request accepted for processing. Callback will be sent when complete."}
 	if diff := cmp.Diff(want, reply); diff != "" || a.status != http.StatusAccepted {
 		t.Fatalf("%d %s", a.status, diff)
 	}
-	if a.header.Get("Location") != "/requests/"+id || a.header.Get("Retry-After") != "1" || a.header.Get("Content-Type") != "application/json" {
+	if a.header.Get("Location") != "/requests/"+id || a.header.Get("Retry-After") != "1" ||
+		a.header.Get("Content-Type") != "application/json" {
 		t.Errorf("%v", a.header)
 	}
 	r := svc.wait(id, func(r tandem.Request) bool { return r.Status == tandem.StatusCallbackSent })
@@ -160,13 +162,16 @@ func TestBadBodies(t *testing.T) {
 		{"complexity 1e1", `{"data":{"a":1},"complexity":1e1}`, ok, nil},
 		{"complexity 2.5", `{"data":{"a":1},"complexity":2.5}`, tandem.CodeValidation, []string{"body.complexity"}},
 		{"complexity 1e999", `{"data":{"a":1},"complexity":1e999}`, tandem.CodeValidation, []string{"body.complexity"}},
-		{"complexity 2^64+1", `{"data":{"a":1},"complexity":18446744073709551617}`, tandem.CodeValidation, []string{"body.complexity"}},
+		{"complexity 2^64+1", `{"data":{"a":1},"complexity":18446744073709551617}`, tandem.CodeValidation,
+			[]string{"body.complexity"}},
 		{"complexity string", `{"data":{"a":1},"complexity":"2"}`, tandem.CodeValidation, []string{"body.complexity"}},
 		{"complexity true", `{"data":{"a":1},"complexity":true}`, tandem.CodeValidation, []string{"body.complexity"}},
 		{"task unknown", `{"data":{"a":1},"task":"dig"}`, tandem.CodeValidation, []string{"body.task"}},
 		{"task empty", `{"data":{"a":1},"task":""}`, tandem.CodeValidation, []string{"body.task"}},
-		{"task very long", `{"data":{"a":1},"task":"` + strings.Repeat("é", 500) + `"}`, tandem.CodeValidation, []string{"body.task"}},
-		{"everything", `{"data":1,"complexity":0,"task":1}`, tandem.CodeValidation, []string{"body.data", "body.complexity", "body.task"}},
+		{"task very long", `{"data":{"a":1},"task":"` + strings.Repeat("é", 500) + `"}`, tandem.CodeValidation,
+			[]string{"body.task"}},
+		{"everything", `{"data":1,"complexity":0,"task":1}`, tandem.CodeValidation,
+			[]string{"body.data", "body.complexity", "body.task"}},
 	}
 	for _, tt := range tests {
 		for _, path := range []string{"/sync", "/async"} {
@@ -192,7 +197,8 @@ func TestBadBodies(t *testing.T) {
 					locations = append(locations, f.Location)
 				}
 			}
-			if diff := cmp.Diff(tt.locations, locations); p.Code != tt.want || diff != "" || a.status != server.StatusOf(tt.want) {
+			if diff := cmp.Diff(tt.locations, locations); p.Code != tt.want || diff != "" ||
+				a.status != server.StatusOf(tt.want) {
 				t.Errorf("%s %s: %d %s, want %s\n%s", path, tt.name, a.status, a.body, tt.want, diff)
 			}
 			if len(a.body) > 2000 {
@@ -403,7 +409,8 @@ func TestServiceThatCannot(t *testing.T) {
 		}
 		a := svc.post("/sync", order)
 		refused(t, a, tandem.CodeOverloaded)
-		if r := svc.wait(a.problem(t).RequestID, func(tandem.Request) bool { return true }); r.ErrorCode != tandem.FailedNoSlot {
+		if r := svc.wait(a.problem(t).RequestID,
+			func(tandem.Request) bool { return true }); r.ErrorCode != tandem.FailedNoSlot {
 			t.Errorf("the history says %+v", r)
 		}
 		close(release)
@@ -445,7 +452,8 @@ func TestCallerWhoHangsUpCancelsTheWork(t *testing.T) {
 		})}
 	svc := start(t, func(s *setup) { s.engine.Tasks = []work.Task{patient} })
 	ctx, hangUp := context.WithCancel(t.Context())
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, svc.URL+"/sync", strings.NewReader(`{"data":{"a":1},"task":"patient"}`))
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, svc.URL+"/sync",
+		strings.NewReader(`{"data":{"a":1},"task":"patient"}`))
 	if err != nil {
 		t.Fatal(err)
 	}

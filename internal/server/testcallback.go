@@ -79,7 +79,8 @@ func (b *inbox) find(id string) (arrival, bool) {
 func (s *server) handleReceive(r *http.Request) (receipt, error) {
 	id := r.Header.Get(tandem.HeaderWebhookID)
 	if !isToken(id) {
-		return receipt{}, invalid([]tandem.FieldError{{Location: "header.webhook-id", Message: "must be 1 to 64 letters, digits, dots, dashes or underscores", Value: shorten(id)}})
+		return receipt{}, invalid([]tandem.FieldError{{Location: "header.webhook-id",
+			Message: "must be 1 to 64 letters, digits, dots, dashes or underscores", Value: shorten(id)}})
 	}
 	body, err := io.ReadAll(io.LimitReader(r.Body, inboxBody+1))
 	if err == nil {
@@ -88,7 +89,8 @@ func (s *server) handleReceive(r *http.Request) (receipt, error) {
 	if err != nil {
 		return receipt{}, bodyError(err)
 	}
-	a := arrival{ID: id, LastAt: time.Now().UTC().Truncate(time.Millisecond), Headers: map[string]string{}, Truncated: len(body) > inboxBody}
+	a := arrival{ID: id, LastAt: time.Now().UTC().Truncate(time.Millisecond), Headers: map[string]string{},
+		Truncated: len(body) > inboxBody}
 	switch {
 	case a.Truncated:
 		a.Body = string(body[:inboxBody])
@@ -97,7 +99,8 @@ func (s *server) handleReceive(r *http.Request) (receipt, error) {
 	default:
 		a.Body = string(body)
 	}
-	for _, name := range []string{contentTypeKey, "User-Agent", tandem.HeaderWebhookID, tandem.HeaderWebhookTimestamp, tandem.HeaderWebhookSignature} {
+	for _, name := range []string{contentTypeKey, "User-Agent", tandem.HeaderWebhookID, tandem.HeaderWebhookTimestamp,
+		tandem.HeaderWebhookSignature} {
 		if value := r.Header.Get(name); value != "" {
 			a.Headers[name] = value
 		}

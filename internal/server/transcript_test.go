@@ -25,14 +25,17 @@ const (
 // <!-- until TEXT --> in front of the block has it asked again until the answer
 // contains the text.
 var (
-	transcripts = regexp.MustCompile("(?s)(?:<!-- until ([^\n]*?) -->\n)?```console\n(\\$ curl (?:[^\n]*\\\\\n)*[^\n]*)\n(.*?)```")
-	words       = regexp.MustCompile(`'[^']*'|"[^"]*"|[^\s\\]+`)
-	fickleKeys  = `processing_time|processingTime|avg_processing_time|processing_time_ms|sync_avg_processing_time_ms|async_avg_processing_time_ms|duration_ms|uptime_seconds|requests_per_second|p50|p95|p99|heap_bytes|total_bytes|goroutines|oldest_age_seconds`
-	fickle      = regexp.MustCompile(`"(` + fickleKeys + `)": [-+.0-9e]+`)
-	moments     = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z`)
-	names       = regexp.MustCompile(`\$[A-Z]+|req_[0-9a-f]{32}|batch_[0-9a-f]{32}|"[0-9a-f]{32}"|cursor=[^&>\s]+`)
-	signatures  = regexp.MustCompile(`v1,[A-Za-z0-9+/=]+`)
-	stamps      = regexp.MustCompile(`"Webhook-Timestamp": "\d+"`)
+	transcripts = regexp.MustCompile("(?s)(?:<!-- until ([^\n]*?) -->\n)?```console\n" +
+		"(\\$ curl (?:[^\n]*\\\\\n)*[^\n]*)\n(.*?)```")
+	words      = regexp.MustCompile(`'[^']*'|"[^"]*"|[^\s\\]+`)
+	fickleKeys = `processing_time|processingTime|avg_processing_time|processing_time_ms|sync_avg_processing_time_ms|` +
+		`async_avg_processing_time_ms|duration_ms|uptime_seconds|requests_per_second|` +
+		`p50|p95|p99|heap_bytes|total_bytes|goroutines|oldest_age_seconds`
+	fickle     = regexp.MustCompile(`"(` + fickleKeys + `)": [-+.0-9e]+`)
+	moments    = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z`)
+	names      = regexp.MustCompile(`\$[A-Z]+|req_[0-9a-f]{32}|batch_[0-9a-f]{32}|"[0-9a-f]{32}"|cursor=[^&>\s]+`)
+	signatures = regexp.MustCompile(`v1,[A-Za-z0-9+/=]+`)
+	stamps     = regexp.MustCompile(`"Webhook-Timestamp": "\d+"`)
 )
 
 // shownHeaders are the headers that a transcript shows when they are there.

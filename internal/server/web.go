@@ -42,8 +42,9 @@ func HTTPServer(handler http.Handler, cfg Config) *http.Server {
 		ErrorLog:          slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
 		Protocols:         new(http.Protocols),
 		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerStream: streamBuffer, MaxReceiveBufferPerConnection: connectionBuffer,
-			SendPingTimeout: pingAfter, PingTimeout: pingTimeout, WriteByteTimeout: answerTime,
+			MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerStream: streamBuffer,
+			MaxReceiveBufferPerConnection: connectionBuffer,
+			SendPingTimeout:               pingAfter, PingTimeout: pingTimeout, WriteByteTimeout: answerTime,
 		},
 	}
 	web.Protocols.SetHTTP1(true)

@@ -32,7 +32,8 @@ func NewCertificate(t testing.TB, serial int64, until time.Time) Certificate {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "tandem"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "tandem"}, IPAddresses: []net.IP{net.IPv4(127, 0,
+			0, 1)},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: until, IsCA: true, BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 	}
@@ -58,7 +59,8 @@ func (c Certificate) Write(t testing.TB, dir string) (certFile, keyFile string) 
 		t.Fatal(err)
 	}
 	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	for name, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: c.Leaf.Raw}, keyFile: {Type: "PRIVATE KEY", Bytes: secret}} {
+	for name, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: c.Leaf.Raw},
+		keyFile: {Type: "PRIVATE KEY", Bytes: secret}} {
 		fresh := name + ".new"
 		if err := errors.Join(os.WriteFile(fresh, pem.EncodeToMemory(block), 0o600), os.Rename(fresh, name)); err != nil {
 			t.Fatal(err)

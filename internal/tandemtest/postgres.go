@@ -36,7 +36,8 @@ func (d Durability) settings() []string {
 	case Measured:
 		return []string{"-c", "shared_buffers=512MB", "-c", "shared_preload_libraries=pg_stat_statements"}
 	default:
-		return []string{"-c", "shared_buffers=64MB", "-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off"}
+		return []string{"-c", "shared_buffers=64MB", "-c", "fsync=off", "-c", "synchronous_commit=off", "-c",
+			"full_page_writes=off"}
 	}
 }
 

@@ -109,9 +109,11 @@ func (g *Guarded) write(t testing.TB, name, text string) {
 	defer conn.Close(ctx)
 	_, err = conn.Exec(ctx, "CREATE TEMPORARY TABLE lines (number INTEGER, line TEXT)")
 	must(t, "write "+name, err)
-	_, err = conn.Exec(ctx, "INSERT INTO lines SELECT number, line FROM unnest($1::text[]) WITH ORDINALITY AS l (line, number)", lines)
+	_, err = conn.Exec(ctx, "INSERT INTO lines SELECT number, line FROM unnest($1::text[]) WITH ORDINALITY AS l "+
+		"(line, number)", lines)
 	must(t, "write "+name, err)
-	_, err = conn.Exec(ctx, fmt.Sprintf("COPY (SELECT line FROM lines ORDER BY number) TO PROGRAM 'umask 077; rm -f %[1]s; cat >%[1]s'", name))
+	_, err = conn.Exec(ctx, fmt.Sprintf("COPY (SELECT line FROM lines ORDER BY number) TO PROGRAM 'umask 077; rm -f "+
+		"%[1]s; cat >%[1]s'", name))
 	must(t, "write "+name, err)
 }
 

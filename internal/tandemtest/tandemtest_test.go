@@ -102,7 +102,8 @@ func TestFaults(t *testing.T) {
 				t.Fatalf("status %s with %d attempts, want callback_failed with 1", request.Status, len(request.Attempts))
 			}
 			if got := request.Attempts[0]; got.Outcome != test.want || got.StatusCode != test.status {
-				t.Errorf("outcome %s, status code %d; want %s, %d (%s)", got.Outcome, got.StatusCode, test.want, test.status, got.Error)
+				t.Errorf("outcome %s, status code %d; want %s, %d (%s)", got.Outcome, got.StatusCode, test.want, test.status,
+					got.Error)
 			}
 		})
 	}
