@@ -35,13 +35,21 @@ func (c *copyCommand) Validate() error {
 	}
 	switch {
 	case postgres.Names(c.From):
-		return badArgument(hint, "--from %s: only a file can be copied; PostgreSQL has tools of its own (pg_dump)", app.Redact(c.From))
+		return badArgument(
+			hint,
+			"--from %s: only a file can be copied; PostgreSQL has tools of its own (pg_dump)",
+			app.Redact(c.From),
+		)
 	case sqlite.Memory(c.From):
 		return badArgument(hint, "--from :memory: ends with its server; there is nothing to copy")
 	case c.To == "": // kong says that it is missing
 		return nil
 	case !postgres.Names(c.To):
-		return badArgument(hint, "--to %s: want a PostgreSQL database; a file is copied with cp while nobody uses it", app.Redact(c.To))
+		return badArgument(
+			hint,
+			"--to %s: want a PostgreSQL database; a file is copied with cp while nobody uses it",
+			app.Redact(c.To),
+		)
 	default:
 		return nil
 	}

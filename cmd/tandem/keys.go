@@ -31,7 +31,10 @@ type keysCommand struct {
 // Validate refuses databases that have no keys; kong calls it.
 func (c *keysCommand) Validate() error {
 	if sqlite.Memory(c.DB) {
-		return badArgument("--db names the database of a server in production mode, by default file:tandem.db", "--db :memory: has no API keys: demo mode asks for none")
+		return badArgument(
+			"--db names the database of a server in production mode, by default file:tandem.db",
+			"--db :memory: has no API keys: demo mode asks for none",
+		)
 	}
 	if err := app.ReadDatabase("db", &c.DB); err != nil {
 		return asFailure(err)
@@ -150,7 +153,11 @@ func nameTaken(err error) error {
 	if !errors.Is(err, keys.ErrExists) {
 		return err
 	}
-	return &failure{code: exitCannotRun, err: err, hint: "choose another name; `tandem keys rotate` gives a key a new token, `tandem keys revoke` frees its name"}
+	return &failure{
+		code: exitCannotRun,
+		err:  err,
+		hint: "choose another name; `tandem keys rotate` gives a key a new token, `tandem keys revoke` frees its name",
+	}
 }
 
 // keysListCommand lists keys.
@@ -211,7 +218,12 @@ func (c *keysRotateCommand) Run(ctx context.Context, all *keysCommand, t *termin
 		token := tandem.NewToken()
 		return t.once(func() {
 			if !c.Plain {
-				t.notef("key %s %q: the old token is valid %s; the new one, shown this once:", key.ID, key.Name, overlapOf(c.Overlap))
+				t.notef(
+					"key %s %q: the old token is valid %s; the new one, shown this once:",
+					key.ID,
+					key.Name,
+					overlapOf(c.Overlap),
+				)
 			}
 			t.printf("%s\n", token.Reveal())
 		}, func() error {

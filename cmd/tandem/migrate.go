@@ -19,7 +19,11 @@ func (c *migrateCommand) Validate() error {
 		return asFailure(err)
 	}
 	if c.DB != "" && !postgres.Names(c.DB) { // kong says that it is missing
-		return badArgument("a file is brought up to date by serve", "--db %s: only a PostgreSQL database is shared and needs this", app.Redact(c.DB))
+		return badArgument(
+			"a file is brought up to date by serve",
+			"--db %s: only a PostgreSQL database is shared and needs this",
+			app.Redact(c.DB),
+		)
 	}
 	return nil
 }

@@ -58,7 +58,7 @@ func fillFile(t testing.TB, path string, requests int) {
 	}
 }
 
-// BenchmarkCopy copies a million requests, and compares them: `go test ./internal/store -run xxx -bench Copy -benchtime 1x`.
+// BenchmarkCopy copies a million requests, and compares them: `go test ./internal/app -run xxx -bench Copy -benchtime 1x`.
 func BenchmarkCopy(b *testing.B) {
 	const requests = 1_000_000
 	path := filepath.Join(b.TempDir(), "tandem.db")

@@ -136,7 +136,8 @@ const supervise = `
 	cd "$folder"
 	"$programs/initdb" -D data -U postgres -A trust -E UTF8 --locale=C -N </dev/null >log 2>&1
 	while
-		"$programs/postgres" -D data -k "$folder" -c listen_addresses= -c max_connections=400 -c jit=off -c log_min_messages=fatal "$@" </dev/null >>log 2>&1 &
+		"$programs/postgres" -D data -k "$folder" -c listen_addresses= -c max_connections=400 -c jit=off \
+			 -c log_min_messages=fatal "$@" </dev/null >>log 2>&1 &
 		server=$!
 		read -r signal
 	do
