@@ -214,7 +214,7 @@ func writeProblem(w http.ResponseWriter, p problem) {
 	w.WriteHeader(p.Status)
 	encoder := json.NewEncoder(w)
 	encoder.SetEscapeHTML(false)
-	_ = encoder.Encode(p) //nolint:errchkjson // fails only when the caller has gone: its values are strings or checked JSON
+	_ = encoder.Encode(p) //nolint:errchkjson // fails only when the caller has gone: its values are checked JSON
 }
 
 // invalid makes the error for values that cannot be used.
