@@ -178,7 +178,7 @@ func New(cfg Config) (*Engine, error) {
 }
 
 // Run dispatches work until ctx ends, then drains: nothing new is accepted or
-// started, what runs may finish within Grace, the rest is handed back to the store
+// started, what runs may finish within Grace, the rest is released to the store
 // (async) or failed as interrupted (sync). It returns when every Do and Submit has
 // returned and all it started has stopped; nil after a drain. It is called once.
 func (e *Engine) Run(ctx context.Context) error {

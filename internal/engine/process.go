@@ -16,7 +16,7 @@ import (
 const maxErrorMessage = 1000
 
 // step does one job of the store and says what comes next. claiming ends when the
-// drain begins: a job that has not started by then is handed back.
+// drain begins: a job that has not started by then is released.
 func (e *Engine) step(claiming context.Context, job store.Job) store.Next {
 	if job.Lane == store.LaneDeliver {
 		return e.deliver(claiming, job)

@@ -311,7 +311,7 @@ func figuresOfStore() []figure {
 					out.gauge(float64(now.store.Now[status]), string(status))
 				}
 			}},
-		{name: "tandem_queue_jobs", help: "Jobs waiting or handed out, by lane.", labels: []string{"lane"},
+		{name: "tandem_queue_jobs", help: "Jobs waiting or dispatched, by lane.", labels: []string{"lane"},
 			read: func(now *reading, out put) {
 				for _, lane := range store.Lanes {
 					out.gauge(float64(now.store.Queue[lane]), string(lane))

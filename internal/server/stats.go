@@ -98,7 +98,7 @@ type queueStatistics struct {
 	Depth     int64                `json:"depth" minimum:"0" doc:"Unfinished requests; what capacity bounds"`
 	OldestAge float64              `json:"oldest_age_seconds" minimum:"0" doc:"How long the job that has waited longest has been due; 0: none waits"`
 	Capacity  int64                `json:"capacity" minimum:"0" doc:"--max-queue"`
-	Lanes     map[store.Lane]int64 `json:"lanes" doc:"Jobs waiting or handed out, by kind of slot"`
+	Lanes     map[store.Lane]int64 `json:"lanes" doc:"Jobs waiting or dispatched, by kind of slot"`
 }
 
 // systemStatistics are about this process alone.

@@ -320,7 +320,7 @@ func (s *Store) reclaim(ctx context.Context) error {
 		return fmt.Errorf("hand out again what this node was handed without knowing: %w", err)
 	}
 	if again > 0 {
-		s.cfg.Log.Info("jobs whose fetch was cut off are handed out again", "count", again)
+		s.cfg.Log.Info("jobs whose fetch was cut off are dispatched again", "count", again)
 		s.wakeAll()
 	}
 	return nil

@@ -2,7 +2,6 @@ package postgres
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"math"
@@ -189,22 +188,22 @@ func (s *Store) Requests(ctx context.Context, f store.Filter) (store.Page, error
 		before = orderID(f.Until)
 	}
 	if f.Cursor != "" {
-		last, err := base64.RawURLEncoding.DecodeString(f.Cursor)
-		var id pgtype.UUID
-		if err == nil {
-			id, err = uuidOf(string(last))
-		}
+		last, err := f.Last()
 		if err != nil {
-			return store.Page{}, tandem.Errorf(tandem.CodeInvalidCursor, "cursor %.60q is not one that this server gave out; start again without it", f.Cursor)
+			return store.Page{}, err
+		}
+		id, err := uuidOf(last)
+		if err != nil {
+			return store.Page{}, err
 		}
 		if string(id.Bytes[:]) < string(before.Bytes[:]) {
 			before = id
 		}
 	}
 	query, args := pageQuery(f, s.total(ctx).Tasks(), from, before)
-	var page store.Page
+	pager := store.Pager{Filter: &f}
 	if query == "" {
-		return page, nil
+		return pager.Page, nil
 	}
 	err := s.reading(ctx, func(ctx context.Context) error {
 		rows, err := s.reads.Query(ctx, query, args...)
@@ -212,29 +211,24 @@ func (s *Store) Requests(ctx context.Context, f store.Filter) (store.Page, error
 			return err
 		}
 		defer rows.Close()
-		page = store.Page{} // nothing of a try that was cut off
-		held := 0
+		pager = store.Pager{Filter: &f} // nothing of a try that was cut off
 		for rows.Next() {
 			r, err := scan(rows)
 			if err != nil {
 				return err
 			}
-			held += len(r.Data) + len(r.Result)
-			n := len(page.Requests)
-			if n == f.Limit || f.MaxBytes > 0 && n > 0 && held > f.MaxBytes {
-				page.Next = base64.RawURLEncoding.EncodeToString([]byte(page.Requests[n-1].ID))
+			if !pager.Add(r) {
 				break
 			}
-			page.Requests = append(page.Requests, r)
 		}
 		rows.Close()
 		if err := rows.Err(); err != nil || !f.CountsAll(&s.cfg) {
 			return err
 		}
-		page.Total, err = s.countedRows(ctx, f.Key)
+		pager.Page.Total, err = s.countedRows(ctx, f.Key)
 		return err
 	})
-	return page, err
+	return pager.Page, err
 }
 
 // countedRows is how many requests of Config.Counted are in the history: all of them, or those of a key, which are

@@ -416,7 +416,7 @@ func (s *Store) Finish(ctx context.Context, job store.Job, next store.Next) erro
 	case o.settle.found, o.unsure && s.kept(ctx, o.settle):
 		return nil
 	default:
-		return tandem.Errorf(tandem.CodeNotFound, "request %s is not being worked on by whoever asked for it", job.Request.ID)
+		return store.NotWorkedOn(job.Request.ID)
 	}
 }
 

@@ -3,7 +3,6 @@ package sqlite
 import (
 	"context"
 	"database/sql"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"math"
@@ -125,20 +124,20 @@ func (s *Store) Requests(ctx context.Context, f store.Filter) (store.Page, error
 		before = tandem.OrderOf(f.Until)
 	}
 	if f.Cursor != "" {
-		last, err := base64.RawURLEncoding.DecodeString(f.Cursor)
-		var order int64
-		if err == nil {
-			order, err = tandem.IDOrder(string(last))
-		}
+		last, err := f.Last()
 		if err != nil {
-			return store.Page{}, tandem.Errorf(tandem.CodeInvalidCursor, "cursor %.60q is not one that this server gave out; start again without it", f.Cursor)
+			return store.Page{}, err
+		}
+		order, err := tandem.IDOrder(last)
+		if err != nil {
+			return store.Page{}, err
 		}
 		before = min(before, order)
 	}
 	query, args := pageQuery(f, s.counters.Tasks(), from, before)
-	var page store.Page
+	pager := store.Pager{Filter: &f}
 	if query == "" {
-		return page, nil
+		return pager.Page, nil
 	}
 	err := s.read(ctx, func(q store.Querier) error {
 		rows, err := q.QueryContext(ctx, query, append(args, f.Limit+1, f.Offset)...)
@@ -146,28 +145,23 @@ func (s *Store) Requests(ctx context.Context, f store.Filter) (store.Page, error
 			return err
 		}
 		defer rows.Close()
-		held := 0
 		for rows.Next() {
 			_, r, err := scan(rows)
 			if err != nil {
 				return err
 			}
-			held += len(r.Data) + len(r.Result)
-			n := len(page.Requests)
-			if n == f.Limit || f.MaxBytes > 0 && n > 0 && held > f.MaxBytes {
-				page.Next = base64.RawURLEncoding.EncodeToString([]byte(page.Requests[n-1].ID))
+			if !pager.Add(r) {
 				break
 			}
-			page.Requests = append(page.Requests, r)
 		}
 		// Closed before the next query: in memory there is one connection.
 		if err := errors.Join(rows.Err(), rows.Close()); err != nil || !f.CountsAll(&s.cfg) {
 			return err
 		}
-		page.Total, err = s.countedRows(ctx, q, f.Key)
+		pager.Page.Total, err = s.countedRows(ctx, q, f.Key)
 		return err
 	})
-	return page, err
+	return pager.Page, err
 }
 
 // countedRows is how many requests of Config.Counted are in the history: all of them, or those of a key.

@@ -128,7 +128,7 @@ func (s *Store) Finish(ctx context.Context, job store.Job, next store.Next) erro
 	case err != nil:
 		return err
 	case !found:
-		return tandem.Errorf(tandem.CodeNotFound, "request %s is not being worked on by whoever asked for it", job.Request.ID)
+		return store.NotWorkedOn(job.Request.ID)
 	case t.Lane != store.LaneNone:
 		s.queue.push(&item{
 			seq: seq, request: t.Request, loaded: true, lane: t.Lane, due: it.due, size: len(t.Request.Data),

@@ -238,7 +238,7 @@ func conformRetries(t *testing.T, s store.Store) {
 			a := Attempt(1, tandem.OutcomeHTTPError)
 			a.NextAt = time.Now().Add(30 * time.Millisecond).UTC().Truncate(time.Microsecond)
 			return store.Redeliver(a, a.NextAt, "")
-		case 2: // put off: counts nothing
+		case 2: // postponed: counts nothing
 			return store.Postpone(time.Now().Add(5*time.Millisecond), "")
 		case 3:
 			if job.Request.CallbackAttempts != 1 {

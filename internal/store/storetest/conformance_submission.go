@@ -99,11 +99,11 @@ func conformSubmission(t *testing.T, s store.Store) {
 	stats := MustStats(t, s)
 	if handed.Load() != 0 || stats.Unfinished != 0 || stats.Queue[store.LaneIO] != 0 || len(stats.Callback) != 0 ||
 		stats.Ended[tandem.StatusCompleted] != 1 || stats.Ended[tandem.StatusFailed] != 1 || stats.Work[tandem.ModeSync].Count != 2 {
-		t.Errorf("handed out %d times; %+v", handed.Load(), stats)
+		t.Errorf("dispatched %d times; %+v", handed.Load(), stats)
 	}
 }
 
-// A submission whose call went wrong is put off into its lane, again and again, and ends without a callback.
+// A submission whose call went wrong is postponed into its lane, again and again, and ends without a callback.
 func conformPutOff(t *testing.T, s store.Store) {
 	jobs := make(chan store.Job, 10)
 	Work(t, s, func(_ context.Context, job store.Job) store.Next {
@@ -119,13 +119,13 @@ func conformPutOff(t *testing.T, s store.Store) {
 		t.Fatal(err)
 	}
 	if err := s.Finish(t.Context(), SubmissionJob(r), Called("")); tandem.CodeOf(err) != tandem.CodeNotFound {
-		t.Errorf("finished after it was put off: %v, want %s", err, tandem.CodeNotFound)
+		t.Errorf("finished after it was postponed: %v, want %s", err, tandem.CodeNotFound)
 	}
 	WaitStatus(t, s, r.ID, tandem.StatusCompleted)
 	for range 2 {
 		if job := <-jobs; job.Lane != store.LaneIO || job.Request.Status != tandem.StatusPending || string(job.Request.Data) != string(r.Data) ||
 			job.Request.Task != Counted {
-			t.Errorf("handed out %+v", job)
+			t.Errorf("dispatched %+v", job)
 		}
 	}
 	stats := MustStats(t, s)

@@ -46,10 +46,10 @@ var workers = []struct {
 }
 
 // TestOracle does the same random operations on the model, on SQLite and on PostgreSQL, and compares what they
-// answer and what they keep. TANDEM_ORACLE_OPERATIONS is how many (7,000), TANDEM_ORACLE_SEED which; `make oracle`.
+// answer and what they keep. TANDEM_ORACLE_OPERATIONS is how many (10,000), TANDEM_ORACLE_SEED which; `make oracle`.
 func TestOracle(t *testing.T) {
 	t.Parallel()
-	operations := environment(t, "TANDEM_ORACLE_OPERATIONS", 7_000)
+	operations := environment(t, "TANDEM_ORACLE_OPERATIONS", 10_000)
 	seed := environment(t, "TANDEM_ORACLE_SEED", rand.Uint64N(1<<32))
 	t.Logf("TANDEM_ORACLE_SEED=%d", seed)
 	set(t, "rapid.steps", steps)
